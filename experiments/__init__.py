@@ -1,0 +1,1 @@
+"""Experiments: commands that turn absl flags into the library's objects."""

@@ -1,0 +1,78 @@
+"""One-line checks of values that come from a user.
+
+Every check names the argument, the value and the remedy, and raises
+`InputError`, the one exception that commands turn into a single line and exit
+code 2. It is a `ValueError`, so library callers need not know it.
+
+>>> positive(clip_norm=0.5)
+>>> positive(clip_norm=-1.0)
+Traceback (most recent call last):
+...
+tff_medical._validate.InputError: clip_norm must be positive, got -1.0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+import difflib
+import math
+import numbers
+
+
+class InputError(ValueError):
+  """A value given by the user that cannot be used, with the remedy."""
+
+
+def _number(name: str, value: object) -> float:
+  if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    raise InputError(f'{name} must be a number, got {value!r}')
+  if math.isnan(value):
+    raise InputError(f'{name} must be a number, got nan')
+  return float(value)
+
+
+def positive(**named: object) -> None:
+  """Raises `InputError` unless every value is a finite number above 0."""
+  for name, value in named.items():
+    number = _number(name, value)
+    if number <= 0 or math.isinf(number):
+      raise InputError(f'{name} must be positive, got {value!r}')
+
+
+def non_negative(**named: object) -> None:
+  """Raises `InputError` unless every value is a finite number of 0 or more."""
+  for name, value in named.items():
+    number = _number(name, value)
+    if number < 0 or math.isinf(number):
+      raise InputError(f'{name} must be 0 or more, got {value!r}')
+
+
+def positive_int(**named: object) -> None:
+  """Raises `InputError` unless every value is an integer above 0."""
+  for name, value in named.items():
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+      raise InputError(f'{name} must be a whole number, got {value!r}')
+    if value <= 0:
+      raise InputError(f'{name} must be positive, got {value!r}')
+
+
+def in_range(low: float, high: float, **named: object) -> None:
+  """Raises `InputError` unless every value lies in the open (low, high)."""
+  for name, value in named.items():
+    if not low < _number(name, value) < high:
+      raise InputError(
+          f'{name} must lie between {low:g} and {high:g}, got {value!r}'
+      )
+
+
+def one_of(allowed: Collection[str], **named: object) -> None:
+  """Raises `InputError`, with the nearest name, unless values are allowed."""
+  for name, value in named.items():
+    if value in allowed:
+      continue
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise InputError(
+        f'{name} must be one of {", ".join(sorted(allowed))}, '
+        f'got {value!r}{hint}'
+    )
