@@ -1,0 +1,95 @@
+"""Epsilon of a number of rounds, by PLD and by RDP, from dp-accounting.
+
+PLD (privacy loss distributions; Koskela et al. 2020, Doroshenko et al. 2022)
+gives the number of record; RDP (Mironov 2017) is looser and stands beside it as
+a check by independent means. The loss is discretised at 1e-3, rounding towards
+more loss: at most 1e-4 of epsilon too much where epsilon exceeds 0.5, and ten
+times faster than the library's default of 1e-4, so that every single round can
+be charged exactly.
+
+>>> event = dp_accounting.PoissonSampledDpEvent(
+...     0.1, dp_accounting.GaussianDpEvent(1.0))
+>>> round(pld_epsilon(event, rounds=200, delta=1e-3), 3)
+7.096
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+import warnings
+
+import dp_accounting
+from dp_accounting import rdp
+from dp_accounting.pld import privacy_loss_distribution
+
+from tff_medical import _validate
+
+_DISCRETIZATION = 1e-3
+_ADD_OR_REMOVE = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+
+
+def accountant_version() -> str:
+  """Returns the accountant of record with its version, for the card."""
+  return f'dp-accounting {importlib.metadata.version("dp-accounting")} (PLD)'
+
+
+@functools.lru_cache(maxsize=32)
+def _round_distribution(
+    event: dp_accounting.DpEvent,
+) -> privacy_loss_distribution.PrivacyLossDistribution:
+  """Returns one round's loss distribution; kept, as it is slow to build."""
+  sampling_probability = 1.0
+  if isinstance(event, dp_accounting.PoissonSampledDpEvent):
+    sampling_probability = event.sampling_probability
+    event = event.event
+  if not isinstance(event, dp_accounting.GaussianDpEvent):
+    raise dp_accounting.UnsupportedEventError(f'no PLD for {event}')
+  return privacy_loss_distribution.from_gaussian_mechanism(
+      standard_deviation=event.noise_multiplier,
+      value_discretization_interval=_DISCRETIZATION,
+      sampling_prob=sampling_probability,
+      neighboring_relation=_ADD_OR_REMOVE,
+  )
+
+
+def pld_epsilon(
+    event: dp_accounting.DpEvent, *, rounds: int, delta: float
+) -> float:
+  """Returns the epsilon at `delta` of `rounds` such events, by PLD.
+
+  Args:
+    event: What one round releases: a Gaussian, Poisson-sampled or not, or a
+      non-private event, whose epsilon is inf.
+    rounds: How often it is released, 0 or more.
+    delta: The probability, in (0, 1), with which epsilon may be exceeded.
+  """
+  _validate.in_range(0, 1, delta=delta)
+  if rounds == 0:
+    return 0.0
+  if isinstance(event, dp_accounting.NonPrivateDpEvent):
+    return math.inf
+  composed = _round_distribution(event).self_compose(rounds)
+  return float(composed.get_epsilon_for_delta(delta))
+
+
+def rdp_epsilon(
+    event: dp_accounting.DpEvent, *, rounds: int, delta: float
+) -> float:
+  """Returns the epsilon at `delta` of `rounds` such events, by RDP."""
+  _validate.in_range(0, 1, delta=delta)
+  if rounds == 0:
+    return 0.0
+  accountant = rdp.RdpAccountant(neighboring_relation=_ADD_OR_REMOVE)
+  accountant.compose(event, rounds)
+  with warnings.catch_warnings():
+    # It warns where the optimal order is the largest tried: then its epsilon
+    # is still valid, only not the smallest.
+    warnings.simplefilter('ignore')
+    return float(accountant.get_epsilon(delta))
+
+
+def default_delta(num_clients: int) -> float:
+  """Returns num_clients**-1.1, as McMahan et al. 2018 (section 4) choose it."""
+  return float(num_clients**-1.1)

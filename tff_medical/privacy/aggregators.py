@@ -1,0 +1,109 @@
+"""From a mechanism to the TFF aggregator that carries it out.
+
+The aggregation is TFF's own, around the queries of TensorFlow Privacy: clip on
+the client, sum, add Gaussian noise on the server, divide by the expected
+cohort. `tff.learning.dp_aggregator` is not used: it zeroes large updates by a
+quantile and a count that carry no noise, so its stated epsilon does not hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical.privacy import mechanisms
+
+
+def build_aggregator(
+    mechanism: mechanisms.ClientLevelGaussian,
+) -> tff.aggregators.UnweightedAggregationFactory:
+  """Returns the factory that aggregates client updates as `mechanism` says.
+
+  Without clipping it is the plain mean over the cohort. An update with a NaN or
+  an infinity counts as the zero update, so that one broken client cannot poison
+  the round; as each client decides that for itself, before clipping, the
+  sensitivity and with it the guarantee stay as they are.
+  """
+  return FiniteOrZeroFactory(_inner(mechanism))
+
+
+def _inner(
+    mechanism: mechanisms.ClientLevelGaussian,
+) -> tff.aggregators.UnweightedAggregationFactory:
+  clipping = mechanism.clipping
+  cohort = float(mechanism.sampling.clients_per_round)
+  dp_factory = tff.aggregators.DifferentiallyPrivateFactory
+  if isinstance(clipping, mechanisms.AdaptiveClipping):
+    return dp_factory.gaussian_adaptive(
+        noise_multiplier=float(mechanism.noise_multiplier),
+        clients_per_round=cohort,
+        initial_l2_norm_clip=float(clipping.clip_norm),
+        target_unclipped_quantile=float(clipping.target_unclipped_quantile),
+        learning_rate=float(clipping.clip_learning_rate),
+        clipped_count_stddev=mechanism.count_stddev
+        if mechanism.is_private
+        else 0.0,
+    )
+  if isinstance(clipping, mechanisms.FixedClipping):
+    return dp_factory.gaussian_fixed(
+        noise_multiplier=float(mechanism.noise_multiplier),
+        clients_per_round=cohort,
+        clip=float(clipping.clip_norm),
+    )
+  return tff.aggregators.UnweightedMeanFactory()
+
+
+class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
+  """Replaces values that are not finite by zero, on the client, then delegates.
+
+  It has no state and no measurements of its own: a count of the replaced values
+  would be a statistic of client data without noise.
+  """
+
+  def __init__(self, inner: tff.aggregators.UnweightedAggregationFactory):
+    self._inner = inner
+
+  def create(
+      self, value_type: tff.types.TensorType
+  ) -> tff.templates.AggregationProcess:
+    """Returns the process for values of `value_type`, a structure of floats."""
+    inner = self._inner.create(value_type)
+
+    @tff.tensorflow.computation(value_type)
+    def finite_or_zero(value: Any) -> Any:
+      finite = tf.reduce_all([
+          tf.reduce_all(tf.math.is_finite(x)) for x in tf.nest.flatten(value)
+      ])
+      return tf.nest.map_structure(
+          lambda x: tf.where(finite, x, tf.zeros_like(x)), value
+      )
+
+    @tff.federated_computation(
+        inner.initialize.type_signature.result,
+        tff.FederatedType(value_type, tff.CLIENTS),
+    )
+    def next_fn(state: Any, value: Any) -> Any:
+      return inner.next(state, tff.federated_map(finite_or_zero, value))
+
+    return tff.templates.AggregationProcess(inner.initialize, next_fn)
+
+
+def clip_norm(aggregator_state: Any) -> Optional[float]:
+  """Returns the clip norm of the next round, from a process's server state.
+
+  The adaptive clip norm is computed from the noised count alone, so publishing
+  it costs nothing more.
+
+  Args:
+    aggregator_state: The state that an aggregator built here keeps.
+
+  Returns:
+    The L2 norm, or None without clipping.
+  """
+  query_state = getattr(aggregator_state, 'query_state', None)
+  if query_state is None:
+    return None
+  sum_state = query_state.numerator_state
+  return float(getattr(sum_state, 'sum_state', sum_state).l2_norm_clip)

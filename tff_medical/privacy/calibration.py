@@ -1,0 +1,102 @@
+"""The smallest noise that keeps a run within its privacy budget.
+
+>>> from tff_medical.privacy import mechanisms, sampling
+>>> mechanism = mechanisms.ClientLevelGaussian(
+...     sampling=sampling.PoissonSampling(1000, 100),
+...     clipping=mechanisms.FixedClipping(1.0),
+... )
+>>> private = calibrate(
+...     mechanism, target_epsilon=4.0, delta=1e-3, rounds=200)
+>>> 1.38 < private.noise_multiplier < 1.39
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import math
+from typing import Optional
+
+from tff_medical import _validate
+from tff_medical.privacy import accounting
+from tff_medical.privacy import mechanisms
+
+# The noise multiplier is found to this relative width, and its upper end taken.
+_TOLERANCE = 1e-3
+# More noise than this leaves nothing of any model, whatever the cohort.
+_MAX_NOISE_MULTIPLIER = 1000.0
+
+
+def calibrate(
+    mechanism: mechanisms.ClientLevelGaussian,
+    *,
+    target_epsilon: float,
+    delta: float,
+    rounds: int,
+    progress: Optional[Callable[[str], None]] = None,
+) -> mechanisms.ClientLevelGaussian:
+  """Returns the mechanism with the noise that `target_epsilon` needs.
+
+  The result is never less private than asked: of the bracket that the search
+  ends with, the noisier end is returned, whose epsilon was computed.
+
+  Args:
+    mechanism: Clipping and sampling; its noise multiplier is ignored.
+    target_epsilon: The epsilon, above 0, that all rounds together may cost.
+    delta: The delta, in (0, 1), at which epsilon is meant.
+    rounds: How many rounds are planned.
+    progress: Called with a line after every step of the search.
+
+  Raises:
+    InputError: No noise multiplier that the mechanism allows is enough.
+  """
+  _validate.positive(target_epsilon=target_epsilon)
+  _validate.positive_int(rounds=rounds)
+
+  def epsilon(noise_multiplier: float) -> float:
+    event = mechanism.with_noise(noise_multiplier).round_event()
+    result = accounting.pld_epsilon(event, rounds=rounds, delta=delta)
+    if progress:
+      progress(f'noise multiplier {noise_multiplier:.4f}: ε {result:.4f}')
+    return result
+
+  low, high = _bracket(mechanism, epsilon, target_epsilon, rounds)
+  while high > low * (1 + _TOLERANCE):
+    middle = math.sqrt(low * high)
+    if epsilon(middle) <= target_epsilon:
+      high = middle
+    else:
+      low = middle
+  return mechanism.with_noise(high)
+
+
+def _bracket(
+    mechanism: mechanisms.ClientLevelGaussian,
+    epsilon: Callable[[float], float],
+    target_epsilon: float,
+    rounds: int,
+) -> tuple[float, float]:
+  """Returns noise multipliers that are too small and large enough."""
+  limit = min(_MAX_NOISE_MULTIPLIER, mechanism.max_noise_multiplier)
+  limit *= 1 - 1e-6
+  high = min(1.0, limit)
+  if epsilon(high) <= target_epsilon:
+    low = high / 2
+    while epsilon(low) <= target_epsilon:
+      low, high = low / 2, low
+    return low, high
+  while high < limit:
+    low, high = high, min(2 * high, limit)
+    if epsilon(high) <= target_epsilon:
+      return low, high
+  raise _validate.InputError(
+      f'target_epsilon {target_epsilon:g} is out of reach for {rounds} rounds: '
+      f'the largest noise multiplier possible here, {limit:.4g}, gives ε '
+      f'{epsilon(limit):.3g}; plan fewer rounds, raise target_epsilon or '
+      'num_clients'
+      + (
+          ', raise clients_per_round or choose fixed clipping'
+          if limit < _MAX_NOISE_MULTIPLIER / 2
+          else ''
+      )
+  )

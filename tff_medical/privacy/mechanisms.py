@@ -1,0 +1,177 @@
+"""The mechanism: one frozen object that everything private is derived from.
+
+DP-FedAvg (McMahan et al. 2018, arXiv 1710.06963): each client's update is
+clipped to an L2 norm C, the updates are summed, Gaussian noise of standard
+deviation z * C is added by the server, and the sum is divided by the expected
+cohort. With adaptive clipping (Andrew et al. 2021, arXiv 1905.03871) C follows
+a quantile of the update norms, estimated from a noised count; the values' noise
+is raised so that both releases together cost what one Gaussian with the total
+noise multiplier z costs.
+
+>>> from tff_medical.privacy import sampling
+>>> mechanism = ClientLevelGaussian(
+...     sampling=sampling.PoissonSampling(1000, 50),
+...     clipping=AdaptiveClipping(),
+...     noise_multiplier=1.0,
+... )
+>>> mechanism.round_event()
+PoissonSampledDpEvent(sampling_probability=0.05, \
+event=GaussianDpEvent(noise_multiplier=1.0))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Optional, Union
+
+import dp_accounting
+
+from tff_medical import _validate
+from tff_medical.privacy import sampling as sampling_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedClipping:
+  """Updates are scaled down to the L2 norm `clip_norm` where they exceed it."""
+
+  clip_norm: float = 1.0
+
+  name = 'fixed'
+
+  def __post_init__(self) -> None:
+    _validate.positive(clip_norm=self.clip_norm)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveClipping:
+  """The clip norm follows a quantile of the update norms (Andrew et al. 2021).
+
+  After each round it is multiplied by exp(-learning_rate * (b - quantile)),
+  where b is the noised fraction of the updates that were not clipped.
+
+  Attributes:
+    clip_norm: The clip norm of the first round.
+    target_unclipped_quantile: The fraction of updates, in (0, 1), to leave
+      unclipped.
+    clip_learning_rate: The step of the geometric update.
+  """
+
+  clip_norm: float = 0.1
+  target_unclipped_quantile: float = 0.5
+  clip_learning_rate: float = 0.2
+
+  name = 'adaptive'
+
+  def __post_init__(self) -> None:
+    _validate.positive(
+        clip_norm=self.clip_norm, clip_learning_rate=self.clip_learning_rate
+    )
+    _validate.in_range(
+        0, 1, target_unclipped_quantile=self.target_unclipped_quantile
+    )
+
+
+Clipping = Union[FixedClipping, AdaptiveClipping]
+
+# The count's noise, as a fraction of the cohort (Andrew et al. 2021, sec. 3.1).
+_COUNT_STDDEV_PER_CLIENT = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientLevelGaussian:
+  """DP-FedAvg: the guarantee is for everything that one client ever sends.
+
+  Attributes:
+    sampling: How each round's cohort is drawn.
+    clipping: Fixed or adaptive; None is plain FedAvg, without any guarantee.
+    noise_multiplier: The total z: the noise's standard deviation over the
+      sensitivity, for values and clipped count together. 0 adds no noise and
+      gives no guarantee.
+  """
+
+  sampling: sampling_lib.Sampling
+  clipping: Optional[Clipping]
+  noise_multiplier: float = 0.0
+
+  name = 'dp_fed_avg'
+  privacy_unit = 'client'
+  neighboring_relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+
+  def __post_init__(self) -> None:
+    _validate.non_negative(noise_multiplier=self.noise_multiplier)
+    if self.clipping is None and self.noise_multiplier > 0:
+      raise _validate.InputError(
+          f'noise_multiplier must be 0 without clipping, got '
+          f'{self.noise_multiplier:g}: noise bounds nothing where updates are '
+          'not clipped; choose fixed or adaptive clipping'
+      )
+    if self.noise_multiplier >= self.max_noise_multiplier:
+      raise _validate.InputError(
+          f'noise_multiplier must be below {self.max_noise_multiplier:g} (a '
+          'tenth of clients_per_round) with adaptive clipping, got '
+          f'{self.noise_multiplier:g}; raise clients_per_round or choose fixed '
+          'clipping'
+      )
+
+  @property
+  def max_noise_multiplier(self) -> float:
+    """The noise multiplier must stay below this; inf for fixed clipping.
+
+    With adaptive clipping the noised count alone already costs what a Gaussian
+    of twice its standard deviation costs, so the total cannot be more private.
+    """
+    if isinstance(self.clipping, AdaptiveClipping):
+      return 2 * self.count_stddev
+    return float('inf')
+
+  @property
+  def count_stddev(self) -> float:
+    """Standard deviation, in clients, of the noise on the clipped count."""
+    return _COUNT_STDDEV_PER_CLIENT * self.sampling.clients_per_round
+
+  @property
+  def is_private(self) -> bool:
+    """Whether any finite epsilon can be stated."""
+    return self.noise_multiplier > 0
+
+  @property
+  def value_noise_multiplier(self) -> float:
+    """The multiplier of the noise on the summed updates, at least the total."""
+    if not self.is_private or not isinstance(self.clipping, AdaptiveClipping):
+      return self.noise_multiplier
+    return (
+        self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2
+    ) ** -0.5
+
+  def with_noise(self, noise_multiplier: float) -> ClientLevelGaussian:
+    """Returns this mechanism with another total noise multiplier."""
+    return dataclasses.replace(self, noise_multiplier=noise_multiplier)
+
+  def round_event(self) -> dp_accounting.DpEvent:
+    """Returns what one round releases, as the accountant sees it.
+
+    Values and clipped count form one Gaussian with the total multiplier, as
+    1/z**2 is the sum of both terms' 1/z_i**2 (Andrew et al. 2021, Theorem 1).
+    """
+    if not self.is_private:
+      return dp_accounting.NonPrivateDpEvent()
+    return self.sampling.event(
+        dp_accounting.GaussianDpEvent(self.noise_multiplier)
+    )
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the mechanism as plain values for the ledger and the card."""
+    clipping = self.clipping
+    return {
+        'mechanism': self.name,
+        'privacy_unit': self.privacy_unit,
+        'neighboring_relation': self.neighboring_relation.name.lower(),
+        'noise_multiplier': self.noise_multiplier,
+        'value_noise_multiplier': self.value_noise_multiplier,
+        'clipping': clipping.name if clipping else 'none',
+        **(dataclasses.asdict(clipping) if clipping else {}),
+        'sampling': self.sampling.name,
+        'num_clients': self.sampling.num_clients,
+        'clients_per_round': self.sampling.clients_per_round,
+        'sampling_rate': self.sampling.rate,
+    }

@@ -1,0 +1,1 @@
+"""The program that trains: draw, charge, run, save, publish, round by round."""
