@@ -1,0 +1,118 @@
+"""What each model promises: shapes, sizes, seeds, range and refusals."""
+
+from __future__ import annotations
+
+from absl.testing import absltest, parameterized
+import numpy as np
+import tensorflow as tf
+
+from tff_medical import _validate, models
+
+
+def _images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+  return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+class BuildTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('cnn_small', (28, 28, 1), 2, 14_194),
+    ('cnn_small', (28, 28, 3), 8, 14_680),
+    ('cnn', (28, 28, 1), 2, 93_154),
+    ('cnn', (28, 28, 3), 8, 94_504),
+    ('resnet', (64, 64, 1), 2, 172_322),
+    ('resnet', (64, 64, 3), 8, 174_472),
+    ('resnet', (224, 224, 1), 2, 172_322),
+    ('resnet', (224, 224, 3), 8, 174_472),
+  )
+  def test_shapes_and_documented_sizes(self, name, shape, outputs, parameters):
+    model = models.build(name, input_shape=shape, num_outputs=outputs)
+    self.assertEqual(model.count_params(), parameters)
+    self.assertEqual(model.input_shape, (None, *shape))
+    self.assertEqual(model.output_shape, (None, outputs))
+    self.assertEqual(model.input.dtype, tf.float32)
+    row = next(
+      line
+      for line in models.factory.__doc__.splitlines()
+      if line.startswith(f'| {name} ')
+    )
+    self.assertIn(f' {parameters:,} ', row)
+
+  @parameterized.parameters(*models.MODELS)
+  def test_smallest_images_work_and_smaller_are_refused(self, name):
+    size = 32 if name == 'resnet' else 8
+    model = models.build(name, input_shape=(size, size, 1), num_outputs=2)
+    out = model(_images((2, size, size, 1))).numpy()
+    self.assertTrue(np.isfinite(out).all())
+    for shape in ((size - 1, size, 1), (size, size - 1, 1)):
+      with self.assertRaisesRegex(_validate.InputError, f'{size} x {size}'):
+        models.build(name, input_shape=shape, num_outputs=2)
+
+  @parameterized.parameters(*models.MODELS)
+  def test_seed_alone_decides_the_weights(self, name):
+    def weights(seed, global_seed):
+      tf.keras.utils.set_random_seed(global_seed)
+      model = models.build(
+        name, input_shape=(32, 32, 1), num_outputs=2, seed=seed
+      )
+      return model.get_weights()
+
+    first, again, other = weights(7, 1), weights(7, 2), weights(8, 1)
+    for a, b in zip(first, again):
+      np.testing.assert_array_equal(a, b)
+    self.assertFalse(np.array_equal(first[0], other[0]))
+    fresh, fresh_too = weights(None, 1), weights(None, 2)
+    self.assertFalse(np.array_equal(fresh[0], fresh_too[0]))
+
+  def test_layers_do_not_share_a_seed(self):
+    model = models.build(
+      'resnet', input_shape=(32, 32, 1), num_outputs=2, seed=7
+    )
+    kernels = [w.ravel()[:8] for w in model.get_weights() if w.ndim > 1]
+    scaled = {tuple(np.round(k / np.abs(k).max(), 3)) for k in kernels}
+    self.assertLen(scaled, len(kernels))
+
+  def test_black_and_white_become_minus_one_and_one(self):
+    model = models.build('cnn', input_shape=(8, 8, 1), num_outputs=2)
+    rescale = tf.keras.Model(model.input, model.layers[1].output)
+    values = np.stack([np.zeros((8, 8, 1)), np.ones((8, 8, 1))])
+    np.testing.assert_array_equal(rescale(values), 2 * values - 1)
+
+  @parameterized.parameters(*models.MODELS)
+  def test_images_of_a_batch_do_not_touch_each_other(self, name):
+    model = models.build(name, input_shape=(32, 32, 3), num_outputs=3)
+    images = _images((4, 32, 32, 3))
+    together = model(images, training=True).numpy()
+    alone = model(images[2:3], training=True).numpy()
+    np.testing.assert_allclose(together[2:3], alone, atol=1e-5)
+
+  @parameterized.named_parameters(
+    ('name', {'name': 'densenet'}, 'model must be one of'),
+    ('no_channel', {'input_shape': (28, 28)}, 'input_shape must be'),
+    ('rgba', {'input_shape': (28, 28, 4)}, 'input_shape must be'),
+    ('no_size', {'input_shape': (None, 28, 1)}, 'height must be a whole'),
+    ('no_outputs', {'num_outputs': 0}, 'num_outputs must be positive'),
+    ('seed', {'seed': -1}, 'seed must be 0 or more'),
+  )
+  def test_bad_arguments(self, change, message):
+    good = {'name': 'cnn', 'input_shape': (28, 28, 1), 'num_outputs': 2}
+    with self.assertRaisesRegex(_validate.InputError, message):
+      models.build(**{**good, **change})
+
+
+class LossTest(absltest.TestCase):
+  def test_multi_class_is_the_mean_negative_log_softmax(self):
+    logits = np.array([[0.0, 0.0], [0.0, np.log(3.0)]], np.float32)
+    loss = models.loss(multi_label=False)(np.array([1, 0]), logits)
+    self.assertAlmostEqual(
+      float(loss), (np.log(2.0) + np.log(4.0)) / 2, places=6
+    )
+
+  def test_multi_label_is_the_mean_over_labels_and_batch(self):
+    logits = np.array([[0.0, np.log(3.0)], [0.0, 0.0]], np.float32)
+    loss = models.loss(multi_label=True)(np.array([[1, 1], [0, 1]]), logits)
+    expected = (3 * np.log(2.0) + np.log(4 / 3)) / 4
+    self.assertAlmostEqual(float(loss), expected, places=6)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,14 @@
+"""Keras models that train under TFF, chosen by name.
+
+>>> from tff_medical import models
+>>> models.MODELS
+('cnn', 'cnn_small', 'resnet')
+>>> model = models.build('cnn_small', input_shape=(28, 28, 1), num_outputs=2)
+>>> model.count_params()
+14194
+"""
+
+from tff_medical.models.checks import check_federated, restore_eager
+from tff_medical.models.factory import MODELS, build, loss
+
+__all__ = ['MODELS', 'build', 'check_federated', 'loss', 'restore_eager']

@@ -1,0 +1,112 @@
+"""Builds a model and its loss by name.
+
+Every model takes float32 images [N, H, W, C] in 0..1 (it rescales them to
+-1..1 itself) and returns logits [N, num_outputs]: softmax logits for one class
+out of several, two of them for a binary task, or independent sigmoid logits
+for a multi-label task.
+
+Parameters, which are also the dimension of the noise under differential
+privacy:
+
+| name      | for images of | grey, 2 outputs | colour, 8 outputs |
+|-----------|---------------|-----------------|-------------------|
+| cnn_small | 8 px and up   | 14,194          | 14,680            |
+| cnn       | 8 px and up   | 93,154          | 94,504            |
+| resnet    | 32 px and up  | 172,322         | 174,472           |
+
+>>> model = build('cnn', input_shape=(28, 28, 3), num_outputs=8, seed=1)
+>>> model.input_shape, model.output_shape, model.count_params()
+((None, 28, 28, 3), (None, 8), 94504)
+>>> build('cnn_smal', input_shape=(28, 28, 1), num_outputs=2)
+Traceback (most recent call last):
+...
+tff_medical._validate.InputError: model must be one of cnn, cnn_small, resnet, \
+got 'cnn_smal'; did you mean 'cnn_small'?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tff_medical import _validate
+from tff_medical.models import cnn, resnet
+
+
+class _Entry(NamedTuple):
+  build: Callable[[tuple[int, int, int], int, int | None], tf.keras.Model]
+  min_size: int  # pixels of the shorter side
+
+
+_ENTRIES = {
+  'cnn': _Entry(cnn.wide, 8),
+  'cnn_small': _Entry(cnn.small, 8),
+  'resnet': _Entry(resnet.build, 32),
+}
+
+MODELS = tuple(_ENTRIES)
+
+
+def build(
+  name: str,
+  *,
+  input_shape: Sequence[int],
+  num_outputs: int,
+  seed: int | None = None,
+) -> tf.keras.Model:
+  """Builds the model called `name`.
+
+  Args:
+    name: One of `MODELS`.
+    input_shape: (H, W, C) of one image, C being 1 or 3.
+    num_outputs: Classes (2 for a binary task) or labels.
+    seed: Makes the initial weights repeatable; `None` draws fresh ones.
+
+  Returns:
+    A functional Keras model from float32 [N, H, W, C] in 0..1 to logits.
+  """
+  _validate.one_of(MODELS, model=name)
+  _validate.positive_int(num_outputs=num_outputs)
+  if seed is not None:
+    _validate.non_negative(seed=seed)
+  shape = _checked_shape(name, input_shape)
+  return _ENTRIES[name].build(shape, num_outputs, seed)
+
+
+def _checked_shape(
+  name: str, input_shape: Sequence[int]
+) -> tuple[int, int, int]:
+  if len(input_shape) != 3 or input_shape[2] not in (1, 3):
+    raise _validate.InputError(
+      'input_shape must be (height, width, 1 or 3 channels), '
+      f'got {tuple(input_shape)}'
+    )
+  height, width, channels = input_shape
+  _validate.positive_int(height=height, width=width)
+  smallest = _ENTRIES[name].min_size
+  if min(height, width) < smallest:
+    raise _validate.InputError(
+      f'model {name!r} needs images of at least {smallest} x {smallest} '
+      f'pixels, got {height} x {width}; choose a larger image size or '
+      f'another model ({", ".join(MODELS)})'
+    )
+  return int(height), int(width), int(channels)
+
+
+def loss(multi_label: bool) -> tf.keras.losses.Loss:
+  """The loss on logits, a mean over the batch (and over labels, if many).
+
+  Args:
+    multi_label: Whether labels are 0/1 [N, K] instead of classes int [N].
+
+  Returns:
+    A Keras loss called with (labels, logits [N, K]).
+  """
+  mean = tf.keras.losses.Reduction.SUM_OVER_BATCH_SIZE
+  if multi_label:
+    return tf.keras.losses.BinaryCrossentropy(from_logits=True, reduction=mean)
+  return tf.keras.losses.SparseCategoricalCrossentropy(
+    from_logits=True, reduction=mean
+  )
