@@ -1,0 +1,265 @@
+"""Writes a model that serves with TensorFlow alone, with its privacy card.
+
+The SavedModel holds the weights, the preprocessing, the class names and the
+card that states what the training guarantees, so that none of them can be
+separated from the model. Signatures:
+
+| signature       | input                                | what it does       |
+|-----------------|--------------------------------------|--------------------|
+| serving_default | `images` float32 [N, H, W, C], 0..1  | predicts           |
+| serve_bytes     | `encoded` string [N], PNG or JPEG    | decodes, predicts  |
+
+Both return `probabilities` float32 [N, K] and `class_index` int64: [N], the
+likeliest class, or for a multi-label model [N, K] of 0 and 1, where 1 says that
+the probability is at least 0.5. `assets/` holds `class_names.txt`, one name a
+line in the order of K, and `privacy_card.json`.
+
+>>> plain_json({'epsilon': float('inf'), 'auc': float('nan'), 'rounds': 3})
+{'epsilon': 'inf', 'auc': None, 'rounds': 3}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import errno
+import json
+import math
+import numbers
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+import uuid
+
+import numpy as np
+import tensorflow as tf
+
+from tff_medical import _validate, models, serving
+
+CLASS_NAMES_FILE = 'class_names.txt'
+PRIVACY_CARD_FILE = 'privacy_card.json'
+
+# What a reader of the card needs to judge the guarantee.
+REQUIRED_CARD_KEYS = (
+  'epsilon',  # of the whole training; 'inf' without privacy
+  'delta',
+  'unit',  # what is protected: a client or a record
+  'neighbouring_relation',
+  'mechanism',
+  'sampling',
+  'rounds',
+  'accountant',
+  'accountant_version',
+  'not_covered',  # what epsilon says nothing about
+  'data_set',
+  'test_metrics',
+)
+
+
+def save(
+  path: str | os.PathLike[str],
+  model: tf.keras.Model,
+  *,
+  class_names: Sequence[str],
+  multi_label: bool,
+  privacy_card: Mapping[str, Any],
+) -> None:
+  """Writes the SavedModel in one piece, replacing an earlier export.
+
+  It is written to a folder beside `path`, flushed and then renamed, so that
+  `path` never holds half a model.
+
+  Args:
+    path: The folder to write, for example `run/saved_model`.
+    model: From float32 [N, H, W, C] in 0..1 to logits [N, K].
+    class_names: K names in the order of the logits.
+    multi_label: Whether the K outputs are independent labels.
+    privacy_card: Everything in `REQUIRED_CARD_KEYS`; more is kept.
+
+  Raises:
+    InputError: A card, class names or a path that cannot be used.
+    OSError: The folder could not be written, for example on a full disk.
+  """
+  card = checked_card(privacy_card)
+  names = _checked_names(class_names, model.output_shape[-1])
+  target = pathlib.Path(path)
+  _check_replaceable(target)
+  models.restore_eager(model)
+  with _disk_errors(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.new')
+    try:
+      _write(new, model, names, multi_label, card)
+      _sync(new)
+      _put_in_place(new, target)
+    finally:
+      shutil.rmtree(new, ignore_errors=True)
+
+
+def load_card(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns the privacy card of the SavedModel in folder `path`."""
+  text = _read_asset(path, PRIVACY_CARD_FILE)
+  try:
+    return checked_card(json.loads(text))
+  except json.JSONDecodeError as error:
+    raise _validate.InputError(
+      f'{PRIVACY_CARD_FILE} of {os.fspath(path)!r} is not JSON ({error}); '
+      'export the model again'
+    ) from error
+
+
+def load_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+  """Returns the class names, in order, of the SavedModel in folder `path`."""
+  return tuple(_read_asset(path, CLASS_NAMES_FILE).splitlines())
+
+
+def checked_card(card: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the card as plain JSON values, or raises `InputError`."""
+  missing = [key for key in REQUIRED_CARD_KEYS if key not in card]
+  if missing:
+    raise _validate.InputError(
+      f'privacy_card lacks {", ".join(missing)}; state each of '
+      'export.REQUIRED_CARD_KEYS'
+    )
+  plain = plain_json(card, 'privacy_card')
+  if plain['epsilon'] != 'inf':
+    _validate.non_negative(**{'privacy_card epsilon': plain['epsilon']})
+  _validate.in_range(-1e-300, 1, **{'privacy_card delta': plain['delta']})
+  return plain
+
+
+def plain_json(value: Any, name: str = 'value') -> Any:
+  """Returns `value` as JSON knows it: no NumPy types, NaN or Infinity.
+
+  Args:
+    value: Mappings, sequences, strings, numbers and None, nested at will.
+    name: How an error message calls it.
+
+  Returns:
+    The same, with NaN as None and an infinity as 'inf' or '-inf'.
+  """
+  if isinstance(value, Mapping):
+    return {
+      str(key): plain_json(part, f'{name}[{key!r}]')
+      for key, part in value.items()
+    }
+  if isinstance(value, (list, tuple, np.ndarray)):
+    return [plain_json(part, f'{name}[...]') for part in value]
+  if value is None or isinstance(value, str):
+    return value
+  if isinstance(value, (bool, np.bool_)):
+    return bool(value)
+  if isinstance(value, numbers.Integral):
+    return int(value)
+  if isinstance(value, numbers.Real):
+    number = float(value)
+    if math.isnan(number):
+      return None
+    return str(number) if math.isinf(number) else number
+  raise _validate.InputError(
+    f'{name} must be text, a number, a list or a mapping, got {value!r}'
+  )
+
+
+def _checked_names(names: Sequence[str], num_outputs: int) -> tuple[str, ...]:
+  if len(names) != num_outputs:
+    raise _validate.InputError(
+      f'class_names must have one name for each of the {num_outputs} '
+      f'outputs of the model, got {len(names)}: {", ".join(names)}'
+    )
+  wrong = [n for n in names if not n or n.splitlines() != [n]]
+  if wrong or len(set(names)) != len(names):
+    raise _validate.InputError(
+      'class_names must be different, not empty and without line breaks, '
+      f'got {tuple(names)}'
+    )
+  return tuple(names)
+
+
+def _check_replaceable(target: pathlib.Path) -> None:
+  """Refuses to replace anything but an earlier export or an empty folder."""
+  if target.is_dir():
+    if (target / 'saved_model.pb').exists() or not any(target.iterdir()):
+      return
+  elif not target.exists():
+    return
+  raise _validate.InputError(
+    f'{os.fspath(target)!r} exists and is not a saved model; '
+    'choose another folder'
+  )
+
+
+def _write(
+  folder: pathlib.Path,
+  model: tf.keras.Model,
+  names: Sequence[str],
+  multi_label: bool,
+  card: Mapping[str, Any],
+) -> None:
+  """Writes the SavedModel with its assets into the new `folder`."""
+  with tempfile.TemporaryDirectory() as assets:
+    server = serving.Server(model, multi_label=multi_label)
+    text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
+    for name, content in (
+      (CLASS_NAMES_FILE, '\n'.join(names)),
+      (PRIVACY_CARD_FILE, text),
+    ):
+      asset = pathlib.Path(assets, name)
+      asset.write_text(content + '\n', encoding='utf-8')
+      server.assets.append(tf.saved_model.Asset(os.fspath(asset)))
+    tf.saved_model.save(
+      server, os.fspath(folder), signatures=server.signatures()
+    )
+
+
+def _sync(folder: pathlib.Path) -> None:
+  """Flushes every file and folder of `folder` to the disk."""
+  for where, _, files in os.walk(folder):
+    for name in (*files, '.'):
+      descriptor = os.open(os.path.join(where, name), os.O_RDONLY)
+      try:
+        os.fsync(descriptor)
+      finally:
+        os.close(descriptor)
+
+
+def _put_in_place(new: pathlib.Path, target: pathlib.Path) -> None:
+  """Renames `new` to `target`; what was there is deleted afterwards."""
+  if not target.exists():
+    os.rename(new, target)
+    return
+  old = new.with_suffix('.old')
+  os.rename(target, old)
+  try:
+    os.rename(new, target)
+  except OSError:
+    os.rename(old, target)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(target: pathlib.Path) -> Iterator[None]:
+  """Turns TensorFlow's errors about files into an `OSError` that says so."""
+  try:
+    yield
+  except tf.errors.ResourceExhaustedError as error:
+    raise OSError(
+      errno.ENOSPC, 'No space left to save the model', os.fspath(target)
+    ) from error
+  except (tf.errors.PermissionDeniedError, tf.errors.UnknownError) as error:
+    raise OSError(
+      errno.EIO, f'The model could not be saved ({error})', os.fspath(target)
+    ) from error
+
+
+def _read_asset(path: str | os.PathLike[str], name: str) -> str:
+  asset = pathlib.Path(path, 'assets', name)
+  if not asset.is_file():
+    raise _validate.InputError(
+      f'{os.fspath(path)!r} is not a model exported by tff_medical '
+      f'(it has no assets/{name}); give the saved_model folder of a run'
+    )
+  return asset.read_text(encoding='utf-8')
