@@ -21,8 +21,8 @@ def build_aggregator(
 ) -> tff.aggregators.UnweightedAggregationFactory:
   """Returns the factory that aggregates client updates as `mechanism` says.
 
-  Without clipping it is the plain mean over the cohort. An update with a NaN or
-  an infinity counts as the zero update, so that one broken client cannot poison
+  Without clipping it is the plain mean over the cohort. An update whose norm is
+  not finite counts as the zero update, so that one broken client cannot poison
   the round; as each client decides that for itself, before clipping, the
   sensitivity and with it the guarantee stay as they are.
   """
@@ -56,7 +56,7 @@ def _inner(
 
 
 class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
-  """Replaces values that are not finite by zero, on the client, then delegates.
+  """Replaces values whose L2 norm is not finite by zero, on the client.
 
   It has no state and no measurements of its own: a count of the replaced values
   would be a statistic of client data without noise.
@@ -73,9 +73,8 @@ class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
 
     @tff.tensorflow.computation(value_type)
     def finite_or_zero(value: Any) -> Any:
-      finite = tf.reduce_all([
-          tf.reduce_all(tf.math.is_finite(x)) for x in tf.nest.flatten(value)
-      ])
+      # The norm, not the values: one that overflows would be clipped to NaN.
+      finite = tf.math.is_finite(tf.linalg.global_norm(tf.nest.flatten(value)))
       return tf.nest.map_structure(
           lambda x: tf.where(finite, x, tf.zeros_like(x)), value
       )

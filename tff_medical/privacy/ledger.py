@@ -188,14 +188,16 @@ class PrivacyLedger:
   def _start_or_resume(self, header: Mapping[str, Any]) -> None:
     self._file.seek(0)
     lines = self._file.read().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b'\n'):
+    torn = b''
+    if lines and lines[-1].startswith(b'{') and not lines[-1].endswith(b'\n'):
+      torn = lines.pop()
+    records = [self._check(n, line) for n, line in enumerate(lines, start=1)]
+    if torn:
       # A crash while writing: its round never ran, so nothing was released.
-      self._file.truncate(sum(map(len, lines[:-1])))
-      lines = lines[:-1]
-    if not lines:
+      self._file.truncate(sum(map(len, lines)))
+    if not records:
       self._append(header)
       return
-    records = [self._check(n, line) for n, line in enumerate(lines, start=1)]
     _refuse_other_run(self._path, records[0], json.loads(json.dumps(header)))
     self._charges = len(records) - 1
 
@@ -204,7 +206,7 @@ class PrivacyLedger:
     try:
       record = json.loads(line)
       claimed = record.pop('digest')
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
       raise _validate.InputError(
           f'{self._path} line {number} is not a ledger entry; restore the file '
           'or choose another output_dir'

@@ -153,7 +153,7 @@ def train(
       )
       _release(release_managers, report)
       on_round(report)
-      if interrupted.is_set():
+      if interrupted.is_set() and round_num < rounds:
         reason = StopReason.INTERRUPTED
         break
   weights = process.get_model_weights(state)
