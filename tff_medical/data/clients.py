@@ -1,0 +1,194 @@
+"""Client datasets for TensorFlow Federated, from a split and a partition.
+
+What: `ImageClientData`, a `tff.simulation.datasets.ClientData` over arrays in
+memory. Why not TFF's `TestClientData`: that one copies all data, builds one
+dataset a client into its graph and walks through them at each look-up. Here a
+client's dataset is one slice of the arrays in eager mode, one gather where TFF
+traces `serializable_dataset_fn` (`dataset_computation`, `preprocess`), and
+plain NumPy through `client_arrays`, which needs no dataset at all.
+
+Elements: `OrderedDict(x, y)`, x float32 [H, W, C] in 0..1, y an int64 class
+index, or float32 [L] of 0 and 1 for multi-label data. Images are stored as
+uint8 and scaled as they are read.
+
+>>> from tff_medical.data import images
+>>> split = images.Split(images=np.full([3, 2, 2, 1], 255, np.uint8),
+...                      labels=np.array([0, 1, 1]))
+>>> data = ImageClientData(split, (np.array([0, 2]), np.array([1])))
+>>> data.client_ids
+['client_0', 'client_1']
+>>> data.client_arrays('client_0')['y']
+array([0, 1])
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import _validate
+from tff_medical.data import images
+from tff_medical.data import partition as partition_lib
+
+# A TensorFlow graph cannot be larger than 2 GiB; leave room for the rest of it.
+_MAX_GRAPH_BYTES = 2**31 - 2**26
+_SCALE = np.float32(1 / 255)
+
+
+def default_client_ids(num_clients: int) -> list[str]:
+  """Returns ids whose order is that of their numbers.
+
+  >>> default_client_ids(11)[:2]
+  ['client_00', 'client_01']
+  """
+  width = len(str(num_clients - 1))
+  return [f'client_{i:0{width}d}' for i in range(num_clients)]
+
+
+def to_arrays(split: images.Split) -> collections.OrderedDict:
+  """Returns x and y of a whole split, as the elements of a client have them."""
+  return collections.OrderedDict(x=_scale(split.images), y=_y(split.labels))
+
+
+class ImageClientData(tff.simulation.datasets.ClientData):
+  """The images of a split, spread over clients."""
+
+  def __init__(
+    self,
+    split: images.Split,
+    partition: partition_lib.Partition,
+    client_ids: Sequence[str] | None = None,
+  ):
+    """Builds the client data; no array is copied.
+
+    Args:
+      split: The images.
+      partition: Indices into `split` of each client.
+      client_ids: One id a client, `default_client_ids` if None.
+    """
+    if client_ids is None:
+      client_ids = default_client_ids(len(partition))
+    if not partition or len(set(client_ids)) != len(partition):
+      raise _validate.InputError(
+        'client_ids must hold one id of its own a client, got '
+        f'{len(set(client_ids))} ids for {len(partition)} clients'
+      )
+    self._split = split
+    self._y = _y(split.labels)
+    self._indices = dict(zip(client_ids, partition))
+
+  @property
+  def client_ids(self) -> list[str]:
+    """The ids of the clients, in the order of the partition."""
+    return list(self._indices)
+
+  @property
+  def num_examples(self) -> dict[str, int]:
+    """The number of images of each client."""
+    return {name: len(indices) for name, indices in self._indices.items()}
+
+  @property
+  def element_type_structure(self) -> collections.OrderedDict:
+    """The `tf.TensorSpec`s of one example."""
+    return collections.OrderedDict(
+      x=tf.TensorSpec(self._split.image_shape, tf.float32),
+      y=tf.TensorSpec(self._y.shape[1:], tf.as_dtype(self._y.dtype)),
+    )
+
+  def client_arrays(self, client_id: str) -> collections.OrderedDict:
+    """Returns new arrays x [n, H, W, C] and y [n] or [n, L] of a client."""
+    indices = self._client_indices(client_id)
+    return collections.OrderedDict(
+      x=_scale(self._split.images[indices]), y=self._y[indices]
+    )
+
+  def create_tf_dataset_for_client(self, client_id: str) -> tf.data.Dataset:
+    """Returns the examples of a client, in the order of the split."""
+    return tf.data.Dataset.from_tensor_slices(self.client_arrays(client_id))
+
+  @property
+  def serializable_dataset_fn(
+    self,
+  ) -> Callable[[str | tf.Tensor], tf.data.Dataset]:
+    """Maps a client id to its dataset, also while TF traces a graph.
+
+    A traced graph holds the images of all clients, which TensorFlow limits to
+    2 GiB; larger data can be read client by client outside of a graph.
+    """
+    return self._dataset
+
+  def subset(self, client_ids: Iterable[str]) -> ImageClientData:
+    """Returns the client data of only these clients, sharing the arrays."""
+    ids = list(client_ids)
+    indices = tuple(self._client_indices(name) for name in ids)
+    return ImageClientData(self._split, indices, ids)
+
+  @classmethod
+  def train_test_client_split(
+    cls,
+    client_data: tff.simulation.datasets.ClientData,
+    num_test_clients: int,
+    seed: int | Sequence[int] | None = None,
+  ) -> tuple[
+    tff.simulation.datasets.ClientData, tff.simulation.datasets.ClientData
+  ]:
+    """As TFF's, and what was an `ImageClientData` stays one."""
+    parts = super().train_test_client_split(client_data, num_test_clients, seed)
+    if not isinstance(client_data, ImageClientData):
+      return parts
+    train, test = (client_data.subset(part.client_ids) for part in parts)
+    return train, test
+
+  def _client_indices(self, client_id: str) -> np.ndarray:
+    indices = self._indices.get(client_id)
+    if indices is None:
+      raise _validate.InputError(
+        f'client_id must be one of the {len(self._indices)} in client_ids, '
+        f'got {client_id!r}'
+      )
+    return indices
+
+  def _dataset(self, client_id: str | tf.Tensor) -> tf.data.Dataset:
+    if isinstance(client_id, str):
+      return self.create_tf_dataset_for_client(client_id)
+    if tf.executing_eagerly():
+      return self.create_tf_dataset_for_client(client_id.numpy().decode())
+    return self._traced_dataset(client_id)
+
+  def _traced_dataset(self, client_id: tf.Tensor) -> tf.data.Dataset:
+    """Builds a graph that finds the client when it runs."""
+    if self._split.images.nbytes > _MAX_GRAPH_BYTES:
+      raise _validate.InputError(
+        f'{self._split.images.nbytes} bytes of images do not fit into a '
+        'TensorFlow graph (2 GiB); use create_tf_dataset_for_client'
+      )
+    matches = tf.equal(client_id, self.client_ids)
+    known = tf.debugging.Assert(
+      tf.reduce_any(matches), ['Not a client of this ClientData:', client_id]
+    )
+    lengths = list(self.num_examples.values())
+    ends = tf.constant(np.cumsum(lengths), tf.int64)
+    with tf.control_dependencies([known] if known is not None else []):
+      client = tf.argmax(matches)
+    end = ends[client]
+    start = end - tf.constant(lengths, tf.int64)[client]
+    rows = tf.constant(np.concatenate(list(self._indices.values())))[start:end]
+    x = tf.gather(tf.constant(self._split.images), rows)
+    return tf.data.Dataset.from_tensor_slices(
+      collections.OrderedDict(
+        x=tf.cast(x, tf.float32) * _SCALE,
+        y=tf.gather(tf.constant(self._y), rows),
+      )
+    )
+
+
+def _scale(pixels: np.ndarray) -> np.ndarray:
+  return pixels.astype(np.float32) * _SCALE
+
+
+def _y(labels: np.ndarray) -> np.ndarray:
+  return labels.astype(np.float32) if labels.ndim == 2 else labels

@@ -1,0 +1,301 @@
+"""Image arrays with labels, sites and patients, checked once when built.
+
+What: `Split` holds the images of one split and `ImageData` the three splits
+of a data set with all that has to travel with them (class names, licence,
+citation, digest of the source). Why: everything after loading may rely on the
+layout, the label range and on no patient being in two splits, without checking
+again. Plain NumPy; nothing here imports TensorFlow.
+
+Layout: images are uint8 [N, H, W, C] in 0..255 with C of 1 or 3; labels are
+int64 [N] class indices, or int64 [N, L] of 0 and 1 for multi-label data; sites
+and patients are int64 [N] or None. Sites index `ImageData.site_names`; patient
+numbers are unique over the whole data set.
+
+>>> images = np.zeros([2, 28, 28, 1], np.uint8)
+>>> split = Split(images=images, labels=np.array([0, 3]))
+>>> len(split), split.image_shape
+(2, (28, 28, 1))
+>>> Split(images=images, labels=np.array([0]))
+Traceback (most recent call last):
+...
+tff_medical._validate.InputError: labels has 1 rows but images has 2; \
+give one row of labels an image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+import hashlib
+import itertools
+
+import numpy as np
+
+from tff_medical import _validate
+
+SPLIT_NAMES = ('train', 'validation', 'test')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+  """The images of one split.
+
+  Attributes:
+    images: uint8 [N, H, W, C], values 0..255, C is 1 (grey) or 3 (RGB).
+    labels: int64 [N] class indices, or int64 [N, L] of 0 and 1.
+    sites: int64 [N] index of the site (hospital, scanner), or None.
+    patients: int64 [N] patient number, or None where none are known.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  sites: np.ndarray | None = None
+  patients: np.ndarray | None = None
+
+  def __post_init__(self) -> None:
+    _check_images(self.images)
+    _check_integers('labels', self.labels, len(self.images), dims=(1, 2))
+    if self.labels.size and self.labels.min() < 0:
+      raise _validate.InputError(
+        f'labels must be 0 or more, got {self.labels.min()}'
+      )
+    if self.labels.ndim == 2 and self.labels.size and self.labels.max() > 1:
+      raise _validate.InputError(
+        f'multi-label labels must be 0 or 1, got {self.labels.max()}'
+      )
+    for name in ('sites', 'patients'):
+      values = getattr(self, name)
+      if values is not None:
+        _check_integers(name, values, len(self.images), dims=(1,))
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """Height, width and channels of every image."""
+    height, width, channels = self.images.shape[1:]
+    return height, width, channels
+
+  def take(self, indices: np.ndarray) -> Split:
+    """Returns the split that holds only the images at `indices`."""
+    return Split(
+      images=self.images[indices],
+      labels=self.labels[indices],
+      sites=None if self.sites is None else self.sites[indices],
+      patients=None if self.patients is None else self.patients[indices],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+  """Counts of images that are equal to another one, pixel for pixel.
+
+  Attributes:
+    within: For each split, the copies beyond the first of each image.
+    across: For each pair of splits, the distinct images found in both.
+  """
+
+  within: Mapping[str, int]
+  across: Mapping[tuple[str, str], int]
+
+  def __bool__(self) -> bool:
+    return any(self.within.values()) or any(self.across.values())
+
+  def __str__(self) -> str:
+    parts = [f'{n} extra in {name}' for name, n in self.within.items() if n]
+    parts += [
+      f'{n} in both {a} and {b}' for (a, b), n in self.across.items() if n
+    ]
+    return ', '.join(parts) or 'none'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageData:
+  """A data set: three splits and what has to be known about them.
+
+  Attributes:
+    name: As given to `loading.load`, e.g. `medmnist/pneumoniamnist`.
+    train: Images to train on; these are spread over the clients.
+    validation: Images to choose settings on.
+    test: Images held out for the reported metrics.
+    class_names: One name a class (or, multi-label, a finding).
+    multi_label: Whether an image may have several findings, or none.
+    site_names: One name a site, empty where sites are unknown.
+    citation: BibTeX of what to cite.
+    license: Licence of the images.
+    source_digest: Identifies the bytes the images came from: `md5:` of the
+      source file, or `sha256:` of the settings of generated images.
+  """
+
+  name: str
+  train: Split
+  validation: Split
+  test: Split
+  class_names: tuple[str, ...]
+  multi_label: bool = False
+  site_names: tuple[str, ...] = ()
+  citation: str = ''
+  license: str = ''
+  source_digest: str = ''
+
+  def __post_init__(self) -> None:
+    if len(self.class_names) < 2 and not self.multi_label:
+      raise _validate.InputError(
+        f'{self.name} needs at least 2 classes, got {self.class_names!r}'
+      )
+    for name, split in self.splits():
+      self._check_split(name, split)
+    self._check_patients()
+
+  def splits(self) -> Iterator[tuple[str, Split]]:
+    """Yields the name and the content of each split."""
+    for name in SPLIT_NAMES:
+      yield name, getattr(self, name)
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """Height, width and channels of every image."""
+    return self.train.image_shape
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes or, for multi-label data, of findings."""
+    return len(self.class_names)
+
+  @functools.cached_property
+  def duplicates(self) -> Duplicates:
+    """Equal images within and across the splits, counted at first use."""
+    return find_duplicates({name: s.images for name, s in self.splits()})
+
+  def _check_split(self, name: str, split: Split) -> None:
+    where = f'{self.name}: {name}'
+    if not len(split):
+      raise _validate.InputError(f'{where} has no images')
+    if split.image_shape != self.image_shape:
+      raise _validate.InputError(
+        f'{where} images have shape {split.image_shape} but train images '
+        f'{self.image_shape}; make all images the same size'
+      )
+    check_labels(where, split.labels, self.num_classes, self.multi_label)
+    if split.sites is not None:
+      if split.sites.min() < 0 or split.sites.max() >= len(self.site_names):
+        raise _validate.InputError(
+          f'{where} sites must lie in 0..{len(self.site_names) - 1} '
+          f'(site_names has {len(self.site_names)}), got '
+          f'{split.sites.min()}..{split.sites.max()}'
+        )
+
+  def _check_patients(self) -> None:
+    known = {
+      name: np.unique(split.patients)
+      for name, split in self.splits()
+      if split.patients is not None
+    }
+    for (a, first), (b, second) in itertools.combinations(known.items(), 2):
+      shared = np.intersect1d(first, second)
+      if shared.size:
+        raise _validate.InputError(
+          f'{self.name}: {shared.size} patients are in both {a} and {b} '
+          f'(such as patient {shared[0]}); keep each patient in one split'
+        )
+
+
+def check_labels(
+  where: str, labels: np.ndarray, num_classes: int, multi_label: bool
+) -> None:
+  """Raises `InputError` unless labels fit the classes.
+
+  Args:
+    where: What to call the array in the message, e.g. a file and a key.
+    labels: Integers [N], or [N, L] for multi-label data.
+    num_classes: Number of classes, or of findings L.
+    multi_label: Whether labels are the 0 and 1 of several findings.
+  """
+  if multi_label != (labels.ndim == 2):
+    wanted = f'[N, {num_classes}]' if multi_label else '[N]'
+    raise _validate.InputError(
+      f'{where} labels must have shape {wanted}, got {list(labels.shape)}'
+    )
+  if multi_label and labels.shape[1] != num_classes:
+    raise _validate.InputError(
+      f'{where} labels must have {num_classes} columns, one a finding, '
+      f'got {labels.shape[1]}'
+    )
+  highest = 1 if multi_label else num_classes - 1
+  wrong = np.flatnonzero(
+    ((labels < 0) | (labels > highest)).reshape(len(labels), -1).any(axis=1)
+  )
+  if wrong.size:
+    row = int(wrong[0])
+    raise _validate.InputError(
+      f'{where} labels must lie in 0..{highest}, got '
+      f'{labels[row].tolist()} in row {row} (and {wrong.size - 1} more '
+      'rows); the file is not of this data set or is damaged'
+    )
+
+
+def find_duplicates(images: Mapping[str, np.ndarray]) -> Duplicates:
+  """Counts equal images within each array of images and across them.
+
+  >>> a = np.zeros([3, 2, 2, 1], np.uint8)
+  >>> report = find_duplicates({'train': a, 'test': a[:1]})
+  >>> str(report)
+  '2 extra in train, 1 in both train and test'
+
+  Args:
+    images: By name, uint8 [N, H, W, C].
+
+  Returns:
+    The counts, for every name and for every pair of names.
+  """
+  digests = {name: _digests(array) for name, array in images.items()}
+  distinct = {name: set(values) for name, values in digests.items()}
+  return Duplicates(
+    within={n: len(digests[n]) - len(distinct[n]) for n in images},
+    across={
+      (a, b): len(distinct[a] & distinct[b])
+      for a, b in itertools.combinations(images, 2)
+    },
+  )
+
+
+def _digests(images: np.ndarray) -> list[bytes]:
+  return [
+    hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    for image in images
+  ]
+
+
+def _check_images(images: np.ndarray) -> None:
+  if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+    raise _validate.InputError(
+      'images must be a uint8 array of values 0..255, got '
+      f'{getattr(images, "dtype", type(images).__name__)}'
+    )
+  if images.ndim != 4 or images.shape[3] not in (1, 3):
+    raise _validate.InputError(
+      'images must have shape [N, H, W, C] with C of 1 or 3, got '
+      f'{list(images.shape)}'
+    )
+
+
+def _check_integers(
+  name: str, values: np.ndarray, rows: int, dims: tuple[int, ...]
+) -> None:
+  if not isinstance(values, np.ndarray) or values.dtype != np.int64:
+    raise _validate.InputError(
+      f'{name} must be an int64 array, got '
+      f'{getattr(values, "dtype", type(values).__name__)}'
+    )
+  if values.ndim not in dims:
+    raise _validate.InputError(
+      f'{name} must have {" or ".join(map(str, dims))} dimensions, got '
+      f'shape {list(values.shape)}'
+    )
+  if len(values) != rows:
+    raise _validate.InputError(
+      f'{name} has {len(values)} rows but images has {rows}; give one row '
+      f'of {name} an image'
+    )

@@ -1,0 +1,338 @@
+"""Generated images that look like a medical task, for demos and tests.
+
+What: each image shows textured tissue with shading and vessels, and one lesion
+whose shape is its class (a round nodule, a cavity with a rim, a spiculated
+mass, a cluster of specks ...) at a random place, size and rotation. A patient
+has several images of the same kind of lesion, tissue and site; a site is a
+scanner with its own gain, offset, contrast curve, blur and noise. Why: a
+privacy budget can be tried without any download, on data where what matters is
+hard for the right reason: all lesions add the same total brightness, so that
+no weighting of pixels tells the classes apart (a linear model is close to
+chance) while a small convolutional network can.
+
+Layout: uint8 [N, H, W, C], values 0..255, grey or a tinted RGB. Lengths are in
+half image widths, so that the image size changes the sharpness only. Source:
+made for this project; nothing is taken from any patient.
+
+>>> spec = PhantomSpec(num_train=20, num_validation=8, num_test=8)
+>>> train = generate(spec)['train']
+>>> train.images.shape, train.patients[:6]
+((20, 28, 28, 1), array([0, 0, 0, 0, 0, 1]))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from scipy import ndimage
+
+from tff_medical import _validate
+from tff_medical.data import images
+
+CLASS_NAMES = (
+  'nodule',
+  'cavity',
+  'spiculated mass',
+  'speck cluster',
+  'linear scar',
+  'paired nodules',
+  'crescent',
+  'striated mass',
+)
+CHANNELS = (1, 3)
+
+_CHUNK = 512  # Images rendered at a time, to bound memory at large sizes.
+_TINT = np.array([1.0, 0.72, 0.76], np.float32)  # Of a stained slide.
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomSpec:
+  """What to generate; equal specs give equal images.
+
+  Attributes:
+    difficulty: 0 (lesions stand out) to 1 (faint, their shapes blurred into
+      each other, in strong texture and noise).
+    num_classes: Number of lesion shapes, 2 to 8.
+    num_sites: Number of scanners.
+    image_size: Height and width, at least 16.
+    channels: 1 for grey, 3 for RGB.
+    num_train: Number of training images.
+    num_validation: Number of validation images.
+    num_test: Number of test images.
+    images_per_patient: Mean number of images a patient (1 plus a Poisson).
+    seed: Of all that is random.
+  """
+
+  difficulty: float = 0.3
+  num_classes: int = 4
+  num_sites: int = 8
+  image_size: int = 28
+  channels: int = 1
+  num_train: int = 3000
+  num_validation: int = 500
+  num_test: int = 1000
+  images_per_patient: int = 4
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    _validate.non_negative(difficulty=self.difficulty, seed=self.seed)
+    _validate.positive_int(
+      num_sites=self.num_sites,
+      num_train=self.num_train,
+      num_validation=self.num_validation,
+      num_test=self.num_test,
+      images_per_patient=self.images_per_patient,
+    )
+    if self.difficulty > 1:
+      raise _validate.InputError(
+        f'difficulty must lie in 0..1, got {self.difficulty!r}'
+      )
+    if self.num_classes not in range(2, len(CLASS_NAMES) + 1):
+      raise _validate.InputError(
+        f'num_classes must lie in 2..{len(CLASS_NAMES)}, got '
+        f'{self.num_classes!r}'
+      )
+    if self.image_size < 16:
+      raise _validate.InputError(
+        f'image_size must be at least 16, got {self.image_size!r}'
+      )
+    if self.channels not in CHANNELS:
+      raise _validate.InputError(
+        f'channels must be 1 (grey) or 3 (RGB), got {self.channels!r}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scanners:
+  """How the images of each site look; all arrays are [num_sites]."""
+
+  gain: np.ndarray
+  offset: np.ndarray
+  gamma: np.ndarray
+  blur: np.ndarray  # Standard deviation, in pixels at 28 x 28.
+  noise: np.ndarray  # Standard deviation, of a range of 0..1.
+
+
+def generate(spec: PhantomSpec) -> dict[str, images.Split]:
+  """Returns the splits; sites are shared by them and patients are not."""
+  scanners = _scanners(np.random.default_rng([spec.seed, 0]), spec)
+  counts = (spec.num_train, spec.num_validation, spec.num_test)
+  splits: dict[str, images.Split] = {}
+  first_patient = 0
+  for number, (name, count) in enumerate(zip(images.SPLIT_NAMES, counts)):
+    rng = np.random.default_rng([spec.seed, number + 1])
+    split = _split(rng, spec, scanners, count, first_patient)
+    assert split.patients is not None
+    first_patient = int(split.patients[-1]) + 1
+    splits[name] = split
+  return splits
+
+
+def site_names(spec: PhantomSpec) -> tuple[str, ...]:
+  """Returns the name of each site."""
+  return tuple(f'site_{i}' for i in range(spec.num_sites))
+
+
+def _scanners(rng: np.random.Generator, spec: PhantomSpec) -> _Scanners:
+  n = spec.num_sites
+  return _Scanners(
+    gain=rng.uniform(0.75, 1.2, n),
+    offset=rng.uniform(-0.08, 0.08, n),
+    gamma=rng.uniform(0.8, 1.3, n),
+    blur=rng.uniform(0.0, 0.7, n),
+    noise=rng.uniform(0.01, 0.05, n) * (0.5 + spec.difficulty),
+  )
+
+
+def _split(
+  rng: np.random.Generator,
+  spec: PhantomSpec,
+  scanners: _Scanners,
+  count: int,
+  first_patient: int,
+) -> images.Split:
+  """Draws patients until they have `count` images, then renders those."""
+  sizes = 1 + rng.poisson(spec.images_per_patient - 1, size=count)
+  patients = np.repeat(np.arange(count), sizes)[:count]
+  num_patients = patients[-1] + 1
+  # Balanced over the patients, in random order.
+  labels = rng.permutation(np.arange(num_patients) % spec.num_classes)
+  sites = rng.integers(spec.num_sites, size=num_patients)
+  shading = _Shading.draw(rng, num_patients)
+  chunks = []
+  for start in range(0, count, _CHUNK):
+    who = patients[start : start + _CHUNK]
+    scene = _scenes(rng, spec, labels[who], shading.take(who))
+    chunks.append(_scan(rng, spec, scanners, sites[who], scene))
+  return images.Split(
+    images=np.concatenate(chunks),
+    labels=labels[patients].astype(np.int64),
+    sites=sites[patients].astype(np.int64),
+    patients=(patients + first_patient).astype(np.int64),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shading:
+  """Slow waves of brightness that the images of a patient share."""
+
+  angle: np.ndarray
+  phase: np.ndarray
+  frequency: np.ndarray
+  level: np.ndarray
+
+  @classmethod
+  def draw(cls, rng: np.random.Generator, count: int) -> _Shading:
+    return cls(
+      angle=rng.uniform(0, 2 * np.pi, count),
+      phase=rng.uniform(0, 2 * np.pi, count),
+      frequency=rng.uniform(0.2, 0.7, count),
+      level=rng.uniform(0.3, 0.42, count),
+    )
+
+  def take(self, who: np.ndarray) -> _Shading:
+    return _Shading(
+      *(getattr(self, f.name)[who] for f in dataclasses.fields(self))
+    )
+
+  def render(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    along = _col(np.cos(self.angle)) * x + _col(np.sin(self.angle)) * y
+    wave = np.sin(2 * np.pi * _col(self.frequency) * along + _col(self.phase))
+    return _col(self.level) + 0.06 * wave
+
+
+def _scenes(
+  rng: np.random.Generator,
+  spec: PhantomSpec,
+  labels: np.ndarray,
+  shading: _Shading,
+) -> np.ndarray:
+  """Returns float32 [n, H, W], about 0..1, before any scanner."""
+  n, size = len(labels), spec.image_size
+  axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
+  x, y = axis[np.newaxis, np.newaxis, :], axis[np.newaxis, :, np.newaxis]
+  texture = 0.7 * _noise(rng, n, size, 0.09) + 0.5 * _noise(rng, n, size, 0.03)
+  scene = shading.render(x, y) + (0.02 + 0.08 * spec.difficulty) * texture
+  scene += 0.12 * _vessels(rng, n, x, y)
+  lesion = _lesions(rng, spec, labels, x, y)
+  return scene + (0.55 - 0.3 * spec.difficulty) * lesion
+
+
+def _noise(
+  rng: np.random.Generator, n: int, size: int, scale: float
+) -> np.ndarray:
+  """Returns [n, size, size] of smooth noise with a standard deviation of 1."""
+  white = rng.standard_normal([n, size, size], dtype=np.float32)
+  smooth = ndimage.gaussian_filter(
+    white, [0, scale * size, scale * size], mode='wrap'
+  )
+  return smooth / smooth.std()
+
+
+def _vessels(
+  rng: np.random.Generator, n: int, x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+  """Returns one bright line across each image."""
+  angle = _col(rng.uniform(0, np.pi, n))
+  distance = np.cos(angle) * x + np.sin(angle) * y
+  distance = distance - _col(rng.uniform(-0.8, 0.8, n))
+  return np.exp(-0.5 * (distance / _col(rng.uniform(0.05, 0.1, n))) ** 2)
+
+
+def _lesions(
+  rng: np.random.Generator,
+  spec: PhantomSpec,
+  labels: np.ndarray,
+  x: np.ndarray,
+  y: np.ndarray,
+) -> np.ndarray:
+  """Returns [n, H, W], each lesion of the same total brightness for its size."""
+  n, reach = len(labels), 0.15 + 0.35 * spec.difficulty
+  center_x, center_y = (_col(rng.uniform(-reach, reach, n)) for _ in range(2))
+  radius = _col(rng.uniform(0.3, 0.48, n))
+  angle = _col(rng.uniform(0, 2 * np.pi, n))
+  dx, dy = (x - center_x) / radius, (y - center_y) / radius
+  u = np.cos(angle) * dx + np.sin(angle) * dy
+  v = np.cos(angle) * dy - np.sin(angle) * dx
+  lesion = np.empty_like(u)
+  for label in range(spec.num_classes):
+    of_class = labels == label
+    lesion[of_class] = _shape(rng, label, u[of_class], v[of_class])
+  blob = np.exp(-(u**2 + v**2) / 0.8)
+  mix = 0.6 * spec.difficulty**2
+  return (1 - mix) * _level(lesion, blob) + mix * blob
+
+
+def _level(lesion: np.ndarray, blob: np.ndarray) -> np.ndarray:
+  """Scales each image of `lesion` to the sum of its `blob`."""
+  sums = lesion.sum(axis=(1, 2), keepdims=True)
+  return lesion * blob.sum(axis=(1, 2), keepdims=True) / sums
+
+
+def _shape(
+  rng: np.random.Generator, label: int, u: np.ndarray, v: np.ndarray
+) -> np.ndarray:
+  """Returns the lesion of one class in its own coordinates, radius about 1."""
+  rho, phi = np.hypot(u, v), np.arctan2(v, u)
+  name = CLASS_NAMES[label]
+  if name == 'nodule':
+    return _inside(0.85 - rho)
+  if name == 'cavity':
+    return _inside(0.22 - np.abs(rho - 0.8))
+  if name == 'spiculated mass':
+    return _inside(0.6 + 0.5 * np.cos(5 * phi) - rho)
+  if name == 'speck cluster':
+    return _specks(rng, u, v)
+  if name == 'linear scar':
+    return _inside(np.minimum(0.22 - np.abs(v), 1.3 - np.abs(u)))
+  if name == 'paired nodules':
+    return _inside(0.45 - np.hypot(np.abs(u) - 0.7, v))
+  if name == 'crescent':
+    return _inside(np.minimum(0.95 - rho, np.hypot(u - 0.5, v) - 0.75))
+  return _inside(0.95 - rho) * (0.5 + 0.5 * np.sin(9 * u))
+
+
+def _specks(
+  rng: np.random.Generator, u: np.ndarray, v: np.ndarray, count: int = 5
+) -> np.ndarray:
+  """Returns small bright specks around a circle, unevenly."""
+  total = np.zeros_like(u)
+  for i in range(count):
+    turn = _col(2 * np.pi * i / count + rng.uniform(-0.4, 0.4, len(u)))
+    far = _col(rng.uniform(0.5, 1.0, len(u)))
+    distance = np.hypot(u - far * np.cos(turn), v - far * np.sin(turn))
+    total += np.exp(-0.5 * (distance / 0.2) ** 2)
+  return total
+
+
+def _inside(distance: np.ndarray) -> np.ndarray:
+  """Returns 1 where `distance` to the edge is positive, with a soft edge."""
+  return 1 / (1 + np.exp(-np.clip(distance / 0.06, -30, 30)))
+
+
+def _scan(
+  rng: np.random.Generator,
+  spec: PhantomSpec,
+  scanners: _Scanners,
+  sites: np.ndarray,
+  scene: np.ndarray,
+) -> np.ndarray:
+  """Returns the scenes as uint8 [n, H, W, C] images of their sites."""
+  scene = scene.astype(np.float32)
+  for site in np.unique(sites):
+    of_site = sites == site
+    sigma = scanners.blur[site] * spec.image_size / 28
+    scene[of_site] = ndimage.gaussian_filter(scene[of_site], [0, sigma, sigma])
+  curve = np.clip(scene, 0, None) ** _col(scanners.gamma[sites])
+  image = _col(scanners.gain[sites]) * curve + _col(scanners.offset[sites])
+  noise = rng.standard_normal(image.shape, dtype=np.float32)
+  image = (image + _col(scanners.noise[sites]) * noise)[..., np.newaxis]
+  if spec.channels == 3:
+    image = 1 - image * _TINT  # Dark structures on a light, stained ground.
+  return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def _col(values: np.ndarray) -> np.ndarray:
+  """Returns [n] values as float32 [n, 1, 1], to go with images [n, H, W]."""
+  return np.asarray(values, np.float32)[:, np.newaxis, np.newaxis]
