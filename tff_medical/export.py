@@ -126,7 +126,7 @@ def checked_card(card: Mapping[str, Any]) -> dict[str, Any]:
   plain = plain_json(card, 'privacy_card')
   if plain['epsilon'] != 'inf':
     _validate.non_negative(**{'privacy_card epsilon': plain['epsilon']})
-  _validate.in_range(-1e-300, 1, **{'privacy_card delta': plain['delta']})
+    _validate.in_range(0, 1, **{'privacy_card delta': plain['delta']})
   return plain
 
 

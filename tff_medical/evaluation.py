@@ -1,0 +1,260 @@
+"""How good a model is, in the figures that medical papers report.
+
+Scores [N, K] and labels go in, an ordered mapping of floats with flat, stable
+names comes out: `loss`, `accuracy`, `balanced_accuracy`, `auc`, and for each
+class `sensitivity/CLASS` and `specificity/CLASS`; for each site the same below
+`site/SITE/`. A figure that the labels do not determine, such as the sensitivity
+to a class that none of them has, is NaN and is left out of averages. When a
+score is not finite, as after diverged training, every figure is NaN.
+
+- accuracy: share of right classes; multi-label: share of right labels.
+- balanced accuracy: mean sensitivity of the classes; multi-label: mean over the
+  labels of (sensitivity + specificity) / 2.
+- AUC: area under the ROC curve of class 1 for two classes, else the mean over
+  the classes of one against the rest; multi-label: the mean over the labels.
+
+>>> logits = np.log([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
+>>> found = metrics(logits, np.array([0, 1, 1, 0]), class_names=('no', 'yes'))
+>>> for name, value in found.items():
+...   print(f'{name:<18}{value:.3f}')
+loss              0.400
+accuracy          0.750
+balanced_accuracy 0.750
+auc               1.000
+sensitivity/no    1.000
+sensitivity/yes   0.500
+specificity/no    0.500
+specificity/yes   1.000
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import special
+from sklearn import metrics as sklearn_metrics
+import tensorflow as tf
+
+from tff_medical import _validate, models
+
+_EPSILON = 1e-15  # a probability of 0 costs a loss of 35, not infinity
+
+
+def evaluate(
+  model: tf.keras.Model,
+  images: np.ndarray,
+  labels: np.ndarray,
+  *,
+  class_names: Sequence[str],
+  multi_label: bool = False,
+  sites: np.ndarray | None = None,
+  batch_size: int = 128,
+) -> collections.OrderedDict[str, float]:
+  """Returns the metrics of `model`, over all images and, if given, by site.
+
+  Args:
+    model: From float32 [N, H, W, C] in 0..1 to logits [N, K].
+    images: uint8 [N, H, W, C].
+    labels: Integers, classes [N] or, multi-label, 0 and 1 [N, K].
+    class_names: K names, which become part of the metrics' names.
+    multi_label: Whether the K outputs are independent labels.
+    sites: [N], the site of each image, as numbers or names.
+    batch_size: Images to predict at a time.
+
+  Returns:
+    The metrics as the module describes them.
+  """
+  logits = predict(model, images, batch_size=batch_size)
+  found = metrics(
+    logits, labels, class_names=class_names, multi_label=multi_label
+  )
+  if sites is not None:
+    found.update(
+      by_group(
+        logits,
+        labels,
+        sites,
+        class_names=class_names,
+        multi_label=multi_label,
+      )
+    )
+  return found
+
+
+def predict(
+  model: tf.keras.Model, images: np.ndarray, *, batch_size: int = 128
+) -> np.ndarray:
+  """Returns float32 logits [N, K] for uint8 images [N, H, W, C]."""
+  _validate.positive_int(batch_size=batch_size)
+  expected = model.input_shape[1:]
+  if images.dtype != np.uint8 or images.shape[1:] != expected:
+    raise _validate.InputError(
+      f'images must be uint8 [N, {", ".join(map(str, expected))}] for this '
+      f'model, got {images.dtype} {list(images.shape)}'
+    )
+  models.restore_eager(model)
+  parts = [np.zeros((0, model.output_shape[-1]), np.float32)]
+  for start in range(0, len(images), batch_size):
+    batch = images[start : start + batch_size].astype(np.float32) / 255
+    parts.append(model(batch, training=False).numpy())
+  return np.concatenate(parts)
+
+
+def metrics(
+  scores: np.ndarray,
+  labels: np.ndarray,
+  *,
+  class_names: Sequence[str],
+  multi_label: bool = False,
+  from_logits: bool = True,
+) -> collections.OrderedDict[str, float]:
+  """Returns the metrics of predictions that are already made.
+
+  Args:
+    scores: Logits or probabilities [N, K], N at least 1.
+    labels: Integers, classes [N] or, multi-label, 0 and 1 [N, K].
+    class_names: K names, which become part of the metrics' names.
+    multi_label: Whether the K scores are independent labels.
+    from_logits: Whether `scores` are logits rather than probabilities.
+
+  Returns:
+    The metrics as the module describes them.
+  """
+  labels = _checked_labels(scores, labels, class_names, multi_label)
+  truth = labels if multi_label else np.eye(len(class_names))[labels]
+  logits = scores.astype(np.float64)
+  if not from_logits:
+    logits = _logits(logits, multi_label)
+  values = np.full(4 + 2 * len(class_names), np.nan)
+  if np.isfinite(logits).all():
+    values = _values(logits, truth.astype(bool), multi_label)
+  names = ['loss', 'accuracy', 'balanced_accuracy', 'auc']
+  names += [f'sensitivity/{name}' for name in class_names]
+  names += [f'specificity/{name}' for name in class_names]
+  return collections.OrderedDict(zip(names, map(float, values)))
+
+
+def by_group(
+  scores: np.ndarray,
+  labels: np.ndarray,
+  groups: np.ndarray,
+  *,
+  class_names: Sequence[str],
+  multi_label: bool = False,
+  from_logits: bool = True,
+  prefix: str = 'site',
+) -> collections.OrderedDict[str, float]:
+  """Returns the metrics of each group, named `PREFIX/GROUP/METRIC`.
+
+  Args:
+    scores: Logits or probabilities [N, K].
+    labels: Integers, classes [N] or, multi-label, 0 and 1 [N, K].
+    groups: [N], the group of each image, as numbers or names.
+    class_names: K names, which become part of the metrics' names.
+    multi_label: Whether the K scores are independent labels.
+    from_logits: Whether `scores` are logits rather than probabilities.
+    prefix: What a group is.
+
+  Returns:
+    The metrics of each group in the sorted order of the groups.
+  """
+  if groups.shape != (len(scores),):
+    raise _validate.InputError(
+      f'groups must have one entry for each of {len(scores)} images, '
+      f'got shape {groups.shape}'
+    )
+  found: collections.OrderedDict[str, float] = collections.OrderedDict()
+  for group in np.unique(groups):
+    members = groups == group
+    part = metrics(
+      scores[members],
+      labels[members],
+      class_names=class_names,
+      multi_label=multi_label,
+      from_logits=from_logits,
+    )
+    found.update((f'{prefix}/{group}/{name}', v) for name, v in part.items())
+  return found
+
+
+def _values(
+  logits: np.ndarray, truth: np.ndarray, multi_label: bool
+) -> np.ndarray:
+  """The metrics in order, from finite logits and boolean truth [N, K]."""
+  if multi_label:
+    predicted = logits >= 0
+    losses = np.logaddexp(0, logits) - truth * logits
+    right = predicted == truth
+    ranks = logits
+  else:
+    choice = logits.argmax(axis=1)
+    predicted = np.eye(truth.shape[1], dtype=bool)[choice]
+    ranks = special.log_softmax(logits, axis=1)
+    losses = -ranks[truth]
+    right = predicted[truth]
+  sensitivity = _ratio((predicted & truth).sum(0), truth.sum(0))
+  specificity = _ratio((~predicted & ~truth).sum(0), (~truth).sum(0))
+  balanced = (sensitivity + specificity) / 2 if multi_label else sensitivity
+  overall = (losses.mean(), right.mean(), _mean(balanced), _auc(ranks, truth))
+  return np.concatenate([overall, sensitivity, specificity])
+
+
+def _auc(ranks: np.ndarray, truth: np.ndarray) -> float:
+  """Mean over the columns of the area under the ROC curve, where defined.
+
+  For two classes both columns have the same area, that of class 1.
+  """
+  areas = [
+    sklearn_metrics.roc_auc_score(truth[:, k], ranks[:, k])
+    for k in range(truth.shape[1])
+    if 0 < truth[:, k].sum() < len(truth)
+  ]
+  return _mean(np.array(areas))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+  """`part / whole`, NaN where there is nothing to divide by."""
+  unknown = np.full(whole.shape, np.nan)
+  return np.divide(part, whole, out=unknown, where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+  """Mean of what is not NaN; NaN when nothing is left."""
+  defined = values[~np.isnan(values)]
+  return float(defined.mean()) if defined.size else float('nan')
+
+
+def _logits(probabilities: np.ndarray, multi_label: bool) -> np.ndarray:
+  """Logits that give `probabilities`, away from minus and plus infinity."""
+  if multi_label:
+    return special.logit(np.clip(probabilities, _EPSILON, 1 - _EPSILON))
+  return np.log(np.clip(probabilities, _EPSILON, None))
+
+
+def _checked_labels(
+  scores: np.ndarray,
+  labels: np.ndarray,
+  class_names: Sequence[str],
+  multi_label: bool,
+) -> np.ndarray:
+  """Returns integer labels that fit the scores, or raises `InputError`."""
+  count, classes = len(scores), len(class_names)
+  if scores.shape != (count, classes) or not count or classes < 1:
+    raise _validate.InputError(
+      f'scores must be [N, {classes}] for {classes} class names with at '
+      f'least one image, got {list(scores.shape)}'
+    )
+  shape = (count, classes) if multi_label else (count,)
+  if labels.shape != shape or labels.dtype.kind not in 'iub':
+    raise _validate.InputError(
+      f'labels must be integers {list(shape)}, '
+      f'got {labels.dtype} {list(labels.shape)}'
+    )
+  highest = 1 if multi_label else classes - 1
+  if labels.min() < 0 or labels.max() > highest:
+    raise _validate.InputError(
+      f'labels must lie in 0..{highest}, got {labels.min()}..{labels.max()}'
+    )
+  return labels.astype(np.int64)
