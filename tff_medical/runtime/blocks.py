@@ -1,0 +1,434 @@
+"""Unfolds a TFF computation into a graph of TensorFlow calls.
+
+`trace` evaluates the building blocks of a computation once, on symbols. What
+remains are nodes: TensorFlow blocks, operations on sequences and folds over
+clients. Functions, structures, selections, broadcasts and zips have vanished,
+as a value is a nested tuple of `Leaf`s: outputs of nodes.
+
+Each node is placed at the clients or at the server, and has a level: the number
+of folds over all clients that must be over before it can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import itertools
+from typing import Any, NamedTuple, Union
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical.runtime import graphs
+from tff_medical.runtime import sequences
+from tff_medical.runtime import values
+
+_Emit = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+class Leaf(NamedTuple):
+  """One output of a node: a tensor or a sequence."""
+
+  node: Node
+  index: int
+
+  @property
+  def type_spec(self) -> tff.Type:
+    return self.node.types[self.index]
+
+
+# A leaf, a tuple of values, or a function from value to value.
+Value = Union[Leaf, tuple, Callable[..., Any]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+  """An operation on leaves.
+
+  Attributes:
+    types: A tensor or sequence type for each output.
+    inputs: The leaves it reads.
+    emit: Builds the operation in the current graph; `None` for a parameter.
+    at_clients: Whether it runs once for each client.
+    level: Folds that come before it.
+    serial: Position in the order of creation.
+  """
+
+  types: tuple[tff.Type, ...]
+  inputs: tuple[Leaf, ...]
+  emit: _Emit | None
+  at_clients: bool
+  level: int
+  serial: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fold(Node):
+  """Folds a value of every client into one: its outputs are the total.
+
+  Attributes:
+    client_values: The leaves of a client's value.
+    zeros: The leaves to start from.
+    accumulate: Function of total and value.
+    merge: Function of two totals.
+  """
+
+  client_values: tuple[Leaf, ...]
+  zeros: tuple[Leaf, ...]
+  accumulate: Function
+  merge: Function
+
+  @property
+  def captured(self) -> tuple[Leaf, ...]:
+    return self.accumulate.captured + self.merge.captured
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+  """A function of leaves, with the outer leaves that it captures."""
+
+  parameters: tuple[Leaf, ...]
+  results: tuple[Leaf, ...]
+  captured: tuple[Leaf, ...]
+
+  def emit(self, args: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
+    """Builds the function in the current graph, applied to its inputs."""
+    known = dict(zip(self.parameters + self.captured, [*args, *captured]))
+    return emit(self.results, known)
+
+
+def emit(leaves: Sequence[Leaf], known: Mapping[Leaf, Any]) -> list[Any]:
+  """Builds what `leaves` need in the current graph, from the `known` ones."""
+  found = dict(known)
+
+  def build(leaf: Leaf) -> Any:
+    if leaf not in found:
+      node = leaf.node
+      if node.emit is None or isinstance(node, Fold):
+        raise AssertionError(f'{node} has to be known')
+      outputs = node.emit([build(i) for i in node.inputs])
+      found.update((Leaf(node, i), o) for i, o in enumerate(outputs))
+    return found[leaf]
+
+  return [build(leaf) for leaf in leaves]
+
+
+def flatten(value: Value) -> Iterator[Leaf]:
+  """Yields the leaves of a value."""
+  if isinstance(value, Leaf):
+    yield value
+  elif isinstance(value, tuple):
+    for element in value:
+      yield from flatten(element)
+  else:
+    raise TypeError('A function cannot be a value of a client or a result.')
+
+
+def _pack(type_spec: tff.Type, leaves: Iterator[Leaf]) -> Value:
+  """Arranges leaves as a value of a type."""
+  if isinstance(type_spec, tff.FederatedType):
+    return _pack(type_spec.member, leaves)
+  if isinstance(type_spec, tff.StructType):
+    types = [t for _, t in tff.structure.iter_elements(type_spec)]
+    return tuple(_pack(t, leaves) for t in types)
+  return next(leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+  """A whole computation.
+
+  Attributes:
+    parameters: One for each leaf of the parameter.
+    result: The leaves of the result.
+    has_state: Whether any part holds variables or tables.
+  """
+
+  parameters: tuple[Leaf, ...]
+  result: tuple[Leaf, ...]
+  has_state: bool
+
+
+def trace(block: tff.framework.ComputationBuildingBlock) -> Traced:
+  """Evaluates the building block of a function on symbols."""
+  return _Tracer().trace(block)
+
+
+class _Tracer:
+  """Evaluates building blocks; see `trace`."""
+
+  def __init__(self) -> None:
+    self._serial = itertools.count()
+    self._at_clients = False
+    self._has_state = False
+    self._evaluators: dict[type, Callable[[Any, dict], Value]] = {
+      tff.framework.Reference: lambda b, env: env[b.name],
+      tff.framework.Selection: self._selection,
+      tff.framework.Struct: self._struct,
+      tff.framework.Call: self._call,
+      tff.framework.Lambda: self._lambda,
+      tff.framework.Block: self._block,
+      tff.framework.Intrinsic: self._intrinsic,
+      tff.framework.CompiledComputation: self._compiled,
+      tff.framework.Literal: self._literal,
+    }
+
+  def trace(self, block: tff.framework.ComputationBuildingBlock) -> Traced:
+    parameter = block.type_signature.parameter
+    leaves = []
+    for leaf in values.leaf_types(parameter):
+      clients = leaf.at_clients and not leaf.all_equal
+      leaves.append(self._node([leaf.member], (), None, clients)[0])
+    function = self._evaluate(block, {})
+    args = [] if parameter is None else [_pack(parameter, iter(leaves))]
+    result = tuple(flatten(function(*args)))
+    return Traced(tuple(leaves), result, self._has_state)
+
+  def _node(
+    self,
+    types: Sequence[tff.Type],
+    inputs: Sequence[Leaf],
+    emit_fn: _Emit | None,
+    at_clients: bool | None = None,
+  ) -> tuple[Leaf, ...]:
+    """Adds a node and returns its outputs."""
+    if at_clients is None:
+      at_clients = self._at_clients
+    level = max((i.node.level for i in inputs), default=0)
+    node = Node(
+      tuple(types),
+      tuple(inputs),
+      emit_fn,
+      at_clients,
+      level,
+      next(self._serial),
+    )
+    return tuple(Leaf(node, i) for i in range(len(types)))
+
+  def _evaluate(self, block: Any, env: dict[str, Value]) -> Value:
+    evaluator = self._evaluators.get(type(block))
+    if evaluator is None:
+      raise NotImplementedError(
+        f'The local runtime cannot run a {type(block).__name__}: {block}'
+      )
+    return evaluator(block, env)
+
+  def _selection(self, block: Any, env: dict[str, Value]) -> Value:
+    return self._evaluate(block.source, env)[block.as_index()]
+
+  def _struct(self, block: Any, env: dict[str, Value]) -> Value:
+    elements = tff.structure.iter_elements(block)
+    return tuple(self._evaluate(element, env) for _, element in elements)
+
+  def _call(self, block: Any, env: dict[str, Value]) -> Value:
+    function = self._evaluate(block.function, env)
+    if block.argument is None:
+      return function()
+    return function(self._evaluate(block.argument, env))
+
+  def _lambda(self, block: Any, env: dict[str, Value]) -> Value:
+    def function(*args: Value) -> Value:
+      inner = dict(env)
+      if block.parameter_name is not None:
+        inner[block.parameter_name] = args[0]
+      return self._evaluate(block.result, inner)
+
+    return function
+
+  def _block(self, block: Any, env: dict[str, Value]) -> Value:
+    env = dict(env)
+    for name, value in block.locals:
+      env[name] = self._evaluate(value, env)
+    return self._evaluate(block.result, env)
+
+  def _literal(self, block: Any, env: dict[str, Value]) -> Value:
+    del env
+    spec = tff.types.type_to_tf_tensor_specs(block.type_signature)
+    value = block.value
+    return self._node(
+      [block.type_signature],
+      (),
+      lambda _: [tf.constant(value, spec.dtype, spec.shape)],
+    )[0]
+
+  def _compiled(self, block: Any, env: dict[str, Value]) -> Value:
+    del env
+    if block.proto.WhichOneof('computation') != 'tensorflow':
+      raise NotImplementedError(
+        'The local runtime runs TensorFlow; it cannot run a computation of '
+        f'kind {block.proto.WhichOneof("computation")!r}.'
+      )
+    graph = graphs.Block.from_proto(block.proto.tensorflow)
+    self._has_state |= graph.has_state
+    result = block.type_signature.result
+    types = [leaf.member for leaf in values.leaf_types(result)]
+
+    def function(*args: Value) -> Value:
+      place = 'client' if self._at_clients else 'server'
+      emit_fn = lambda inputs: graph.emit(inputs, f'{place}_computation')
+      leaves = self._node(types, tuple(flatten(args)), emit_fn)
+      return _pack(result, iter(leaves))
+
+    return function
+
+  def _intrinsic(self, block: Any, env: dict[str, Value]) -> Value:
+    del env
+    method = getattr(self, f'_{block.uri}', None)
+    if method is None:
+      raise NotImplementedError(
+        f'The local runtime has no {block.uri}; if it is a secure sum, this '
+        'is a mistake in the runtime.'
+      )
+    return lambda *args: method(*args, block.type_signature)
+
+  def _run(self, at_clients: bool, function: Any, *args: Value) -> Value:
+    """Calls a function with what it does placed at clients or server."""
+    before, self._at_clients = self._at_clients, at_clients
+    try:
+      return function(*args)
+    finally:
+      self._at_clients = before
+
+  def _function(self, function: Any, *types: tff.Type) -> Function:
+    """Traces a function of arguments of the given types."""
+    start = next(self._serial)
+    args = []
+    for type_spec in types:
+      leaves = [leaf.member for leaf in values.leaf_types(type_spec)]
+      args.append(_pack(type_spec, iter(self._parameters(leaves))))
+    packed = args[0] if len(args) == 1 else tuple(args)
+    results = tuple(flatten(function(packed)))
+    captured: dict[Leaf, None] = {}
+    todo, seen = list(results), set()
+    while todo:
+      leaf = todo.pop()
+      if leaf.node.serial < start:
+        captured[leaf] = None
+      elif leaf.node not in seen:
+        seen.add(leaf.node)
+        todo.extend(leaf.node.inputs)
+    return Function(tuple(flatten(tuple(args))), results, tuple(captured))
+
+  def _parameters(self, types: Sequence[tff.Type]) -> list[Leaf]:
+    return [self._node([t], (), None)[0] for t in types]
+
+  # Intrinsics, named as TFF names them.
+
+  def _federated_map(self, arg: Any, _: tff.Type) -> Value:
+    return self._run(True, *arg)
+
+  def _federated_apply(self, arg: Any, _: tff.Type) -> Value:
+    return self._run(False, *arg)
+
+  _federated_map_all_equal = _federated_apply
+
+  def _federated_eval_at_clients(self, function: Any, _: tff.Type) -> Value:
+    return self._run(True, function)
+
+  def _federated_eval_at_server(self, function: Any, _: tff.Type) -> Value:
+    return self._run(False, function)
+
+  def _federated_broadcast(self, arg: Any, _: tff.Type) -> Value:
+    return arg
+
+  _federated_value_at_clients = _federated_broadcast
+  _federated_value_at_server = _federated_broadcast
+  _federated_zip_at_clients = _federated_broadcast
+  _federated_zip_at_server = _federated_broadcast
+
+  def _federated_aggregate(self, arg: Any, type_spec: tff.Type) -> Value:
+    value, zero, accumulate, merge, report = arg
+    member, total = type_spec.parameter[0].member, type_spec.parameter[3].result
+    add = self._function(accumulate, total, member)
+    join = self._function(merge, total, total)
+    client_values, zeros = tuple(flatten(value)), tuple(flatten(zero))
+    inputs = client_values + zeros + add.captured + join.captured
+    node = Fold(
+      tuple(leaf.type_spec for leaf in add.results),
+      inputs,
+      None,
+      False,
+      max((i.node.level for i in inputs), default=0) + 1,
+      next(self._serial),
+      client_values,
+      zeros,
+      add,
+      join,
+    )
+    leaves = (Leaf(node, i) for i in range(len(node.types)))
+    return self._run(False, report, _pack(total, leaves))
+
+  def _federated_select(self, arg: Any, type_spec: tff.Type) -> Value:
+    keys, _, server_value, select = arg
+    member = type_spec.parameter[2].member
+    key = tff.TensorType(keys.type_spec.dtype)
+    function = self._function(select, member, key)
+    size = len(function.parameters) - 1
+
+    def emit_fn(inputs: Sequence[Any]) -> list[Any]:
+      keys, rest = inputs[0], inputs[1:]
+      args, captured = rest[:size], rest[size:]
+      return [
+        sequences.from_rows(
+          keys, lambda key: function.emit([*args, key], captured), element
+        )
+      ]
+
+    result = type_spec.result.member
+    element = result.element
+    inputs = (keys, *flatten(server_value), *function.captured)
+    return self._node([result], inputs, emit_fn, True)[0]
+
+  _federated_secure_select = _federated_select
+
+  def _sequence_map(self, arg: Any, type_spec: tff.Type) -> Value:
+    function, sequence = arg
+    element, result = sequence.type_spec.element, type_spec.result
+    traced = self._function(function, element)
+
+    def emit_fn(inputs: Sequence[Any]) -> list[Any]:
+      return [
+        sequences.apply(
+          inputs[0],
+          element,
+          lambda leaves: traced.emit(leaves, inputs[1:]),
+          result.element,
+        )
+      ]
+
+    return self._node([result], (sequence, *traced.captured), emit_fn)[0]
+
+  def _sequence_reduce(self, arg: Any, type_spec: tff.Type) -> Value:
+    sequence, zero, function = arg
+    result, element = type_spec.result, sequence.type_spec.element
+    traced = self._function(function, result, element)
+    zeros = tuple(flatten(zero))
+    size = len(zeros)
+
+    def emit_fn(inputs: Sequence[Any]) -> list[Any]:
+      state, captured = inputs[1 : 1 + size], inputs[1 + size :]
+      return sequences.reduce(
+        inputs[0],
+        element,
+        state,
+        lambda state, leaves: traced.emit([*state, *leaves], captured),
+      )
+
+    types = [leaf.type_spec for leaf in traced.results]
+    inputs = (sequence, *zeros, *traced.captured)
+    return _pack(result, iter(self._node(types, inputs, emit_fn)))
+
+  def _sequence_sum(self, sequence: Any, type_spec: tff.Type) -> Value:
+    types = [leaf.member for leaf in values.leaf_types(type_spec.result)]
+    specs = [tff.types.type_to_tf_tensor_specs(t) for t in types]
+
+    def emit_fn(inputs: Sequence[Any]) -> list[Any]:
+      return sequences.reduce(
+        inputs[0],
+        sequence.type_spec.element,
+        [tf.zeros(s.shape, s.dtype) for s in specs],
+        lambda state, leaves: [s + x for s, x in zip(state, leaves)],
+      )
+
+    leaves = self._node(types, (sequence,), emit_fn)
+    return _pack(type_spec.result, iter(leaves))

@@ -1,0 +1,171 @@
+"""Runs the clients of a cohort at once and folds what they return.
+
+Clients are dealt to lanes in turn, one lane for each device, and each lane runs
+some at once on threads. A result is folded into the lane's total as soon as all
+earlier clients of the lane are in it, so the order of additions, and with it
+every bit of the result, does not depend on the number of threads or on their
+luck. Threads wait when they are too far ahead of the slowest client: the number
+of results that wait is bounded, whatever the size of the cohort.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import concurrent.futures
+import dataclasses
+import threading
+from typing import Any
+
+# Results that may wait for an earlier client, for each thread of a lane.
+_AHEAD = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """Where a client runs: `worker` of `lane`, on a TensorFlow device."""
+
+  lane: int
+  worker: int
+  device: str
+
+
+class ClientError(RuntimeError):
+  """The computation of one client failed.
+
+  Attributes:
+    client_index: Position of the client in the cohort.
+  """
+
+  def __init__(self, message: str, client_index: int):
+    super().__init__(message)
+    self.client_index = client_index
+
+
+class _Lane:
+  """Hands out the clients of one lane and folds their results in order."""
+
+  def __init__(
+    self,
+    clients: Sequence[int],
+    limit: int,
+    fold: Callable[[Any, Any], Any],
+    total: Any,
+  ):
+    self.total = total
+    self.errors: list[tuple[int, Exception]] = []
+    self._clients = clients
+    self._limit = limit
+    self._fold = fold
+    self._taken = 0
+    self._folded = 0
+    self._folding = False
+    self._waiting: dict[int, Any] = {}
+    self._stopped = False
+    self._changed = threading.Condition()
+
+  def stop(self) -> None:
+    """Hands out no more clients."""
+    with self._changed:
+      self._stopped = True
+      self._changed.notify_all()
+
+  def take(self) -> int | None:
+    """Returns a position in the lane to work on, `None` when all are taken."""
+    with self._changed:
+      self._changed.wait_for(
+        lambda: self._stopped or self._taken - self._folded < self._limit
+      )
+      if self._stopped or self._taken == len(self._clients):
+        return None
+      self._taken += 1
+      return self._taken - 1
+
+  def put(self, position: int, result: Any) -> None:
+    """Folds a result, and those that waited for it."""
+    with self._changed:
+      self._waiting[position] = result
+      if self._folding:
+        return
+      self._folding = True
+    while True:
+      with self._changed:
+        result = self._waiting.pop(self._folded, None)
+        if result is None:
+          self._folding = False
+          return
+      self.total = self._fold(self.total, result)
+      with self._changed:
+        self._folded += 1
+        self._changed.notify_all()
+
+  def run(self, work: Callable[[int, Slot], Any], slot: Slot) -> None:
+    """Works on clients until none is left or one has failed."""
+    while (position := self.take()) is not None:
+      index = self._clients[position]
+      try:
+        self.put(position, work(index, slot))
+      except Exception as error:  # noqa: BLE001 - reported by `Cohort.run`
+        self.errors.append((index, error))
+        self.stop()
+      except BaseException:
+        self.stop()
+        raise
+
+
+class Cohort:
+  """Threads that run clients.
+
+  Args:
+    devices: A TensorFlow device for each lane.
+    threads: Clients at once in each lane.
+  """
+
+  def __init__(self, devices: Sequence[str], threads: int):
+    self.devices = tuple(devices)
+    self.threads = threads
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+      len(devices) * threads, thread_name_prefix='tff_client'
+    )
+
+  def run(
+    self,
+    clients: int,
+    work: Callable[[int, Slot], Any],
+    fold: Callable[[int, Any, Any], Any],
+    zero: Any,
+  ) -> list[Any]:
+    """Returns the total of each lane that had a client.
+
+    Args:
+      clients: Size of the cohort.
+      work: Computes a result of the client with this index.
+      fold: Adds a result to the total of a lane: `fold(lane, total, result)`.
+      zero: The total to start from.
+
+    Raises:
+      ClientError: If a client failed, from the error of the first that did.
+    """
+    lanes = []
+    for number in range(min(clients, len(self.devices))):
+      mine = range(number, clients, len(self.devices))
+      add = lambda total, result, lane=number: fold(lane, total, result)
+      lanes.append(_Lane(mine, _AHEAD * self.threads, add, zero))
+    futures = [
+      self._pool.submit(lane.run, work, Slot(n, worker, self.devices[n]))
+      for n, lane in enumerate(lanes)
+      for worker in range(self.threads)
+    ]
+    try:
+      for future in futures:
+        future.result()
+    finally:
+      for lane in lanes:
+        lane.stop()
+      concurrent.futures.wait(futures)
+    errors = [error for lane in lanes for error in lane.errors]
+    if errors:
+      index, error = min(errors, key=lambda pair: pair[0])
+      raise ClientError(
+        f'client {index} of {clients}: {error}', index
+      ) from error
+    return [lane.total for lane in lanes]

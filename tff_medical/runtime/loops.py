@@ -1,0 +1,139 @@
+"""Loops over a client's batches that stay inside the graph.
+
+TFF's client work reads its data with `tf.data.Dataset.reduce`: one op,
+`ReduceDataset`, that runs the training loop inside itself. `reduce_sequence`
+builds the same reduction as a loop of the graph around the same function, over
+an iterator of the dataset or, faster, over slices of tensors (`Slices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+_Step = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor]], list]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+  """The batches of one client, inside a graph: slices of whole tensors.
+
+  Attributes:
+    components: The flat components of all examples, each `[examples, ...]`.
+    batch_size: Scalar, examples in a batch.
+    epochs: Scalar, how often the batches are repeated.
+    drop_remainder: Scalar boolean, whether an incomplete batch is left out.
+  """
+
+  components: tuple[tf.Tensor, ...]
+  batch_size: tf.Tensor
+  epochs: tf.Tensor
+  drop_remainder: tf.Tensor
+
+  def batches(self) -> tf.Tensor:
+    """Returns the number of batches in one epoch."""
+    examples = tf.shape(self.components[0], tf.int64)[0]
+    extra = tf.where(
+      self.drop_remainder, tf.zeros_like(examples), self.batch_size - 1
+    )
+    return (examples + extra) // self.batch_size
+
+  def batch(self, index: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the flat components of one batch of an epoch."""
+    start = index * self.batch_size
+    return [c[start : start + self.batch_size] for c in self.components]
+
+  def to_variant(self) -> tf.Tensor:
+    """Returns the same batches as the variant tensor of a dataset."""
+    with tf.device('/device:CPU:0'):
+      dataset = (
+        tf.data.Dataset.range(self.batches())
+        .map(lambda i: tuple(self.batch(i)))
+        .repeat(self.epochs)
+      )
+      return tf.data.experimental.to_variant(dataset)
+
+
+def reduce_sequence(
+  node: Any,
+  function: Any,
+  sequence: Slices | tf.Tensor,
+  inputs: Sequence[tf.Tensor],
+) -> list[tf.Tensor]:
+  """Returns the outputs of a `ReduceDataset` node, computed by a loop.
+
+  Args:
+    node: The `NodeDef` of the reduction.
+    function: The `FunctionDef` of its function, part of the current graph.
+    sequence: The batches, as slices or as the variant tensor of a dataset.
+    inputs: The initial state followed by the captured arguments.
+  """
+  size = len(node.attr['Tstate'].list.type)
+  shapes = [tf.TensorShape(s) for s in node.attr['output_shapes'].list.shape]
+  state, captured = list(inputs[:size]), list(inputs[size:])
+  attribute = node.attr['f'].func
+
+  def step(state: Sequence[tf.Tensor], batch: Sequence[tf.Tensor]) -> list:
+    outputs = tf.raw_ops.StatefulPartitionedCall(
+      args=[*state, *batch, *captured],
+      Tout=[s.dtype for s in state],
+      f=attribute,
+    )
+    for output, shape in zip(outputs, shapes):
+      output.set_shape(shape)
+    return list(outputs)
+
+  if isinstance(sequence, Slices):
+    return _over_slices(step, sequence, state, shapes)
+  arguments = function.signature.input_arg
+  elements = arguments[size : len(arguments) - len(captured)]
+  types = [tf.as_dtype(e.type) for e in elements]
+  return _over_iterator(step, sequence, types, state, shapes)
+
+
+def _over_slices(
+  step: _Step, slices: Slices, state: list, shapes: list
+) -> list[tf.Tensor]:
+  batches = slices.batches()
+  total = batches * slices.epochs
+  _, *result = tf.while_loop(
+    lambda i, *_: i < total,
+    lambda i, *state: (i + 1, *step(state, slices.batch(i % batches))),
+    (tf.constant(0, tf.int64), *state),
+    shape_invariants=(tf.TensorShape([]), *shapes),
+  )
+  return result
+
+
+def _over_iterator(
+  step: _Step, variant: tf.Tensor, types: list, state: list, shapes: list
+) -> list[tf.Tensor]:
+  # The ops are wired by hand, as nothing orders them in an imported graph.
+  spec = {'output_types': types, 'output_shapes': [None] * len(types)}
+  with tf.device('/device:CPU:0'):
+    iterator = tf.raw_ops.AnonymousIteratorV3(**spec)
+    made = tf.raw_ops.MakeIterator(dataset=variant, iterator=iterator)
+
+  def following(*after: tf.Operation | tf.Tensor) -> tf.Tensor:
+    with tf.device('/device:CPU:0'), tf.control_dependencies(after):
+      return tf.raw_ops.IteratorGetNextAsOptional(iterator=iterator, **spec)
+
+  def has_value(element: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
+    with tf.device('/device:CPU:0'):
+      return tf.raw_ops.OptionalHasValue(optional=element)
+
+  def body(element: tf.Tensor, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    with tf.device('/device:CPU:0'):
+      batch = tf.raw_ops.OptionalGetValue(optional=element, **spec)
+    return (following(*batch), *step(state, batch))
+
+  _, *result = tf.while_loop(
+    has_value,
+    body,
+    (following(made), *state),
+    shape_invariants=(tf.TensorShape([]), *shapes),
+  )
+  return result

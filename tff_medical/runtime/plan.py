@@ -1,0 +1,293 @@
+"""Cuts a computation into steps at the server and passes over the clients.
+
+A pass visits every client once and does all that can be done there at that
+time: every fold whose inputs are ready shares the pass, so that no client's
+value is computed twice or held longer than needed. Between passes come steps at
+the server. Each step, each client's part of a pass and each fold is one
+TensorFlow function, compiled when it is first needed and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+import dataclasses
+import threading
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical.runtime import blocks
+from tff_medical.runtime import loops
+from tff_medical.runtime import tensor_data
+
+_Emit = Callable[[Sequence[Any]], list[Any]]
+
+
+class Step:
+  """A function of leaves, compiled once for each way its inputs are fed."""
+
+  def __init__(self, types: Sequence[tff.Type], emit: _Emit):
+    self._types = tuple(types)
+    self._emit = emit
+    self._functions: dict[Any, Any] = {}
+    self._lock = threading.Lock()
+
+  def __call__(self, args: Sequence[Any], key: Any = None) -> list[tf.Tensor]:
+    """Runs the step; calls with different keys share no variables."""
+    fed = [_Fed.of(spec, value) for spec, value in zip(self._types, args)]
+    signature = (key, tuple(f.kind for f in fed))
+    with self._lock:
+      function = self._functions.get(signature)
+      if function is None:
+        function = self._functions[signature] = self._compile(fed)
+    return function(*(tensor for f in fed for tensor in f.tensors))
+
+  def _compile(self, fed: Sequence[_Fed]) -> Any:
+    def step(*tensors: tf.Tensor) -> list[tf.Tensor]:
+      rest = list(tensors)
+      return self._emit([f.take(rest) for f in fed])
+
+    signature = [spec for f in fed for spec in f.specs]
+    return tf.compat.v1.wrap_function(step, signature)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fed:
+  """One input as it is fed to a compiled step: as tensors with their specs."""
+
+  kind: str
+  tensors: tuple[Any, ...]
+  specs: tuple[tf.TensorSpec, ...]
+
+  @classmethod
+  def of(cls, type_spec: tff.Type, value: Any) -> _Fed:
+    if isinstance(type_spec, tff.TensorType):
+      spec = tff.types.type_to_tf_tensor_specs(type_spec)
+      return cls('tensor', (_as_tensor(value, spec),), (spec,))
+    batches = None
+    if isinstance(value, tf.data.Dataset):
+      batches = tensor_data.batches_of(value)
+    if batches is None:
+      variant = value
+      if isinstance(value, tf.data.Dataset):
+        variant = tf.data.experimental.to_variant(value)
+      return cls('variant', (variant,), (tf.TensorSpec([], tf.variant),))
+    tensors = (*batches.components, *batches.options)
+    rows = tuple(
+      tf.TensorSpec([None, *c.shape[1:]], c.dtype) for c in batches.components
+    )
+    scalars = tuple(tf.TensorSpec([], o.dtype) for o in batches.options)
+    return cls(f'slices {len(rows)}', tensors, rows + scalars)
+
+  def take(self, tensors: list[tf.Tensor]) -> tf.Tensor | loops.Slices:
+    """Removes what belongs to this input from the front of `tensors`."""
+    mine = [tensors.pop(0) for _ in self.specs]
+    if self.kind in ('tensor', 'variant'):
+      return mine[0]
+    return loops.Slices(tuple(mine[:-3]), *mine[-3:])
+
+
+def _as_tensor(value: Any, spec: tf.TensorSpec) -> tf.Tensor:
+  if isinstance(value, tf.Tensor):
+    return value
+  return tf.constant(value, spec.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafStep:
+  """A step from some leaves to others."""
+
+  inputs: tuple[blocks.Leaf, ...]
+  outputs: tuple[blocks.Leaf, ...]
+  step: Step
+
+  @classmethod
+  def create(
+    cls, outputs: Iterable[blocks.Leaf], inside: Container[blocks.Node]
+  ) -> LeafStep:
+    """Returns the step for `outputs` that runs the nodes `inside`."""
+    wanted = tuple(dict.fromkeys(outputs))
+    inputs = _boundary(wanted, inside)
+    step = Step(
+      [leaf.type_spec for leaf in inputs],
+      lambda args: blocks.emit(wanted, dict(zip(inputs, args))),
+    )
+    return cls(inputs, wanted, step)
+
+
+def _boundary(
+  outputs: Iterable[blocks.Leaf], inside: Container[blocks.Node]
+) -> tuple[blocks.Leaf, ...]:
+  """Returns the leaves from outside that `outputs` are computed from."""
+  found: dict[blocks.Leaf, None] = {}
+  seen: set[blocks.Node] = set()
+  todo = list(outputs)
+  while todo:
+    leaf = todo.pop()
+    if leaf.node not in inside:
+      found[leaf] = None
+    elif leaf.node not in seen:
+      seen.add(leaf.node)
+      todo.extend(leaf.node.inputs)
+  return tuple(found)
+
+
+class Pass:
+  """What is done in one visit to all clients.
+
+  Attributes:
+    work: A client's part, from leaves of its own and of the server.
+    values: The leaves of a client that are folded.
+    kept: The leaves of a client that are needed after the pass.
+    folds: The folds that end with the pass.
+    zeros: The leaves that the folds start from.
+    captured: The leaves of the server that the folds read.
+  """
+
+  def __init__(
+    self,
+    folds: Sequence[blocks.Fold],
+    kept: Iterable[blocks.Leaf],
+    inside: Container[blocks.Node],
+  ):
+    self.folds = tuple(folds)
+    self.values = tuple(leaf for f in folds for leaf in f.client_values)
+    self.kept = tuple(dict.fromkeys(kept))
+    self.work = LeafStep.create(self.values + self.kept, inside)
+    self.zeros = tuple(leaf for f in folds for leaf in f.zeros)
+    self.captured = tuple(leaf for f in folds for leaf in f.captured)
+    shared = [leaf.type_spec for leaf in self.captured]
+    totals = [t for f in folds for t in f.types]
+    values = [leaf.type_spec for leaf in self.values]
+    self.accumulate = Step([*shared, *totals, *values], self._emit_accumulate)
+    self.merge = Step([*shared, *totals, *totals], self._emit_merge)
+
+  @property
+  def totals(self) -> tuple[blocks.Leaf, ...]:
+    """The outputs of all folds."""
+    return tuple(
+      blocks.Leaf(f, i) for f in self.folds for i in range(len(f.types))
+    )
+
+  def _emit_accumulate(self, args: Sequence[Any]) -> list[Any]:
+    rest = list(args)
+    captured = [_split(rest, len(f.captured)) for f in self.folds]
+    totals = [_split(rest, len(f.types)) for f in self.folds]
+    results = []
+    for f, outer, total in zip(self.folds, captured, totals):
+      value = _split(rest, len(f.client_values))
+      outer = outer[: len(f.accumulate.captured)]
+      results.extend(f.accumulate.emit([*total, *value], outer))
+    return results
+
+  def _emit_merge(self, args: Sequence[Any]) -> list[Any]:
+    rest = list(args)
+    captured = [_split(rest, len(f.captured)) for f in self.folds]
+    totals = [_split(rest, len(f.types)) for f in self.folds]
+    results = []
+    for f, outer, total in zip(self.folds, captured, totals):
+      other = _split(rest, len(f.types))
+      outer = outer[len(f.accumulate.captured) :]
+      results.extend(f.merge.emit([*total, *other], outer))
+    return results
+
+
+def _split(rest: list[Any], size: int) -> list[Any]:
+  """Removes `size` elements from the front of a list."""
+  front = rest[:size]
+  del rest[:size]
+  return front
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A computation as it is run: a step at the server, a pass, a step, ...
+
+  Attributes:
+    traced: The computation.
+    steps: Steps at the server.
+    passes: The pass that follows each step; `None` where none is needed.
+  """
+
+  traced: blocks.Traced
+  steps: tuple[LeafStep, ...]
+  passes: tuple[Pass | None, ...]
+
+
+def _reachable(leaves: Iterable[blocks.Leaf]) -> list[blocks.Node]:
+  """Returns the nodes that leaves depend on, in order of creation."""
+  nodes: set[blocks.Node] = set()
+  todo = [leaf.node for leaf in leaves]
+  while todo:
+    node = todo.pop()
+    if node not in nodes:
+      nodes.add(node)
+      todo.extend(leaf.node for leaf in node.inputs)
+  return sorted(nodes, key=lambda node: node.serial)
+
+
+def create(traced: blocks.Traced) -> Plan:
+  """Returns the plan of a computation."""
+  nodes = _reachable(traced.result)
+  levels = range(1 + max((node.level for node in nodes), default=0))
+  placed = _assign_passes(traced, nodes)
+  uses: dict[blocks.Leaf, list[blocks.Node | None]] = {}
+  for leaf in traced.result:
+    uses.setdefault(leaf, []).append(None)
+  for node in nodes:
+    for leaf in node.inputs:
+      uses.setdefault(leaf, []).append(node)
+  server = {n: n.level for n in nodes if _runs(n) and not n.at_clients}
+  steps = tuple(
+    LeafStep.create(*_outputs(uses, server, level)) for level in levels
+  )
+  passes = []
+  for level in levels:
+    folds = [
+      n for n in nodes if isinstance(n, blocks.Fold) and n.level == level + 1
+    ]
+    kept, inside = _outputs(uses, placed, level, folds)
+    work = Pass(folds, kept, inside) if folds or kept else None
+    passes.append(work)
+  return Plan(traced, steps, tuple(passes))
+
+
+def _runs(node: blocks.Node) -> bool:
+  return node.emit is not None
+
+
+def _assign_passes(
+  traced: blocks.Traced, nodes: Sequence[blocks.Node]
+) -> dict[blocks.Node, int]:
+  """Returns for each node at the clients the first pass that needs it."""
+  roots = [(leaf.node.level, leaf) for leaf in traced.result]
+  for node in nodes:
+    if isinstance(node, blocks.Fold):
+      roots.extend((node.level - 1, leaf) for leaf in node.client_values)
+  placed: dict[blocks.Node, int] = {}
+  for number, root in sorted(roots, key=lambda pair: pair[0]):
+    todo = [root.node]
+    while todo:
+      node = todo.pop()
+      if node.at_clients and _runs(node) and node not in placed:
+        placed[node] = number
+        todo.extend(leaf.node for leaf in node.inputs)
+  return placed
+
+
+def _outputs(
+  uses: Mapping[blocks.Leaf, Sequence[blocks.Node | None]],
+  placed: Mapping[blocks.Node, int],
+  number: int,
+  folds: Container[blocks.Node] = (),
+) -> tuple[list[blocks.Leaf], set[blocks.Node]]:
+  """Returns what nodes placed at `number` are needed for outside, and them."""
+  inside = {node for node, where in placed.items() if where == number}
+  outputs = [
+    leaf
+    for leaf, users in uses.items()
+    if leaf.node in inside
+    and any(u not in inside and u not in folds for u in users)
+  ]
+  return outputs, inside

@@ -1,0 +1,104 @@
+"""TFF's operations on sequences, built as datasets inside a graph.
+
+A sequence in a graph is the variant tensor of a dataset. TFF orders the leaves
+of an element as the type names them, a dataset sorts the keys of a mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical.runtime import loops
+from tff_medical.runtime import values
+
+
+def _order(element: tff.Type) -> list[int]:
+  """Returns for each component of a dataset the leaf that it holds."""
+  counter = iter(range(len(list(values.leaf_types(element)))))
+
+  def number(type_spec: tff.Type) -> Any:
+    if not isinstance(type_spec, tff.StructType):
+      return next(counter)
+    items = [(n, number(t)) for n, t in tff.structure.iter_elements(type_spec)]
+    if items and items[0][0] is not None:
+      return dict(items)
+    return tuple(i for _, i in items)
+
+  return tf.nest.flatten(number(element))
+
+
+def _open(
+  sequence: tf.Tensor | loops.Slices, element: tff.Type
+) -> tf.data.Dataset:
+  """Returns the dataset behind a sequence, of tuples of components."""
+  if isinstance(sequence, loops.Slices):
+    sequence = sequence.to_variant()
+  leaves = [leaf.member for leaf in values.leaf_types(element)]
+  spec = [tff.types.type_to_tf_tensor_specs(leaves[i]) for i in _order(element)]
+  return tf.data.experimental.from_variant(sequence, tuple(spec))
+
+
+def _leaves(components: Sequence[tf.Tensor], element: tff.Type) -> list:
+  pairs = sorted(zip(_order(element), components), key=lambda pair: pair[0])
+  return [component for _, component in pairs]
+
+
+def _close(
+  dataset: tf.data.Dataset,
+  function: Callable[..., Sequence[tf.Tensor]],
+  element: tff.Type,
+) -> tf.Tensor:
+  """Maps a dataset to elements of a type and returns its variant."""
+  order = _order(element)
+
+  def mapped(*args: Any) -> tuple[tf.Tensor, ...]:
+    leaves = function(*args)
+    return tuple(leaves[i] for i in order)
+
+  return tf.data.experimental.to_variant(dataset.map(mapped))
+
+
+def from_rows(
+  rows: tf.Tensor,
+  function: Callable[[tf.Tensor], Sequence[tf.Tensor]],
+  element: tff.Type,
+) -> tf.Tensor:
+  """Returns the sequence of `function(row)`, given as leaves of an element."""
+  with tf.device('/device:CPU:0'):
+    return _close(tf.data.Dataset.from_tensor_slices(rows), function, element)
+
+
+def apply(
+  sequence: tf.Tensor | loops.Slices,
+  element: tff.Type,
+  function: Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]],
+  result: tff.Type,
+) -> tf.Tensor:
+  """Returns the sequence of `function(leaves)`."""
+  with tf.device('/device:CPU:0'):
+    return _close(
+      _open(sequence, element),
+      lambda *components: function(_leaves(components, element)),
+      result,
+    )
+
+
+def reduce(
+  sequence: tf.Tensor | loops.Slices,
+  element: tff.Type,
+  state: Sequence[tf.Tensor],
+  function: Callable[[Sequence, Sequence], Sequence[tf.Tensor]],
+) -> list[tf.Tensor]:
+  """Folds `function(state, leaves)` over a sequence."""
+  with tf.device('/device:CPU:0'):
+    reduced = _open(sequence, element).reduce(
+      tuple(state),
+      lambda state, components: tuple(
+        function(state, _leaves(components, element))
+      ),
+    )
+  return list(reduced)
