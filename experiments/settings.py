@@ -12,9 +12,8 @@ import dataclasses
 from typing import Any, Optional
 
 from tff_medical import _validate
+from tff_medical.data import partition as partition_lib
 
-PARTITIONS = ('iid', 'dirichlet', 'quantity', 'natural')
-NATURAL_FIELDS = ('site', 'patient')
 SAMPLINGS = ('poisson', 'all')
 CLIPPINGS = ('adaptive', 'fixed', 'none')
 PRIVACY_UNITS = ('client',)
@@ -39,15 +38,14 @@ class Settings:
   )
   image_size: int = _field(28, 'pixels a side: 28, 64, 128 or 224')
   model: str = _field('cnn_small', 'model name, see tff_medical.models')
-  partition: str = _field('iid', 'how images go to clients', PARTITIONS)
-  dirichlet_alpha: Optional[float] = _field(
-      None, 'label skew, smaller is more [0.5; --partition=dirichlet]'
+  partition: str = _field(
+      'iid', 'how images go to clients', partition_lib.KINDS
   )
-  natural_field: Optional[str] = _field(
-      None, 'clients are sites or patients [site; --partition=natural]'
+  dirichlet_alpha: Optional[float] = _field(
+      None, 'skew, less is more [0.5; --partition=dirichlet, quantity_skew]'
   )
   num_clients: Optional[int] = _field(
-      None, 'the population [300; given by the data if --partition=natural]'
+      None, 'the population [300; --partition=natural_... takes it from the data]'
   )
   clients_per_round: Optional[float] = _field(
       None, 'expected cohort [num_clients / 10; --client_sampling=poisson]'
@@ -118,12 +116,10 @@ class Settings:
     _check_values(self)
     _refuse_ignored(self)
     values: dict[str, Any] = {}
-    if self.partition != 'natural':
+    if self.partition in partition_lib.COUNTED_KINDS:
       values['num_clients'] = _or(self.num_clients, 300)
-    if self.partition == 'dirichlet':
+    if self.partition in partition_lib.ALPHA_KINDS:
       values['dirichlet_alpha'] = _or(self.dirichlet_alpha, 0.5)
-    if self.partition == 'natural':
-      values['natural_field'] = _or(self.natural_field, 'site')
     if self.server_optimizer == 'sgd':
       values['server_momentum'] = _or(self.server_momentum, 0.9)
     if self.clipping != 'none':
@@ -155,8 +151,6 @@ def _check_values(settings: Settings) -> None:
     value = getattr(settings, field.name)
     if field.metadata['choices']:
       _validate.one_of(field.metadata['choices'], **{field.name: value})
-  if settings.natural_field is not None:
-    _validate.one_of(NATURAL_FIELDS, natural_field=settings.natural_field)
   if settings.output_dir is None:
     raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
   _validate.positive_int(
@@ -180,14 +174,13 @@ def _refuse_ignored(settings: Settings) -> None:
   """Raises `InputError` for a value that the chosen modes have no use for."""
   ignored: Mapping[str, tuple[bool, str]] = {
       'dirichlet_alpha': (
-          settings.partition != 'dirichlet',
+          settings.partition not in partition_lib.ALPHA_KINDS,
           f'partition={settings.partition}',
       ),
-      'natural_field': (
-          settings.partition != 'natural',
+      'num_clients': (
+          settings.partition not in partition_lib.COUNTED_KINDS,
           f'partition={settings.partition}',
       ),
-      'num_clients': (settings.partition == 'natural', 'partition=natural'),
       'clients_per_round': (
           settings.client_sampling == 'all',
           'client_sampling=all',

@@ -13,6 +13,7 @@ ten floats, where this takes 2) and leaves the graph that wrote it in memory.
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import re
@@ -27,6 +28,8 @@ from tff_medical import _validate
 
 _FILE = re.compile(r'round_(\d{6})\.npz')
 _SEED_FILE = 'cohort_seed.secret'
+# What NumPy raises for files that are cut, damaged or of another process.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 
 
 class Checkpoints:
@@ -56,10 +59,9 @@ class Checkpoints:
     """
     leaves = [np.asarray(x) for x in tf.nest.flatten(state)]
     named = {f'leaf_{n:04d}': leaf for n, leaf in enumerate(leaves)}
-    self._write(
-        self._path(round_num),
-        lambda file: np.savez(file, **named),
-    )
+    buffer = io.BytesIO()
+    np.savez(buffer, **named)
+    self._write(self._path(round_num), buffer.getvalue())
     for old in self.rounds()[: -self._KEEP]:
       self._path(old).unlink()
 
@@ -77,7 +79,7 @@ class Checkpoints:
       path = self._path(round_num)
       try:
         return round_num, _read(path, structure)
-      except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+      except _UNREADABLE as error:
         problem = problem or f'{path} cannot be read ({error})'
     if problem:
       raise _validate.InputError(
@@ -104,18 +106,18 @@ class Checkpoints:
         )
       return seed
     seed = secrets.randbits(128) if given is None else given
-    self._write(path, lambda file: file.write(f'{seed}\n'.encode()))
+    self._write(path, f'{seed}\n'.encode())
     return seed
 
   def _path(self, round_num: int) -> pathlib.Path:
     return self._folder / f'round_{round_num:06d}.npz'
 
-  def _write(self, path: pathlib.Path, write: Any) -> None:
+  def _write(self, path: pathlib.Path, content: bytes) -> None:
     """Writes a file under another name, syncs it, then renames it."""
     temporary = path.with_name(path.name + '.partial')
     try:
       with open(temporary, 'wb', opener=_private) as file:
-        write(file)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
       os.replace(temporary, path)
@@ -135,7 +137,7 @@ def _private(path: str, flags: int) -> int:
 
 def _read(path: pathlib.Path, structure: Any) -> Any:
   expected = [np.asarray(x) for x in tf.nest.flatten(structure)]
-  with np.load(path, allow_pickle=False) as file:
+  with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:
     leaves = [file[f'leaf_{n:04d}'] for n in range(len(file.files))]
   for leaf, like in zip(leaves, expected):
     if leaf.shape != like.shape or leaf.dtype.kind != like.dtype.kind:

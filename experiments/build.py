@@ -1,0 +1,117 @@
+"""From settings to the library's objects: data, task, mechanism, process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from absl import logging
+import numpy as np
+import tensorflow_federated as tff
+
+from experiments import settings as settings_lib
+from tff_medical import learning
+from tff_medical import tasks
+from tff_medical.data import loading
+from tff_medical.data import partition as partition_lib
+from tff_medical.privacy import calibration
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling as sampling_lib
+
+
+def build_task(settings: settings_lib.Settings) -> tasks.Task:
+  """Loads the data, spreads it over clients and binds it to the model."""
+  data = loading.load(
+      settings.dataset,
+      image_size=settings.image_size,
+      data_dir=settings.data_dir,
+      **({'seed': settings.seed} if settings.dataset == 'synthetic' else {}),
+  )
+  if data.duplicates:
+    logging.warning('%s has duplicates: %s', data.name, data.duplicates)
+  partition = partition_lib.partition(
+      settings.partition,
+      data.train,
+      num_clients=settings.num_clients,
+      alpha=settings.dirichlet_alpha,
+      rng=np.random.default_rng(settings.seed),
+  )
+  return tasks.Task(
+      data=data,
+      partition=partition,
+      model=settings.model,
+      batch_size=settings.client_batch_size,
+      epochs=settings.client_epochs,
+      seed=settings.seed,
+  )
+
+
+def build_mechanism(
+    settings: settings_lib.Settings, progress: Callable[[str], None]
+) -> mechanisms.ClientLevelGaussian:
+  """Returns the mechanism, its noise calibrated if an epsilon is the target.
+
+  Args:
+    settings: Resolved, with the population.
+    progress: Called with a line after every step of the calibration.
+  """
+  sampling: sampling_lib.Sampling
+  if settings.client_sampling == 'poisson':
+    sampling = sampling_lib.PoissonSampling(
+        settings.num_clients, settings.clients_per_round
+    )
+  else:
+    sampling = sampling_lib.FullParticipation(settings.num_clients)
+  mechanism = mechanisms.ClientLevelGaussian(
+      sampling=sampling,
+      clipping=_build_clipping(settings),
+      noise_multiplier=settings.noise_multiplier or 0.0,
+  )
+  if settings.target_epsilon is None:
+    return mechanism
+  if settings.target_delta >= 1 / settings.num_clients:
+    logging.warning(
+        'target_delta %.3g is not below 1 / num_clients (%.3g): a mechanism '
+        'that publishes one whole client at random would satisfy it',
+        settings.target_delta,
+        1 / settings.num_clients,
+    )
+  return calibration.calibrate(
+      mechanism,
+      target_epsilon=settings.target_epsilon,
+      delta=settings.target_delta,
+      rounds=settings.rounds,
+      progress=progress,
+  )
+
+
+def _build_clipping(
+    settings: settings_lib.Settings,
+) -> mechanisms.Clipping | None:
+  if settings.clipping == 'adaptive':
+    return mechanisms.AdaptiveClipping(
+        clip_norm=settings.clip_norm,
+        target_unclipped_quantile=settings.target_unclipped_quantile,
+    )
+  if settings.clipping == 'fixed':
+    return mechanisms.FixedClipping(settings.clip_norm)
+  return None
+
+
+def build_process(
+    settings: settings_lib.Settings,
+    task: tasks.Task,
+    mechanism: mechanisms.ClientLevelGaussian,
+) -> tff.learning.templates.LearningProcess:
+  """Returns the learning process that the settings describe."""
+  return learning.build_dp_fed_avg(
+      task.tff_model,
+      mechanism,
+      client_optimizer=tff.learning.optimizers.build_sgdm(
+          settings.client_learning_rate
+      ),
+      server_optimizer=learning.build_server_optimizer(
+          settings.server_optimizer,
+          learning_rate=settings.server_learning_rate,
+          momentum=settings.server_momentum or 0.0,
+      ),
+  )

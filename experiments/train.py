@@ -1,0 +1,187 @@
+"""Trains a private model: data, budget, rounds, summary and exported model.
+
+    python -m experiments.train --target_epsilon=8 --output_dir=runs/first
+    python -m experiments.train \
+        --flagfile=experiments/presets/pneumoniamnist_dp_eps8.flags \
+        --data_dir=FOLDER_WITH_NPZ --output_dir=runs/pneumonia
+
+Started again with the same --output_dir it goes on after the last saved round.
+What the folder holds stands in `experiments.run_folder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import functools
+import pathlib
+import sys
+import time
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+import tqdm
+
+from experiments import build
+from experiments import flags
+from experiments import run_folder as run_folder_lib
+from experiments import settings as settings_lib
+from tff_medical import export
+from tff_medical import runtime
+from tff_medical import tasks
+from tff_medical.privacy import accounting
+from tff_medical.privacy import card as card_lib
+from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import mechanisms
+from tff_medical.program import checkpoints as checkpoints_lib
+from tff_medical.program import training
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+def run(settings: settings_lib.Settings) -> training.Outcome:
+  """Trains as the settings say and writes the run's folder.
+
+  Raises:
+    InputError: A setting, the data or the folder cannot be used; nothing was
+      written.
+    OSError: The disk failed; what was saved before still loads.
+  """
+  started = time.monotonic()
+  settings = settings.resolve()
+  folder = run_folder_lib.RunFolder(pathlib.Path(settings.output_dir or ''))
+  folder.check()
+  if settings.runtime == 'local':
+    runtime.set_local_context()
+  task = build.build_task(settings)
+  settings = settings.for_population(task.num_clients)
+  mechanism = build.build_mechanism(settings, _show_calibration)
+  delta = settings.target_delta or accounting.default_delta(task.num_clients)
+  process = build.build_process(settings, task, mechanism)
+  folder.claim(settings, task.data.source_digest)
+  with ledger_lib.PrivacyLedger(
+      folder.ledger,
+      mechanism,
+      delta=delta,
+      epsilon_budget=settings.epsilon_budget,
+  ) as ledger:
+    checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
+    with tqdm.tqdm(total=settings.rounds, unit='round', leave=True) as bar:
+      outcome = training.train(
+          process,
+          sampling=mechanism.sampling,
+          client_datasets=task.client_datasets,
+          ledger=ledger,
+          checkpoints=checkpoints,
+          cohort_seed=checkpoints.cohort_seed(settings.cohort_seed),
+          rounds=settings.rounds,
+          evaluate=task.evaluate,
+          rounds_per_eval=settings.rounds_per_eval,
+          release_managers=_release_managers(folder),
+          on_round=lambda report: _show_round(bar, report),
+      )
+    card = card_lib.build_card(
+        mechanism,
+        ledger,
+        rounds=outcome.rounds,
+        dataset=task.data.name,
+        test_metrics=dict(outcome.metrics),
+        cohort_seed_was_given=settings.cohort_seed is not None,
+    )
+  _finish(folder, task, outcome, card, time.monotonic() - started)
+  return outcome
+
+
+def _finish(
+    folder: run_folder_lib.RunFolder,
+    task: tasks.Task,
+    outcome: training.Outcome,
+    card: Mapping[str, Any],
+    seconds: float,
+) -> None:
+  """Exports the model, unless training is to go on, and sums the run up."""
+  if outcome.reason is not training.StopReason.INTERRUPTED:
+    export.save(
+        folder.saved_model,
+        task.load_weights(outcome.weights),
+        class_names=task.data.class_names,
+        multi_label=task.data.multi_label,
+        privacy_card=card,
+    )
+  summary = {
+      'rounds': outcome.rounds,
+      'stop_reason': outcome.reason.name.lower(),
+      'stop_message': outcome.message or outcome.reason.value,
+      'epsilon_pld': card['epsilon'],
+      'epsilon_rdp': card['epsilon_rdp'],
+      'delta': card['delta'],
+      'noise_multiplier': card['mechanism']['noise_multiplier'],
+      'privacy_unit': card['unit'],
+      'rounds_charged': card['rounds_charged'],
+      'ledger_sha256': card['ledger_sha256'],
+      'metrics': outcome.metrics,
+      'seconds': seconds,
+  }
+  run_folder_lib.write_json(folder.summary, summary)
+  _print_summary(folder, summary)
+
+
+def _release_managers(
+    folder: run_folder_lib.RunFolder,
+) -> list[tff.program.ReleaseManager]:
+  return [
+      tff.program.CSVFileReleaseManager(folder.metrics, key_fieldname='round'),
+      tff.program.TensorBoardReleaseManager(folder.tensorboard),
+  ]
+
+
+def _show_calibration(line: str) -> None:
+  print(f'\rcalibrating: {line}  ', end='', file=sys.stderr, flush=True)
+
+
+def _show_round(bar: tqdm.tqdm, report: training.RoundReport) -> None:
+  shown = {'ε': f'{report.epsilon:.3f}'}
+  if report.clip_norm is not None:
+    shown['clip'] = f'{report.clip_norm:.3g}'
+  if 'auc' in report.metrics:
+    bar.auc = f'{report.metrics["auc"]:.3f}'
+  if hasattr(bar, 'auc'):
+    shown['test AUC'] = bar.auc
+  shown['s/round'] = f'{report.round_secs:.2f}'
+  bar.set_postfix(shown, refresh=False)
+  bar.update(report.round_num - bar.n)
+
+
+def _print_summary(
+    folder: run_folder_lib.RunFolder, summary: Mapping[str, Any]
+) -> None:
+  print(f'{summary["rounds"]} rounds: {summary["stop_message"]}.')
+  print(
+      f'ε {summary["epsilon_pld"]:.4f} (by RDP {summary["epsilon_rdp"]:.4f}) '
+      f'at δ {summary["delta"]:.3g}, unit: {summary["privacy_unit"]}, noise '
+      f'multiplier {summary["noise_multiplier"]:.4f}'
+  )
+  for name in ('auc', 'accuracy', 'balanced_accuracy'):
+    if name in summary['metrics']:
+      print(f'test {name.replace("_", " ")} {summary["metrics"][name]:.4f}')
+  print(f'Results in {folder.path}')
+
+
+def main(read_settings: Callable[[], settings_lib.Settings]) -> int:
+  """Runs the command; returns its exit code."""
+  try:
+    outcome = run(read_settings())
+  except (OSError, tf.errors.ResourceExhaustedError) as error:
+    print(
+        f'error: stopped, as the disk failed: {error}; the last saved round '
+        'still loads: free some room and start the same command again',
+        file=sys.stderr,
+    )
+    return EXIT_FAILED
+  interrupted = outcome.reason is training.StopReason.INTERRUPTED
+  return EXIT_INTERRUPTED if interrupted else 0
+
+
+if __name__ == '__main__':
+  flags.run(functools.partial(main, flags.define_settings()))

@@ -1,0 +1,131 @@
+"""A task binds client data, preprocessing and a model, and checks the fit.
+
+It is what a training program needs to know of the data: the datasets of given
+clients, the model that TFF trains on them, and the metrics of its weights on
+the held-out test images.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import _validate
+from tff_medical import evaluation
+from tff_medical import models
+from tff_medical import runtime
+from tff_medical.data import clients as clients_lib
+from tff_medical.data import images
+from tff_medical.data import partition as partition_lib
+
+# Client datasets are kept as float tensors while all of them fit into this.
+_MAX_KEPT_BYTES = 2 * 2**30
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+  """Image classification, federated.
+
+  Attributes:
+    data: The images; its training split is spread over the clients.
+    partition: For each client, its indices into the training split.
+    model: The name of a model in `models.MODELS`.
+    batch_size: Images in one step on a client.
+    epochs: Passes over a client's images in one round.
+    seed: Of the model's initial weights.
+  """
+
+  data: images.ImageData
+  partition: partition_lib.Partition
+  model: str
+  batch_size: int
+  epochs: int = 1
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    _validate.positive_int(batch_size=self.batch_size, epochs=self.epochs)
+    models.check_federated(self.keras_model)
+
+  @property
+  def num_clients(self) -> int:
+    """The population."""
+    return len(self.partition)
+
+  @functools.cached_property
+  def clients(self) -> clients_lib.ImageClientData:
+    """The training images as TFF client data."""
+    return clients_lib.ImageClientData(self.data.train, self.partition)
+
+  @functools.cached_property
+  def keras_model(self) -> tf.keras.Model:
+    """From float32 [N, H, W, C] in 0..1 to logits; starts as the seed says."""
+    return models.build(
+        self.model,
+        input_shape=self.data.image_shape,
+        num_outputs=self.data.num_classes,
+        seed=self.seed,
+    )
+
+  @property
+  def input_spec(self) -> collections.OrderedDict[str, tf.TensorSpec]:
+    """The `tf.TensorSpec`s of one batch of a client."""
+    return tf.nest.map_structure(
+        lambda spec: tf.TensorSpec((None, *spec.shape), spec.dtype),
+        self.clients.element_type_structure,
+    )
+
+  @functools.cached_property
+  def tff_model(self) -> tff.learning.models.FunctionalModel:
+    """The model as TFF trains it: a pure function of its weights."""
+    return tff.learning.models.functional_model_from_keras(
+        self.keras_model,
+        loss_fn=models.loss(self.data.multi_label),
+        input_spec=self.input_spec,
+    )
+
+  def client_datasets(self, indices: Sequence[int]) -> list[tf.data.Dataset]:
+    """Returns the batched training data of clients given by their index."""
+    return [self._client_dataset(int(index)) for index in indices]
+
+  @functools.cached_property
+  def _kept(self) -> dict[int, tf.data.Dataset]:
+    return {}
+
+  def _client_dataset(self, index: int) -> tf.data.Dataset:
+    if index in self._kept:
+      return self._kept[index]
+    dataset = runtime.tensor_dataset(
+        self.clients.client_arrays(self.clients.client_ids[index]),
+        batch_size=self.batch_size,
+        epochs=self.epochs,
+    )
+    if 4 * self.data.train.images.size <= _MAX_KEPT_BYTES:
+      self._kept[index] = dataset
+    return dataset
+
+  def load_weights(
+      self, weights: tff.learning.models.ModelWeights
+  ) -> tf.keras.Model:
+    """Returns the Keras model with these weights in place."""
+    models.restore_eager(self.keras_model)
+    weights.assign_weights_to(self.keras_model)
+    return self.keras_model
+
+  def evaluate(
+      self, weights: tff.learning.models.ModelWeights
+  ) -> collections.OrderedDict[str, float]:
+    """Returns the metrics on the test images, over all and by site."""
+    test = self.data.test
+    return evaluation.evaluate(
+        self.load_weights(weights),
+        test.images,
+        test.labels,
+        class_names=self.data.class_names,
+        multi_label=self.data.multi_label,
+        sites=test.sites,
+    )
