@@ -1,0 +1,141 @@
+r"""Classifies images with an exported model.
+
+    python -m experiments.classify --saved_model=RUN/saved_model a.png b.jpg
+
+Prints what the model's privacy card guarantees and one line an image: the class
+(multi-label: every finding of probability 0.5 or more) and the probability of
+each class. Needs TensorFlow only, not TensorFlow Federated. Input that cannot
+be used gives one line on stderr and exit code 2.
+
+>>> print('\n'.join(align([('image', 'class'), ('a.png', 'normal')])))
+image  class
+a.png  normal
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import decimal
+import os
+import pathlib
+import sys
+from typing import Any
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+from absl import app, flags
+import tensorflow as tf
+
+from tff_medical import _validate, export
+
+_SAVED_MODEL = flags.DEFINE_string(
+  'saved_model', None, 'Folder of the exported model.'
+)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Classifies the files in `argv`; returns the exit code."""
+  try:
+    lines = classify(_SAVED_MODEL.value, argv[1:])
+  except _validate.InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  print('\n'.join(lines))
+  return 0
+
+
+def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
+  """Returns the lines to print for the images in the files `paths`."""
+  if not saved_model:
+    raise _validate.InputError('--saved_model must name the exported model')
+  if not paths:
+    raise _validate.InputError('no images given; name PNG or JPEG files')
+  card = export.load_card(saved_model)
+  names = export.load_class_names(saved_model)
+  images = [_read(path) for path in paths]
+  predict = _load(saved_model)
+  rows = [('image', 'class', *names)]
+  for path, image in zip(paths, images):
+    rows.append((path, *_row(path, image, predict, names)))
+  return [guarantee(card), *align(rows)]
+
+
+def guarantee(card: Mapping[str, Any]) -> str:
+  """The card's guarantee in one line."""
+  trained = f'trained on {card["data_set"]} for {card["rounds"]} rounds'
+  if card['epsilon'] == 'inf':
+    return f'Model {trained} WITHOUT a privacy guarantee (epsilon is infinite)'
+  return (
+    f'Model {trained}, ({_round_up(card["epsilon"])}, '
+    f'{_round_up(card["delta"])})-'
+    f'differentially private for each {card["unit"]} '
+    f'({card["neighbouring_relation"]}; {card["accountant"]} '
+    f'{card["accountant_version"]})'
+  )
+
+
+def _round_up(value: float) -> str:
+  """Four digits that promise no more than `value` does."""
+  context = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
+  return f'{float(context.create_decimal(repr(value))):g}'
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Lays out rows of equal length as columns with two spaces between."""
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return [
+    '  '.join(f'{cell:<{w}}' for cell, w in zip(row, widths)).rstrip()
+    for row in rows
+  ]
+
+
+def _read(path: str) -> bytes:
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise _validate.InputError(
+      f'image {path!r} cannot be read: {error.strerror}'
+    ) from error
+
+
+def _load(saved_model: str) -> Any:
+  try:
+    return tf.saved_model.load(saved_model).signatures['serve_bytes']
+  except (OSError, LookupError, ValueError, tf.errors.OpError) as error:
+    raise _validate.InputError(
+      f'the model in {saved_model!r} is damaged; export it again'
+    ) from error
+
+
+def _row(
+  path: str, image: bytes, predict: Any, names: Sequence[str]
+) -> tuple[str, ...]:
+  """The class and the probabilities of one image, as text."""
+  try:
+    found = predict(encoded=tf.constant([image]))
+  except tf.errors.InvalidArgumentError as error:
+    raise _validate.InputError(
+      f'image {path!r} is not a PNG or JPEG that can be read'
+    ) from error
+  index = found['class_index'].numpy()[0]
+  if index.ndim:  # multi-label: 0 or 1 for each name
+    text = ', '.join(n for n, on in zip(names, index) if on) or 'none'
+  else:
+    text = names[index]
+  probabilities = found['probabilities'].numpy()[0]
+  return (text, *(f'{p:.4f}' for p in probabilities))
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  """Parses flags like absl, but a wrong one is a line and exit code 2."""
+  try:
+    if any(word.lstrip('-').startswith('help') for word in argv[1:]):
+      return app.parse_flags_with_usage(list(argv))
+    return flags.FLAGS(list(argv))
+  except flags.Error as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse)
