@@ -39,8 +39,8 @@ KINDS = ('iid', 'dirichlet', 'quantity_skew', 'natural_site', 'natural_patient')
 COUNTED_KINDS = ('iid', 'dirichlet', 'quantity_skew')
 ALPHA_KINDS = ('dirichlet', 'quantity_skew')
 
-_SINKHORN_STEPS = 200
-_FLOOR = 1e-12
+_SINKHORN_STEPS = 100
+_FLOOR = 1e-6
 
 
 def partition(
@@ -118,12 +118,7 @@ def dirichlet(
   labels = _unit_labels(split.labels, units)
   counts = np.bincount(labels).astype(float)
   concentration = alpha * counts / counts.mean()
-  mixes = (
-    rng.gamma(
-      np.maximum(concentration, _FLOOR), size=(num_clients, len(counts))
-    )
-    + _FLOOR * counts
-  )
+  mixes = _dirichlet(rng, concentration, num_clients)
   shares = _fit(mixes, rows=counts.sum() / num_clients, columns=counts)
   clients: list[list[int]] = [[] for _ in range(num_clients)]
   for label in range(len(counts)):
@@ -156,7 +151,7 @@ def quantity_skew(
   """
   _validate.positive(alpha=alpha)
   units = _units(split, num_clients)
-  weights = rng.gamma(alpha, size=num_clients) + _FLOOR
+  weights = _dirichlet(rng, np.full(num_clients, alpha), rows=1)[0]
   # One unit each first, so that none is empty; the shares split the rest.
   spare = len(units) - num_clients
   ends = np.rint(np.cumsum(weights / weights.sum()) * spare).astype(int)
@@ -236,6 +231,21 @@ def _unit_labels(labels: np.ndarray, units: list[np.ndarray]) -> np.ndarray:
   else:
     chosen = np.array([np.bincount(labels[unit]).argmax() for unit in units])
   return np.unique(chosen, return_inverse=True)[1]
+
+
+def _dirichlet(
+  rng: np.random.Generator, concentration: np.ndarray, rows: int
+) -> np.ndarray:
+  """Draws rows of Dirichlet shares, of at least `_FLOOR` of the largest.
+
+  Drawn as logarithms of gammas, with log gamma(a) = log gamma(a + 1) + log(u)/a
+  in distribution, since for a small concentration whole rows of plain gammas
+  (and NumPy's `dirichlet`) underflow to zero.
+  """
+  shape = (rows, len(concentration))
+  logs = np.log(rng.gamma(concentration + 1, size=shape))
+  logs += np.log(1 - rng.random(shape)) / concentration
+  return np.exp(logs - logs.max(axis=1, keepdims=True)) + _FLOOR
 
 
 def _fit(matrix: np.ndarray, rows: float, columns: np.ndarray) -> np.ndarray:

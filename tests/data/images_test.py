@@ -1,0 +1,163 @@
+from absl.testing import absltest, parameterized
+import numpy as np
+
+from tff_medical import _validate
+from tff_medical.data import images
+
+
+def _split(n=4, labels=None, shape=(8, 8, 1), first=0, **kwargs):
+  pixels = np.arange(n * np.prod(shape)) % 251 + first
+  return images.Split(
+    images=pixels.reshape(n, *shape).astype(np.uint8),
+    labels=np.arange(n) % 2 if labels is None else np.array(labels),
+    **kwargs,
+  )
+
+
+def _data(**kwargs):
+  settings = dict(
+    name='toy',
+    train=_split(first=0),
+    validation=_split(first=1),
+    test=_split(first=2),
+    class_names=('a', 'b'),
+  )
+  return images.ImageData(**{**settings, **kwargs})
+
+
+class SplitTest(parameterized.TestCase):
+  def test_holds_arrays(self):
+    split = _split(3, sites=np.array([0, 1, 1]), patients=np.array([5, 5, 7]))
+    self.assertLen(split, 3)
+    self.assertEqual(split.image_shape, (8, 8, 1))
+
+  def test_take_selects_every_array(self):
+    split = _split(3, sites=np.array([0, 1, 2]), patients=np.array([5, 6, 7]))
+    part = split.take(np.array([2, 0]))
+    np.testing.assert_array_equal(part.images, split.images[[2, 0]])
+    np.testing.assert_array_equal(part.labels, split.labels[[2, 0]])
+    np.testing.assert_array_equal(part.sites, [2, 0])
+    np.testing.assert_array_equal(part.patients, [7, 5])
+    self.assertIsNone(_split().take(np.array([0])).sites)
+
+  @parameterized.named_parameters(
+    ('float', np.zeros([2, 8, 8, 1]), 'uint8 array.*got float64'),
+    ('list', [[0]], 'uint8 array.*got list'),
+    ('no_channels', np.zeros([2, 8, 8], np.uint8), r'\[N, H, W, C\]'),
+    ('four_channels', np.zeros([2, 8, 8, 4], np.uint8), r'got \[2, 8, 8, 4\]'),
+  )
+  def test_rejects_images(self, pixels, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      images.Split(images=pixels, labels=np.zeros(2, np.int64))
+
+  @parameterized.named_parameters(
+    ('float', dict(labels=[0.0] * 4), 'labels must be an int64 array'),
+    ('rows', dict(labels=[0, 1]), 'labels has 2 rows but images has 4'),
+    ('negative', dict(labels=[0, 0, -1, 0]), '0 or more, got -1'),
+    ('dims', dict(labels=[[[0]]] * 4), 'labels must have 1 or 2 dimensions'),
+    ('multi', dict(labels=[[0, 2]] * 4), 'must be 0 or 1, got 2'),
+    ('sites', dict(sites=np.zeros(3, np.int64)), 'sites has 3 rows'),
+    ('patients', dict(patients=np.zeros(4)), 'patients must be an int64'),
+    ('shape', dict(sites=np.zeros([4, 1], np.int64)), 'sites must have 1 dim'),
+  )
+  def test_rejects(self, arguments, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      _split(**arguments)
+
+
+class ImageDataTest(parameterized.TestCase):
+  def test_holds_splits(self):
+    data = _data()
+    self.assertEqual(
+      [name for name, _ in data.splits()], list(images.SPLIT_NAMES)
+    )
+    self.assertEqual(data.num_classes, 2)
+    self.assertEqual(data.image_shape, (8, 8, 1))
+    self.assertFalse(data.duplicates)
+
+  def test_accepts_multi_label(self):
+    split = _split(labels=[[0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1]])
+    data = _data(
+      train=split,
+      validation=split,
+      test=split,
+      class_names=('a', 'b', 'c'),
+      multi_label=True,
+    )
+    self.assertEqual(data.num_classes, 3)
+
+  @parameterized.named_parameters(
+    ('one_class', dict(class_names=('a',)), 'at least 2 classes'),
+    (
+      'labels',
+      dict(test=_split(labels=[0, 1, 9, 7])),
+      r'toy: test labels must lie in 0..1, got 9 in row 2 \(and 1 more',
+    ),
+    (
+      'empty',
+      dict(validation=_split(0, labels=np.zeros(0, np.int64))),
+      'validation has no images',
+    ),
+    ('size', dict(test=_split(shape=(9, 9, 1))), 'make all images the same'),
+    (
+      'site',
+      dict(train=_split(sites=np.array([0, 1, 2, 0])), site_names=('x', 'y')),
+      r'sites must lie in 0..1.*got 0..2',
+    ),
+    ('not_multi', dict(multi_label=True), r'must have shape \[N, 2\]'),
+    (
+      'columns',
+      dict(train=_split(labels=[[0, 1, 0]] * 4), multi_label=True),
+      'must have 2 columns.*got 3',
+    ),
+    ('is_multi', dict(train=_split(labels=[[0, 1]] * 4)), r'shape \[N\]'),
+  )
+  def test_rejects(self, arguments, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      _data(**arguments)
+
+  def test_rejects_patient_in_two_splits(self):
+    with self.assertRaisesRegex(
+      _validate.InputError,
+      r'1 patients are in both train and test \(such as patient 4\)',
+    ):
+      _data(
+        train=_split(patients=np.array([1, 2, 3, 4])),
+        test=_split(patients=np.array([4, 5, 6, 6])),
+      )
+
+
+class DuplicatesTest(absltest.TestCase):
+  def test_counts_within_and_across(self):
+    one, two, three = (np.full([1, 4, 4, 1], v, np.uint8) for v in (1, 2, 3))
+    report = images.find_duplicates(
+      {
+        'train': np.concatenate([one, one, one, two]),
+        'validation': np.concatenate([one, three]),
+        'test': np.concatenate([three, three]),
+      }
+    )
+    self.assertEqual(report.within, {'train': 2, 'validation': 0, 'test': 1})
+    self.assertEqual(
+      report.across,
+      {
+        ('train', 'validation'): 1,
+        ('train', 'test'): 0,
+        ('validation', 'test'): 1,
+      },
+    )
+    self.assertTrue(report)
+    self.assertEqual(
+      str(report),
+      '2 extra in train, 1 extra in test, 1 in both train and validation, '
+      '1 in both validation and test',
+    )
+
+  def test_none(self):
+    report = images.find_duplicates({'train': np.zeros([1, 2, 2, 1], np.uint8)})
+    self.assertFalse(report)
+    self.assertEqual(str(report), 'none')
+
+
+if __name__ == '__main__':
+  absltest.main()
