@@ -13,20 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import itertools
-from typing import Any, NamedTuple, Union
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import graphs
-from tff_medical.runtime import sequences
-from tff_medical.runtime import values
+from tff_medical.runtime import graphs, sequences, values
 
 _Emit = Callable[[Sequence[Any]], Sequence[Any]]
 
 
-class Leaf(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Leaf:
   """One output of a node: a tensor or a sequence."""
 
   node: Node
@@ -34,11 +34,12 @@ class Leaf(NamedTuple):
 
   @property
   def type_spec(self) -> tff.Type:
+    """Type of the tensor or sequence."""
     return self.node.types[self.index]
 
 
 # A leaf, a tuple of values, or a function from value to value.
-Value = Union[Leaf, tuple, Callable[..., Any]]
+Value = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ class Fold(Node):
 
   @property
   def captured(self) -> tuple[Leaf, ...]:
+    """The leaves of the server that its functions read."""
     return self.accumulate.captured + self.merge.captured
 
 
@@ -124,7 +126,7 @@ def flatten(value: Value) -> Iterator[Leaf]:
     raise TypeError('A function cannot be a value of a client or a result.')
 
 
-def _pack(type_spec: tff.Type, leaves: Iterator[Leaf]) -> Value:
+def _pack(type_spec: tff.Type, leaves: Iterator[Value]) -> Value:
   """Arranges leaves as a value of a type."""
   if isinstance(type_spec, tff.FederatedType):
     return _pack(type_spec.member, leaves)
@@ -149,9 +151,17 @@ class Traced:
   has_state: bool
 
 
-def trace(block: tff.framework.ComputationBuildingBlock) -> Traced:
-  """Evaluates the building block of a function on symbols."""
-  return _Tracer().trace(block)
+def trace(
+  block: tff.framework.ComputationBuildingBlock,
+  functions: Sequence[tff.framework.ComputationBuildingBlock] = (),
+) -> Traced:
+  """Evaluates the building block of a function on symbols.
+
+  Args:
+    block: The function.
+    functions: What its parameters of a functional type stand for.
+  """
+  return _Tracer().trace(block, functions)
 
 
 class _Tracer:
@@ -173,14 +183,24 @@ class _Tracer:
       tff.framework.Literal: self._literal,
     }
 
-  def trace(self, block: tff.framework.ComputationBuildingBlock) -> Traced:
+  def trace(
+    self,
+    block: tff.framework.ComputationBuildingBlock,
+    functions: Sequence[tff.framework.ComputationBuildingBlock],
+  ) -> Traced:
     parameter = block.type_signature.parameter
-    leaves = []
+    given = [self._evaluate(f, {}) for f in functions]
+    leaves: list[Leaf] = []
+    elements: list[Value] = []
     for leaf in values.leaf_types(parameter):
+      if isinstance(leaf.member, tff.FunctionType):
+        elements.append(given.pop(0))
+        continue
       clients = leaf.at_clients and not leaf.all_equal
-      leaves.append(self._node([leaf.member], (), None, clients)[0])
+      leaves.extend(self._node([leaf.member], (), None, clients))
+      elements.append(leaves[-1])
     function = self._evaluate(block, {})
-    args = [] if parameter is None else [_pack(parameter, iter(leaves))]
+    args = [] if parameter is None else [_pack(parameter, iter(elements))]
     result = tuple(flatten(function(*args)))
     return Traced(tuple(leaves), result, self._has_state)
 
@@ -265,7 +285,7 @@ class _Tracer:
 
     def function(*args: Value) -> Value:
       place = 'client' if self._at_clients else 'server'
-      emit_fn = lambda inputs: graph.emit(inputs, f'{place}_computation')
+      emit_fn = functools.partial(graph.emit, scope=f'{place}_computation')
       leaves = self._node(types, tuple(flatten(args)), emit_fn)
       return _pack(result, iter(leaves))
 

@@ -13,8 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
+import functools
 import threading
 from typing import Any
+
+import tensorflow as tf
+
+from tff_medical.runtime import devices
 
 # Results that may wait for an earlier client, for each thread of a lane.
 _AHEAD = 4
@@ -113,19 +118,27 @@ class _Lane:
 
 
 class Cohort:
-  """Threads that run clients.
+  """Threads that run clients, some for each device of a placement."""
 
-  Args:
-    devices: A TensorFlow device for each lane.
-    threads: Clients at once in each lane.
-  """
-
-  def __init__(self, devices: Sequence[str], threads: int):
-    self.devices = tuple(devices)
-    self.threads = threads
+  def __init__(self, placement: devices.Placement):
+    self.devices = placement.devices
+    self.threads = placement.threads
+    self._knob = placement.knob
     self._pool = concurrent.futures.ThreadPoolExecutor(
-      len(devices) * threads, thread_name_prefix='tff_client'
+      len(self.devices) * self.threads, thread_name_prefix='tff_client'
     )
+
+  def _client_error(
+    self, index: int, clients: int, error: Exception
+  ) -> ClientError:
+    message = f'client {index} of {clients} failed: {error}'
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+      device = self.devices[index % len(self.devices)]
+      message = (
+        f'client {index} of {clients} found no memory left on {device}; '
+        f'lower {self._knob} or the batch size. {error}'
+      )
+    return ClientError(message, index)
 
   def run(
     self,
@@ -148,7 +161,7 @@ class Cohort:
     lanes = []
     for number in range(min(clients, len(self.devices))):
       mine = range(number, clients, len(self.devices))
-      add = lambda total, result, lane=number: fold(lane, total, result)
+      add = functools.partial(fold, number)
       lanes.append(_Lane(mine, _AHEAD * self.threads, add, zero))
     futures = [
       self._pool.submit(lane.run, work, Slot(n, worker, self.devices[n]))
@@ -165,7 +178,5 @@ class Cohort:
     errors = [error for lane in lanes for error in lane.errors]
     if errors:
       index, error = min(errors, key=lambda pair: pair[0])
-      raise ClientError(
-        f'client {index} of {clients}: {error}', index
-      ) from error
+      raise self._client_error(index, clients, error) from error
     return [lane.total for lane in lanes]

@@ -82,9 +82,10 @@ def _rename_functions(graph_def: tf.compat.v1.GraphDef, suffix: str) -> None:
         ref.name += suffix
 
 
-def _clear_call_options(graph_def: tf.compat.v1.GraphDef) -> None:
-  """Lets TensorFlow's optimizer, which TFF switches off, see into calls."""
+def _clear_options(graph_def: tf.compat.v1.GraphDef) -> None:
+  """Drops TFF's options of calls, and ties to nodes that may not be there."""
   for node in _all_nodes(graph_def):
+    node.attr.pop('_class', None)
     if node.op in ('PartitionedCall', 'StatefulPartitionedCall'):
       node.attr['config_proto'].s = b''
 
@@ -175,7 +176,7 @@ class Block:
     if init_op:
       wanted.append(init_op)
     graph_def = _subgraph(graph_def, _ancestors(_by_name(graph_def), wanted))
-    _clear_call_options(graph_def)
+    _clear_options(graph_def)
     has_state = bool(_handles(graph_def))
     if init_op:
       _run_initializer_first(graph_def, init_op)
@@ -196,11 +197,19 @@ class Block:
     graph_def = self.graph_def
     if self.has_state:
       graph_def = _with_own_state(graph_def)
-    inputs = dict(zip(map(_node_name, self.parameters), args))
+    inputs = dict(zip(map(_node_name, self.parameters), map(_capture, args)))
     if self.session_token:
       token = f'session_{next(_import_number)}'
       inputs[_node_name(self.session_token)] = tf.constant(token)
     return _Importer(graph_def, inputs, scope).tensors(self.results)
+
+
+def _capture(value: tf.Tensor | loops.Slices) -> tf.Tensor | loops.Slices:
+  """Brings a tensor of an outer graph into the current one."""
+  graph = tf.compat.v1.get_default_graph()
+  if isinstance(value, loops.Slices) or value.graph is graph:
+    return value
+  return graph.capture(value)
 
 
 def _with_own_state(

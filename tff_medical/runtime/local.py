@@ -27,17 +27,38 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import blocks
+from tff_medical.runtime import blocks, devices, values
 from tff_medical.runtime import cohort as cohort_lib
 from tff_medical.runtime import plan as plan_lib
-from tff_medical.runtime import values
+
+_Computation = tff.framework.ConcreteComputation
+# Characters of a type signature that an error shows.
+_SIGNATURE_LENGTH = 200
 
 
-def _compile(comp: tff.framework.ConcreteComputation) -> plan_lib.Plan:
-  """Returns the plan of a computation, secure sums made plain ones."""
+def _building_block(comp: Any) -> tff.framework.ComputationBuildingBlock:
+  """Compiles a computation by TFF's own rules, secure sums as plain sums."""
   comp = tff.backends.test.replace_secure_intrinsics_with_bodies(comp)
   comp = tff.backends.native.desugar_and_transform_to_native(comp)
-  return plan_lib.create(blocks.trace(comp.to_building_block()))
+  return comp.to_building_block()
+
+
+def _compile(comp: Any, *functions: Any) -> plan_lib.Plan:
+  """Returns the plan of a computation applied to computations."""
+  return plan_lib.create(
+    blocks.trace(_building_block(comp), [_building_block(f) for f in functions])
+  )
+
+
+def _name(comp: Any) -> str:
+  """Returns what tells a user which computation it is."""
+  block = comp.to_building_block()
+  name = getattr(block, 'parameter_name', None) or ''
+  signature = comp.type_signature.compact_representation()
+  if len(signature) > _SIGNATURE_LENGTH:
+    signature = signature[:_SIGNATURE_LENGTH] + '...'
+  function = name[: -len('_arg')] if name.endswith('_arg') else name
+  return f'{function} {signature}'.strip()
 
 
 class _Invocation:
@@ -111,8 +132,9 @@ class _Invocation:
     zero = self._values(work.zeros)
     totals = self._cohort.run(self._clients, run_client, fold, zero)
     with tf.device(self._cohort.devices[0]):
-      merge = lambda a, b: work.merge([*captured, *a, *b])
-      total = functools.reduce(merge, totals) if totals else zero
+      total = totals.pop(0) if totals else zero
+      for other in totals:
+        total = work.merge([*captured, *total, *other])
     self._env.update(zip(work.totals, total))
 
 
@@ -135,12 +157,20 @@ class LocalContext(tff.framework.SyncContext):
     if clients is None:
       clients = self._default_num_clients
     leaves = values.ingest_argument(arg, type_spec.parameter)
+    functions = [leaf for leaf in leaves if isinstance(leaf, _Computation)]
+    tensors = [leaf for leaf in leaves if not isinstance(leaf, _Computation)]
     with self._lock:
-      plan = self._plan(comp)
-      run = _Invocation(plan, self._cohort, clients, leaves)
-      result = run.run()
-    pairs = ((v, l.node.at_clients) for v, l in zip(result, plan.traced.result))
-    return values.emit_result(pairs, type_spec.result, clients)
+      plan = self._plan(comp, *functions)
+      try:
+        result = _Invocation(plan, self._cohort, clients, tensors).run()
+      except cohort_lib.ClientError as error:
+        raise cohort_lib.ClientError(
+          f'In computation {_name(comp)}: {error}', error.client_index
+        ) from error.__cause__
+    at_clients = [leaf.node.at_clients for leaf in plan.traced.result]
+    return values.emit_result(
+      zip(result, at_clients), type_spec.result, clients
+    )
 
 
 class AsyncLocalContext(tff.framework.AsyncContext):
@@ -162,11 +192,37 @@ def create_local_context(
   clients_per_device: int | None = None,
   default_num_clients: int = 0,
 ) -> LocalContext:
-  return LocalContext(
-    cohort_lib.Cohort(client_devices or ['CPU:0'], client_threads or 2),
-    default_num_clients,
+  """Returns a context that runs TFF computations in this process.
+
+  Create it before the first TensorFlow operation: TensorFlow cannot divide the
+  machine later. Without arguments clients run on all GPUs, one at a time on
+  each, or on the CPU, one on each core, where there is no GPU.
+
+  Args:
+    client_threads: Clients at once on the CPU. Each gets an equal share of the
+      cores for TensorFlow's threads inside an operation.
+    client_devices: TensorFlow devices that run clients, as in `['GPU:0']`.
+    clients_per_device: Clients at once on each device, which is divided into
+      as many logical devices.
+    default_num_clients: Size of the cohort of a computation whose argument
+      does not tell it.
+  """
+  placement = devices.choose(client_threads, client_devices, clients_per_device)
+  return LocalContext(cohort_lib.Cohort(placement), default_num_clients)
+
+
+def set_local_context(
+  client_threads: int | None = None,
+  client_devices: Sequence[str] | None = None,
+  clients_per_device: int | None = None,
+  default_num_clients: int = 0,
+) -> None:
+  """Makes `create_local_context(...)` the default of all computations."""
+  tff.framework.set_default_context(
+    create_local_context(
+      client_threads,
+      client_devices,
+      clients_per_device,
+      default_num_clients,
+    )
   )
-
-
-def set_local_context(*args, **kwargs) -> None:
-  tff.framework.set_default_context(create_local_context(*args, **kwargs))

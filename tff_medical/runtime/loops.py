@@ -51,7 +51,11 @@ class Slices:
     with tf.device('/device:CPU:0'):
       dataset = (
         tf.data.Dataset.range(self.batches())
-        .map(lambda i: tuple(self.batch(i)))
+        .map(
+          tf.autograph.experimental.do_not_convert(
+            lambda i: tuple(self.batch(i))
+          )
+        )
         .repeat(self.epochs)
       )
       return tf.data.experimental.to_variant(dataset)

@@ -12,8 +12,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import loops
-from tff_medical.runtime import values
+from tff_medical.runtime import loops, values
 
 
 def _order(element: tff.Type) -> list[int]:
@@ -55,6 +54,7 @@ def _close(
   """Maps a dataset to elements of a type and returns its variant."""
   order = _order(element)
 
+  @tf.autograph.experimental.do_not_convert
   def mapped(*args: Any) -> tuple[tf.Tensor, ...]:
     leaves = function(*args)
     return tuple(leaves[i] for i in order)
@@ -94,11 +94,10 @@ def reduce(
   function: Callable[[Sequence, Sequence], Sequence[tf.Tensor]],
 ) -> list[tf.Tensor]:
   """Folds `function(state, leaves)` over a sequence."""
+
+  @tf.autograph.experimental.do_not_convert
+  def step(state: Sequence, components: Sequence) -> tuple[tf.Tensor, ...]:
+    return tuple(function(state, _leaves(components, element)))
+
   with tf.device('/device:CPU:0'):
-    reduced = _open(sequence, element).reduce(
-      tuple(state),
-      lambda state, components: tuple(
-        function(state, _leaves(components, element))
-      ),
-    )
-  return list(reduced)
+    return list(_open(sequence, element).reduce(tuple(state), step))

@@ -9,15 +9,13 @@ everything but arrays that fit already, which are taken as they are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
-
-from tff_medical.runtime import tensor_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +99,8 @@ def ingest(value: Any, type_spec: tff.Type) -> list[Any]:
     return [leaf for v, t in pairs for leaf in ingest(v, t)]
   if isinstance(type_spec, tff.SequenceType):
     return [_sequence(value, type_spec)]
+  if isinstance(type_spec, tff.FunctionType):
+    return [value]
   return [_tensor(value, type_spec)]
 
 
@@ -137,8 +137,8 @@ def cardinality(value: Any, type_spec: tff.Type | None) -> int | None:
       return None
     if not isinstance(value, (list, tuple)):
       raise TypeError(
-        'Expected a value that differs between clients to be a `list` or '
-        f'`tuple`, found a value of Python type {type(value)}:\n{value}'
+        'Expected non-all-equal value with placement CLIENTS to be a `list` '
+        f'or `tuple`, found a value of Python type {type(value)}:\n{value}'
       )
     return len(value)
   found: int | None = None
@@ -147,7 +147,7 @@ def cardinality(value: Any, type_spec: tff.Type | None) -> int | None:
       number = cardinality(v, t)
       if None not in (found, number) and found != number:
         raise ValueError(
-          f'Conflicting cardinalities for clients: {found} vs {number}'
+          f'Conflicting cardinalities for CLIENTS: {number} vs {found}'
         )
       found = number if found is None else found
   return found
