@@ -61,7 +61,7 @@ def build_card(
       'epsilon_rdp': ledger.rdp_epsilon(),
       'delta': ledger.delta,
       'unit': mechanism.privacy_unit,
-      'neighboring_relation': mechanism.neighboring_relation.name.lower(),
+      'neighbouring_relation': mechanism.neighboring_relation.name.lower(),
       'mechanism': mechanism.describe(),
       'sampling': mechanism.sampling.name,
       'rounds': rounds,
@@ -70,7 +70,7 @@ def build_card(
       'accountant_version': accounting.accountant_version(),
       'ledger_sha256': ledger.digest,
       'not_covered': not_covered,
-      'dataset': dataset,
+      'data_set': dataset,
       'test_metrics': test_metrics,
       'created': datetime.datetime.now(datetime.timezone.utc).isoformat(
           timespec='seconds'
