@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from absl import logging
 import numpy as np
@@ -18,13 +19,33 @@ from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
 
 
+_T = TypeVar('_T')
+
+
+def _resolved(value: _T | None) -> _T:
+  if value is None:
+    raise ValueError('settings must be resolved, with their population')
+  return value
+
+
+def warn_of_large_delta(delta: float, num_clients: int) -> None:
+  """Warns unless delta is below one over the population."""
+  if delta >= 1 / num_clients:
+    logging.warning(
+        'target_delta %.3g is not below 1 / num_clients (%.3g): a mechanism '
+        'that publishes one whole client at random would satisfy it',
+        delta,
+        1 / num_clients,
+    )
+
+
 def build_task(settings: settings_lib.Settings) -> tasks.Task:
   """Loads the data, spreads it over clients and binds it to the model."""
   data = loading.load(
       settings.dataset,
       image_size=settings.image_size,
       data_dir=settings.data_dir,
-      **({'seed': settings.seed} if settings.dataset == 'synthetic' else {}),
+      seed=settings.seed,
   )
   if data.duplicates:
     logging.warning('%s has duplicates: %s', data.name, data.duplicates)
@@ -57,10 +78,10 @@ def build_mechanism(
   sampling: sampling_lib.Sampling
   if settings.client_sampling == 'poisson':
     sampling = sampling_lib.PoissonSampling(
-        settings.num_clients, settings.clients_per_round
+        _resolved(settings.num_clients), _resolved(settings.clients_per_round)
     )
   else:
-    sampling = sampling_lib.FullParticipation(settings.num_clients)
+    sampling = sampling_lib.FullParticipation(_resolved(settings.num_clients))
   mechanism = mechanisms.ClientLevelGaussian(
       sampling=sampling,
       clipping=_build_clipping(settings),
@@ -68,17 +89,10 @@ def build_mechanism(
   )
   if settings.target_epsilon is None:
     return mechanism
-  if settings.target_delta >= 1 / settings.num_clients:
-    logging.warning(
-        'target_delta %.3g is not below 1 / num_clients (%.3g): a mechanism '
-        'that publishes one whole client at random would satisfy it',
-        settings.target_delta,
-        1 / settings.num_clients,
-    )
   return calibration.calibrate(
       mechanism,
       target_epsilon=settings.target_epsilon,
-      delta=settings.target_delta,
+      delta=_resolved(settings.target_delta),
       rounds=settings.rounds,
       progress=progress,
   )
@@ -89,11 +103,11 @@ def _build_clipping(
 ) -> mechanisms.Clipping | None:
   if settings.clipping == 'adaptive':
     return mechanisms.AdaptiveClipping(
-        clip_norm=settings.clip_norm,
-        target_unclipped_quantile=settings.target_unclipped_quantile,
+        clip_norm=_resolved(settings.clip_norm),
+        target_unclipped_quantile=_resolved(settings.target_unclipped_quantile),
     )
   if settings.clipping == 'fixed':
-    return mechanisms.FixedClipping(settings.clip_norm)
+    return mechanisms.FixedClipping(_resolved(settings.clip_norm))
   return None
 
 

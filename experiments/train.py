@@ -58,6 +58,8 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   settings = settings.for_population(task.num_clients)
   mechanism = build.build_mechanism(settings, _show_calibration)
   delta = settings.target_delta or accounting.default_delta(task.num_clients)
+  if mechanism.is_private:
+    build.warn_of_large_delta(delta, task.num_clients)
   process = build.build_process(settings, task, mechanism)
   folder.claim(settings, task.data.source_digest)
   with ledger_lib.PrivacyLedger(

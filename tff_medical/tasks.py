@@ -8,10 +8,10 @@ the held-out test images.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
 import dataclasses
 import functools
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -88,8 +88,8 @@ class Task:
         input_spec=self.input_spec,
     )
 
-  def client_datasets(self, indices: Sequence[int]) -> list[tf.data.Dataset]:
-    """Returns the batched training data of clients given by their index."""
+  def client_datasets(self, indices: np.ndarray) -> list[tf.data.Dataset]:
+    """Returns the batched training data of clients, given as int64 [n]."""
     return [self._client_dataset(int(index)) for index in indices]
 
   @functools.cached_property

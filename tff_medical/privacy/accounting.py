@@ -15,11 +15,14 @@ be charged exactly.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import functools
 import importlib.metadata
 import math
 import warnings
 
+from absl import logging
 import dp_accounting
 from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution
@@ -31,8 +34,8 @@ _ADD_OR_REMOVE = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
 def accountant_version() -> str:
-  """Returns the accountant of record with its version, for the card."""
-  return f'dp-accounting {importlib.metadata.version("dp-accounting")} (PLD)'
+  """Returns the library that computes epsilon, with its version."""
+  return f'dp-accounting {importlib.metadata.version("dp-accounting")}'
 
 
 @functools.lru_cache(maxsize=32)
@@ -82,12 +85,22 @@ def rdp_epsilon(
   if rounds == 0:
     return 0.0
   accountant = rdp.RdpAccountant(neighboring_relation=_ADD_OR_REMOVE)
-  accountant.compose(event, rounds)
-  with warnings.catch_warnings():
-    # It warns where the optimal order is the largest tried: then its epsilon
-    # is still valid, only not the smallest.
-    warnings.simplefilter('ignore')
+  with _quiet():
+    accountant.compose(event, rounds)
     return float(accountant.get_epsilon(delta))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Hides warnings of orders left out: epsilon is valid without them."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      yield
+  finally:
+    logging.set_verbosity(verbosity)
 
 
 def default_delta(num_clients: int) -> float:

@@ -19,6 +19,7 @@ import threading
 import time
 from typing import Any, Optional
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -27,7 +28,7 @@ from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.privacy import sampling as sampling_lib
 from tff_medical.program import checkpoints as checkpoints_lib
 
-ClientDatasets = Callable[[Sequence[int]], Sequence[tf.data.Dataset]]
+ClientDatasets = Callable[[np.ndarray], Sequence[tf.data.Dataset]]
 Evaluate = Callable[[tff.learning.models.ModelWeights], Mapping[str, float]]
 
 
@@ -106,7 +107,8 @@ def train(
   Args:
     process: The learning process; its noise is that of `ledger`'s mechanism.
     sampling: Draws each round's cohort, as the ledger's mechanism says.
-    client_datasets: Returns the training data of clients given by index.
+    client_datasets: Returns the training data of clients given by their index,
+      int64 [n].
     ledger: Is charged before each round; refuses what exceeds the budget.
     checkpoints: Holds the state after each round.
     cohort_seed: Makes the cohorts, with the round's number.
