@@ -128,6 +128,8 @@ def load_medmnist(
   if data_dir is None:
     config = medmnist.official_config(name, image_size)
     builder = medmnist.MedMnist(config=config, data_dir=tfds_dir)
+    if not builder.data_path.exists():
+      medmnist.check_reachable(config)
   else:
     path = pathlib.Path(data_dir).expanduser() / info.file_name(image_size)
     builder = medmnist.builder_for_file(name, image_size, path, tfds_dir)

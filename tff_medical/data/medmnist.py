@@ -12,7 +12,7 @@ TFDS itself compares size and SHA-256 of the downloads in `checksums.tsv`; the
 authors publish MD5s only, so that it lists the three files at hand and the MD5
 is compared for all 48.
 
-Features: image uint8 [H, W, C], label int64 (or uint8 [L] for chestmnist). The
+Features: image uint8 [H, W, C], label int64 (for chestmnist [L] of 0 and 1). The
 records keep the order of the file.
 
 >>> official_config('chestmnist', 64).name
@@ -31,6 +31,7 @@ import zlib
 from absl import logging
 from etils import epath
 import numpy as np
+import requests
 import tensorflow_datasets as tfds
 
 from tff_medical import _validate
@@ -39,6 +40,7 @@ from tff_medical.data import images, medmnist_info
 # Names of the splits in the files, by those used here.
 _FILE_SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 _BLOCK = 2**20
+_TIMEOUT_SECS = 20
 
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -102,7 +104,7 @@ class MedMnist(tfds.core.GeneratorBasedBuilder):
     shape = (config.image_size, config.image_size, config.info.channels)
     names = config.info.class_names
     if config.info.multi_label:
-      label = tfds.features.Tensor(shape=(len(names),), dtype=np.uint8)
+      label = tfds.features.Tensor(shape=(len(names),), dtype=np.int64)
     else:
       label = tfds.features.ClassLabel(names=names)
     return tfds.core.DatasetInfo(
@@ -159,14 +161,13 @@ class MedMnist(tfds.core.GeneratorBasedBuilder):
       tfds.download.DownloadError,
       tfds.download.download_manager.NonMatchingChecksumError,
     ) as error:
-      raise _validate.InputError(
-        f'cannot download {url}: {error}; fetch the file by other means and '
-        'give its folder as data_dir'
-      ) from error
+      raise _cannot_download(url, error) from error
     try:
       return self._read_checked(path)
     except _validate.InputError:
-      path.unlink()  # Or TFDS would take it from its cache the next time.
+      # Or TFDS would take it from its cache the next time.
+      path.unlink()
+      path.with_name(f'{path.name}.INFO').unlink(missing_ok=True)
       raise
 
   def _read_checked(self, path: epath.PathLike) -> Arrays:
@@ -211,6 +212,18 @@ def builder_for_file(
     )
     config = MedMnistConfig(dataset=dataset, image_size=image_size, md5=digest)
   return MedMnist(source=str(path), config=config, data_dir=tfds_dir)
+
+
+def check_reachable(config: MedMnistConfig) -> None:
+  """Raises `InputError` if the server does not answer; downloads nothing.
+
+  TFDS tries again for more than three minutes before it gives up.
+  """
+  url = config.info.url(config.image_size)
+  try:
+    requests.head(url, allow_redirects=True, timeout=_TIMEOUT_SECS)
+  except requests.RequestException as error:
+    raise _cannot_download(url, error) from error
 
 
 def file_md5(path: epath.PathLike) -> str:
@@ -261,6 +274,13 @@ def read_npz(
   }
 
 
+def _cannot_download(url: str, error: Exception) -> _validate.InputError:
+  return _validate.InputError(
+    f'cannot download {url}: {error}; fetch the file by other means and give '
+    'its folder as data_dir'
+  )
+
+
 def _load_arrays(
   path: epath.PathLike, keys: list[str]
 ) -> dict[str, np.ndarray]:
@@ -286,17 +306,19 @@ def _check_arrays(
   info: medmnist_info.MedMnistInfo,
   image_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  if info.channels == 1 and pixels.ndim == 3:
-    pixels = pixels[..., np.newaxis]
   shape = (image_size, image_size, info.channels)
-  if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
+  shapes = (shape, shape[:2]) if info.channels == 1 else (shape,)
+  if (
+    pixels.dtype != np.uint8
+    or pixels.shape[1:] not in shapes
+    or not pixels.size
+  ):
+    wanted = ' or '.join(str(['N', *s]).replace("'", '') for s in shapes)
     raise _validate.InputError(
-      f'{where}_images must be uint8 of shape [N, {image_size}, {image_size}]'
-      f'{" or" if info.channels == 1 else ","} [..., {info.channels}], got '
-      f'{pixels.dtype} {list(pixels.shape)}; is it {info.name} in size '
-      f'{image_size}?'
+      f'{where}_images must be uint8 of shape {wanted}, got {pixels.dtype} '
+      f'{list(pixels.shape)}; is it {info.name} in size {image_size}?'
     )
-  if labels.dtype.kind not in 'iu' or len(labels) != len(pixels):
+  if labels.dtype.kind not in 'iu' or labels.shape[:1] != pixels.shape[:1]:
     raise _validate.InputError(
       f'{where}_labels must be {len(pixels)} rows of integers, one an image, '
       f'got {labels.dtype} {list(labels.shape)}'
@@ -305,4 +327,4 @@ def _check_arrays(
     labels = labels[:, 0]
   labels = labels.astype(np.int64)
   images.check_labels(where, labels, len(info.class_names), info.multi_label)
-  return pixels, labels
+  return pixels.reshape(-1, *shape), labels

@@ -6,9 +6,9 @@ mass, a cluster of specks ...) at a random place, size and rotation. A patient
 has several images of the same kind of lesion, tissue and site; a site is a
 scanner with its own gain, offset, contrast curve, blur and noise. Why: a
 privacy budget can be tried without any download, on data where what matters is
-hard for the right reason: all lesions add the same total brightness, so that
-no weighting of pixels tells the classes apart (a linear model is close to
-chance) while a small convolutional network can.
+hard for the right reason: lesions of all classes add the same total
+brightness at random places, so that no weighting of pixels tells the classes
+apart (a linear model stays far behind) while a small convolutional network can.
 
 Layout: uint8 [N, H, W, C], values 0..255, grey or a tinted RGB. Lengths are in
 half image widths, so that the image size changes the sharpness only. Source:
@@ -28,19 +28,12 @@ import numpy as np
 from scipy import ndimage
 
 from tff_medical import _validate
-from tff_medical.data import images
+from tff_medical.data import images, lesion_shapes
 
-CLASS_NAMES = (
-  'nodule',
-  'cavity',
-  'spiculated mass',
-  'speck cluster',
-  'linear scar',
-  'paired nodules',
-  'crescent',
-  'striated mass',
-)
+CLASS_NAMES = lesion_shapes.NAMES
 CHANNELS = (1, 3)
+
+_col = lesion_shapes.column
 
 _CHUNK = 512  # Images rendered at a time, to bound memory at large sizes.
 _TINT = np.array([1.0, 0.72, 0.76], np.float32)  # Of a stained slide.
@@ -55,7 +48,7 @@ class PhantomSpec:
       each other, in strong texture and noise).
     num_classes: Number of lesion shapes, 2 to 8.
     num_sites: Number of scanners.
-    image_size: Height and width, at least 16.
+    image_size: Height and width, 16 to 1024.
     channels: 1 for grey, 3 for RGB.
     num_train: Number of training images.
     num_validation: Number of validation images.
@@ -78,25 +71,21 @@ class PhantomSpec:
   def __post_init__(self) -> None:
     _validate.non_negative(difficulty=self.difficulty, seed=self.seed)
     _validate.positive_int(
+      num_classes=self.num_classes,
       num_sites=self.num_sites,
+      image_size=self.image_size,
       num_train=self.num_train,
       num_validation=self.num_validation,
       num_test=self.num_test,
       images_per_patient=self.images_per_patient,
     )
-    if self.difficulty > 1:
+    if self.seed != int(self.seed):
       raise _validate.InputError(
-        f'difficulty must lie in 0..1, got {self.difficulty!r}'
+        f'seed must be a whole number, got {self.seed!r}'
       )
-    if self.num_classes not in range(2, len(CLASS_NAMES) + 1):
-      raise _validate.InputError(
-        f'num_classes must lie in 2..{len(CLASS_NAMES)}, got '
-        f'{self.num_classes!r}'
-      )
-    if self.image_size < 16:
-      raise _validate.InputError(
-        f'image_size must be at least 16, got {self.image_size!r}'
-      )
+    _within(0, 1, difficulty=self.difficulty)
+    _within(2, len(CLASS_NAMES), num_classes=self.num_classes)
+    _within(16, 1024, image_size=self.image_size)
     if self.channels not in CHANNELS:
       raise _validate.InputError(
         f'channels must be 1 (grey) or 3 (RGB), got {self.channels!r}'
@@ -112,6 +101,14 @@ class _Scanners:
   gamma: np.ndarray
   blur: np.ndarray  # Standard deviation, in pixels at 28 x 28.
   noise: np.ndarray  # Standard deviation, of a range of 0..1.
+
+
+def _within(low: float, high: float, **named: float) -> None:
+  for name, value in named.items():
+    if not low <= value <= high:
+      raise _validate.InputError(
+        f'{name} must lie in {low}..{high}, got {value!r}'
+      )
 
 
 def generate(spec: PhantomSpec) -> dict[str, images.Split]:
@@ -258,7 +255,7 @@ def _lesions(
   lesion = np.empty_like(u)
   for label in range(spec.num_classes):
     of_class = labels == label
-    lesion[of_class] = _shape(rng, label, u[of_class], v[of_class])
+    lesion[of_class] = lesion_shapes.draw(rng, label, u[of_class], v[of_class])
   blob = np.exp(-(u**2 + v**2) / 0.8)
   mix = 0.6 * spec.difficulty**2
   return (1 - mix) * _level(lesion, blob) + mix * blob
@@ -268,47 +265,6 @@ def _level(lesion: np.ndarray, blob: np.ndarray) -> np.ndarray:
   """Scales each image of `lesion` to the sum of its `blob`."""
   sums = lesion.sum(axis=(1, 2), keepdims=True)
   return lesion * blob.sum(axis=(1, 2), keepdims=True) / sums
-
-
-def _shape(
-  rng: np.random.Generator, label: int, u: np.ndarray, v: np.ndarray
-) -> np.ndarray:
-  """Returns the lesion of one class in its own coordinates, radius about 1."""
-  rho, phi = np.hypot(u, v), np.arctan2(v, u)
-  name = CLASS_NAMES[label]
-  if name == 'nodule':
-    return _inside(0.85 - rho)
-  if name == 'cavity':
-    return _inside(0.22 - np.abs(rho - 0.8))
-  if name == 'spiculated mass':
-    return _inside(0.6 + 0.5 * np.cos(5 * phi) - rho)
-  if name == 'speck cluster':
-    return _specks(rng, u, v)
-  if name == 'linear scar':
-    return _inside(np.minimum(0.22 - np.abs(v), 1.3 - np.abs(u)))
-  if name == 'paired nodules':
-    return _inside(0.45 - np.hypot(np.abs(u) - 0.7, v))
-  if name == 'crescent':
-    return _inside(np.minimum(0.95 - rho, np.hypot(u - 0.5, v) - 0.75))
-  return _inside(0.95 - rho) * (0.5 + 0.5 * np.sin(9 * u))
-
-
-def _specks(
-  rng: np.random.Generator, u: np.ndarray, v: np.ndarray, count: int = 5
-) -> np.ndarray:
-  """Returns small bright specks around a circle, unevenly."""
-  total = np.zeros_like(u)
-  for i in range(count):
-    turn = _col(2 * np.pi * i / count + rng.uniform(-0.4, 0.4, len(u)))
-    far = _col(rng.uniform(0.5, 1.0, len(u)))
-    distance = np.hypot(u - far * np.cos(turn), v - far * np.sin(turn))
-    total += np.exp(-0.5 * (distance / 0.2) ** 2)
-  return total
-
-
-def _inside(distance: np.ndarray) -> np.ndarray:
-  """Returns 1 where `distance` to the edge is positive, with a soft edge."""
-  return 1 / (1 + np.exp(-np.clip(distance / 0.06, -30, 30)))
 
 
 def _scan(
@@ -331,8 +287,3 @@ def _scan(
   if spec.channels == 3:
     image = 1 - image * _TINT  # Dark structures on a light, stained ground.
   return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-
-
-def _col(values: np.ndarray) -> np.ndarray:
-  """Returns [n] values as float32 [n, 1, 1], to go with images [n, H, W]."""
-  return np.asarray(values, np.float32)[:, np.newaxis, np.newaxis]

@@ -1,0 +1,114 @@
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import numpy as np
+
+from tff_medical import _validate
+from tff_medical.data import images, loading, phantoms
+
+_SPEC = phantoms.PhantomSpec(num_train=40, num_validation=10, num_test=20)
+
+
+class LoadSyntheticTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.tfds_dir = self.create_tempdir().full_path
+
+  def test_holds_what_is_generated(self):
+    data = loading.load_synthetic(_SPEC, tfds_dir=self.tfds_dir)
+    self.assertIsInstance(data, images.ImageData)
+    self.assertEqual(data.name, 'synthetic')
+    generated = phantoms.generate(_SPEC)
+    for name, split in data.splits():
+      for field in ('images', 'labels', 'sites', 'patients'):
+        np.testing.assert_array_equal(
+          getattr(split, field), getattr(generated[name], field)
+        )
+    self.assertEqual(data.class_names, phantoms.CLASS_NAMES[:4])
+    self.assertLen(data.site_names, 8)
+    self.assertStartsWith(data.source_digest, 'sha256:')
+    self.assertIn('tff_medical', data.citation)
+
+  def test_second_load_uses_the_records(self):
+    first = loading.load_synthetic(_SPEC, tfds_dir=self.tfds_dir)
+    with mock.patch.object(phantoms, 'generate') as generate:
+      second = loading.load_synthetic(_SPEC, tfds_dir=self.tfds_dir)
+    generate.assert_not_called()
+    np.testing.assert_array_equal(first.train.images, second.train.images)
+
+  def test_settings_reach_the_spec(self):
+    with mock.patch.object(loading, 'load_synthetic') as load:
+      loading.load('synthetic', image_size=32, seed=5, difficulty=0.75)
+      loading.load('synthetic', tfds_dir='there')
+    load.assert_has_calls(
+      [
+        mock.call(
+          phantoms.PhantomSpec(image_size=32, seed=5, difficulty=0.75),
+          tfds_dir=None,
+        ),
+        mock.call(phantoms.PhantomSpec(), tfds_dir='there'),
+      ]
+    )
+
+  def test_prints_nothing(self):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      loading.load_synthetic(_SPEC, tfds_dir=self.tfds_dir)
+    self.assertEqual(out.getvalue(), '')
+
+
+class RejectsTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('unknown', dict(dataset='sinthetic'), "did you mean 'synthetic'"),
+    (
+      'no_prefix',
+      dict(dataset='pneumoniamnist'),
+      "did you mean 'medmnist/pneumoniamnist'",
+    ),
+    ('three_dims', dict(dataset='medmnist/organmnist3d'), 'one of medmnist/'),
+    (
+      'data_dir',
+      dict(dataset='synthetic', data_dir='x'),
+      'data_dir is not used by synthetic',
+    ),
+    (
+      'difficulty',
+      dict(dataset='medmnist/octmnist', difficulty=0.1),
+      'difficulty is only for synthetic',
+    ),
+    ('high', dict(dataset='synthetic', difficulty=2.0), 'must lie in 0..1'),
+    (
+      'size',
+      dict(dataset='medmnist/octmnist', image_size=32),
+      r'image_size must be one of \(28, 64, 128, 224\) for medmnist, got 32',
+    ),
+    ('small', dict(dataset='synthetic', image_size=4), 'got 4'),
+  )
+  def test_rejects(self, arguments, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      loading.load(**arguments)
+
+
+class ImportTest(absltest.TestCase):
+  def test_import_is_light(self):
+    code = (
+      'import sys, tff_medical.data.loading, tff_medical.data.partition\n'
+      'heavy = {"tensorflow", "tensorflow_datasets", "tensorflow_federated"}\n'
+      'sys.exit(", ".join(heavy & set(sys.modules)) or None)'
+    )
+    result = subprocess.run(
+      [sys.executable, '-c', code],
+      capture_output=True,
+      text=True,
+      env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+
+
+if __name__ == '__main__':
+  absltest.main()
