@@ -82,7 +82,18 @@ def partition(
 def iid(
   split: images.Split, num_clients: int, rng: np.random.Generator
 ) -> Partition:
-  """Deals the images (or patients) out at random, as evenly as possible."""
+  """Deals images (or patients) out at random, the same number to each.
+
+  Give or take one; clients of whole patients hold as many images as those do.
+
+  Args:
+    split: What to spread.
+    num_clients: Number of clients.
+    rng: Draws the order.
+
+  Returns:
+    One sorted array of indices into `split` a client.
+  """
   units = _units(split, num_clients)
   order = rng.permutation(len(units))
   return _gather(units, np.array_split(order, num_clients))

@@ -61,6 +61,8 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
   """Builder of generated images; see `phantoms`."""
 
   name = 'synthetic'
+  # To be raised when `phantoms` draws other images for the same spec, so that
+  # records prepared before are not taken for them.
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First release.'}
   BUILDER_CONFIGS = [
