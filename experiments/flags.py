@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
 import dataclasses
+import gc
 import sys
 import typing
 from typing import Any
@@ -24,7 +26,9 @@ _DEFINE = {
 }
 
 
-def define_settings() -> Callable[[], settings_lib.Settings]:
+def define_settings(
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> Callable[[], settings_lib.Settings]:
   """Defines a flag for every setting; returns what reads them."""
   hints = typing.get_type_hints(settings_lib.Settings)
   fields = dataclasses.fields(settings_lib.Settings)
@@ -32,22 +36,20 @@ def define_settings() -> Callable[[], settings_lib.Settings]:
     help_text = field.metadata['help']
     if field.metadata['choices']:
       help_text += f' ({", ".join(field.metadata["choices"])})'
-    _define(hints[field.name])(field.name, field.default, help_text)
+    define = _definer(hints[field.name])
+    define(field.name, field.default, help_text, flag_values=flag_values)
 
   def read() -> settings_lib.Settings:
     return settings_lib.Settings(
-        **{field.name: flags.FLAGS[field.name].value for field in fields}
+        **{field.name: flag_values[field.name].value for field in fields}
     )
 
   return read
 
 
-def _define(hint: Any) -> Callable[..., Any]:
+def _definer(hint: Any) -> Callable[..., Any]:
   """Returns the absl function that defines a flag of a type hint."""
-  kind = next(
-      t for t in (*typing.get_args(hint), hint) if t in _DEFINE
-  )
-  return _DEFINE[kind]
+  return next(_DEFINE[t] for t in (*typing.get_args(hint), hint) if t in _DEFINE)
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -59,10 +61,10 @@ def run(main: Callable[[], int | None]) -> None:
   """
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
+    if any(arg.lstrip('-').startswith('help') for arg in argv[1:]):
+      return app.parse_flags_with_usage(list(argv))
     try:
-      rest = app.parse_flags_with_usage(list(argv)) if _wants_help(argv) else (
-          flags.FLAGS(list(argv))
-      )
+      rest = flags.FLAGS(list(argv))
       if len(rest) > 1:
         raise _validate.InputError(
             f'unexpected argument {rest[1]!r}; flags are --name=value'
@@ -70,7 +72,6 @@ def run(main: Callable[[], int | None]) -> None:
       return rest
     except (flags.Error, _validate.InputError) as error:
       _fail(error)
-      raise  # Not reached.
 
   def run_main(argv: Sequence[str]) -> int | None:
     del argv
@@ -78,13 +79,30 @@ def run(main: Callable[[], int | None]) -> None:
     try:
       return main()
     except _validate.InputError as error:
-      return _fail(error)
+      _fail(error)
 
+  atexit.register(_end_tff_runtime)
   app.run(run_main, flags_parser=parse)
 
 
-def _wants_help(argv: Sequence[str]) -> bool:
-  return any(a.lstrip('-').startswith('help') for a in argv[1:])
+def _end_tff_runtime() -> None:
+  """Ends the worker process of TFF's default runtime, if TFF is in use.
+
+  Left to the interpreter's last moments, TFF fails to do so: it prints a
+  traceback, and the process stays behind.
+  """
+  tff = sys.modules.get('tensorflow_federated')
+  if tff is None:
+    return
+
+  class NoContext(tff.framework.SyncContext):  # type: ignore[name-defined]
+    """Takes the place of TFF's context, which ends when nothing holds it."""
+
+    def invoke(self, comp: Any, arg: Any) -> Any:
+      raise RuntimeError('the program has ended')
+
+  tff.framework.set_default_context(NoContext())
+  gc.collect()
 
 
 def _fail(error: Exception) -> typing.NoReturn:

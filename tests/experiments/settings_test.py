@@ -1,0 +1,126 @@
+"""Tests of settings: defaults that fit together, and refusals."""
+
+import dataclasses
+
+from absl import flags as absl_flags
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from experiments import flags
+from experiments import settings as settings_lib
+from tff_medical import _validate
+
+
+def _read(*arguments):
+  values = absl_flags.FlagValues()
+  read = flags.define_settings(values)
+  values(['train', '--output_dir=runs/x', *arguments])
+  return read().resolve()
+
+
+class SettingsTest(parameterized.TestCase):
+
+  def test_every_setting_is_a_flag_with_the_same_default(self):
+    values = absl_flags.FlagValues()
+    read = flags.define_settings(values)
+    values(['train'])
+    self.assertEqual(read(), settings_lib.Settings())
+    for field in dataclasses.fields(settings_lib.Settings):
+      self.assertNotEmpty(values[field.name].help)
+
+  def test_the_flags_that_users_were_promised(self):
+    names = {f.name for f in dataclasses.fields(settings_lib.Settings)}
+    promised = """dataset data_dir image_size model partition dirichlet_alpha
+        num_clients clients_per_round client_sampling rounds rounds_per_eval
+        client_epochs client_batch_size client_learning_rate server_optimizer
+        server_learning_rate server_momentum clipping clip_norm
+        target_unclipped_quantile noise_multiplier target_epsilon target_delta
+        epsilon_budget privacy_unit seed output_dir"""
+    self.assertContainsSubset(promised.split(), names)
+
+  def test_defaults_of_private_training(self):
+    settings = _read('--target_epsilon=8').for_population(300)
+    self.assertEqual(settings.num_clients, 300)
+    self.assertEqual(settings.clients_per_round, 30)
+    self.assertEqual(settings.clip_norm, 0.1)
+    self.assertEqual(settings.target_unclipped_quantile, 0.5)
+    self.assertEqual(settings.server_momentum, 0.9)
+    self.assertEqual(settings.epsilon_budget, 8)
+    self.assertAlmostEqual(settings.target_delta, 300**-1.1)
+
+  def test_defaults_without_privacy(self):
+    settings = _read('--clipping=none').for_population(50)
+    self.assertIsNone(settings.clip_norm)
+    self.assertIsNone(settings.target_delta)
+    self.assertIsNone(settings.epsilon_budget)
+    self.assertFalse(settings.is_private)
+
+  @parameterized.parameters(
+      (['--partition=dirichlet'], 'dirichlet_alpha', 0.5),
+      (['--partition=natural_site'], 'num_clients', None),
+      (['--server_optimizer=adam'], 'server_momentum', None),
+      (['--clipping=fixed'], 'clip_norm', 1.0),
+      (['--epsilon_budget=3'], 'epsilon_budget', 3.0),
+  )
+  def test_defaults_of_modes(self, arguments, name, value):
+    settings = _read('--noise_multiplier=1', *arguments)
+    self.assertEqual(getattr(settings, name), value)
+
+  @parameterized.parameters(
+      ([], 'exactly one of target_epsilon and noise_multiplier'),
+      (
+          ['--target_epsilon=1', '--noise_multiplier=1'],
+          'exactly one of target_epsilon and noise_multiplier',
+      ),
+      (['--clipping=none', '--target_epsilon=1'], 'target_epsilon.*ignored'),
+      (['--clipping=none', '--clip_norm=1'], 'clip_norm.*ignored'),
+      (['--clipping=none', '--target_delta=.1'], 'target_delta.*ignored'),
+      (['--clipping=none', '--epsilon_budget=1'], 'epsilon_budget.*ignored'),
+      (
+          ['--clipping=fixed', '--target_unclipped_quantile=.5'],
+          'target_unclipped_quantile.*ignored.*clipping=fixed',
+      ),
+      (['--dirichlet_alpha=1'], 'dirichlet_alpha.*ignored.*partition=iid'),
+      (
+          ['--partition=natural_site', '--num_clients=3'],
+          'num_clients.*ignored.*natural_site',
+      ),
+      (
+          ['--client_sampling=all', '--clients_per_round=3'],
+          'clients_per_round.*ignored',
+      ),
+      (['--client_sampling=all', '--cohort_seed=3'], 'cohort_seed.*ignored'),
+      (
+          ['--server_optimizer=yogi', '--server_momentum=.9'],
+          'server_momentum.*ignored.*yogi',
+      ),
+      (['--data_dir=x'], 'data_dir.*ignored.*synthetic'),
+      (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
+      (['--partition=random'], 'partition must be one of'),
+      (['--privacy_unit=site'], 'privacy_unit must be one of'),
+      (['--runtime=gpu'], 'runtime must be one of'),
+      (['--rounds=0'], 'rounds must be positive, got 0'),
+      (['--client_batch_size=-1'], 'client_batch_size'),
+      (['--client_learning_rate=0'], 'client_learning_rate'),
+      (['--target_delta=2', '--target_epsilon=1'], 'target_delta'),
+      (['--target_epsilon=0'], 'target_epsilon'),
+      (['--num_clients=0'], 'num_clients'),
+  )
+  def test_refuses(self, arguments, message):
+    private = '--target_epsilon=8'
+    chosen = any(
+        a.startswith(('--target_epsilon', '--noise', '--clipping=none'))
+        for a in arguments
+    )
+    if not chosen and arguments:
+      arguments = [private, *arguments]
+    with self.assertRaisesRegex(_validate.InputError, message):
+      _read(*arguments)
+
+  def test_output_dir_is_needed(self):
+    with self.assertRaisesRegex(_validate.InputError, 'output_dir'):
+      settings_lib.Settings(target_epsilon=1.0).resolve()
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,326 @@
+"""Tests of the training command, from flags to files."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+from tensorboard.backend.event_processing import event_accumulator
+
+from experiments import settings as settings_lib
+from experiments import train
+from tests.experiments import npz
+from tff_medical import _validate
+from tff_medical import export
+from tff_medical.program import checkpoints
+from tff_medical.program import training
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class TrainTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.temp = pathlib.Path(self.create_tempdir().full_path)
+    self.output = self.temp / 'run'
+    self.settings = settings_lib.Settings(
+        dataset='medmnist/breastmnist',
+        data_dir=npz.write(self.temp),
+        num_clients=12,
+        clients_per_round=6.0,
+        rounds=4,
+        rounds_per_eval=2,
+        noise_multiplier=0.2,
+        output_dir=str(self.output),
+    )
+
+  def _run(self, **changed):
+    return train.run(dataclasses.replace(self.settings, **changed))
+
+  def _json(self, name):
+    return json.loads((self.output / name).read_text())
+
+  def _metrics(self):
+    with open(self.output / 'metrics.csv', newline='') as file:
+      return list(csv.DictReader(file))
+
+  def _charges(self):
+    return (self.output / 'privacy_ledger.jsonl').read_text().count('"charges"')
+
+  def _command(self, *arguments, **settings):
+    """Runs the command in a process of its own."""
+    values = dataclasses.asdict(dataclasses.replace(self.settings, **settings))
+    given = [f'--{k}={v}' for k, v in values.items() if v is not None]
+    return [sys.executable, '-m', 'experiments.train', *given, *arguments]
+
+  def test_leaves_every_file_that_it_promises(self):
+    self._run()
+    self.assertContainsSubset(
+        {
+            'config.json',
+            'metrics.csv',
+            'tensorboard',
+            'privacy_ledger.jsonl',
+            'checkpoints',
+            'summary.json',
+            'saved_model',
+        },
+        {p.name for p in self.output.iterdir()},
+    )
+    config = self._json('config.json')
+    self.assertEqual(config['settings']['clients_per_round'], 6)
+    self.assertEqual(config['settings']['clip_norm'], 0.1)
+    self.assertIn('tensorflow-federated', config['versions'])
+    rows = self._metrics()
+    self.assertEqual([row['round'] for row in rows], ['1', '2', '3', '4'])
+    self.assertEqual([bool(r['auc']) for r in rows], [False, True] * 2)
+    self.assertLess(float(rows[0]['epsilon']), float(rows[3]['epsilon']))
+    self.assertGreater(float(rows[3]['clip_norm']), 0)
+    summary = self._json('summary.json')
+    self.assertEqual(summary['rounds'], 4)
+    self.assertEqual(summary['stop_reason'], 'completed')
+    self.assertAlmostEqual(summary['epsilon_pld'], float(rows[3]['epsilon']))
+    self.assertGreater(summary['epsilon_rdp'], 0)
+    self.assertAlmostEqual(summary['delta'], 12**-1.1)
+    self.assertAlmostEqual(summary['metrics']['auc'], float(rows[3]['auc']))
+    events = event_accumulator.EventAccumulator(str(self.output / 'tensorboard'))
+    self.assertContainsSubset(
+        {'epsilon', 'clip_norm', 'auc'}, set(events.Reload().Tags()['tensors'])
+    )
+
+  def test_card_in_the_model_states_what_the_ledger_says(self):
+    self._run()
+    card = export.load_card(self.output / 'saved_model')
+    summary = self._json('summary.json')
+    self.assertEqual(card['epsilon'], summary['epsilon_pld'])
+    self.assertEqual(card['rounds'], 4)
+    self.assertEqual(card['mechanism']['noise_multiplier'], 0.2)
+    lines = (self.output / 'privacy_ledger.jsonl').read_text().splitlines()
+    self.assertEqual(card['ledger_sha256'], json.loads(lines[-1])['digest'])
+
+  def test_publishes_no_statistic_of_client_data(self):
+    """Neither cohort sizes nor client losses reach a published file."""
+    self._run()
+    allowed = {'round', 'epsilon', 'round_secs', 'clip_norm'}
+    for name in set(self._metrics()[0]) - allowed:
+      self.assertRegex(
+          name,
+          '^(loss|accuracy|balanced_accuracy|auc|sensitivity/.*|specificity/.*)$',
+      )
+    seed = (self.output / 'checkpoints' / 'cohort_seed.secret').read_text()
+    for path in self.output.rglob('*'):
+      if path.is_file() and path.name != 'cohort_seed.secret':
+        self.assertNotIn(seed.strip().encode(), path.read_bytes(), path)
+
+  def test_calibrates_to_the_target_and_keeps_it(self):
+    self._run(noise_multiplier=None, target_epsilon=30.0)
+    summary = self._json('summary.json')
+    self.assertLessEqual(summary['epsilon_pld'], 30)
+    self.assertGreater(summary['epsilon_pld'], 29)
+
+  def test_stops_before_it_exceeds_the_budget(self):
+    self._run(rounds=1)
+    epsilon = self._json('summary.json')['epsilon_pld']
+    self.settings = dataclasses.replace(
+        self.settings,
+        output_dir=str(self.temp / 'other'),
+        epsilon_budget=epsilon * 1.01,
+    )
+    self.output = self.temp / 'other'
+    outcome = self._run()
+    self.assertEqual(outcome.reason, training.StopReason.BUDGET_SPENT)
+    summary = self._json('summary.json')
+    self.assertEqual(summary['rounds'], 1)
+    self.assertEqual(summary['stop_reason'], 'budget_spent')
+    self.assertIn('budget', summary['stop_message'])
+    self.assertEqual(
+        export.load_card(self.output / 'saved_model')['epsilon'], epsilon
+    )
+
+  def test_goes_on_where_it_stopped(self):
+    self._run(rounds=2)
+    self._run(rounds=4)
+    self.assertEqual(self._charges(), 4)
+    self.assertEqual([r['round'] for r in self._metrics()], list('1234'))
+    self.assertEqual(self._json('summary.json')['rounds'], 4)
+
+  def test_refuses_another_run_s_folder_and_names_what_differs(self):
+    self._run(rounds=2)
+    before = self._json('config.json')
+    with self.assertRaisesRegex(
+        _validate.InputError,
+        r'--client_learning_rate \(0.1 there, 0.2 now\), .*--seed',
+    ):
+      self._run(client_learning_rate=0.2, seed=4)
+    npz.write(self.temp, counts=(64, 12, 24))
+    with self.assertRaisesRegex(_validate.InputError, 'data .*md5'):
+      self._run()
+    self.assertEqual(self._json('config.json'), before)
+
+  def test_calibrated_noise_is_for_the_planned_rounds_only(self):
+    self._run(noise_multiplier=None, target_epsilon=30.0, rounds=2)
+    with self.assertRaisesRegex(_validate.InputError, '--rounds'):
+      self._run(noise_multiplier=None, target_epsilon=30.0, rounds=4)
+
+  def test_seed_repeats_data_weights_and_partition_never_the_noise(self):
+    weights = []
+    for name in ('a', 'b', 'c', 'd'):
+      private = name in 'ab'
+      outcome = self._run(
+          output_dir=str(self.temp / name),
+          cohort_seed=3,
+          clipping='adaptive' if private else 'none',
+          noise_multiplier=0.2 if private else None,
+      )
+      weights.append(np.ravel(outcome.weights.trainable[0]))
+    self.assertFalse(np.allclose(weights[0], weights[1]))
+    np.testing.assert_allclose(weights[2], weights[3], atol=1e-5)
+    card = export.load_card(self.temp / 'a' / 'saved_model')
+    self.assertIn('cohort seed by the user', ' '.join(card['not_covered']))
+
+  def test_runs_on_tff_s_own_runtime_in_a_process_of_its_own(self):
+    log = self.temp / 'log'
+    with open(log, 'wb') as file:
+      done = subprocess.run(
+          self._command(runtime='tff', rounds=2),
+          check=False,
+          cwd=_ROOT,
+          stdout=file,
+          stderr=file,
+          timeout=300,
+      )
+    self.assertEqual(done.returncode, 0, log.read_text())
+    self.assertIn('2 rounds: all planned rounds were run', log.read_text())
+
+  def test_ctrl_c_saves_and_the_next_start_goes_on(self):
+    """Interrupts the real command as a terminal does."""
+    log = self.temp / 'log'
+    settings = {'rounds': 3000}
+    with open(log, 'wb') as file:
+      command = subprocess.Popen(
+          self._command(**settings), cwd=_ROOT, stdout=file, stderr=file
+      )
+      saved = self.output / 'checkpoints'
+      while command.poll() is None and not list(saved.glob('round_*[1-9].npz')):
+        time.sleep(0.05)
+      command.send_signal(signal.SIGINT)
+      self.assertEqual(command.wait(timeout=120), 130, log.read_text())
+    self.assertNotIn('Traceback', log.read_text())
+    summary = self._json('summary.json')
+    self.assertEqual(summary['stop_reason'], 'interrupted')
+    done = summary['rounds']
+    self.assertEqual(checkpoints.Checkpoints(saved).rounds()[-1], done)
+    self.assertEqual(self._charges(), done)
+    self._run(rounds=done + 1)
+    self.assertEqual(self._json('summary.json')['rounds'], done + 1)
+
+  def test_disk_full_stops_with_a_line_and_the_last_round_loads(self):
+    """A limit on file size makes the real write of a checkpoint fail."""
+    self._run(rounds=2)
+    log = self.temp / 'log'
+    limit = (self.output / 'checkpoints' / 'round_000002.npz').stat().st_size // 2
+
+    def limit_files():
+      signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'}
+    with open(log, 'wb') as file:
+      done = subprocess.run(
+          self._command(),
+          check=False,
+          cwd=_ROOT,
+          stdout=file,
+          stderr=file,
+          preexec_fn=limit_files,
+          env=environment,
+          timeout=300,
+      )
+    self.assertEqual(done.returncode, 1, log.read_text())
+    self.assertIn('error: stopped, as the disk failed', log.read_text())
+    self.assertNotIn('Traceback', log.read_text())
+    self.assertEqual(self._charges(), 3)
+    outcome = self._run()
+    self.assertEqual(outcome.rounds, 4)
+    self.assertEqual(self._charges(), 5)  # Round 3 was paid for twice.
+
+  @parameterized.parameters(
+      ({'dataset': 'medmnist/brestmnist'}, "did you mean 'medmnist/breast"),
+      ({'model': 'resnett'}, "did you mean 'resnet'"),
+      ({'num_clients': 61}, 'num_clients must be at most the 60'),
+      ({'image_size': 29}, 'image_size'),
+      ({'clients_per_round': 12.0}, 'clients_per_round must be below'),
+      ({'partition': 'natural_site', 'num_clients': None}, 'site'),
+      ({'server_optimizer': 'adagrad'}, 'server_optimizer must be one of'),
+      ({'noise_multiplier': 0.7}, 'noise_multiplier must be below 0.6'),
+      (
+          {'noise_multiplier': None, 'target_epsilon': 0.01, 'rounds': 1000},
+          'target_epsilon 0.01 is out of reach for 1000 rounds',
+      ),
+      ({'data_dir': '/nowhere'}, 'breastmnist.npz'),
+  )
+  def test_bad_input_writes_nothing(self, changed, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      self._run(**changed)
+    self.assertFalse(self.output.exists())
+
+  @parameterized.parameters(
+      ({'train_labels': None}, 'train_labels'),
+      ({'test_labels': np.full((24, 1), 7, np.uint8)}, '7'),
+      ({'val_images': np.zeros((12, 28, 28), np.float32)}, 'val_images'),
+      ({'train_images': np.zeros((60, 20, 20), np.uint8)}, 'train_images'),
+      ({'train_labels': np.zeros((59, 1), np.uint8)}, '59'),
+  )
+  def test_wrong_arrays_in_the_file(self, changed, message):
+    npz.write(self.temp, **changed)
+    with self.assertRaisesRegex(_validate.InputError, message):
+      self._run()
+    self.assertFalse(self.output.exists())
+
+  def test_truncated_file(self):
+    path = self.temp / 'breastmnist.npz'
+    path.write_bytes(path.read_bytes()[:-200])
+    with self.assertRaisesRegex(_validate.InputError, 'breastmnist.npz'):
+      self._run()
+    self.assertFalse(self.output.exists())
+
+  def test_folder_with_other_files(self):
+    self.output.mkdir()
+    (self.output / 'thesis.tex').write_text('precious')
+    with self.assertRaisesRegex(_validate.InputError, 'holds other files'):
+      self._run()
+    self.assertEqual([p.name for p in self.output.iterdir()], ['thesis.tex'])
+
+  @parameterized.parameters(
+      (['--clipping=adaptve'], "did you mean 'adaptive'"),
+      (['--rounds=many'], '--rounds'),
+      (['--no_such_flag=1'], 'no_such_flag'),
+      (['stray'], "unexpected argument 'stray'"),
+  )
+  def test_a_bad_flag_is_one_line_and_exit_code_2(self, arguments, message):
+    done = subprocess.run(
+        self._command(*arguments),
+        check=False,
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+    )
+    self.assertEqual(done.returncode, 2, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    self.assertLen(lines, 1)
+    self.assertRegex(lines[0], f'^error: .*{message}')
+    self.assertFalse(self.output.exists())
+
+
+if __name__ == '__main__':
+  absltest.main()
