@@ -1,0 +1,261 @@
+"""Compares the local runtime with TFF's own and with bare TensorFlow.
+
+Every contender runs the same rounds of DP-FedAvg with adaptive clipping, in
+turn within one process, so that a busy machine slows all of them alike. The
+figures are medians over rounds after warm-up; a ratio is the median of the
+ratios within each round. The floor is what the same arithmetic costs in
+TensorFlow without TFF: `bare_tensorflow.py`.
+
+    python -m experiments.benchmark --rounds=20 --json=benchmark.json
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+import dataclasses
+import gc
+import json
+import platform
+import statistics
+import time
+from typing import Any
+
+from absl import app, flags
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from experiments import bare_tensorflow
+from tff_medical import _validate, runtime
+from tff_medical.runtime import devices
+
+_ROUNDS = flags.DEFINE_integer('rounds', 12, 'Rounds that are measured.')
+_WARM_UP = flags.DEFINE_integer('warm_up', 3, 'Rounds before them.')
+_CONTENDERS = flags.DEFINE_list(
+  'contenders', ['local', 'tff', 'floor'], 'What to run.'
+)
+_WORKLOADS = flags.DEFINE_list(
+  'workloads', ['common', 'small_clients'], 'What to run them on.'
+)
+_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+_CLIENT_THREADS = flags.DEFINE_integer(
+  'client_threads', None, 'Clients at once on the CPU; default: all cores.'
+)
+_CLIENT_DEVICES = flags.DEFINE_list(
+  'client_devices', None, 'TensorFlow devices that run clients, as GPU:0.'
+)
+_CLIENTS_PER_DEVICE = flags.DEFINE_integer(
+  'clients_per_device', None, 'Clients at once on each device.'
+)
+
+_NOISE_MULTIPLIER = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """A cohort: clients, and images 28 x 28 x 3 of each, in batches."""
+
+  clients: int
+  images: int
+  batch_size: int
+
+
+WORKLOADS = {
+  'common': Workload(clients=20, images=128, batch_size=32),
+  'small_clients': Workload(clients=500, images=8, batch_size=8),
+}
+
+
+def keras_model() -> tf.keras.Model:
+  """Returns the CNN of the benchmark: 225,352 parameters."""
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.Input((28, 28, 3)),
+      tf.keras.layers.Conv2D(32, 3, activation='relu'),
+      tf.keras.layers.MaxPooling2D(),
+      tf.keras.layers.Conv2D(64, 3, activation='relu'),
+      tf.keras.layers.MaxPooling2D(),
+      tf.keras.layers.Flatten(),
+      tf.keras.layers.Dense(128, activation='relu'),
+      tf.keras.layers.Dense(8),
+    ]
+  )
+
+
+def learning_process(clients: int) -> tff.learning.templates.LearningProcess:
+  """Returns DP-FedAvg with adaptive clipping, from TFF's own parts."""
+  spec = collections.OrderedDict(
+    x=tf.TensorSpec([None, 28, 28, 3]), y=tf.TensorSpec([None], tf.int32)
+  )
+  model = tff.learning.models.functional_model_from_keras(
+    keras_model(),
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    spec,
+  )
+  aggregator = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
+    _NOISE_MULTIPLIER, float(clients)
+  )
+  return tff.learning.algorithms.build_unweighted_fed_avg(
+    model,
+    tff.learning.optimizers.build_sgdm(bare_tensorflow.CLIENT_RATE),
+    tff.learning.optimizers.build_sgdm(1.0, bare_tensorflow.MOMENTUM),
+    model_aggregator=aggregator,
+  )
+
+
+def client_data(work: Workload, seed: int = 0) -> list[dict[str, np.ndarray]]:
+  """Returns random images and labels of each client."""
+  rng = np.random.default_rng(seed)
+  return [
+    collections.OrderedDict(
+      x=rng.random((work.images, 28, 28, 3), np.float32),
+      y=rng.integers(8, size=work.images, dtype=np.int32),
+    )
+    for _ in range(work.clients)
+  ]
+
+
+def _tff_rounds(
+  context: Any, work: Workload, datasets: Sequence[tf.data.Dataset]
+) -> Callable[[], None]:
+  """Returns a function that runs the next round of TFF in a context."""
+  with tff.framework.get_context_stack().install(context):
+    process = learning_process(work.clients)
+    state = process.initialize()
+
+  def run() -> None:
+    nonlocal state
+    with tff.framework.get_context_stack().install(context):
+      state = process.next(state, list(datasets)).state
+
+  return run
+
+
+def _local(work: Workload, context: Any) -> Callable[[], None]:
+  datasets = [
+    runtime.tensor_dataset(data, batch_size=work.batch_size)
+    for data in client_data(work)
+  ]
+  return _tff_rounds(context, work, datasets)
+
+
+def _plain(work: Workload, context: Any) -> Callable[[], None]:
+  datasets = [
+    tf.data.Dataset.from_tensor_slices(data).batch(work.batch_size)
+    for data in client_data(work)
+  ]
+  return _tff_rounds(context, work, datasets)
+
+
+def _tff(work: Workload, context: Any) -> Callable[[], None]:
+  del context
+  return _plain(
+    work, tff.backends.native.create_sync_local_cpp_execution_context()
+  )
+
+
+def _floor(work: Workload, context: Any) -> Callable[[], None]:
+  del context
+  training = bare_tensorflow.Training(
+    keras_model(),
+    client_data(work),
+    work.batch_size,
+    _NOISE_MULTIPLIER,
+    _CLIENT_THREADS.value or devices.available_cores(),
+  )
+  return training.next_round
+
+
+_CONTENDER_FNS = {
+  'local': _local,
+  'local_plain': _plain,
+  'tff': _tff,
+  'floor': _floor,
+}
+
+
+def measure(
+  contenders: dict[str, Callable[[], None]], warm_up: int, rounds: int
+) -> dict[str, list[float]]:
+  """Returns the seconds of each round, the contenders taking turns."""
+  seconds: dict[str, list[float]] = {name: [] for name in contenders}
+  for number in range(warm_up + rounds):
+    for name, run in contenders.items():
+      start = time.perf_counter()
+      run()
+      if number >= warm_up:
+        seconds[name].append(time.perf_counter() - start)
+  return seconds
+
+
+def summarize(
+  work: Workload, seconds: dict[str, list[float]]
+) -> dict[str, Any]:
+  """Returns medians, and how the local runtime compares with the others."""
+  summary: dict[str, Any] = dataclasses.asdict(work)
+  for name, values in seconds.items():
+    summary[f'{name}_secs'] = statistics.median(values)
+  for name, values in seconds.items():
+    if name == 'local' or 'local' not in seconds:
+      continue
+    pairs = list(zip(seconds['local'], values))
+    summary[f'local_to_{name}'] = statistics.median(a / b for a, b in pairs)
+    if name == 'floor':
+      overhead = statistics.median(a - b for a, b in pairs)
+      summary['millis_a_client_over_floor'] = 1000 * overhead / work.clients
+  return summary
+
+
+def _print_table(results: dict[str, dict[str, Any]]) -> None:
+  for name, summary in results.items():
+    print(f'\n{name}')
+    for key, value in summary.items():
+      shown = f'{value:.3f}' if isinstance(value, float) else value
+      print(f'  {key:28} {shown}')
+
+
+def _devices() -> list[str]:
+  """Returns what the machine computes with."""
+  gpus = tf.config.list_physical_devices('GPU')
+  details = [tf.config.experimental.get_device_details(g) for g in gpus]
+  names = [d.get('device_name', 'GPU') for d in details]
+  return [f'{devices.available_cores()} CPU cores', *names]
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
+  _validate.positive_int(rounds=_ROUNDS.value)
+  _validate.non_negative(warm_up=_WARM_UP.value)
+  for name in _CONTENDERS.value:
+    _validate.one_of(_CONTENDER_FNS, contenders=name)
+  for name in _WORKLOADS.value:
+    _validate.one_of(WORKLOADS, workloads=name)
+  context = runtime.create_local_context(
+    _CLIENT_THREADS.value, _CLIENT_DEVICES.value, _CLIENTS_PER_DEVICE.value
+  )
+  results = {}
+  for name in _WORKLOADS.value:
+    work = WORKLOADS[name]
+    contenders = {
+      c: _CONTENDER_FNS[c](work, context) for c in _CONTENDERS.value
+    }
+    seconds = measure(contenders, _WARM_UP.value, _ROUNDS.value)
+    results[name] = summarize(work, seconds)
+    del contenders
+    gc.collect()  # TFF stops its worker program when its context is gone.
+  _print_table(results)
+  if _JSON.value:
+    report = {
+      'machine': platform.processor() or platform.machine(),
+      'devices': _devices(),
+      'rounds': _ROUNDS.value,
+      'results': results,
+    }
+    with open(_JSON.value, 'w', encoding='utf-8') as file:
+      json.dump(report, file, indent=2)
+
+
+if __name__ == '__main__':
+  app.run(main)
