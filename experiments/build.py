@@ -68,7 +68,7 @@ def build_task(settings: settings_lib.Settings) -> tasks.Task:
 
 def build_mechanism(
     settings: settings_lib.Settings, progress: Callable[[str], None]
-) -> mechanisms.ClientLevelGaussian:
+) -> mechanisms.GaussianMechanism:
   """Returns the mechanism, its noise calibrated if an epsilon is the target.
 
   Args:
@@ -82,7 +82,7 @@ def build_mechanism(
     )
   else:
     sampling = sampling_lib.FullParticipation(_resolved(settings.num_clients))
-  mechanism = mechanisms.ClientLevelGaussian(
+  mechanism = mechanisms.GaussianMechanism(
       sampling=sampling,
       clipping=_build_clipping(settings),
       noise_multiplier=settings.noise_multiplier or 0.0,
@@ -114,7 +114,7 @@ def _build_clipping(
 def build_process(
     settings: settings_lib.Settings,
     task: tasks.Task,
-    mechanism: mechanisms.ClientLevelGaussian,
+    mechanism: mechanisms.GaussianMechanism,
 ) -> tff.learning.templates.LearningProcess:
   """Returns the learning process that the settings describe."""
   return learning.build_dp_fed_avg(

@@ -135,8 +135,14 @@ class Settings:
   def for_population(self, num_clients: int) -> Settings:
     """Returns resolved settings with what depends on the number of clients."""
     values: dict[str, Any] = {'num_clients': num_clients}
-    if self.client_sampling == 'poisson' and self.clients_per_round is None:
-      values['clients_per_round'] = num_clients / 10
+    if self.client_sampling == 'poisson':
+      values['clients_per_round'] = _or(self.clients_per_round, num_clients / 10)
+      if values['clients_per_round'] >= num_clients:
+        raise _validate.InputError(
+            f'clients_per_round must be below the {num_clients} clients, got '
+            f'{values["clients_per_round"]:g}; lower it or choose '
+            'client_sampling=all'
+        )
     if self.is_private and self.target_delta is None:
       values['target_delta'] = num_clients**-1.1
     return dataclasses.replace(self, **values)

@@ -238,6 +238,24 @@ class AtomicTest(_InFolder):
         _save(self.path, privacy_card=_card(rounds=1))
     self.assertEqual(self._files(), before)
 
+  def test_every_file_is_on_the_disk_before_the_rename(self):
+    flushed = set()
+    fsync, rename = os.fsync, os.rename
+
+    def record(descriptor):
+      flushed.add(os.fstat(descriptor).st_ino)
+      fsync(descriptor)
+
+    def check(source, target):
+      for place in (pathlib.Path(source), *pathlib.Path(source).rglob('*')):
+        self.assertIn(place.stat().st_ino, flushed, msg=place)
+      rename(source, target)
+
+    with mock.patch.object(os, 'fsync', record):
+      with mock.patch.object(os, 'rename', check):
+        _save(self.path)
+    self.assertTrue((self.path / 'saved_model.pb').exists())
+
   def test_an_earlier_export_is_replaced_whole(self):
     _save(self.path, _model(3), class_names=('a', 'b', 'c'))
     _save(self.path, privacy_card=_card(rounds=7))

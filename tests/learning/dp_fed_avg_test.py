@@ -57,7 +57,7 @@ def _client(seed, count=7, broken=False):
 
 
 def _mechanism(clipping, noise_multiplier=0.0, num_clients=3):
-  return mechanisms.ClientLevelGaussian(
+  return mechanisms.GaussianMechanism(
       sampling=sampling.FullParticipation(num_clients),
       clipping=clipping,
       noise_multiplier=noise_multiplier,

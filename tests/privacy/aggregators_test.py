@@ -26,7 +26,7 @@ def _flat(result):
 
 
 def _process(clipping, noise_multiplier=0.0, cohort=4):
-  mechanism = mechanisms.ClientLevelGaussian(
+  mechanism = mechanisms.GaussianMechanism(
       sampling=sampling.PoissonSampling(1000, cohort),
       clipping=clipping,
       noise_multiplier=noise_multiplier,

@@ -11,7 +11,7 @@ from tff_medical.privacy import sampling
 
 
 def _mechanism(clipping, num_clients=1000, cohort=100):
-  return mechanisms.ClientLevelGaussian(
+  return mechanisms.GaussianMechanism(
       sampling=sampling.PoissonSampling(num_clients, cohort), clipping=clipping
   )
 

@@ -20,7 +20,7 @@ from tff_medical.privacy import sampling
 
 
 def _mechanism(noise_multiplier=1.0):
-  return mechanisms.ClientLevelGaussian(
+  return mechanisms.GaussianMechanism(
       sampling=sampling.PoissonSampling(1000, 100),
       clipping=mechanisms.FixedClipping(1.0),
       noise_multiplier=noise_multiplier,

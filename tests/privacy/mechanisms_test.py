@@ -12,14 +12,14 @@ from tff_medical.privacy import sampling
 
 
 def _mechanism(clipping, noise_multiplier, cohort=100):
-  return mechanisms.ClientLevelGaussian(
+  return mechanisms.GaussianMechanism(
       sampling=sampling.PoissonSampling(1000, cohort),
       clipping=clipping,
       noise_multiplier=noise_multiplier,
   )
 
 
-class ClientLevelGaussianTest(parameterized.TestCase):
+class GaussianMechanismTest(parameterized.TestCase):
 
   def test_adaptive_noise_pays_for_the_count(self):
     mechanism = _mechanism(mechanisms.AdaptiveClipping(), 1.2)
@@ -74,7 +74,7 @@ class ClientLevelGaussianTest(parameterized.TestCase):
   def test_refuses_noise_that_the_count_cannot_pay(self):
     clipping = mechanisms.AdaptiveClipping()
     _mechanism(clipping, 0.99, cohort=10)
-    with self.assertRaisesRegex(_validate.InputError, 'clients_per_round'):
+    with self.assertRaisesRegex(_validate.InputError, 'expected cohort'):
       _mechanism(clipping, 1.0, cohort=10)
 
   @parameterized.parameters(-1.0, math.nan, math.inf, True, 'x')
@@ -101,8 +101,8 @@ class ClientLevelGaussianTest(parameterized.TestCase):
             'target_unclipped_quantile': 0.5,
             'clip_learning_rate': 0.2,
             'sampling': 'poisson',
-            'num_clients': 1000,
-            'clients_per_round': 100,
+            'population': 1000,
+            'expected_cohort': 100,
             'sampling_rate': 0.1,
         },
     )

@@ -7,13 +7,14 @@ import numpy as np
 from scipy import stats
 
 from tff_medical import _validate
+from tff_medical.privacy import accounting
 from tff_medical.privacy import sampling
 
 
 class PoissonSamplingTest(parameterized.TestCase):
 
   def test_each_client_joins_on_its_own_with_the_stated_rate(self):
-    poisson = sampling.PoissonSampling(num_clients=40, clients_per_round=10)
+    poisson = sampling.PoissonSampling(population=40, expected_cohort=10)
     rounds = 4000
     joined = np.zeros((rounds, 40))
     for round_num in range(rounds):
@@ -30,7 +31,7 @@ class PoissonSamplingTest(parameterized.TestCase):
     self.assertLess(abs(correlation), 5 / np.sqrt(rounds))
 
   def test_empty_cohorts_are_drawn(self):
-    poisson = sampling.PoissonSampling(num_clients=10, clients_per_round=0.5)
+    poisson = sampling.PoissonSampling(population=10, expected_cohort=0.5)
     sizes = [
         len(poisson.draw(sampling.cohort_rng(0, n))) for n in range(200)
     ]
@@ -38,23 +39,23 @@ class PoissonSamplingTest(parameterized.TestCase):
     self.assertGreater(max(sizes), 0)
 
   def test_cohort_is_a_function_of_seed_and_round(self):
-    poisson = sampling.PoissonSampling(num_clients=1000, clients_per_round=50)
+    poisson = sampling.PoissonSampling(population=1000, expected_cohort=50)
     draw = lambda seed, n: poisson.draw(sampling.cohort_rng(seed, n)).tolist()
     self.assertEqual(draw(2**127 + 1, 3), draw(2**127 + 1, 3))
     self.assertNotEqual(draw(2**127 + 1, 3), draw(2**127 + 1, 4))
     self.assertNotEqual(draw(2**127 + 1, 3), draw(2**127 + 2, 3))
 
   def test_event_has_the_rate_that_is_drawn_with(self):
-    poisson = sampling.PoissonSampling(num_clients=1000, clients_per_round=50)
+    poisson = sampling.PoissonSampling(population=1000, expected_cohort=50)
     inner = dp_accounting.GaussianDpEvent(1.5)
     self.assertEqual(
         poisson.event(inner), dp_accounting.PoissonSampledDpEvent(0.05, inner)
     )
 
   @parameterized.parameters((0, 1), (10, 0), (10, 10), (10, 11), (10, -1))
-  def test_refuses(self, num_clients, clients_per_round):
-    with self.assertRaisesRegex(_validate.InputError, 'num_clients|clients_per'):
-      sampling.PoissonSampling(num_clients, clients_per_round)
+  def test_refuses(self, population, expected_cohort):
+    with self.assertRaisesRegex(_validate.InputError, 'population|expected_cohort'):
+      sampling.PoissonSampling(population, expected_cohort)
 
 
 class FullParticipationTest(absltest.TestCase):
@@ -65,7 +66,46 @@ class FullParticipationTest(absltest.TestCase):
     np.testing.assert_array_equal(everyone.draw(rng), np.arange(5))
     inner = dp_accounting.GaussianDpEvent(1.5)
     self.assertEqual(everyone.event(inner), inner)
-    self.assertEqual(everyone.clients_per_round, 5)
+    self.assertEqual(everyone.expected_cohort, 5)
+
+
+class TruncatedPoissonSamplingTest(parameterized.TestCase):
+
+  def test_is_poisson_below_the_cap_and_uniform_above(self):
+    capped = sampling.TruncatedPoissonSampling(40, 10, max_cohort=12)
+    poisson = sampling.PoissonSampling(40, 10)
+    joined = np.zeros(40)
+    sizes = []
+    for n in range(3000):
+      cohort = capped.draw(sampling.cohort_rng(1, n))
+      free = poisson.draw(sampling.cohort_rng(1, n))
+      self.assertContainsSubset(cohort, free)
+      self.assertLen(cohort, min(len(free), 12))
+      joined[cohort] += 1
+      sizes.append(len(cohort))
+    self.assertEqual(max(sizes), 12)
+    # All units are alike, so the counts are as even as a multinomial's.
+    self.assertGreater(stats.chisquare(joined).pvalue, 1e-4)
+
+  def test_costs_more_than_poisson_and_no_less_than_stated(self):
+    inner = dp_accounting.GaussianDpEvent(1.0)
+    capped = sampling.TruncatedPoissonSampling(1000, 50, max_cohort=60)
+    event = capped.event(inner)
+    expected = (
+        dp_accounting.pld.PLDAccountant().compose(event, 20).get_epsilon(1e-4)
+    )
+    epsilon = accounting.pld_epsilon(event, rounds=20, delta=1e-4)
+    self.assertAlmostEqual(epsilon, expected, delta=1e-2)
+    self.assertGreaterEqual(epsilon, expected - 1e-9)
+    free = sampling.PoissonSampling(1000, 50).event(inner)
+    self.assertGreater(
+        epsilon, accounting.pld_epsilon(free, rounds=20, delta=1e-4)
+    )
+
+  @parameterized.parameters(0, 9, -1, 1.5)
+  def test_refuses(self, max_cohort):
+    with self.assertRaisesRegex(_validate.InputError, 'max_cohort'):
+      sampling.TruncatedPoissonSampling(40, 10, max_cohort)
 
 
 if __name__ == '__main__':

@@ -64,7 +64,7 @@ class TrainTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
-    self.mechanism = mechanisms.ClientLevelGaussian(
+    self.mechanism = mechanisms.GaussianMechanism(
         sampling=sampling.PoissonSampling(20, 6),
         clipping=mechanisms.AdaptiveClipping(),
         noise_multiplier=0.4,
@@ -231,7 +231,7 @@ class TrainTest(absltest.TestCase):
         self._train(ledger, rounds=9, client_datasets=interrupt_twice)
 
   def test_without_noise_epsilon_is_inf_and_nothing_is_clipped(self):
-    self.mechanism = mechanisms.ClientLevelGaussian(
+    self.mechanism = mechanisms.GaussianMechanism(
         sampling=sampling.FullParticipation(3), clipping=None
     )
     self.process = _process(self.mechanism)

@@ -25,7 +25,7 @@ Model = Union[
 
 def build_dp_fed_avg(
     model: Model,
-    mechanism: mechanisms.ClientLevelGaussian,
+    mechanism: mechanisms.GaussianMechanism,
     *,
     client_optimizer: tff.learning.optimizers.Optimizer,
     server_optimizer: Optional[tff.learning.optimizers.Optimizer] = None,

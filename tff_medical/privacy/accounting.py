@@ -43,6 +43,17 @@ def _round_distribution(
     event: dp_accounting.DpEvent,
 ) -> privacy_loss_distribution.PrivacyLossDistribution:
   """Returns one round's loss distribution; kept, as it is slow to build."""
+  if isinstance(event, dp_accounting.TruncatedSubsampledGaussianDpEvent):
+    return (
+        privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
+            dataset_size=event.dataset_size,
+            sampling_probability=event.sampling_probability,
+            truncated_batch_size=event.truncated_batch_size,
+            noise_multiplier=event.noise_multiplier,
+            value_discretization_interval=_DISCRETIZATION,
+            neighboring_relation=_ADD_OR_REMOVE,
+        )
+    )
   sampling_probability = 1.0
   if isinstance(event, dp_accounting.PoissonSampledDpEvent):
     sampling_probability = event.sampling_probability
@@ -80,11 +91,16 @@ def pld_epsilon(
 def rdp_epsilon(
     event: dp_accounting.DpEvent, *, rounds: int, delta: float
 ) -> float:
-  """Returns the epsilon at `delta` of `rounds` such events, by RDP."""
+  """Returns the epsilon at `delta` of `rounds` such events, by RDP.
+
+  inf stands for an event that the RDP accountant does not support.
+  """
   _validate.in_range(0, 1, delta=delta)
   if rounds == 0:
     return 0.0
   accountant = rdp.RdpAccountant(neighboring_relation=_ADD_OR_REMOVE)
+  if not accountant.supports(event):
+    return math.inf
   with _quiet():
     accountant.compose(event, rounds)
     return float(accountant.get_epsilon(delta))
@@ -103,6 +119,6 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-def default_delta(num_clients: int) -> float:
-  """Returns num_clients**-1.1, as McMahan et al. 2018 (section 4) choose it."""
-  return float(num_clients**-1.1)
+def default_delta(population: int) -> float:
+  """Returns population**-1.1, as McMahan et al. 2018 (section 4) choose it."""
+  return float(population**-1.1)

@@ -17,7 +17,7 @@ from tff_medical.privacy import mechanisms
 
 
 def build_aggregator(
-    mechanism: mechanisms.ClientLevelGaussian,
+    mechanism: mechanisms.GaussianMechanism,
 ) -> tff.aggregators.UnweightedAggregationFactory:
   """Returns the factory that aggregates client updates as `mechanism` says.
 
@@ -30,10 +30,10 @@ def build_aggregator(
 
 
 def _inner(
-    mechanism: mechanisms.ClientLevelGaussian,
+    mechanism: mechanisms.GaussianMechanism,
 ) -> tff.aggregators.UnweightedAggregationFactory:
   clipping = mechanism.clipping
-  cohort = float(mechanism.sampling.clients_per_round)
+  cohort = float(mechanism.sampling.expected_cohort)
   dp_factory = tff.aggregators.DifferentiallyPrivateFactory
   if isinstance(clipping, mechanisms.AdaptiveClipping):
     return dp_factory.gaussian_adaptive(

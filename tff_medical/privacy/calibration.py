@@ -1,7 +1,7 @@
 """The smallest noise that keeps a run within its privacy budget.
 
 >>> from tff_medical.privacy import mechanisms, sampling
->>> mechanism = mechanisms.ClientLevelGaussian(
+>>> mechanism = mechanisms.GaussianMechanism(
 ...     sampling=sampling.PoissonSampling(1000, 100),
 ...     clipping=mechanisms.FixedClipping(1.0),
 ... )
@@ -28,13 +28,13 @@ _MAX_NOISE_MULTIPLIER = 1000.0
 
 
 def calibrate(
-    mechanism: mechanisms.ClientLevelGaussian,
+    mechanism: mechanisms.GaussianMechanism,
     *,
     target_epsilon: float,
     delta: float,
     rounds: int,
     progress: Optional[Callable[[str], None]] = None,
-) -> mechanisms.ClientLevelGaussian:
+) -> mechanisms.GaussianMechanism:
   """Returns the mechanism with the noise that `target_epsilon` needs.
 
   The result is never less private than asked: of the bracket that the search
@@ -71,7 +71,7 @@ def calibrate(
 
 
 def _bracket(
-    mechanism: mechanisms.ClientLevelGaussian,
+    mechanism: mechanisms.GaussianMechanism,
     epsilon: Callable[[float], float],
     target_epsilon: float,
     rounds: int,
@@ -92,10 +92,9 @@ def _bracket(
   raise _validate.InputError(
       f'target_epsilon {target_epsilon:g} is out of reach for {rounds} rounds: '
       f'the largest noise multiplier possible here, {limit:.4g}, gives ε '
-      f'{epsilon(limit):.3g}; plan fewer rounds, raise target_epsilon or '
-      'num_clients'
+      f'{epsilon(limit):.3g}; plan fewer rounds, raise target_epsilon'
       + (
-          ', raise clients_per_round or choose fixed clipping'
+          ', draw more a round or choose fixed clipping'
           if limit < _MAX_NOISE_MULTIPLIER / 2
           else ''
       )

@@ -29,7 +29,7 @@ NOT_COVERED = (
 
 
 def build_card(
-    mechanism: mechanisms.ClientLevelGaussian,
+    mechanism: mechanisms.GaussianMechanism,
     ledger: ledger_lib.PrivacyLedger,
     *,
     rounds: int,

@@ -49,7 +49,7 @@ class PrivacyLedger:
   def __init__(
       self,
       path: str | os.PathLike[str],
-      mechanism: mechanisms.ClientLevelGaussian,
+      mechanism: mechanisms.GaussianMechanism,
       *,
       delta: float,
       epsilon_budget: Optional[float] = None,

@@ -1,15 +1,17 @@
 """The mechanism: one frozen object that everything private is derived from.
 
-DP-FedAvg (McMahan et al. 2018, arXiv 1710.06963): each client's update is
-clipped to an L2 norm C, the updates are summed, Gaussian noise of standard
-deviation z * C is added by the server, and the sum is divided by the expected
-cohort. With adaptive clipping (Andrew et al. 2021, arXiv 1905.03871) C follows
-a quantile of the update norms, estimated from a noised count; the values' noise
+Client level, DP-FedAvg (McMahan et al. 2018, arXiv 1710.06963): each client's
+update is clipped to an L2 norm C, the updates are summed, Gaussian noise of
+standard deviation z * C is added by the server, and the sum is divided by the
+expected cohort. Record and patient level, DP-SGD (Abadi et al. 2016, arXiv
+1607.00133): the same for the gradient of each record, or of all images of a
+patient together, over all sites. With adaptive clipping (Andrew et al. 2021, arXiv 1905.03871) C follows
+a quantile of the norms, estimated from a noised count; the values' noise
 is raised so that both releases together cost what one Gaussian with the total
 noise multiplier z costs.
 
 >>> from tff_medical.privacy import sampling
->>> mechanism = ClientLevelGaussian(
+>>> mechanism = GaussianMechanism(
 ...     sampling=sampling.PoissonSampling(1000, 50),
 ...     clipping=AdaptiveClipping(),
 ...     noise_multiplier=1.0,
@@ -74,31 +76,35 @@ class AdaptiveClipping:
 Clipping = Union[FixedClipping, AdaptiveClipping]
 
 # The count's noise, as a fraction of the cohort (Andrew et al. 2021, sec. 3.1).
-_COUNT_STDDEV_PER_CLIENT = 0.05
+_COUNT_STDDEV_PER_UNIT = 0.05
+
+PRIVACY_UNITS = ('client', 'record', 'patient')
 
 
 @dataclasses.dataclass(frozen=True)
-class ClientLevelGaussian:
-  """DP-FedAvg: the guarantee is for everything that one client ever sends.
+class GaussianMechanism:
+  """Clipped contributions of the units, summed, with Gaussian noise.
 
   Attributes:
-    sampling: How each round's cohort is drawn.
-    clipping: Fixed or adaptive; None is plain FedAvg, without any guarantee.
+    sampling: How each round's units are drawn.
+    clipping: Fixed or adaptive; None is training without any guarantee.
     noise_multiplier: The total z: the noise's standard deviation over the
       sensitivity, for values and clipped count together. 0 adds no noise and
       gives no guarantee.
+    privacy_unit: Whom the guarantee protects: all that a 'client' ever sends, a
+      'record' (one image) or a 'patient' (all of its images).
   """
 
   sampling: sampling_lib.Sampling
   clipping: Optional[Clipping]
   noise_multiplier: float = 0.0
+  privacy_unit: str = 'client'
 
-  name = 'dp_fed_avg'
-  privacy_unit = 'client'
   neighboring_relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
   def __post_init__(self) -> None:
     _validate.non_negative(noise_multiplier=self.noise_multiplier)
+    _validate.one_of(PRIVACY_UNITS, privacy_unit=self.privacy_unit)
     if self.clipping is None and self.noise_multiplier > 0:
       raise _validate.InputError(
           f'noise_multiplier must be 0 without clipping, got '
@@ -108,8 +114,8 @@ class ClientLevelGaussian:
     if self.noise_multiplier >= self.max_noise_multiplier:
       raise _validate.InputError(
           f'noise_multiplier must be below {self.max_noise_multiplier:g} (a '
-          'tenth of clients_per_round) with adaptive clipping, got '
-          f'{self.noise_multiplier:g}; raise clients_per_round or choose fixed '
+          'tenth of the expected cohort) with adaptive clipping, got '
+          f'{self.noise_multiplier:g}; draw more a round or choose fixed '
           'clipping'
       )
 
@@ -126,8 +132,13 @@ class ClientLevelGaussian:
 
   @property
   def count_stddev(self) -> float:
-    """Standard deviation, in clients, of the noise on the clipped count."""
-    return _COUNT_STDDEV_PER_CLIENT * self.sampling.clients_per_round
+    """Standard deviation, in units, of the noise on the clipped count."""
+    return _COUNT_STDDEV_PER_UNIT * self.sampling.expected_cohort
+
+  @property
+  def name(self) -> str:
+    """The algorithm, as the literature calls it."""
+    return 'dp_fed_avg' if self.privacy_unit == 'client' else 'dp_sgd'
 
   @property
   def is_private(self) -> bool:
@@ -143,7 +154,7 @@ class ClientLevelGaussian:
         self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2
     ) ** -0.5
 
-  def with_noise(self, noise_multiplier: float) -> ClientLevelGaussian:
+  def with_noise(self, noise_multiplier: float) -> GaussianMechanism:
     """Returns this mechanism with another total noise multiplier."""
     return dataclasses.replace(self, noise_multiplier=noise_multiplier)
 
@@ -171,7 +182,6 @@ class ClientLevelGaussian:
         'clipping': clipping.name if clipping else 'none',
         **(dataclasses.asdict(clipping) if clipping else {}),
         'sampling': self.sampling.name,
-        'num_clients': self.sampling.num_clients,
-        'clients_per_round': self.sampling.clients_per_round,
         'sampling_rate': self.sampling.rate,
+        **dataclasses.asdict(self.sampling),
     }

@@ -1,10 +1,11 @@
-"""How the clients of a round are drawn, and what that is to the accountant.
+"""How the units of a round are drawn, and what that is to the accountant.
 
-A sampler draws the cohort that really runs and names the `DpEvent` of exactly
+A unit is what the guarantee protects: a client, a record or a patient. A
+sampler draws the units that really take part and names the `DpEvent` of exactly
 that draw. Most of the field's software accounts for Poisson sampling while it
 draws a cohort of fixed size; here the two cannot come apart.
 
->>> sampling = PoissonSampling(num_clients=1000, clients_per_round=50)
+>>> sampling = PoissonSampling(population=1000, expected_cohort=50)
 >>> sampling.rate
 0.05
 >>> rng = np.random.default_rng(0)
@@ -26,37 +27,36 @@ from tff_medical import _validate
 
 @dataclasses.dataclass(frozen=True)
 class PoissonSampling:
-  """Each client joins each round on its own with the same probability.
+  """Each unit joins each round on its own with the same probability.
 
   Attributes:
-    num_clients: The population, a whole number of clients.
-    clients_per_round: The expected cohort, below `num_clients`.
+    population: The number of units there are.
+    expected_cohort: How many are expected in a round, below `population`.
   """
 
-  num_clients: int
-  clients_per_round: float
+  population: int
+  expected_cohort: float
 
   name = 'poisson'
 
   def __post_init__(self) -> None:
-    _validate.positive_int(num_clients=self.num_clients)
-    _validate.positive(clients_per_round=self.clients_per_round)
-    if self.clients_per_round >= self.num_clients:
+    _validate.positive_int(population=self.population)
+    _validate.positive(expected_cohort=self.expected_cohort)
+    if self.expected_cohort >= self.population:
       raise _validate.InputError(
-          'clients_per_round must be below num_clients '
-          f'({self.num_clients}) for Poisson sampling, got '
-          f'{self.clients_per_round:g}; lower it, or choose the sampling '
-          '"all"'
+          f'expected_cohort must be below the population ({self.population}) '
+          f'for Poisson sampling, got {self.expected_cohort:g}; lower it, or '
+          'let everybody take part in every round'
       )
 
   @property
   def rate(self) -> float:
-    """The probability, in (0, 1), that a client joins a round."""
-    return self.clients_per_round / self.num_clients
+    """The probability, in (0, 1), that a unit joins a round."""
+    return self.expected_cohort / self.population
 
   def draw(self, rng: np.random.Generator) -> np.ndarray:
     """Returns the sorted indices, int64 [n], of one round's cohort."""
-    return np.flatnonzero(rng.random(self.num_clients) < self.rate)
+    return np.flatnonzero(rng.random(self.population) < self.rate)
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
     """Returns the event of `inner` applied to a cohort drawn like this."""
@@ -65,39 +65,93 @@ class PoissonSampling:
 
 @dataclasses.dataclass(frozen=True)
 class FullParticipation:
-  """Every client takes part in every round: no amplification by sampling."""
+  """Every unit takes part in every round: no amplification by sampling."""
 
-  num_clients: int
+  population: int
 
   name = 'all'
   rate = 1.0
 
   def __post_init__(self) -> None:
-    _validate.positive_int(num_clients=self.num_clients)
+    _validate.positive_int(population=self.population)
 
   @property
-  def clients_per_round(self) -> float:
+  def expected_cohort(self) -> float:
     """The cohort, which is the population."""
-    return float(self.num_clients)
+    return float(self.population)
 
   def draw(self, rng: np.random.Generator) -> np.ndarray:
-    """Returns the indices of all clients; draws nothing from `rng`."""
+    """Returns the indices of all units; draws nothing from `rng`."""
     del rng
-    return np.arange(self.num_clients)
+    return np.arange(self.population)
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
     """Returns `inner`: a cohort of everybody hides nobody."""
     return inner
 
 
-Sampling = Union[PoissonSampling, FullParticipation]
+@dataclasses.dataclass(frozen=True)
+class TruncatedPoissonSampling:
+  """Poisson sampling with a cap: of a larger draw a random part takes part.
+
+  Bounds a round's time and memory. The cap leaks a little of who else was
+  drawn, which dp-accounting's event of the same name accounts for.
+
+  Attributes:
+    population: The number of units there are.
+    expected_cohort: How many a round without the cap would expect.
+    max_cohort: No round has more units, a whole number above the expected.
+  """
+
+  population: int
+  expected_cohort: float
+  max_cohort: int
+
+  name = 'truncated_poisson'
+
+  def __post_init__(self) -> None:
+    PoissonSampling(self.population, self.expected_cohort)
+    _validate.positive_int(max_cohort=self.max_cohort)
+    if self.max_cohort < self.expected_cohort:
+      raise _validate.InputError(
+          f'max_cohort must be at least the expected cohort '
+          f'({self.expected_cohort:g}), got {self.max_cohort}'
+      )
+
+  @property
+  def rate(self) -> float:
+    """The probability, in (0, 1), that a unit is drawn, before the cap."""
+    return self.expected_cohort / self.population
+
+  def draw(self, rng: np.random.Generator) -> np.ndarray:
+    """Returns the sorted indices, int64 [n], of one round's cohort."""
+    drawn = np.flatnonzero(rng.random(self.population) < self.rate)
+    if len(drawn) > self.max_cohort:
+      drawn = np.sort(rng.choice(drawn, self.max_cohort, replace=False))
+    return drawn
+
+  def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
+    """Returns the event of a Gaussian applied to a cohort drawn like this."""
+    if not isinstance(inner, dp_accounting.GaussianDpEvent):
+      raise dp_accounting.UnsupportedEventError(
+          f'a capped cohort is accounted for with Gaussian noise, not {inner}'
+      )
+    return dp_accounting.TruncatedSubsampledGaussianDpEvent(
+        dataset_size=self.population,
+        sampling_probability=self.rate,
+        truncated_batch_size=self.max_cohort,
+        noise_multiplier=inner.noise_multiplier,
+    )
+
+
+Sampling = Union[PoissonSampling, FullParticipation, TruncatedPoissonSampling]
 
 
 def cohort_rng(cohort_seed: int, round_num: int) -> np.random.Generator:
   """Returns the generator that draws the cohort of one round.
 
   The cohort is a pure function of the seed and the round, so a repeated round
-  draws the same clients, and no generator's state has to be saved.
+  draws the same units, and no generator's state has to be saved.
 
   Args:
     cohort_seed: A non-negative integer. Amplification by sampling holds only
