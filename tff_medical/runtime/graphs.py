@@ -275,16 +275,19 @@ class _Importer:
       return
     for name in _ancestors(self._nodes, [node.name]) - {node.name}:
       self._reduce(self._nodes[name])
-    first, *others = [i for i in node.input if not i.startswith('^')]
-    sequence = self._slices(first)
+    sequence = self._slices(node.input[0])
     if sequence is None:
-      sequence, *rest = self._import([first, *others])
+      sequence, *rest = self._import(node.input)
     else:
-      rest = self._import(others)
+      rest = self._import(node.input[1:])
+    before = [_node_name(i) for i in node.input if i.startswith('^')]
     function = self._functions[node.attr['f'].func.name]
-    self._outputs[node.name] = loops.reduce_sequence(
-      node, function, sequence, rest
-    )
+    with tf.control_dependencies(
+      [self._operations[b] for b in before if b in self._operations]
+    ):
+      outputs = loops.reduce_sequence(node, function, sequence, rest)
+    self._outputs[node.name] = outputs
+    self._operations[node.name] = outputs[0].op
 
   def _slices(self, name: str) -> loops.Slices | None:
     """Returns the slices that the tensor `name` stands for, if it does."""
@@ -334,4 +337,4 @@ class _Importer:
     for node, operation in zip(graph_def.node, imported):
       self._operations[node.name] = operation
       self._outputs[node.name] = operation.outputs
-    return [self._known(name) for name in names]
+    return [self._known(name) for name in names if not name.startswith('^')]

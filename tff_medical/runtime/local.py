@@ -98,21 +98,34 @@ class _Invocation:
         outputs = step.step(self._values(step.inputs))
       self._env.update(zip(step.outputs, outputs))
 
+  def _shared(
+    self, leaves: Sequence[blocks.Leaf], device: str
+  ) -> dict[blocks.Leaf, Any]:
+    """Returns the values that clients share, tensors copied to a device."""
+    found = {}
+    with tf.device(device):
+      for leaf in leaves:
+        if not leaf.node.at_clients:
+          value = self._env[leaf]
+          if isinstance(leaf.type_spec, tff.TensorType):
+            value = tf.identity(value)
+          found[leaf] = value
+    return found
+
   def _run_pass(self, work: plan_lib.Pass) -> None:
     kept: dict[blocks.Leaf, list[Any]] = {
       leaf: [None] * self._clients for leaf in work.kept
     }
     self._env.update(kept)
-    shared = {
-      leaf: self._env[leaf]
-      for leaf in work.work.inputs
-      if not leaf.node.at_clients
-    }
+    shared = [
+      self._shared(work.work.inputs, device) for device in self._cohort.devices
+    ]
     captured = self._values(work.captured)
 
     def run_client(index: int, slot: cohort_lib.Slot) -> list[Any]:
+      known = shared[slot.lane]
       args = [
-        shared[leaf] if leaf in shared else self._env[leaf][index]
+        known[leaf] if leaf in known else self._env[leaf][index]
         for leaf in work.work.inputs
       ]
       with tf.device(slot.device):

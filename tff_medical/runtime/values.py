@@ -9,7 +9,8 @@ everything but arrays that fit already, which are taken as they are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import concurrent.futures
 import dataclasses
 from typing import Any
 
@@ -153,17 +154,22 @@ def cardinality(value: Any, type_spec: tff.Type | None) -> int | None:
   return found
 
 
-def resolve(invoke: Any, value: Any) -> Any:
-  """Replaces TFF's data descriptors inside an argument by their values."""
+def resolve(invoke: Callable[..., Any], value: Any) -> Any:
+  """Replaces TFF's data descriptors in an argument by what they describe."""
   if isinstance(value, tff.framework.Ingestable):
-    return asyncio.run(value.ingest(_DescriptorExecutor(invoke)))
+    coroutine = value.ingest(_DescriptorExecutor(invoke))
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+      return thread.submit(asyncio.run, coroutine).result()
+  if isinstance(value, tff.structure.Struct):
+    elements = tff.structure.iter_elements(value)
+    return tff.structure.Struct((n, resolve(invoke, v)) for n, v in elements)
   return value
 
 
 class _DescriptorExecutor:
   """The part of an executor that TFF's data descriptors ask for."""
 
-  def __init__(self, invoke: Any):
+  def __init__(self, invoke: Callable[..., Any]):
     self._invoke = invoke
 
   async def create_value(self, value: Any, type_spec: Any) -> Any:

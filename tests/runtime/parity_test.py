@@ -1,0 +1,633 @@
+"""The local runtime gives what TFF's own runtime gives.
+
+Each case is run by both on the same arguments. Nothing here is random.
+"""
+
+import collections
+import gc
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import runtime
+
+_CASES = {}
+_CONTEXTS = {}
+
+
+def setUpModule():
+  _CONTEXTS['local'] = runtime.create_local_context(client_threads=2)
+  _CONTEXTS['tff'] = (
+      tff.backends.native.create_sync_local_cpp_execution_context()
+  )
+  # TFF's local runtime has no secure sums, its test runtime has.
+  _CONTEXTS['test'] = (
+      tff.backends.test.create_sync_test_cpp_execution_context()
+  )
+
+
+def tearDownModule():
+  _CONTEXTS.clear()
+  gc.collect()  # ends TFF's worker programs
+
+
+def clients(type_spec):
+  return tff.FederatedType(type_spec, tff.CLIENTS)
+
+
+def server(type_spec):
+  return tff.FederatedType(type_spec, tff.SERVER)
+
+
+def case(function):
+  _CASES[function.__name__] = function
+  return function
+
+
+def run_in(name, function, *args):
+  with tff.framework.get_context_stack().install(_CONTEXTS[name]):
+    return function(*args)
+
+
+def plain(value):
+  """Makes datasets comparable."""
+  if isinstance(value, tf.data.Dataset):
+    return [plain(element) for element in value.as_numpy_iterator()]
+  if isinstance(value, dict):
+    return type(value)((k, plain(v)) for k, v in value.items())
+  if isinstance(value, (list, tuple)) and not hasattr(value, '_fields'):
+    return type(value)(plain(v) for v in value)
+  return value
+
+
+def assert_same(test, actual, expected):
+  tf.nest.assert_same_structure(plain(actual), plain(expected))
+  pairs = zip(tf.nest.flatten(plain(actual)), tf.nest.flatten(plain(expected)))
+  for a, b in pairs:
+    test.assertIs(type(a), type(b))
+    if isinstance(b, (np.ndarray, np.generic)):
+      test.assertEqual(a.dtype, b.dtype)
+      test.assertEqual(a.shape, b.shape)
+    if isinstance(b, (float, np.floating)) or (
+        isinstance(b, np.ndarray) and np.issubdtype(b.dtype, np.floating)
+    ):
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    else:
+      np.testing.assert_array_equal(a, b)
+
+
+# Computations without placement.
+
+
+@case
+def strings():
+  comp = tff.tensorflow.computation(
+      lambda x: (tf.strings.join([x, x]), tf.strings.length(x)),
+      tff.TensorType(np.str_, [None]),
+  )
+  return comp(['a', 'bcd'])
+
+
+@case
+def nested_structures():
+  point = collections.namedtuple('point', ['x', 'y'])
+  comp = tff.tensorflow.computation(
+      lambda p: collections.OrderedDict(z=[p.y, (p.x,)], a=point(p.x, ())),
+      point(np.float32, tff.TensorType(np.int32, [2])),
+  )
+  return comp(point(1.5, np.array([1, 2], np.int32)))
+
+
+@case
+def no_argument():
+  return tff.tensorflow.computation(lambda: tf.constant([True, False]))()
+
+
+@case
+def a_variable_starts_anew_at_every_call():
+  @tff.tensorflow.computation(np.float32)
+  def add(x):
+    total = tf.Variable(10.0)
+    total.assign_add(x)
+    return total.read_value()
+
+  return [add(1.0), add(2.0)]
+
+
+@case
+def a_lookup_table():
+  @tff.tensorflow.computation(np.str_)
+  def find(key):
+    init = tf.lookup.KeyValueTensorInitializer(['a', 'b'], [1, 2])
+    return tf.lookup.StaticHashTable(init, -1).lookup(key)
+
+  return [find('a'), find('z')]
+
+
+@case
+def loops_and_conditions():
+  @tf.function
+  def collatz(n):
+    steps = 0
+    while n > 1:
+      n = n // 2 if n % 2 == 0 else 3 * n + 1
+      steps += 1
+    return steps
+
+  return tff.tensorflow.computation(collatz, np.int32)(27)
+
+
+@case
+def a_function_as_argument():
+  increment = tff.tensorflow.computation(lambda x: x + 1, np.int32)
+  twice = tff.federated_computation(
+      lambda f, x: f(f(x)), tff.FunctionType(np.int32, np.int32), np.int32
+  )
+  return twice(increment, 3)
+
+
+# Sequences.
+
+
+@case
+def sequences():
+  spec = tff.SequenceType(np.int32)
+  total = tff.tensorflow.computation(
+      lambda d: d.reduce(np.int32(0), lambda a, b: 2 * a + b), spec
+  )
+  dataset = tf.data.Dataset.from_tensor_slices(np.arange(5, dtype=np.int32))
+  return [total([1, 2, 3]), total(dataset), total(dataset.take(0))]
+
+
+@case
+def sequences_as_results():
+  comp = tff.tensorflow.computation(
+      lambda d: d.map(lambda x: collections.OrderedDict(b=2 * x, a=x)),
+      tff.SequenceType(np.int32),
+  )
+  return comp([1, 2, 3])
+
+
+@case
+def a_reduction_of_a_reduction():
+  spec = tff.SequenceType(tff.TensorType(np.float32, [None]))
+
+  @tff.tensorflow.computation(spec)
+  def variance(dataset):
+    add = lambda s, b: (s[0] + tf.reduce_sum(b), s[1] + tf.size(b))
+    total, size = dataset.reduce((0.0, 0), add)
+    mean = total / tf.cast(size, tf.float32)
+    far = lambda s, b: s + tf.reduce_sum(tf.square(b - mean))
+    return dataset.map(lambda b: 2 * b).reduce(0.0, far)
+
+  return variance(tf.data.Dataset.range(7, output_type=tf.float32).batch(3))
+
+
+@case
+def sequence_reduce_at_clients():
+  fold = tff.tensorflow.computation(lambda a, b: 2 * a + b, np.int32, np.int32)
+  spec = tff.SequenceType(np.int32)
+
+  @tff.federated_computation(clients(spec))
+  def comp(data):
+    inner = tff.federated_computation(
+        lambda s: tff.sequence_reduce(s, 0, fold), spec
+    )
+    return tff.federated_map(inner, data)
+
+  return comp([[1, 2], [3], []])
+
+
+# Federated computations.
+
+
+@case
+def sums_and_means():
+  spec = collections.OrderedDict(
+      b=np.float32, a=tff.TensorType(np.float32, [2])
+  )
+
+  @tff.federated_computation(clients(spec), clients(np.float32))
+  def comp(value, weight):
+    return (
+        tff.federated_sum(value),
+        tff.federated_mean(value),
+        tff.federated_mean(value, weight),
+        tff.federated_max(weight),
+        tff.federated_min(weight),
+    )
+
+  values = [
+      collections.OrderedDict(b=float(i), a=np.array([i, -i], np.float32))
+      for i in range(5)
+  ]
+  return comp(values, [1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+@case
+def an_empty_cohort():
+  @tff.federated_computation(clients(np.float32))
+  def comp(value):
+    return tff.federated_sum(value), tff.federated_mean(value)
+
+  return comp([])
+
+
+@case
+def clients_values_come_back():
+  @tff.federated_computation(clients(np.int32), server(np.int32))
+  def comp(value, offset):
+    add = tff.tensorflow.computation(lambda a, b: a + b)
+    sent = tff.federated_broadcast(offset)
+    return value, tff.federated_map(add, (value, sent)), sent
+
+  return comp([1, 2, 3], 10)
+
+
+@case
+def the_order_of_accumulation():
+  number = np.int32
+  accumulate = tff.tensorflow.computation(lambda a, v: 2 * a + v, number, number)
+  merge = tff.tensorflow.computation(lambda a, b: a + b, number, number)
+  report = tff.tensorflow.computation(lambda a: (a, -a), number)
+
+  @tff.federated_computation(clients(number))
+  def comp(value):
+    return tff.federated_aggregate(value, 0, accumulate, merge, report)
+
+  return comp(list(range(1, 12)))
+
+
+@case
+def two_passes_over_the_clients():
+  far = tff.tensorflow.computation(lambda v, m: (v - m) ** 2)
+
+  @tff.federated_computation(clients(np.float32))
+  def comp(value):
+    doubled = tff.federated_map(
+        tff.tensorflow.computation(lambda x: 2 * x), value
+    )
+    mean = tff.federated_broadcast(tff.federated_mean(doubled))
+    return tff.federated_mean(tff.federated_map(far, (doubled, mean))), doubled
+
+  return comp([1.0, 2.0, 6.0])
+
+
+@case
+def federated_select():
+  row = tff.TensorType(np.float32, [3])
+  gather = tff.tensorflow.computation(
+      lambda s, k: tf.gather(s, k), row, np.int32
+  )
+  total = tff.tensorflow.computation(
+      lambda d: d.reduce(np.float32(0), lambda a, b: a + b),
+      tff.SequenceType(np.float32),
+  )
+
+  @tff.federated_computation(
+      clients(tff.TensorType(np.int32, [2])), server(row)
+  )
+  def comp(keys, value):
+    size = tff.federated_value(3, tff.SERVER)
+    rows = tff.federated_select(keys, size, value, gather)
+    return tff.federated_map(total, rows)
+
+  return comp(
+      [np.array([0, 1], np.int32), np.array([2, 2], np.int32)],
+      np.array([1, 10, 100], np.float32),
+  )
+
+
+@case
+def a_data_descriptor():
+  @tff.federated_computation(clients(np.int32))
+  def more(value):
+    add = tff.tensorflow.computation(lambda x: x + 1, np.int32)
+    return tff.federated_map(add, value)
+
+  comp = tff.federated_computation(tff.federated_sum, clients(np.int32))
+  data = tff.framework.DataDescriptor(more, [1, 2, 3], clients(np.int32), 3)
+  return comp(data)
+
+
+# Aggregators.
+
+
+def aggregate(factory, values):
+  value_type = tff.TensorType(np.float32, [3])
+  process = factory.create(value_type)
+  state = process.initialize()
+  results = []
+  for _ in range(2):
+    output = process.next(state, values)
+    state = output.state
+    results.append((output.result, output.measurements))
+  return results
+
+
+def _vectors():
+  return [np.array([1, 2, i], np.float32) for i in range(4)]
+
+
+@case
+def clipping_and_zeroing():
+  estimate = tff.aggregators.PrivateQuantileEstimationProcess.no_noise(
+      1.0, 0.5, 1.0
+  )
+  factory = tff.aggregators.zeroing_factory(
+      5.0,
+      tff.aggregators.clipping_factory(
+          estimate, tff.aggregators.SumFactory()
+      ),
+  )
+  return aggregate(factory, _vectors())
+
+
+@case
+def quantized():
+  factory = tff.aggregators.EncodedSumFactory.quantize_above_threshold(
+      quantization_bits=8, threshold=100
+  )
+  return aggregate(factory, _vectors())
+
+
+@case
+def private_without_noise():
+  factory = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
+      1e-4, 4.0
+  )
+  return [measured for _, measured in aggregate(factory, _vectors())][:1]
+
+
+@case
+def tree_aggregation_without_noise():
+  factory = tff.aggregators.DifferentiallyPrivateFactory.tree_aggregation(
+      0.0, 4.0, 1.0, [tf.TensorSpec([3])], True, 0
+  )
+  process = factory.create(
+      tff.types.tensorflow_to_type([tf.TensorSpec([3])])
+  )
+  output = process.next(process.initialize(), [[v] for v in _vectors()])
+  return output.result
+
+
+# Learning algorithms.
+
+
+def _keras_model():
+  return tf.keras.Sequential([
+      tf.keras.layers.Input((3,)),
+      tf.keras.layers.Dense(4, 'relu', kernel_initializer='ones'),
+      tf.keras.layers.Dense(2, kernel_initializer='ones'),
+  ])
+
+
+_SPEC = collections.OrderedDict(
+    x=tf.TensorSpec([None, 3]), y=tf.TensorSpec([None], tf.int32)
+)
+
+
+def _model():
+  """A model with variables."""
+  return tff.learning.models.from_keras_model(
+      _keras_model(),
+      loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      input_spec=_SPEC,
+      metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
+  )
+
+
+def _functional_model():
+  return tff.learning.models.functional_model_from_keras(
+      _keras_model(),
+      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      _SPEC,
+      metrics_constructor=lambda: collections.OrderedDict(
+          accuracy=tf.keras.metrics.SparseCategoricalAccuracy()
+      ),
+  )
+
+
+def _arrays(clients_number=5):
+  rng = np.random.default_rng(1)
+  return [
+      collections.OrderedDict(
+          x=rng.normal(size=(4 + i, 3)).astype(np.float32),
+          y=rng.integers(2, size=4 + i).astype(np.int32),
+      )
+      for i in range(clients_number)
+  ]
+
+
+def _datasets():
+  datasets = [
+      tf.data.Dataset.from_tensor_slices(a).batch(2).repeat(2)
+      for a in _arrays(3)
+  ]
+  return [
+      *datasets,
+      *(
+          runtime.tensor_dataset(a, batch_size=3, epochs=2)
+          for a in _arrays()[3:]
+      ),
+      datasets[0].take(0),
+  ]
+
+
+def train(process):
+  state = process.initialize()
+  metrics = []
+  for size in (5, 0, 6):
+    output = process.next(state, _datasets()[:size])
+    state = output.state
+    metrics.append(output.metrics)
+  return process.get_model_weights(state).trainable, metrics
+
+
+_CLIENT = tff.learning.optimizers.build_adam(0.1)
+_SERVER = tff.learning.optimizers.build_sgdm(1.0, 0.9)
+_ITERATOR = tff.learning.LoopImplementation.DATASET_ITERATOR
+
+
+@case
+def weighted_fed_avg():
+  return train(
+      tff.learning.algorithms.build_weighted_fed_avg(_model, _CLIENT, _SERVER)
+  )
+
+
+@case
+def weighted_fed_avg_of_a_functional_model():
+  return train(
+      tff.learning.algorithms.build_weighted_fed_avg(
+          _functional_model(), _CLIENT, _SERVER
+      )
+  )
+
+
+@case
+def fed_avg_with_an_iterator():
+  return train(
+      tff.learning.algorithms.build_unweighted_fed_avg(
+          _model, _CLIENT, _SERVER, loop_implementation=_ITERATOR
+      )
+  )
+
+
+@case
+def fed_avg_of_a_functional_model_with_an_iterator():
+  return train(
+      tff.learning.algorithms.build_unweighted_fed_avg(
+          _functional_model(), _CLIENT, _SERVER, loop_implementation=_ITERATOR
+      )
+  )
+
+
+@case
+def fed_avg_with_robust_aggregation():
+  return train(
+      tff.learning.algorithms.build_weighted_fed_avg(
+          _functional_model(),
+          _CLIENT,
+          _SERVER,
+          model_aggregator=tff.learning.robust_aggregator(),
+      )
+  )
+
+
+@case
+def fed_prox():
+  return train(
+      tff.learning.algorithms.build_weighted_fed_prox(
+          _model, 0.5, _CLIENT, _SERVER
+      )
+  )
+
+
+@case
+def fed_sgd():
+  return train(
+      tff.learning.algorithms.build_fed_sgd(_functional_model(), _SERVER)
+  )
+
+
+@case
+def mime_lite():
+  return train(
+      tff.learning.algorithms.build_weighted_mime_lite(
+          _functional_model(), tff.learning.optimizers.build_sgdm(0.1, 0.9)
+      )
+  )
+
+
+@case
+def scheduled_learning_rates():
+  schedule = lambda round_num: 0.1 / tf.cast(round_num + 1, tf.float32)
+  return train(
+      tff.learning.algorithms.build_weighted_fed_avg_with_optimizer_schedule(
+          _functional_model(),
+          schedule,
+          tff.learning.optimizers.build_sgdm,
+          _SERVER,
+      )
+  )
+
+
+@case
+def federated_evaluation():
+  process = tff.learning.algorithms.build_fed_eval(_model)
+  state = process.initialize()
+  output = process.next(state, _datasets()[:5])
+  return output.metrics
+
+
+@case
+def k_means():
+  process = tff.learning.algorithms.build_fed_kmeans(
+      2, (3,), random_seed=(1, 2)
+  )
+  points = [
+      tf.data.Dataset.from_tensor_slices(a['x']).map(tf.identity)
+      for a in _arrays()
+  ]
+  state = process.initialize()
+  for _ in range(2):
+    state = process.next(state, points).state
+  return process.get_model_weights(state)
+
+
+@case
+def reconstruction():
+  def model():
+    keras_model = _keras_model()
+    return tff.learning.models.ReconstructionModel.from_keras_model_and_layers(
+        keras_model=keras_model,
+        global_layers=keras_model.layers[:1],
+        local_layers=keras_model.layers[1:],
+        input_spec=_SPEC,
+    )
+
+  process = tff.learning.algorithms.build_fed_recon(
+      model,
+      loss_fn=lambda: tf.keras.losses.SparseCategoricalCrossentropy(
+          from_logits=True
+      ),
+      client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+      reconstruction_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+  )
+  return train(process)
+
+
+class ParityTest(parameterized.TestCase):
+  @parameterized.named_parameters((name, name) for name in sorted(_CASES))
+  def test_same_as_tff(self, name):
+    function = _CASES[name]
+    expected = run_in('tff', function)
+    assert_same(self, run_in('local', function), expected)
+
+  @parameterized.parameters('secure_sum', 'bitwidth')
+  def test_secure_sum_is_a_plain_sum(self, name):
+    @tff.federated_computation(clients(np.int32))
+    def comp(value):
+      if name == 'secure_sum':
+        return tff.federated_secure_sum(value, 10)
+      return tff.federated_secure_sum_bitwidth(value, 4)
+
+    values = [1, 2, 3]
+    expected = run_in('test', comp, values)
+    self.assertEqual(expected, run_in('local', comp, values))
+
+  def test_fed_avg_with_secure_sums(self):
+    def function():
+      return train(
+          tff.learning.algorithms.build_weighted_fed_avg(
+              _functional_model(),
+              _CLIENT,
+              _SERVER,
+              model_aggregator=tff.learning.secure_aggregator(),
+          )
+      )
+
+    expected = run_in('test', function)
+    assert_same(self, run_in('local', function), expected)
+
+  @parameterized.parameters(
+      (np.int32, 2.5),
+      (tff.TensorType(np.int32, [2]), np.zeros(3, np.int32)),
+      (clients(np.int32), 3),
+      ([clients(np.int32), clients(np.int32)], [[1], [1, 2]]),
+  )
+  def test_wrong_arguments_are_refused_alike(self, type_spec, value):
+    comp = tff.federated_computation(lambda x: x, type_spec)
+    with self.assertRaises((TypeError, ValueError)) as expected:
+      run_in('tff', comp, value)
+    with self.assertRaises((TypeError, ValueError)) as actual:
+      run_in('local', comp, value)
+    self.assertIsInstance(expected.exception, type(actual.exception))
+
+
+if __name__ == '__main__':
+  absltest.main()
