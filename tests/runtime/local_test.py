@@ -74,8 +74,10 @@ class LocalContextTest(parameterized.TestCase):
 
   def test_clients_with_variables_share_nothing(self):
     @tf.function
-    def count(x):
-      return x + 1.0
+    def add_up(total, x):
+      for _ in tf.range(50):
+        total.assign_add(x + 1.0)
+      return total.read_value()
 
     def function(x):
       total = tf.Variable(0.0)
@@ -84,9 +86,7 @@ class LocalContextTest(parameterized.TestCase):
       )
       ready = table.insert(tf.constant([1], tf.int64), [x])
       with tf.control_dependencies([ready]):
-        for _ in range(50):
-          total.assign_add(count(x))
-        return total.read_value(), table.lookup(tf.constant(1, tf.int64))
+        return add_up(total, x), table.lookup(tf.constant(1, tf.int64))
 
     comp = mapped(function)
     values = [float(i) for i in range(200)]
@@ -94,7 +94,9 @@ class LocalContextTest(parameterized.TestCase):
     self.assertEqual(found, [(50 * (v + 1), v) for v in values])
 
   def test_graphs_are_compiled_once(self):
-    total = tff.federated_computation(tff.federated_mean, _CLIENTS_FLOAT)
+    total = tff.federated_computation(
+        lambda v: tff.federated_mean(v), _CLIENTS_FLOAT
+    )
     context = context_with(2)
     with mock.patch.object(
         tf.compat.v1, 'wrap_function', wraps=tf.compat.v1.wrap_function
@@ -127,14 +129,12 @@ class LocalContextTest(parameterized.TestCase):
     total = tff.federated_computation(tff.federated_sum, _CLIENTS_FLOAT)
 
     async def program():
-      return await total([1.0, 2.0])
+      return await tff.program.materialize_value(total([1.0, 2.0]))
 
     with tff.framework.get_context_stack().install(
         tff.program.NativeFederatedContext(context)
     ):
-      value = asyncio.run(program())
-      found = asyncio.run(tff.program.materialize_value(value))
-    self.assertEqual(found, 3.0)
+      self.assertEqual(asyncio.run(program()), 3.0)
 
 
 class ErrorTest(parameterized.TestCase):
