@@ -63,13 +63,14 @@ def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
 def guarantee(card: Mapping[str, Any]) -> str:
   """The card's guarantee in one line."""
   trained = f'trained on {card["data_set"]} for {card["rounds"]} rounds'
+  relation = card['neighbouring_relation'].replace('_', ' ')
   if card['epsilon'] == 'inf':
     return f'Model {trained} WITHOUT a privacy guarantee (epsilon is infinite)'
   return (
     f'Model {trained}, ({_round_up(card["epsilon"])}, '
     f'{_round_up(card["delta"])})-'
     f'differentially private for each {card["unit"]} '
-    f'({card["neighbouring_relation"]}; {card["accountant"]} '
+    f'({relation}; {card["accountant"]} '
     f'{card["accountant_version"]})'
   )
 

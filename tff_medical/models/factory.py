@@ -14,6 +14,10 @@ privacy:
 | cnn       | 8 px and up   | 93,154          | 94,504            |
 | resnet    | 32 px and up  | 172,322         | 174,472           |
 
+Trained centrally without privacy on PneumoniaMNIST (6 epochs of Adam, batches
+of 32, three seeds) they reach a test AUC of .948 to .953, .954 to .956 and,
+on its images enlarged to 64 pixels, .947 to .953.
+
 >>> model = build('cnn', input_shape=(28, 28, 3), num_outputs=8, seed=1)
 >>> model.input_shape, model.output_shape, model.count_params()
 ((None, 28, 28, 3), (None, 8), 94504)
