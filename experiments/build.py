@@ -10,10 +10,12 @@ import numpy as np
 import tensorflow_federated as tff
 
 from experiments import settings as settings_lib
+from tff_medical import feeds
 from tff_medical import learning
 from tff_medical import tasks
 from tff_medical.data import loading
 from tff_medical.data import partition as partition_lib
+from tff_medical.data import units as units_lib
 from tff_medical.privacy import calibration
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
@@ -28,14 +30,14 @@ def _resolved(value: _T | None) -> _T:
   return value
 
 
-def warn_of_large_delta(delta: float, num_clients: int) -> None:
+def warn_of_large_delta(delta: float, population: int) -> None:
   """Warns unless delta is below one over the population."""
-  if delta >= 1 / num_clients:
+  if delta >= 1 / population:
     logging.warning(
-        'target_delta %.3g is not below 1 / num_clients (%.3g): a mechanism '
-        'that publishes one whole client at random would satisfy it',
+        'target_delta %.3g is not below one over the population (%.3g): a '
+        'mechanism that publishes one of them at random would satisfy it',
         delta,
-        1 / num_clients,
+        1 / population,
     )
 
 
@@ -60,32 +62,60 @@ def build_task(settings: settings_lib.Settings) -> tasks.Task:
       data=data,
       partition=partition,
       model=settings.model,
-      batch_size=settings.client_batch_size,
-      epochs=settings.client_epochs,
       seed=settings.seed,
   )
 
 
+def build_feed(
+    settings: settings_lib.Settings, task: tasks.Task
+) -> feeds.ClientFeed | feeds.UnitFeed:
+  """Returns what turns the units drawn for a round into client datasets."""
+  if settings.privacy_unit == 'client':
+    return feeds.ClientFeed(
+        task.clients,
+        batch_size=_resolved(settings.client_batch_size),
+        epochs=_resolved(settings.client_epochs),
+    )
+  if settings.privacy_unit == 'record':
+    units = units_lib.record_units(task.partition)
+  else:
+    units = units_lib.patient_units(
+        task.data.train,
+        task.partition,
+        max_images=_resolved(settings.max_images_per_patient),
+    )
+    if units.left_out:
+      logging.warning(
+          '%d of %d training images are left out: max_images_per_patient is %d',
+          units.left_out,
+          len(task.data.train),
+          settings.max_images_per_patient,
+      )
+  return feeds.UnitFeed(
+      task.data.train,
+      units,
+      num_clients=task.num_clients,
+      microbatch_size=_resolved(settings.microbatch_size),
+  )
+
+
 def build_mechanism(
-    settings: settings_lib.Settings, progress: Callable[[str], None]
+    settings: settings_lib.Settings,
+    population: int,
+    progress: Callable[[str], None],
 ) -> mechanisms.GaussianMechanism:
   """Returns the mechanism, its noise calibrated if an epsilon is the target.
 
   Args:
     settings: Resolved, with the population.
+    population: How many units there are.
     progress: Called with a line after every step of the calibration.
   """
-  sampling: sampling_lib.Sampling
-  if settings.client_sampling == 'poisson':
-    sampling = sampling_lib.PoissonSampling(
-        _resolved(settings.num_clients), _resolved(settings.clients_per_round)
-    )
-  else:
-    sampling = sampling_lib.FullParticipation(_resolved(settings.num_clients))
   mechanism = mechanisms.GaussianMechanism(
-      sampling=sampling,
+      sampling=_build_sampling(settings, population),
       clipping=_build_clipping(settings),
       noise_multiplier=settings.noise_multiplier or 0.0,
+      privacy_unit=settings.privacy_unit,
   )
   if settings.target_epsilon is None:
     return mechanism
@@ -95,6 +125,23 @@ def build_mechanism(
       delta=_resolved(settings.target_delta),
       rounds=settings.rounds,
       progress=progress,
+  )
+
+
+def _build_sampling(
+    settings: settings_lib.Settings, population: int
+) -> sampling_lib.Sampling:
+  if settings.privacy_unit != 'client':
+    return sampling_lib.PoissonSampling(
+        population, _resolved(settings.expected_batch_size)
+    )
+  if settings.client_sampling == 'all':
+    return sampling_lib.FullParticipation(population)
+  cohort = _resolved(settings.clients_per_round)
+  if settings.max_clients_per_round is None:
+    return sampling_lib.PoissonSampling(population, cohort)
+  return sampling_lib.TruncatedPoissonSampling(
+      population, cohort, settings.max_clients_per_round
   )
 
 
@@ -117,15 +164,20 @@ def build_process(
     mechanism: mechanisms.GaussianMechanism,
 ) -> tff.learning.templates.LearningProcess:
   """Returns the learning process that the settings describe."""
+  server_optimizer = learning.build_server_optimizer(
+      settings.server_optimizer,
+      learning_rate=_resolved(settings.server_learning_rate),
+      momentum=settings.server_momentum or 0.0,
+  )
+  if settings.privacy_unit != 'client':
+    return learning.build_dp_sgd(
+        task.tff_model, mechanism, server_optimizer=server_optimizer
+    )
   return learning.build_dp_fed_avg(
       task.tff_model,
       mechanism,
       client_optimizer=tff.learning.optimizers.build_sgdm(
-          settings.client_learning_rate
+          _resolved(settings.client_learning_rate)
       ),
-      server_optimizer=learning.build_server_optimizer(
-          settings.server_optimizer,
-          learning_rate=settings.server_learning_rate,
-          momentum=settings.server_momentum or 0.0,
-      ),
+      server_optimizer=server_optimizer,
   )

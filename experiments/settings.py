@@ -1,8 +1,8 @@
 """The settings of a training run: one frozen object, validated and complete.
 
 Every field is a flag of the same name (see `experiments.flags`). A field that
-only some modes use is None until `resolve` gives it that mode's default; set in
-a mode that would ignore it, it is an error.
+only some modes use says so in `used_with`: it is None until `resolve` gives it
+its default, and set in a mode that would ignore it, it is an error.
 """
 
 from __future__ import annotations
@@ -13,16 +13,43 @@ from typing import Any, Optional
 
 from tff_medical import _validate
 from tff_medical.data import partition as partition_lib
+from tff_medical.privacy import accounting
+from tff_medical.privacy import mechanisms
 
 SAMPLINGS = ('poisson', 'all')
 CLIPPINGS = ('adaptive', 'fixed', 'none')
-PRIVACY_UNITS = ('client',)
 RUNTIMES = ('local', 'tff')
 
+_CLIENT = {'privacy_unit': ('client',)}
+_UNIT = {'privacy_unit': ('record', 'patient')}
+_CLIPPED = {'clipping': ('adaptive', 'fixed')}
 
-def _field(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
+
+def _field(
+    default: Any,
+    help_text: str,
+    choices: tuple[str, ...] = (),
+    used_with: Mapping[str, tuple[Any, ...]] | None = None,
+    then: Any = None,
+) -> Any:
+  """Returns a field of `Settings`.
+
+  Args:
+    default: The value if the flag is not given.
+    help_text: For --help.
+    choices: The allowed values, or () for any.
+    used_with: Fields and the values of them that make use of this one.
+    then: The default where it is used; a mapping gives it by the value of the
+      one field that `used_with` names.
+  """
   return dataclasses.field(
-      default=default, metadata={'help': help_text, 'choices': choices}
+      default=default,
+      metadata={
+          'help': help_text,
+          'choices': choices,
+          'used_with': used_with or {},
+          'then': then,
+      },
   )
 
 
@@ -42,60 +69,135 @@ class Settings:
       'iid', 'how images go to clients', partition_lib.KINDS
   )
   dirichlet_alpha: Optional[float] = _field(
-      None, 'skew, less is more [0.5; --partition=dirichlet, quantity_skew]'
+      None,
+      'skew, less is more [0.5; --partition=dirichlet, quantity_skew]',
+      used_with={'partition': partition_lib.ALPHA_KINDS},
+      then=0.5,
   )
   num_clients: Optional[int] = _field(
-      None, 'the population [300; --partition=natural_... takes it from the data]'
+      None,
+      'how many clients [300, or 8 sites if --privacy_unit=record, patient; '
+      '--partition=natural_... takes it from the data]',
+      used_with={'partition': partition_lib.COUNTED_KINDS},
   )
-  clients_per_round: Optional[float] = _field(
-      None, 'expected cohort [num_clients / 10; --client_sampling=poisson]'
-  )
-  client_sampling: str = _field(
-      'poisson',
-      'each client joins each round on its own, or all in every round',
-      SAMPLINGS,
+  privacy_unit: str = _field(
+      'client',
+      'whom the guarantee protects; client: DP-FedAvg, else DP-SGD over all '
+      'clients',
+      mechanisms.PRIVACY_UNITS,
   )
   rounds: int = _field(100, 'rounds of training')
   rounds_per_eval: int = _field(10, 'rounds between evaluations')
-  client_epochs: int = _field(1, "passes over a client's images a round")
-  client_batch_size: int = _field(16, 'images a step on a client')
-  client_learning_rate: float = _field(0.1, 'SGD step on a client')
+  client_sampling: Optional[str] = _field(
+      None,
+      'each client joins each round on its own, or all in every round [poisson; '
+      '--privacy_unit=client]',
+      SAMPLINGS,
+      used_with=_CLIENT,
+      then='poisson',
+  )
+  clients_per_round: Optional[float] = _field(
+      None,
+      'expected cohort [num_clients / 10; --client_sampling=poisson]',
+      used_with={'client_sampling': ('poisson',)},
+  )
+  max_clients_per_round: Optional[int] = _field(
+      None,
+      'cap on the cohort [no cap; --client_sampling=poisson]',
+      used_with={'client_sampling': ('poisson',)},
+  )
+  client_epochs: Optional[int] = _field(
+      None,
+      "passes over a client's images a round [1; --privacy_unit=client]",
+      used_with=_CLIENT,
+      then=1,
+  )
+  client_batch_size: Optional[int] = _field(
+      None,
+      'images a step on a client [16; --privacy_unit=client]',
+      used_with=_CLIENT,
+      then=16,
+  )
+  client_learning_rate: Optional[float] = _field(
+      None,
+      'SGD step on a client [0.1; --privacy_unit=client]',
+      used_with=_CLIENT,
+      then=0.1,
+  )
+  expected_batch_size: Optional[float] = _field(
+      None,
+      'records or patients expected in a round, over all clients [a twentieth '
+      'of them; --privacy_unit=record, patient]',
+      used_with=_UNIT,
+  )
+  microbatch_size: Optional[int] = _field(
+      None,
+      'records or patients whose gradients are held at once, bounds memory [32; '
+      '--privacy_unit=record, patient]',
+      used_with=_UNIT,
+      then=32,
+  )
+  max_images_per_patient: Optional[int] = _field(
+      None,
+      'the rest is left out [4; --privacy_unit=patient]',
+      used_with={'privacy_unit': ('patient',)},
+      then=4,
+  )
   server_optimizer: str = _field(
       'sgd', 'applies the aggregated update: sgd, adam or yogi'
   )
-  server_learning_rate: float = _field(1.0, "the server optimizer's step")
+  server_learning_rate: Optional[float] = _field(
+      None,
+      "the server optimizer's step [client 1.0, record and patient 0.5]",
+      used_with={'privacy_unit': mechanisms.PRIVACY_UNITS},
+      then={'client': 1.0, 'record': 0.5, 'patient': 0.5},
+  )
   server_momentum: Optional[float] = _field(
-      None, 'in [0, 1) [0.9; --server_optimizer=sgd]'
+      None,
+      'in [0, 1) [0.9; --server_optimizer=sgd]',
+      used_with={'server_optimizer': ('sgd',)},
+      then=0.9,
   )
   clipping: str = _field(
-      'adaptive', 'of client updates; none is plain FedAvg', CLIPPINGS
+      'adaptive', 'of what a unit contributes; none is no privacy', CLIPPINGS
   )
   clip_norm: Optional[float] = _field(
-      None, 'L2 norm, the first one if adaptive [adaptive 0.1, fixed 1.0]'
+      None,
+      'L2 norm, the first one if adaptive [adaptive 0.1, fixed 1.0]',
+      used_with=_CLIPPED,
+      then={'adaptive': 0.1, 'fixed': 1.0},
   )
   target_unclipped_quantile: Optional[float] = _field(
-      None, 'fraction of updates not clipped [0.5; --clipping=adaptive]'
+      None,
+      'fraction not clipped [0.5; --clipping=adaptive]',
+      used_with={'clipping': ('adaptive',)},
+      then=0.5,
   )
   noise_multiplier: Optional[float] = _field(
-      None, 'noise over sensitivity; 0 is no noise, no guarantee'
+      None,
+      'noise over sensitivity; 0 is no noise, no guarantee',
+      used_with=_CLIPPED,
   )
   target_epsilon: Optional[float] = _field(
-      None, 'calibrates the noise so that all rounds cost no more'
+      None,
+      'calibrates the noise so that all rounds cost no more',
+      used_with=_CLIPPED,
   )
   target_delta: Optional[float] = _field(
-      None, 'the δ of every ε [num_clients ** -1.1]'
+      None,
+      'the δ of every ε [number of units ** -1.1]',
+      used_with={'is_private': (True,)},
   )
   epsilon_budget: Optional[float] = _field(
-      None, 'a round that would exceed it is refused [target_epsilon]'
-  )
-  privacy_unit: str = _field(
-      'client', 'whom the guarantee protects', PRIVACY_UNITS
+      None,
+      'a round that would exceed it is refused [target_epsilon]',
+      used_with={'is_private': (True,)},
   )
   seed: int = _field(
       0, 'of data, partition and initial weights; never of the noise'
   )
   cohort_seed: Optional[int] = _field(
-      None, 'of the cohorts [secret, from the operating system]'
+      None, 'of who joins each round [secret, from the operating system]'
   )
   runtime: str = _field(
       'local', "this project's TFF runtime or TFF's own", RUNTIMES
@@ -110,120 +212,137 @@ class Settings:
   def resolve(self) -> Settings:
     """Returns these settings with every default in place.
 
+    Those that depend on the data come with `for_population`.
+
     Raises:
       InputError: A value is out of range, missing, or would be ignored.
     """
-    _check_values(self)
-    _refuse_ignored(self)
-    values: dict[str, Any] = {}
-    if self.partition in partition_lib.COUNTED_KINDS:
-      values['num_clients'] = _or(self.num_clients, 300)
-    if self.partition in partition_lib.ALPHA_KINDS:
-      values['dirichlet_alpha'] = _or(self.dirichlet_alpha, 0.5)
-    if self.server_optimizer == 'sgd':
-      values['server_momentum'] = _or(self.server_momentum, 0.9)
-    if self.clipping != 'none':
-      default = {'adaptive': 0.1, 'fixed': 1.0}[self.clipping]
-      values['clip_norm'] = _or(self.clip_norm, default)
-    if self.clipping == 'adaptive':
-      quantile = _or(self.target_unclipped_quantile, 0.5)
-      values['target_unclipped_quantile'] = quantile
-    if self.epsilon_budget is None:
-      values['epsilon_budget'] = self.target_epsilon
-    return dataclasses.replace(self, **values)
+    settings = self
+    for field in dataclasses.fields(self):
+      settings = _resolve_field(settings, field)
+    if settings.partition in partition_lib.COUNTED_KINDS:
+      default = 300 if settings.privacy_unit == 'client' else 8
+      settings = _with_default(settings, 'num_clients', default)
+    settings = _with_default(
+        settings, 'epsilon_budget', settings.target_epsilon
+    )
+    _check_values(settings)
+    _check_noise(settings)
+    return settings
 
-  def for_population(self, num_clients: int) -> Settings:
-    """Returns resolved settings with what depends on the number of clients."""
-    values: dict[str, Any] = {'num_clients': num_clients}
-    if self.client_sampling == 'poisson':
-      values['clients_per_round'] = _or(self.clients_per_round, num_clients / 10)
-      if values['clients_per_round'] >= num_clients:
-        raise _validate.InputError(
-            f'clients_per_round must be below the {num_clients} clients, got '
-            f'{values["clients_per_round"]:g}; lower it or choose '
-            'client_sampling=all'
-        )
-    if self.is_private and self.target_delta is None:
-      values['target_delta'] = num_clients**-1.1
-    return dataclasses.replace(self, **values)
+  def for_population(self, num_clients: int, num_units: int) -> Settings:
+    """Returns resolved settings with what depends on the data.
+
+    Args:
+      num_clients: How many clients there are.
+      num_units: How many units the guarantee protects; as many, if each is a
+        client.
+    """
+    settings = dataclasses.replace(self, num_clients=num_clients)
+    if settings.client_sampling == 'poisson':
+      settings = _with_default(
+          settings, 'clients_per_round', num_clients / 10
+      )
+      _check_below(settings, 'clients_per_round', num_clients, 'clients')
+    if settings.privacy_unit != 'client':
+      settings = _with_default(
+          settings, 'expected_batch_size', num_units / 20
+      )
+      what = f'{settings.privacy_unit}s'
+      _check_below(settings, 'expected_batch_size', num_units, what)
+    if settings.is_private:
+      delta = accounting.default_delta(num_units)
+      settings = _with_default(settings, 'target_delta', delta)
+    return settings
 
 
-def _or(value: Any, default: Any) -> Any:
-  return default if value is None else value
+_FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def _with_default(settings: Settings, name: str, value: Any) -> Settings:
+  if getattr(settings, name) is not None:
+    return settings
+  return dataclasses.replace(settings, **{name: value})
+
+
+def _resolve_field(
+    settings: Settings, field: dataclasses.Field[Any]
+) -> Settings:
+  """Refuses the field where it would be ignored; else gives its default."""
+  reason = _why_ignored(settings, field.name)
+  if reason:
+    value = getattr(settings, field.name)
+    if value is None:
+      return settings
+    raise _validate.InputError(
+        f'{field.name}={value} would be ignored with {reason}; leave it out'
+    )
+  then = field.metadata['then']
+  if isinstance(then, Mapping):
+    (other,) = field.metadata['used_with']
+    then = then[getattr(settings, other)]
+  settings = _with_default(settings, field.name, then)
+  if field.metadata['choices']:
+    value = getattr(settings, field.name)
+    _validate.one_of(field.metadata['choices'], **{field.name: value})
+  return settings
+
+
+def _why_ignored(settings: Settings, name: str) -> str:
+  """Returns the mode that has no use for a field, or ''."""
+  for other, allowed in _FIELDS[name].metadata['used_with'].items():
+    mode = getattr(settings, other)
+    if mode in allowed:
+      continue
+    if other == 'is_private':
+      return 'no noise'
+    return (mode is None and _why_ignored(settings, other)) or f'{other}={mode}'
+  return ''
 
 
 def _check_values(settings: Settings) -> None:
-  for field in dataclasses.fields(settings):
-    value = getattr(settings, field.name)
-    if field.metadata['choices']:
-      _validate.one_of(field.metadata['choices'], **{field.name: value})
   if settings.output_dir is None:
     raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
-  _validate.positive_int(
-      rounds=settings.rounds,
-      rounds_per_eval=settings.rounds_per_eval,
-      client_epochs=settings.client_epochs,
-      client_batch_size=settings.client_batch_size,
-      image_size=settings.image_size,
-  )
-  _validate.positive(client_learning_rate=settings.client_learning_rate)
-  for name in ('dirichlet_alpha', 'target_epsilon', 'epsilon_budget'):
-    if getattr(settings, name) is not None:
-      _validate.positive(**{name: getattr(settings, name)})
-  if settings.num_clients is not None:
-    _validate.positive_int(num_clients=settings.num_clients)
+  for checked, names in (
+      (
+          _validate.positive_int,
+          'rounds rounds_per_eval image_size num_clients client_epochs '
+          'client_batch_size max_clients_per_round microbatch_size '
+          'max_images_per_patient',
+      ),
+      (
+          _validate.positive,
+          'client_learning_rate server_learning_rate dirichlet_alpha '
+          'clients_per_round expected_batch_size clip_norm target_epsilon '
+          'epsilon_budget',
+      ),
+      (_validate.non_negative, 'seed cohort_seed noise_multiplier'),
+  ):
+    for name in names.split():
+      if getattr(settings, name) is not None:
+        checked(**{name: getattr(settings, name)})
   if settings.target_delta is not None:
     _validate.in_range(0, 1, target_delta=settings.target_delta)
 
 
-def _refuse_ignored(settings: Settings) -> None:
-  """Raises `InputError` for a value that the chosen modes have no use for."""
-  ignored: Mapping[str, tuple[bool, str]] = {
-      'dirichlet_alpha': (
-          settings.partition not in partition_lib.ALPHA_KINDS,
-          f'partition={settings.partition}',
-      ),
-      'num_clients': (
-          settings.partition not in partition_lib.COUNTED_KINDS,
-          f'partition={settings.partition}',
-      ),
-      'clients_per_round': (
-          settings.client_sampling == 'all',
-          'client_sampling=all',
-      ),
-      'cohort_seed': (settings.client_sampling == 'all', 'client_sampling=all'),
-      'server_momentum': (
-          settings.server_optimizer != 'sgd',
-          f'server_optimizer={settings.server_optimizer}',
-      ),
-      'target_unclipped_quantile': (
-          settings.clipping != 'adaptive',
-          f'clipping={settings.clipping}',
-      ),
-      **{
-          name: (settings.clipping == 'none', 'clipping=none')
-          for name in ('clip_norm', 'noise_multiplier', 'target_epsilon')
-      },
-      **{
-          name: (not settings.is_private, 'no noise')
-          for name in ('target_delta', 'epsilon_budget')
-      },
-      'data_dir': (settings.dataset == 'synthetic', 'dataset=synthetic'),
-  }
-  for name, (is_ignored, mode) in ignored.items():
-    value = getattr(settings, name)
-    if is_ignored and value is not None:
-      raise _validate.InputError(
-          f'{name}={value} would be ignored with {mode}; leave it out'
-      )
-  if settings.clipping == 'none':
-    return
+def _check_noise(settings: Settings) -> None:
   given = [settings.target_epsilon, settings.noise_multiplier]
-  if sum(value is not None for value in given) != 1:
+  if settings.clipping != 'none' and sum(v is not None for v in given) != 1:
     raise _validate.InputError(
         'exactly one of target_epsilon and noise_multiplier must be given with '
         f'clipping={settings.clipping}, got target_epsilon='
         f'{settings.target_epsilon} and noise_multiplier='
         f'{settings.noise_multiplier}; for training without privacy choose '
         'clipping=none'
+    )
+
+
+def _check_below(
+    settings: Settings, name: str, limit: int, what: str
+) -> None:
+  if getattr(settings, name) >= limit:
+    raise _validate.InputError(
+        f'{name} must be below the {limit} {what}, got '
+        f'{getattr(settings, name):g}; lower it'
+        + (' or choose client_sampling=all' if what == 'clients' else '')
     )

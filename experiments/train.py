@@ -55,11 +55,14 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   if settings.runtime == 'local':
     runtime.set_local_context()
   task = build.build_task(settings)
-  settings = settings.for_population(task.num_clients)
-  mechanism = build.build_mechanism(settings, _show_calibration)
-  delta = settings.target_delta or accounting.default_delta(task.num_clients)
+  feed = build.build_feed(settings, task)
+  settings = settings.for_population(task.num_clients, feed.num_units)
+  mechanism = build.build_mechanism(
+      settings, feed.num_units, _show_calibration
+  )
+  delta = settings.target_delta or accounting.default_delta(feed.num_units)
   if mechanism.is_private:
-    build.warn_of_large_delta(delta, task.num_clients)
+    build.warn_of_large_delta(delta, feed.num_units)
   process = build.build_process(settings, task, mechanism)
   folder.claim(settings, task.data.source_digest)
   with ledger_lib.PrivacyLedger(
@@ -73,7 +76,7 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
       outcome = training.train(
           process,
           sampling=mechanism.sampling,
-          client_datasets=task.client_datasets,
+          client_datasets=feed,
           ledger=ledger,
           checkpoints=checkpoints,
           cohort_seed=checkpoints.cohort_seed(settings.cohort_seed),

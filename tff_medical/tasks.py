@@ -1,8 +1,8 @@
-"""A task binds client data, preprocessing and a model, and checks the fit.
+"""A task binds client data and a model, and checks that they fit.
 
-It is what a training program needs to know of the data: the datasets of given
-clients, the model that TFF trains on them, and the metrics of its weights on
-the held-out test images.
+It is what a training program needs to know of the data: the clients, the model
+that TFF trains on them, and the metrics of its weights on the held-out test
+images.
 """
 
 from __future__ import annotations
@@ -11,21 +11,14 @@ import collections
 import dataclasses
 import functools
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical import _validate
 from tff_medical import evaluation
 from tff_medical import models
-from tff_medical import runtime
 from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
 from tff_medical.data import partition as partition_lib
-
-# Client datasets are kept as float tensors while all of them fit into this.
-_MAX_KEPT_BYTES = 2 * 2**30
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
@@ -35,20 +28,15 @@ class Task:
     data: The images; its training split is spread over the clients.
     partition: For each client, its indices into the training split.
     model: The name of a model in `models.MODELS`.
-    batch_size: Images in one step on a client.
-    epochs: Passes over a client's images in one round.
     seed: Of the model's initial weights.
   """
 
   data: images.ImageData
   partition: partition_lib.Partition
   model: str
-  batch_size: int
-  epochs: int = 1
   seed: int = 0
 
   def __post_init__(self) -> None:
-    _validate.positive_int(batch_size=self.batch_size, epochs=self.epochs)
     models.check_federated(self.keras_model)
 
   @property
@@ -87,26 +75,6 @@ class Task:
         loss_fn=models.loss(self.data.multi_label),
         input_spec=self.input_spec,
     )
-
-  def client_datasets(self, indices: np.ndarray) -> list[tf.data.Dataset]:
-    """Returns the batched training data of clients, given as int64 [n]."""
-    return [self._client_dataset(int(index)) for index in indices]
-
-  @functools.cached_property
-  def _kept(self) -> dict[int, tf.data.Dataset]:
-    return {}
-
-  def _client_dataset(self, index: int) -> tf.data.Dataset:
-    if index in self._kept:
-      return self._kept[index]
-    dataset = runtime.tensor_dataset(
-        self.clients.client_arrays(self.clients.client_ids[index]),
-        batch_size=self.batch_size,
-        epochs=self.epochs,
-    )
-    if 4 * self.data.train.images.size <= _MAX_KEPT_BYTES:
-      self._kept[index] = dataset
-    return dataset
 
   def load_weights(
       self, weights: tff.learning.models.ModelWeights

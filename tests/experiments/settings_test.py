@@ -39,7 +39,7 @@ class SettingsTest(parameterized.TestCase):
     self.assertContainsSubset(promised.split(), names)
 
   def test_defaults_of_private_training(self):
-    settings = _read('--target_epsilon=8').for_population(300)
+    settings = _read('--target_epsilon=8').for_population(300, 300)
     self.assertEqual(settings.num_clients, 300)
     self.assertEqual(settings.clients_per_round, 30)
     self.assertEqual(settings.clip_norm, 0.1)
@@ -49,7 +49,7 @@ class SettingsTest(parameterized.TestCase):
     self.assertAlmostEqual(settings.target_delta, 300**-1.1)
 
   def test_defaults_without_privacy(self):
-    settings = _read('--clipping=none').for_population(50)
+    settings = _read('--clipping=none').for_population(50, 50)
     self.assertIsNone(settings.clip_norm)
     self.assertIsNone(settings.target_delta)
     self.assertIsNone(settings.epsilon_budget)
@@ -89,12 +89,29 @@ class SettingsTest(parameterized.TestCase):
           ['--client_sampling=all', '--clients_per_round=3'],
           'clients_per_round.*ignored',
       ),
-      (['--client_sampling=all', '--cohort_seed=3'], 'cohort_seed.*ignored'),
+      (
+          ['--client_sampling=all', '--max_clients_per_round=3'],
+          'max_clients_per_round.*ignored',
+      ),
+      (
+          ['--privacy_unit=record', '--client_epochs=3'],
+          'client_epochs=3 would be ignored with privacy_unit=record',
+      ),
+      (
+          ['--privacy_unit=record', '--clients_per_round=3'],
+          'clients_per_round=3.0 would be ignored with privacy_unit=record',
+      ),
+      (['--expected_batch_size=3'], 'expected_batch_size.*ignored'),
+      (
+          ['--privacy_unit=record', '--max_images_per_patient=3'],
+          'max_images_per_patient.*ignored',
+      ),
+      (['--max_clients_per_round=0'], 'max_clients_per_round'),
+      (['--cohort_seed=-1'], 'cohort_seed'),
       (
           ['--server_optimizer=yogi', '--server_momentum=.9'],
           'server_momentum.*ignored.*yogi',
       ),
-      (['--data_dir=x'], 'data_dir.*ignored.*synthetic'),
       (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
       (['--partition=random'], 'partition must be one of'),
       (['--privacy_unit=site'], 'privacy_unit must be one of'),
@@ -116,6 +133,32 @@ class SettingsTest(parameterized.TestCase):
       arguments = [private, *arguments]
     with self.assertRaisesRegex(_validate.InputError, message):
       _read(*arguments)
+
+  def test_defaults_of_record_level(self):
+    settings = _read('--target_epsilon=8', '--privacy_unit=record')
+    self.assertEqual(settings.num_clients, 8)
+    settings = settings.for_population(8, 4000)
+    self.assertEqual(settings.expected_batch_size, 200)
+    self.assertIsNone(settings.client_sampling)
+    self.assertIsNone(settings.clients_per_round)
+    self.assertAlmostEqual(settings.target_delta, 4000**-1.1)
+
+  @parameterized.parameters(
+      ([], 20, 20, '--clients_per_round=20', 'clients_per_round.*below the 20'),
+      (
+          ['--privacy_unit=record'],
+          8,
+          100,
+          '--expected_batch_size=100',
+          'expected_batch_size must be below the 100 records',
+      ),
+  )
+  def test_cohort_is_below_the_population(
+      self, arguments, num_clients, num_units, cohort, message
+  ):
+    settings = _read('--target_epsilon=8', cohort, *arguments)
+    with self.assertRaisesRegex(_validate.InputError, message):
+      settings.for_population(num_clients, num_units)
 
   def test_output_dir_is_needed(self):
     with self.assertRaisesRegex(_validate.InputError, 'output_dir'):

@@ -1,0 +1,119 @@
+"""The units that a record- or patient-level guarantee protects.
+
+A unit is what is drawn, clipped and protected as a whole: one image, or all the
+images of one patient, up to a limit. `Units` says which rows of the training
+split belong to which unit and which client (site) holds it; `arrays` lays the
+units drawn for a round out for `learning.build_dp_sgd`: x [B, K, H, W, C], y
+[B, K] or [B, K, L] and mask [B, K] of 1 for images and 0 for padding, K being
+the most images of one unit.
+
+>>> units = record_units((np.array([0, 2]), np.array([1])))
+>>> len(units), units.clients.tolist()
+(3, [0, 1, 0])
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import numpy as np
+
+from tff_medical import _validate
+from tff_medical.data import images
+from tff_medical.data import partition as partition_lib
+
+_PADDING = -1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units:
+  """Rows of a split by unit, and the client of each unit.
+
+  Attributes:
+    rows: int64 [U, K], rows of the split; -1 is padding.
+    clients: int64 [U], the index of the client that holds the unit.
+    left_out: Images beyond the limit of their unit, which are not used.
+  """
+
+  rows: np.ndarray
+  clients: np.ndarray
+  left_out: int = 0
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def by_client(
+      self, indices: np.ndarray, num_clients: int
+  ) -> list[np.ndarray]:
+    """Returns the drawn units of each client, in their order; maybe none."""
+    clients = self.clients[indices]
+    return [indices[clients == client] for client in range(num_clients)]
+
+  def arrays(
+      self, split: images.Split, indices: np.ndarray
+  ) -> collections.OrderedDict[str, np.ndarray]:
+    """Returns x, y and mask of these units, float32 x in 0..1."""
+    rows = self.rows[indices]
+    mask = rows != _PADDING
+    x = split.images[rows].astype(np.float32) / np.float32(255)
+    labels = split.labels[rows]
+    return collections.OrderedDict(
+        x=x * mask[..., np.newaxis, np.newaxis, np.newaxis],
+        y=labels.astype(np.float32) if split.labels.ndim == 2 else labels,
+        mask=mask.astype(np.float32),
+    )
+
+
+def record_units(partition: partition_lib.Partition) -> Units:
+  """Returns one unit an image, in the order of the split's rows."""
+  rows = np.concatenate(partition)
+  clients = np.repeat(np.arange(len(partition)), [len(p) for p in partition])
+  order = np.argsort(rows)
+  return Units(rows=rows[order][:, np.newaxis], clients=clients[order])
+
+
+def patient_units(
+    split: images.Split,
+    partition: partition_lib.Partition,
+    *,
+    max_images: int,
+) -> Units:
+  """Returns one unit a patient, in the order of the patients' numbers.
+
+  Args:
+    split: The training split, with patients.
+    partition: Holds each patient on one client.
+    max_images: The first images of a patient, up to so many, are used.
+
+  Raises:
+    InputError: The data has no patients, or one is on several clients.
+  """
+  _validate.positive_int(max_images_per_patient=max_images)
+  if split.patients is None:
+    raise _validate.InputError(
+        'privacy_unit=patient needs patient numbers, which this data set does '
+        'not have; choose record or client'
+    )
+  numbers, patient = np.unique(split.patients, return_inverse=True)
+  client_of_row = np.empty(len(split), np.int64)
+  for client, rows in enumerate(partition):
+    client_of_row[rows] = client
+  members = np.split(
+      np.argsort(patient, kind='stable'),
+      np.cumsum(np.bincount(patient))[:-1],
+  )
+  width = min(max_images, max(map(len, members)))
+  rows = np.full((len(numbers), width), _PADDING)
+  for unit, own in enumerate(members):
+    if np.ptp(client_of_row[own]):
+      raise _validate.InputError(
+          f'patient {numbers[unit]} is on several clients; use a partition of '
+          'tff_medical.data.partition, which keeps patients together'
+      )
+    rows[unit, : len(own[:width])] = own[:width]
+  return Units(
+      rows=rows,
+      clients=client_of_row[[own[0] for own in members]],
+      left_out=len(split) - int((rows != _PADDING).sum()),
+  )
