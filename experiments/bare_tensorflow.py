@@ -28,7 +28,12 @@ _CLIP_RATE = 0.2
 
 
 class Training:
-  """Model, data and optimizer state of one training run."""
+  """Model, data and optimizer state of one training run.
+
+  Attributes:
+    weights: The model, after the last round.
+    clip: The norm that the next round clips to.
+  """
 
   def __init__(
     self,
@@ -39,9 +44,9 @@ class Training:
     threads: int,
   ):
     self._data = [(tf.constant(d['x']), tf.constant(d['y'])) for d in data]
-    self._weights = [v.read_value() for v in model.trainable_variables]
-    self._momentum = [tf.zeros_like(w) for w in self._weights]
-    self._clip = tf.constant(_INITIAL_CLIP)
+    self.weights = [v.read_value() for v in model.trainable_variables]
+    self._momentum = [tf.zeros_like(w) for w in self.weights]
+    self.clip = tf.constant(_INITIAL_CLIP)
     self._clients = float(len(data))
     # As TFF: a twentieth of the cohort for the count, the rest for the sum.
     self._count_std = 0.05 * self._clients
@@ -52,16 +57,14 @@ class Training:
     self._threads = threads
     self._pool = concurrent.futures.ThreadPoolExecutor(threads)
     self._train = tf.function(self._train_client)
-    self._add = tf.function(
-      lambda a, b: [x + y for x, y in zip(a, b)]
-    )
+    self._add = tf.function(lambda a, b: [x + y for x, y in zip(a, b)])
     self._finish = tf.function(self._finish_round)
 
   def next_round(self) -> None:
     """Trains on every client once and updates the model."""
     turn, lock = itertools.count(), threading.Lock()
 
-    zero = [*(tf.zeros_like(w) for w in self._weights), tf.constant(0.0)]
+    zero = [*(tf.zeros_like(w) for w in self.weights), tf.constant(0.0)]
 
     def work(_: int) -> list[tf.Tensor]:
       total = zero
@@ -71,14 +74,14 @@ class Training:
         if index >= len(self._data):
           return total
         images, labels = self._data[index]
-        total = self._train(total, self._weights, self._clip, images, labels)
+        total = self._train(total, self.weights, self.clip, images, labels)
 
     totals = list(self._pool.map(work, range(self._threads)))
     total = totals[0]
     for other in totals[1:]:
       total = self._add(total, other)
-    self._weights, self._momentum, self._clip = self._finish(
-      self._weights, self._momentum, self._clip, total
+    self.weights, self._momentum, self.clip = self._finish(
+      self.weights, self._momentum, self.clip, total
     )
 
   def _train_client(

@@ -83,21 +83,26 @@ def keras_model() -> tf.keras.Model:
   )
 
 
-def learning_process(clients: int) -> tff.learning.templates.LearningProcess:
-  """Returns DP-FedAvg with adaptive clipping, from TFF's own parts."""
+def model() -> tff.learning.models.FunctionalModel:
+  """Returns the CNN as TFF takes it."""
   spec = collections.OrderedDict(
     x=tf.TensorSpec([None, 28, 28, 3]), y=tf.TensorSpec([None], tf.int32)
   )
-  model = tff.learning.models.functional_model_from_keras(
-    keras_model(),
-    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    spec,
+  loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+  return tff.learning.models.functional_model_from_keras(
+    keras_model(), loss, spec
   )
+
+
+def learning_process(
+  clients: int, noise_multiplier: float
+) -> tff.learning.templates.LearningProcess:
+  """Returns DP-FedAvg with adaptive clipping, from TFF's own parts."""
   aggregator = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
-    _NOISE_MULTIPLIER, float(clients)
+    noise_multiplier, float(clients)
   )
   return tff.learning.algorithms.build_unweighted_fed_avg(
-    model,
+    model(),
     tff.learning.optimizers.build_sgdm(bare_tensorflow.CLIENT_RATE),
     tff.learning.optimizers.build_sgdm(1.0, bare_tensorflow.MOMENTUM),
     model_aggregator=aggregator,
@@ -121,7 +126,7 @@ def _tff_rounds(
 ) -> Callable[[], None]:
   """Returns a function that runs the next round of TFF in a context."""
   with tff.framework.get_context_stack().install(context):
-    process = learning_process(work.clients)
+    process = learning_process(work.clients, _NOISE_MULTIPLIER)
     state = process.initialize()
 
   def run() -> None:
@@ -224,6 +229,7 @@ def _devices() -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs the benchmark that the flags ask for."""
   if len(argv) > 1:
     raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
   _validate.positive_int(rounds=_ROUNDS.value)

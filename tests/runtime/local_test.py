@@ -4,17 +4,13 @@ import threading
 import time
 from unittest import mock
 
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical import _validate
-from tff_medical import runtime
-from tff_medical.runtime import cohort
-from tff_medical.runtime import devices
-from tff_medical.runtime import plan
+from tff_medical import _validate, runtime
+from tff_medical.runtime import cohort, devices, plan
 
 _CLIENTS_FLOAT = tff.FederatedType(np.float32, tff.CLIENTS)
 
@@ -36,7 +32,7 @@ def mapped(function, type_spec=np.float32):
   @tff.federated_computation(tff.FederatedType(type_spec, tff.CLIENTS))
   def over_clients(value):
     return tff.federated_map(
-        tff.tensorflow.computation(function, type_spec), value
+      tff.tensorflow.computation(function, type_spec), value
     )
 
   return over_clients
@@ -57,7 +53,7 @@ class LocalContextTest(parameterized.TestCase):
       return tff.federated_sum(tff.federated_value(1, tff.CLIENTS))
 
     context = runtime.create_local_context(
-        client_threads=1, default_num_clients=7
+      client_threads=1, default_num_clients=7
     )
     self.assertEqual(run_in(context, ones), 7)
 
@@ -81,9 +77,7 @@ class LocalContextTest(parameterized.TestCase):
 
     def function(x):
       total = tf.Variable(0.0)
-      table = tf.lookup.experimental.MutableHashTable(
-          tf.int64, tf.float32, 0.0
-      )
+      table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
       ready = table.insert(tf.constant([1], tf.int64), [x])
       with tf.control_dependencies([ready]):
         return add_up(total, x), table.lookup(tf.constant(1, tf.int64))
@@ -95,11 +89,11 @@ class LocalContextTest(parameterized.TestCase):
 
   def test_graphs_are_compiled_once(self):
     total = tff.federated_computation(
-        lambda v: tff.federated_mean(v), _CLIENTS_FLOAT
+      lambda v: tff.federated_mean(v), _CLIENTS_FLOAT
     )
     context = context_with(2)
     with mock.patch.object(
-        tf.compat.v1, 'wrap_function', wraps=tf.compat.v1.wrap_function
+      tf.compat.v1, 'wrap_function', wraps=tf.compat.v1.wrap_function
     ) as wrap:
       run_in(context, total, [1.0, 2.0])
       compiled = wrap.call_count
@@ -109,7 +103,7 @@ class LocalContextTest(parameterized.TestCase):
 
   def test_client_values_are_computed_once_for_several_sums(self):
     noisy = tff.tensorflow.computation(
-        lambda x: x + tf.random.normal([]), np.float32
+      lambda x: x + tf.random.normal([]), np.float32
     )
 
     @tff.federated_computation(_CLIENTS_FLOAT)
@@ -132,7 +126,7 @@ class LocalContextTest(parameterized.TestCase):
       return await tff.program.materialize_value(total([1.0, 2.0]))
 
     with tff.framework.get_context_stack().install(
-        tff.program.NativeFederatedContext(context)
+      tff.program.NativeFederatedContext(context)
     ):
       self.assertEqual(asyncio.run(program()), 3.0)
 
@@ -158,7 +152,7 @@ class ErrorTest(parameterized.TestCase):
       raise tf.errors.ResourceExhaustedError(None, None, 'OOM')
 
     with self.assertRaisesRegex(
-        runtime.ClientError, 'no memory left on CPU:0; lower clients_per_device'
+      runtime.ClientError, 'no memory left on CPU:0; lower clients_per_device'
     ):
       cohort.Cohort(placement).run(3, work, lambda *_: None, None)
 
@@ -172,7 +166,9 @@ class NoiseTest(absltest.TestCase):
   def test_is_fresh_for_each_client_and_round(self):
     comp = mapped(lambda x: x + tf.random.normal([]))
     context = context_with(2)
-    drawn = run_in(context, comp, [0.0] * 20) + run_in(context, comp, [0.0] * 20)
+    drawn = run_in(context, comp, [0.0] * 20) + run_in(
+      context, comp, [0.0] * 20
+    )
     self.assertLen(set(drawn), 40)
     self.assertBetween(np.std(drawn), 0.5, 1.5)
 
@@ -220,7 +216,10 @@ class CohortTest(parameterized.TestCase):
       runner.run(1000, work, lambda lane, total, result: total, 0)
     self.assertContainsSubset(range(5), done)
     self.assertLess(len(done), 1000)
-    add = lambda lane, total, result: total + result
+
+    def add(lane, total, result):
+      return total + result
+
     self.assertEqual(runner.run(5, work, add, 0), [10])
 
   def test_no_client(self):
@@ -231,17 +230,19 @@ class CohortTest(parameterized.TestCase):
 
 class LoopTest(absltest.TestCase):
   def test_reduction_of_client_data_becomes_a_loop(self):
-    spec = tff.SequenceType(collections.OrderedDict(
+    spec = tff.SequenceType(
+      collections.OrderedDict(
         b=tff.TensorType(np.float32, [None]), a=tff.TensorType(np.int32, [None])
-    ))
+      )
+    )
 
     def total(dataset):
       return dataset.reduce(
-          np.float32(0), lambda s, e: s + tf.reduce_sum(e['b'])
+        np.float32(0), lambda s, e: s + tf.reduce_sum(e['b'])
       )
 
     data = collections.OrderedDict(
-        b=np.arange(7, dtype=np.float32), a=np.arange(7, dtype=np.int32)
+      b=np.arange(7, dtype=np.float32), a=np.arange(7, dtype=np.int32)
     )
     plain = tf.data.Dataset.from_tensor_slices(data).batch(3)
     ours = runtime.tensor_dataset(data, batch_size=3)
@@ -264,16 +265,16 @@ class LoopTest(absltest.TestCase):
 
 class DevicesTest(parameterized.TestCase):
   @parameterized.parameters(
-      ({'client_threads': 0}, 'client_threads'),
-      ({'client_threads': 1, 'clients_per_device': 2}, 'leave it out'),
-      ({'client_threads': 1, 'client_devices': ['CPU:0']}, 'leave it out'),
-      ({'client_devices': []}, 'must name a device'),
-      ({'client_devices': ['TPU:9']}, 'client_devices must be one of'),
-      ({'clients_per_device': 0}, 'clients_per_device'),
-      (
-          {'client_devices': ['TPU:9'], 'clients_per_device': 2},
-          'client_devices must be one of',
-      ),
+    ({'client_threads': 0}, 'client_threads'),
+    ({'client_threads': 1, 'clients_per_device': 2}, 'leave it out'),
+    ({'client_threads': 1, 'client_devices': ['CPU:0']}, 'leave it out'),
+    ({'client_devices': []}, 'must name a device'),
+    ({'client_devices': ['TPU:9']}, 'client_devices must be one of'),
+    ({'clients_per_device': 0}, 'clients_per_device'),
+    (
+      {'client_devices': ['TPU:9'], 'clients_per_device': 2},
+      'client_devices must be one of',
+    ),
   )
   def test_wrong_values(self, arguments, message):
     with self.assertRaisesRegex(_validate.InputError, message):
@@ -283,7 +284,7 @@ class DevicesTest(parameterized.TestCase):
     tf.constant(1).numpy()
     with self.assertRaisesRegex(RuntimeError, 'before any operation'):
       runtime.create_local_context(
-          client_devices=['CPU:0'], clients_per_device=3
+        client_devices=['CPU:0'], clients_per_device=3
       )
 
 

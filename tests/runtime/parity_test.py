@@ -6,8 +6,7 @@ Each case is run by both on the same arguments. Nothing here is random.
 import collections
 import gc
 
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -21,12 +20,10 @@ _CONTEXTS = {}
 def setUpModule():
   _CONTEXTS['local'] = runtime.create_local_context(client_threads=2)
   _CONTEXTS['tff'] = (
-      tff.backends.native.create_sync_local_cpp_execution_context()
+    tff.backends.native.create_sync_local_cpp_execution_context()
   )
   # TFF's local runtime has no secure sums, its test runtime has.
-  _CONTEXTS['test'] = (
-      tff.backends.test.create_sync_test_cpp_execution_context()
-  )
+  _CONTEXTS['test'] = tff.backends.test.create_sync_test_cpp_execution_context()
 
 
 def tearDownModule():
@@ -72,7 +69,7 @@ def assert_same(test, actual, expected):
       test.assertEqual(a.dtype, b.dtype)
       test.assertEqual(a.shape, b.shape)
     if isinstance(b, (float, np.floating)) or (
-        isinstance(b, np.ndarray) and np.issubdtype(b.dtype, np.floating)
+      isinstance(b, np.ndarray) and np.issubdtype(b.dtype, np.floating)
     ):
       np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     else:
@@ -85,8 +82,8 @@ def assert_same(test, actual, expected):
 @case
 def strings():
   comp = tff.tensorflow.computation(
-      lambda x: (tf.strings.join([x, x]), tf.strings.length(x)),
-      tff.TensorType(np.str_, [None]),
+    lambda x: (tf.strings.join([x, x]), tf.strings.length(x)),
+    tff.TensorType(np.str_, [None]),
   )
   return comp(['a', 'bcd'])
 
@@ -95,8 +92,8 @@ def strings():
 def nested_structures():
   point = collections.namedtuple('point', ['x', 'y'])
   comp = tff.tensorflow.computation(
-      lambda p: collections.OrderedDict(z=[p.y, (p.x,)], a=point(p.x, ())),
-      point(np.float32, tff.TensorType(np.int32, [2])),
+    lambda p: collections.OrderedDict(z=[p.y, (p.x,)], a=point(p.x, ())),
+    point(np.float32, tff.TensorType(np.int32, [2])),
   )
   return comp(point(1.5, np.array([1, 2], np.int32)))
 
@@ -144,7 +141,7 @@ def loops_and_conditions():
 def a_function_as_argument():
   increment = tff.tensorflow.computation(lambda x: x + 1, np.int32)
   twice = tff.federated_computation(
-      lambda f, x: f(f(x)), tff.FunctionType(np.int32, np.int32), np.int32
+    lambda f, x: f(f(x)), tff.FunctionType(np.int32, np.int32), np.int32
   )
   return twice(increment, 3)
 
@@ -156,7 +153,7 @@ def a_function_as_argument():
 def sequences():
   spec = tff.SequenceType(np.int32)
   total = tff.tensorflow.computation(
-      lambda d: d.reduce(np.int32(0), lambda a, b: 2 * a + b), spec
+    lambda d: d.reduce(np.int32(0), lambda a, b: 2 * a + b), spec
   )
   dataset = tf.data.Dataset.from_tensor_slices(np.arange(5, dtype=np.int32))
   return [total([1, 2, 3]), total(dataset), total(dataset.take(0))]
@@ -165,8 +162,8 @@ def sequences():
 @case
 def sequences_as_results():
   comp = tff.tensorflow.computation(
-      lambda d: d.map(lambda x: collections.OrderedDict(b=2 * x, a=x)),
-      tff.SequenceType(np.int32),
+    lambda d: d.map(lambda x: collections.OrderedDict(b=2 * x, a=x)),
+    tff.SequenceType(np.int32),
   )
   return comp([1, 2, 3])
 
@@ -177,10 +174,15 @@ def a_reduction_of_a_reduction():
 
   @tff.tensorflow.computation(spec)
   def variance(dataset):
-    add = lambda s, b: (s[0] + tf.reduce_sum(b), s[1] + tf.size(b))
+    def add(s, b):
+      return (s[0] + tf.reduce_sum(b), s[1] + tf.size(b))
+
     total, size = dataset.reduce((0.0, 0), add)
     mean = total / tf.cast(size, tf.float32)
-    far = lambda s, b: s + tf.reduce_sum(tf.square(b - mean))
+
+    def far(s, b):
+      return s + tf.reduce_sum(tf.square(b - mean))
+
     return dataset.map(lambda b: 2 * b).reduce(0.0, far)
 
   return variance(tf.data.Dataset.range(7, output_type=tf.float32).batch(3))
@@ -194,7 +196,7 @@ def sequence_reduce_at_clients():
   @tff.federated_computation(clients(spec))
   def comp(data):
     inner = tff.federated_computation(
-        lambda s: tff.sequence_reduce(s, 0, fold), spec
+      lambda s: tff.sequence_reduce(s, 0, fold), spec
     )
     return tff.federated_map(inner, data)
 
@@ -207,22 +209,22 @@ def sequence_reduce_at_clients():
 @case
 def sums_and_means():
   spec = collections.OrderedDict(
-      b=np.float32, a=tff.TensorType(np.float32, [2])
+    b=np.float32, a=tff.TensorType(np.float32, [2])
   )
 
   @tff.federated_computation(clients(spec), clients(np.float32))
   def comp(value, weight):
     return (
-        tff.federated_sum(value),
-        tff.federated_mean(value),
-        tff.federated_mean(value, weight),
-        tff.federated_max(weight),
-        tff.federated_min(weight),
+      tff.federated_sum(value),
+      tff.federated_mean(value),
+      tff.federated_mean(value, weight),
+      tff.federated_max(weight),
+      tff.federated_min(weight),
     )
 
   values = [
-      collections.OrderedDict(b=float(i), a=np.array([i, -i], np.float32))
-      for i in range(5)
+    collections.OrderedDict(b=float(i), a=np.array([i, -i], np.float32))
+    for i in range(5)
   ]
   return comp(values, [1.0, 2.0, 3.0, 4.0, 5.0])
 
@@ -250,7 +252,9 @@ def clients_values_come_back():
 @case
 def the_order_of_accumulation():
   number = np.int32
-  accumulate = tff.tensorflow.computation(lambda a, v: 2 * a + v, number, number)
+  accumulate = tff.tensorflow.computation(
+    lambda a, v: 2 * a + v, number, number
+  )
   merge = tff.tensorflow.computation(lambda a, b: a + b, number, number)
   report = tff.tensorflow.computation(lambda a: (a, -a), number)
 
@@ -268,7 +272,7 @@ def two_passes_over_the_clients():
   @tff.federated_computation(clients(np.float32))
   def comp(value):
     doubled = tff.federated_map(
-        tff.tensorflow.computation(lambda x: 2 * x), value
+      tff.tensorflow.computation(lambda x: 2 * x), value
     )
     mean = tff.federated_broadcast(tff.federated_mean(doubled))
     return tff.federated_mean(tff.federated_map(far, (doubled, mean))), doubled
@@ -280,15 +284,15 @@ def two_passes_over_the_clients():
 def federated_select():
   row = tff.TensorType(np.float32, [3])
   gather = tff.tensorflow.computation(
-      lambda s, k: tf.gather(s, k), row, np.int32
+    lambda s, k: tf.gather(s, k), row, np.int32
   )
   total = tff.tensorflow.computation(
-      lambda d: d.reduce(np.float32(0), lambda a, b: a + b),
-      tff.SequenceType(np.float32),
+    lambda d: d.reduce(np.float32(0), lambda a, b: a + b),
+    tff.SequenceType(np.float32),
   )
 
   @tff.federated_computation(
-      clients(tff.TensorType(np.int32, [2])), server(row)
+    clients(tff.TensorType(np.int32, [2])), server(row)
   )
   def comp(keys, value):
     size = tff.federated_value(3, tff.SERVER)
@@ -296,8 +300,8 @@ def federated_select():
     return tff.federated_map(total, rows)
 
   return comp(
-      [np.array([0, 1], np.int32), np.array([2, 2], np.int32)],
-      np.array([1, 10, 100], np.float32),
+    [np.array([0, 1], np.int32), np.array([2, 2], np.int32)],
+    np.array([1, 10, 100], np.float32),
   )
 
 
@@ -335,13 +339,11 @@ def _vectors():
 @case
 def clipping_and_zeroing():
   estimate = tff.aggregators.PrivateQuantileEstimationProcess.no_noise(
-      1.0, 0.5, 1.0
+    1.0, 0.5, 1.0
   )
   factory = tff.aggregators.zeroing_factory(
-      5.0,
-      tff.aggregators.clipping_factory(
-          estimate, tff.aggregators.SumFactory()
-      ),
+    5.0,
+    tff.aggregators.clipping_factory(estimate, tff.aggregators.SumFactory()),
   )
   return aggregate(factory, _vectors())
 
@@ -349,7 +351,7 @@ def clipping_and_zeroing():
 @case
 def quantized():
   factory = tff.aggregators.EncodedSumFactory.quantize_above_threshold(
-      quantization_bits=8, threshold=100
+    quantization_bits=8, threshold=100
   )
   return aggregate(factory, _vectors())
 
@@ -357,7 +359,7 @@ def quantized():
 @case
 def private_without_noise():
   factory = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
-      1e-4, 4.0
+    1e-4, 4.0
   )
   return [measured for _, measured in aggregate(factory, _vectors())][:1]
 
@@ -365,11 +367,9 @@ def private_without_noise():
 @case
 def tree_aggregation_without_noise():
   factory = tff.aggregators.DifferentiallyPrivateFactory.tree_aggregation(
-      0.0, 4.0, 1.0, [tf.TensorSpec([3])], True, 0
+    0.0, 4.0, 1.0, [tf.TensorSpec([3])], True, 0
   )
-  process = factory.create(
-      tff.types.tensorflow_to_type([tf.TensorSpec([3])])
-  )
+  process = factory.create(tff.types.tensorflow_to_type([tf.TensorSpec([3])]))
   output = process.next(process.initialize(), [[v] for v in _vectors()])
   return output.result
 
@@ -378,62 +378,60 @@ def tree_aggregation_without_noise():
 
 
 def _keras_model():
-  return tf.keras.Sequential([
+  return tf.keras.Sequential(
+    [
       tf.keras.layers.Input((3,)),
       tf.keras.layers.Dense(4, 'relu', kernel_initializer='ones'),
       tf.keras.layers.Dense(2, kernel_initializer='ones'),
-  ])
+    ]
+  )
 
 
 _SPEC = collections.OrderedDict(
-    x=tf.TensorSpec([None, 3]), y=tf.TensorSpec([None], tf.int32)
+  x=tf.TensorSpec([None, 3]), y=tf.TensorSpec([None], tf.int32)
 )
 
 
 def _model():
   """A model with variables."""
   return tff.learning.models.from_keras_model(
-      _keras_model(),
-      loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      input_spec=_SPEC,
-      metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
+    _keras_model(),
+    loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    input_spec=_SPEC,
+    metrics=[tf.keras.metrics.SparseCategoricalAccuracy()],
   )
 
 
 def _functional_model():
   return tff.learning.models.functional_model_from_keras(
-      _keras_model(),
-      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      _SPEC,
-      metrics_constructor=lambda: collections.OrderedDict(
-          accuracy=tf.keras.metrics.SparseCategoricalAccuracy()
-      ),
+    _keras_model(),
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    _SPEC,
+    metrics_constructor=lambda: collections.OrderedDict(
+      accuracy=tf.keras.metrics.SparseCategoricalAccuracy()
+    ),
   )
 
 
 def _arrays(clients_number=5):
   rng = np.random.default_rng(1)
   return [
-      collections.OrderedDict(
-          x=rng.normal(size=(4 + i, 3)).astype(np.float32),
-          y=rng.integers(2, size=4 + i).astype(np.int32),
-      )
-      for i in range(clients_number)
+    collections.OrderedDict(
+      x=rng.normal(size=(4 + i, 3)).astype(np.float32),
+      y=rng.integers(2, size=4 + i).astype(np.int32),
+    )
+    for i in range(clients_number)
   ]
 
 
 def _datasets():
   datasets = [
-      tf.data.Dataset.from_tensor_slices(a).batch(2).repeat(2)
-      for a in _arrays(3)
+    tf.data.Dataset.from_tensor_slices(a).batch(2).repeat(2) for a in _arrays(3)
   ]
   return [
-      *datasets,
-      *(
-          runtime.tensor_dataset(a, batch_size=3, epochs=2)
-          for a in _arrays()[3:]
-      ),
-      datasets[0].take(0),
+    *datasets,
+    *(runtime.tensor_dataset(a, batch_size=3, epochs=2) for a in _arrays()[3:]),
+    datasets[0].take(0),
   ]
 
 
@@ -455,84 +453,86 @@ _ITERATOR = tff.learning.LoopImplementation.DATASET_ITERATOR
 @case
 def weighted_fed_avg():
   return train(
-      tff.learning.algorithms.build_weighted_fed_avg(_model, _CLIENT, _SERVER)
+    tff.learning.algorithms.build_weighted_fed_avg(_model, _CLIENT, _SERVER)
   )
 
 
 @case
 def weighted_fed_avg_of_a_functional_model():
   return train(
-      tff.learning.algorithms.build_weighted_fed_avg(
-          _functional_model(), _CLIENT, _SERVER
-      )
+    tff.learning.algorithms.build_weighted_fed_avg(
+      _functional_model(), _CLIENT, _SERVER
+    )
   )
 
 
 @case
 def fed_avg_with_an_iterator():
   return train(
-      tff.learning.algorithms.build_unweighted_fed_avg(
-          _model, _CLIENT, _SERVER, loop_implementation=_ITERATOR
-      )
+    tff.learning.algorithms.build_unweighted_fed_avg(
+      _model, _CLIENT, _SERVER, loop_implementation=_ITERATOR
+    )
   )
 
 
 @case
 def fed_avg_of_a_functional_model_with_an_iterator():
   return train(
-      tff.learning.algorithms.build_unweighted_fed_avg(
-          _functional_model(), _CLIENT, _SERVER, loop_implementation=_ITERATOR
-      )
+    tff.learning.algorithms.build_unweighted_fed_avg(
+      _functional_model(), _CLIENT, _SERVER, loop_implementation=_ITERATOR
+    )
   )
 
 
 @case
 def fed_avg_with_robust_aggregation():
   return train(
-      tff.learning.algorithms.build_weighted_fed_avg(
-          _functional_model(),
-          _CLIENT,
-          _SERVER,
-          model_aggregator=tff.learning.robust_aggregator(),
-      )
+    tff.learning.algorithms.build_weighted_fed_avg(
+      _functional_model(),
+      _CLIENT,
+      _SERVER,
+      model_aggregator=tff.learning.robust_aggregator(),
+    )
   )
 
 
 @case
 def fed_prox():
   return train(
-      tff.learning.algorithms.build_weighted_fed_prox(
-          _model, 0.5, _CLIENT, _SERVER
-      )
+    tff.learning.algorithms.build_weighted_fed_prox(
+      _model, 0.5, _CLIENT, _SERVER
+    )
   )
 
 
 @case
 def fed_sgd():
   return train(
-      tff.learning.algorithms.build_fed_sgd(_functional_model(), _SERVER)
+    tff.learning.algorithms.build_fed_sgd(_functional_model(), _SERVER)
   )
 
 
 @case
 def mime_lite():
   return train(
-      tff.learning.algorithms.build_weighted_mime_lite(
-          _functional_model(), tff.learning.optimizers.build_sgdm(0.1, 0.9)
-      )
+    tff.learning.algorithms.build_weighted_mime_lite(
+      _functional_model(), tff.learning.optimizers.build_sgdm(0.1, 0.9)
+    )
   )
 
 
 @case
 def scheduled_learning_rates():
-  schedule = lambda round_num: 0.1 / tf.cast(round_num + 1, tf.float32)
+  def schedule(round_num):
+    return 0.1 / tf.cast(round_num + 1, tf.float32)
+
   return train(
-      tff.learning.algorithms.build_weighted_fed_avg_with_optimizer_schedule(
-          _functional_model(),
-          schedule,
-          tff.learning.optimizers.build_sgdm,
-          _SERVER,
-      )
+    tff.learning.algorithms.build_weighted_fed_avg_with_optimizer_schedule(
+      _functional_model(),
+      schedule,
+      tff.learning.optimizers.build_sgdm,
+      _SERVER,
+    )
   )
 
 
@@ -547,11 +547,11 @@ def federated_evaluation():
 @case
 def k_means():
   process = tff.learning.algorithms.build_fed_kmeans(
-      2, (3,), random_seed=(1, 2)
+    2, (3,), random_seed=(1, 2)
   )
   points = [
-      tf.data.Dataset.from_tensor_slices(a['x']).map(tf.identity)
-      for a in _arrays()
+    tf.data.Dataset.from_tensor_slices(a['x']).map(tf.identity)
+    for a in _arrays()
   ]
   state = process.initialize()
   for _ in range(2):
@@ -564,19 +564,19 @@ def reconstruction():
   def model():
     keras_model = _keras_model()
     return tff.learning.models.ReconstructionModel.from_keras_model_and_layers(
-        keras_model=keras_model,
-        global_layers=keras_model.layers[:1],
-        local_layers=keras_model.layers[1:],
-        input_spec=_SPEC,
+      keras_model=keras_model,
+      global_layers=keras_model.layers[:1],
+      local_layers=keras_model.layers[1:],
+      input_spec=_SPEC,
     )
 
   process = tff.learning.algorithms.build_fed_recon(
-      model,
-      loss_fn=lambda: tf.keras.losses.SparseCategoricalCrossentropy(
-          from_logits=True
-      ),
-      client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
-      reconstruction_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+    model,
+    loss_fn=lambda: tf.keras.losses.SparseCategoricalCrossentropy(
+      from_logits=True
+    ),
+    client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+    reconstruction_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
   )
   return train(process)
 
@@ -603,22 +603,22 @@ class ParityTest(parameterized.TestCase):
   def test_fed_avg_with_secure_sums(self):
     def function():
       return train(
-          tff.learning.algorithms.build_weighted_fed_avg(
-              _functional_model(),
-              _CLIENT,
-              _SERVER,
-              model_aggregator=tff.learning.secure_aggregator(),
-          )
+        tff.learning.algorithms.build_weighted_fed_avg(
+          _functional_model(),
+          _CLIENT,
+          _SERVER,
+          model_aggregator=tff.learning.secure_aggregator(),
+        )
       )
 
     expected = run_in('test', function)
     assert_same(self, run_in('local', function), expected)
 
   @parameterized.parameters(
-      (np.int32, 2.5),
-      (tff.TensorType(np.int32, [2]), np.zeros(3, np.int32)),
-      (clients(np.int32), 3),
-      ([clients(np.int32), clients(np.int32)], [[1], [1, 2]]),
+    (np.int32, 2.5),
+    (tff.TensorType(np.int32, [2]), np.zeros(3, np.int32)),
+    (clients(np.int32), 3),
+    ([clients(np.int32), clients(np.int32)], [[1], [1, 2]]),
   )
   def test_wrong_arguments_are_refused_alike(self, type_spec, value):
     comp = tff.federated_computation(lambda x: x, type_spec)

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import textwrap
 
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -44,12 +43,12 @@ def peak_mib():
 
 def start(script):
   return subprocess.Popen(
-      [sys.executable, '-c', _PRELUDE + textwrap.dedent(script)],
-      cwd=_ROOT,
-      env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2'},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+    [sys.executable, '-c', _PRELUDE + textwrap.dedent(script)],
+    cwd=_ROOT,
+    env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
   )
 
 
@@ -171,8 +170,8 @@ class ProcessTest(parameterized.TestCase):
     self.assertLen(set(one + two), 8, 'noise was drawn twice')
 
   @parameterized.parameters(
-      ("client_devices=['CPU:0'], clients_per_device=3", 3),
-      ('clients_per_device=2', 2),
+    ("client_devices=['CPU:0'], clients_per_device=3", 3),
+    ('clients_per_device=2', 2),
   )
   def test_logical_devices(self, arguments, lanes):
     found = run(f"""

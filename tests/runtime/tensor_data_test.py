@@ -1,31 +1,28 @@
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 import numpy as np
 import tensorflow as tf
 
-from tff_medical import _validate
-from tff_medical import runtime
-from tff_medical.runtime import loops
-from tff_medical.runtime import tensor_data
+from tff_medical import _validate, runtime
+from tff_medical.runtime import loops, tensor_data
 
 
 def _data(examples):
   return {
-      'y': np.arange(examples, dtype=np.int32),
-      'x': np.arange(2 * examples, dtype=np.float32).reshape(examples, 2),
+    'y': np.arange(examples, dtype=np.int32),
+    'x': np.arange(2 * examples, dtype=np.float32).reshape(examples, 2),
   }
 
 
 class TensorDatasetTest(parameterized.TestCase):
   @parameterized.product(
-      examples=[0, 1, 6, 7], epochs=[1, 3], drop_remainder=[False, True]
+    examples=[0, 1, 6, 7], epochs=[1, 3], drop_remainder=[False, True]
   )
   def test_equals_its_slices_and_the_usual_dataset(
-      self, examples, epochs, drop_remainder
+    self, examples, epochs, drop_remainder
   ):
     data = _data(examples)
     dataset = runtime.tensor_dataset(
-        data, batch_size=3, epochs=epochs, drop_remainder=drop_remainder
+      data, batch_size=3, epochs=epochs, drop_remainder=drop_remainder
     )
     usual = tf.data.Dataset.from_tensor_slices(data)
     usual = usual.batch(3, drop_remainder).repeat(epochs)
@@ -49,7 +46,7 @@ class TensorDatasetTest(parameterized.TestCase):
     self.assertIsNone(tensor_data.batches_of(tf.data.Dataset.range(3)))
 
   @parameterized.parameters(
-      ({'batch_size': 0},), ({'batch_size': 2, 'epochs': 0},)
+    ({'batch_size': 0},), ({'batch_size': 2, 'epochs': 0},)
   )
   def test_wrong_values(self, arguments):
     with self.assertRaises(_validate.InputError):

@@ -1,17 +1,14 @@
 """Unfolds a TFF computation into a graph of TensorFlow calls.
 
 `trace` evaluates the building blocks of a computation once, on symbols. What
-remains are nodes: TensorFlow blocks, operations on sequences and folds over
-clients. Functions, structures, selections, broadcasts and zips have vanished,
-as a value is a nested tuple of `Leaf`s: outputs of nodes.
-
-Each node is placed at the clients or at the server, and has a level: the number
-of folds over all clients that must be over before it can run.
+remains are nodes (`nodes`): TensorFlow blocks, operations on sequences and folds
+over clients. Functions, structures, selections, broadcasts and zips have
+vanished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import itertools
@@ -20,113 +17,10 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import graphs, sequences, values
-
-_Emit = Callable[[Sequence[Any]], Sequence[Any]]
+from tff_medical.runtime import graphs, nodes, sequences, values
 
 
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-  """One output of a node: a tensor or a sequence."""
-
-  node: Node
-  index: int
-
-  @property
-  def type_spec(self) -> tff.Type:
-    """Type of the tensor or sequence."""
-    return self.node.types[self.index]
-
-
-# A leaf, a tuple of values, or a function from value to value.
-Value = Any
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Node:
-  """An operation on leaves.
-
-  Attributes:
-    types: A tensor or sequence type for each output.
-    inputs: The leaves it reads.
-    emit: Builds the operation in the current graph; `None` for a parameter.
-    at_clients: Whether it runs once for each client.
-    level: Folds that come before it.
-    serial: Position in the order of creation.
-  """
-
-  types: tuple[tff.Type, ...]
-  inputs: tuple[Leaf, ...]
-  emit: _Emit | None
-  at_clients: bool
-  level: int
-  serial: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fold(Node):
-  """Folds a value of every client into one: its outputs are the total.
-
-  Attributes:
-    client_values: The leaves of a client's value.
-    zeros: The leaves to start from.
-    accumulate: Function of total and value.
-    merge: Function of two totals.
-  """
-
-  client_values: tuple[Leaf, ...]
-  zeros: tuple[Leaf, ...]
-  accumulate: Function
-  merge: Function
-
-  @property
-  def captured(self) -> tuple[Leaf, ...]:
-    """The leaves of the server that its functions read."""
-    return self.accumulate.captured + self.merge.captured
-
-
-@dataclasses.dataclass(frozen=True)
-class Function:
-  """A function of leaves, with the outer leaves that it captures."""
-
-  parameters: tuple[Leaf, ...]
-  results: tuple[Leaf, ...]
-  captured: tuple[Leaf, ...]
-
-  def emit(self, args: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
-    """Builds the function in the current graph, applied to its inputs."""
-    known = dict(zip(self.parameters + self.captured, [*args, *captured]))
-    return emit(self.results, known)
-
-
-def emit(leaves: Sequence[Leaf], known: Mapping[Leaf, Any]) -> list[Any]:
-  """Builds what `leaves` need in the current graph, from the `known` ones."""
-  found = dict(known)
-
-  def build(leaf: Leaf) -> Any:
-    if leaf not in found:
-      node = leaf.node
-      if node.emit is None or isinstance(node, Fold):
-        raise AssertionError(f'{node} has to be known')
-      outputs = node.emit([build(i) for i in node.inputs])
-      found.update((Leaf(node, i), o) for i, o in enumerate(outputs))
-    return found[leaf]
-
-  return [build(leaf) for leaf in leaves]
-
-
-def flatten(value: Value) -> Iterator[Leaf]:
-  """Yields the leaves of a value."""
-  if isinstance(value, Leaf):
-    yield value
-  elif isinstance(value, tuple):
-    for element in value:
-      yield from flatten(element)
-  else:
-    raise TypeError('A function cannot be a value of a client or a result.')
-
-
-def _pack(type_spec: tff.Type, leaves: Iterator[Value]) -> Value:
+def _pack(type_spec: tff.Type, leaves: Iterator[nodes.Value]) -> nodes.Value:
   """Arranges leaves as a value of a type."""
   if isinstance(type_spec, tff.FederatedType):
     return _pack(type_spec.member, leaves)
@@ -146,8 +40,8 @@ class Traced:
     has_state: Whether any part holds variables or tables.
   """
 
-  parameters: tuple[Leaf, ...]
-  result: tuple[Leaf, ...]
+  parameters: tuple[nodes.Leaf, ...]
+  result: tuple[nodes.Leaf, ...]
   has_state: bool
 
 
@@ -171,7 +65,7 @@ class _Tracer:
     self._serial = itertools.count()
     self._at_clients = False
     self._has_state = False
-    self._evaluators: dict[type, Callable[[Any, dict], Value]] = {
+    self._evaluators: dict[type, Callable[[Any, dict], nodes.Value]] = {
       tff.framework.Reference: lambda b, env: env[b.name],
       tff.framework.Selection: self._selection,
       tff.framework.Struct: self._struct,
@@ -190,8 +84,8 @@ class _Tracer:
   ) -> Traced:
     parameter = block.type_signature.parameter
     given = [self._evaluate(f, {}) for f in functions]
-    leaves: list[Leaf] = []
-    elements: list[Value] = []
+    leaves: list[nodes.Leaf] = []
+    elements: list[nodes.Value] = []
     for leaf in values.leaf_types(parameter):
       if isinstance(leaf.member, tff.FunctionType):
         elements.append(given.pop(0))
@@ -201,21 +95,21 @@ class _Tracer:
       elements.append(leaves[-1])
     function = self._evaluate(block, {})
     args = [] if parameter is None else [_pack(parameter, iter(elements))]
-    result = tuple(flatten(function(*args)))
+    result = tuple(nodes.flatten(function(*args)))
     return Traced(tuple(leaves), result, self._has_state)
 
   def _node(
     self,
     types: Sequence[tff.Type],
-    inputs: Sequence[Leaf],
-    emit_fn: _Emit | None,
+    inputs: Sequence[nodes.Leaf],
+    emit_fn: nodes.Emit | None,
     at_clients: bool | None = None,
-  ) -> tuple[Leaf, ...]:
+  ) -> tuple[nodes.Leaf, ...]:
     """Adds a node and returns its outputs."""
     if at_clients is None:
       at_clients = self._at_clients
     level = max((i.node.level for i in inputs), default=0)
-    node = Node(
+    node = nodes.Node(
       tuple(types),
       tuple(inputs),
       emit_fn,
@@ -223,9 +117,9 @@ class _Tracer:
       level,
       next(self._serial),
     )
-    return tuple(Leaf(node, i) for i in range(len(types)))
+    return tuple(nodes.Leaf(node, i) for i in range(len(types)))
 
-  def _evaluate(self, block: Any, env: dict[str, Value]) -> Value:
+  def _evaluate(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
     evaluator = self._evaluators.get(type(block))
     if evaluator is None:
       raise NotImplementedError(
@@ -233,21 +127,21 @@ class _Tracer:
       )
     return evaluator(block, env)
 
-  def _selection(self, block: Any, env: dict[str, Value]) -> Value:
+  def _selection(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
     return self._evaluate(block.source, env)[block.as_index()]
 
-  def _struct(self, block: Any, env: dict[str, Value]) -> Value:
+  def _struct(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
     elements = tff.structure.iter_elements(block)
     return tuple(self._evaluate(element, env) for _, element in elements)
 
-  def _call(self, block: Any, env: dict[str, Value]) -> Value:
+  def _call(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
     function = self._evaluate(block.function, env)
     if block.argument is None:
       return function()
     return function(self._evaluate(block.argument, env))
 
-  def _lambda(self, block: Any, env: dict[str, Value]) -> Value:
-    def function(*args: Value) -> Value:
+  def _lambda(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+    def function(*args: nodes.Value) -> nodes.Value:
       inner = dict(env)
       if block.parameter_name is not None:
         inner[block.parameter_name] = args[0]
@@ -255,13 +149,13 @@ class _Tracer:
 
     return function
 
-  def _block(self, block: Any, env: dict[str, Value]) -> Value:
+  def _block(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
     env = dict(env)
     for name, value in block.locals:
       env[name] = self._evaluate(value, env)
     return self._evaluate(block.result, env)
 
-  def _literal(self, block: Any, env: dict[str, Value]) -> Value:
+  def _literal(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
     del env
     spec = tff.types.type_to_tf_tensor_specs(block.type_signature)
     value = block.value
@@ -271,7 +165,7 @@ class _Tracer:
       lambda _: [tf.constant(value, spec.dtype, spec.shape)],
     )[0]
 
-  def _compiled(self, block: Any, env: dict[str, Value]) -> Value:
+  def _compiled(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
     del env
     if block.proto.WhichOneof('computation') != 'tensorflow':
       raise NotImplementedError(
@@ -283,15 +177,15 @@ class _Tracer:
     result = block.type_signature.result
     types = [leaf.member for leaf in values.leaf_types(result)]
 
-    def function(*args: Value) -> Value:
+    def function(*args: nodes.Value) -> nodes.Value:
       place = 'client' if self._at_clients else 'server'
       emit_fn = functools.partial(graph.emit, scope=f'{place}_computation')
-      leaves = self._node(types, tuple(flatten(args)), emit_fn)
+      leaves = self._node(types, tuple(nodes.flatten(args)), emit_fn)
       return _pack(result, iter(leaves))
 
     return function
 
-  def _intrinsic(self, block: Any, env: dict[str, Value]) -> Value:
+  def _intrinsic(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
     del env
     method = getattr(self, f'_{block.uri}', None)
     if method is None:
@@ -301,7 +195,9 @@ class _Tracer:
       )
     return lambda *args: method(*args, block.type_signature)
 
-  def _run(self, at_clients: bool, function: Any, *args: Value) -> Value:
+  def _run(
+    self, at_clients: bool, function: Any, *args: nodes.Value
+  ) -> nodes.Value:
     """Calls a function with what it does placed at clients or server."""
     before, self._at_clients = self._at_clients, at_clients
     try:
@@ -309,7 +205,7 @@ class _Tracer:
     finally:
       self._at_clients = before
 
-  def _function(self, function: Any, *types: tff.Type) -> Function:
+  def _function(self, function: Any, *types: tff.Type) -> nodes.Function:
     """Traces a function of arguments of the given types."""
     start = next(self._serial)
     args = []
@@ -317,8 +213,8 @@ class _Tracer:
       leaves = [leaf.member for leaf in values.leaf_types(type_spec)]
       args.append(_pack(type_spec, iter(self._parameters(leaves))))
     packed = args[0] if len(args) == 1 else tuple(args)
-    results = tuple(flatten(function(packed)))
-    captured: dict[Leaf, None] = {}
+    results = tuple(nodes.flatten(function(packed)))
+    captured: dict[nodes.Leaf, None] = {}
     todo, seen = list(results), set()
     while todo:
       leaf = todo.pop()
@@ -327,28 +223,34 @@ class _Tracer:
       elif leaf.node not in seen:
         seen.add(leaf.node)
         todo.extend(leaf.node.inputs)
-    return Function(tuple(flatten(tuple(args))), results, tuple(captured))
+    return nodes.Function(
+      tuple(nodes.flatten(tuple(args))), results, tuple(captured)
+    )
 
-  def _parameters(self, types: Sequence[tff.Type]) -> list[Leaf]:
+  def _parameters(self, types: Sequence[tff.Type]) -> list[nodes.Leaf]:
     return [self._node([t], (), None)[0] for t in types]
 
   # Intrinsics, named as TFF names them.
 
-  def _federated_map(self, arg: Any, _: tff.Type) -> Value:
+  def _federated_map(self, arg: Any, _: tff.Type) -> nodes.Value:
     return self._run(True, *arg)
 
-  def _federated_apply(self, arg: Any, _: tff.Type) -> Value:
+  def _federated_apply(self, arg: Any, _: tff.Type) -> nodes.Value:
     return self._run(False, *arg)
 
   _federated_map_all_equal = _federated_apply
 
-  def _federated_eval_at_clients(self, function: Any, _: tff.Type) -> Value:
+  def _federated_eval_at_clients(
+    self, function: Any, _: tff.Type
+  ) -> nodes.Value:
     return self._run(True, function)
 
-  def _federated_eval_at_server(self, function: Any, _: tff.Type) -> Value:
+  def _federated_eval_at_server(
+    self, function: Any, _: tff.Type
+  ) -> nodes.Value:
     return self._run(False, function)
 
-  def _federated_broadcast(self, arg: Any, _: tff.Type) -> Value:
+  def _federated_broadcast(self, arg: Any, _: tff.Type) -> nodes.Value:
     return arg
 
   _federated_value_at_clients = _federated_broadcast
@@ -356,14 +258,17 @@ class _Tracer:
   _federated_zip_at_clients = _federated_broadcast
   _federated_zip_at_server = _federated_broadcast
 
-  def _federated_aggregate(self, arg: Any, type_spec: tff.Type) -> Value:
+  def _federated_aggregate(self, arg: Any, type_spec: tff.Type) -> nodes.Value:
     value, zero, accumulate, merge, report = arg
     member, total = type_spec.parameter[0].member, type_spec.parameter[3].result
     add = self._function(accumulate, total, member)
     join = self._function(merge, total, total)
-    client_values, zeros = tuple(flatten(value)), tuple(flatten(zero))
+    client_values, zeros = (
+      tuple(nodes.flatten(value)),
+      tuple(nodes.flatten(zero)),
+    )
     inputs = client_values + zeros + add.captured + join.captured
-    node = Fold(
+    node = nodes.Fold(
       tuple(leaf.type_spec for leaf in add.results),
       inputs,
       None,
@@ -375,10 +280,10 @@ class _Tracer:
       add,
       join,
     )
-    leaves = (Leaf(node, i) for i in range(len(node.types)))
+    leaves = (nodes.Leaf(node, i) for i in range(len(node.types)))
     return self._run(False, report, _pack(total, leaves))
 
-  def _federated_select(self, arg: Any, type_spec: tff.Type) -> Value:
+  def _federated_select(self, arg: Any, type_spec: tff.Type) -> nodes.Value:
     keys, _, server_value, select = arg
     member = type_spec.parameter[2].member
     key = tff.TensorType(keys.type_spec.dtype)
@@ -396,12 +301,12 @@ class _Tracer:
 
     result = type_spec.result.member
     element = result.element
-    inputs = (keys, *flatten(server_value), *function.captured)
+    inputs = (keys, *nodes.flatten(server_value), *function.captured)
     return self._node([result], inputs, emit_fn, True)[0]
 
   _federated_secure_select = _federated_select
 
-  def _sequence_map(self, arg: Any, type_spec: tff.Type) -> Value:
+  def _sequence_map(self, arg: Any, type_spec: tff.Type) -> nodes.Value:
     function, sequence = arg
     element, result = sequence.type_spec.element, type_spec.result
     traced = self._function(function, element)
@@ -418,11 +323,11 @@ class _Tracer:
 
     return self._node([result], (sequence, *traced.captured), emit_fn)[0]
 
-  def _sequence_reduce(self, arg: Any, type_spec: tff.Type) -> Value:
+  def _sequence_reduce(self, arg: Any, type_spec: tff.Type) -> nodes.Value:
     sequence, zero, function = arg
     result, element = type_spec.result, sequence.type_spec.element
     traced = self._function(function, result, element)
-    zeros = tuple(flatten(zero))
+    zeros = tuple(nodes.flatten(zero))
     size = len(zeros)
 
     def emit_fn(inputs: Sequence[Any]) -> list[Any]:
@@ -438,7 +343,7 @@ class _Tracer:
     inputs = (sequence, *zeros, *traced.captured)
     return _pack(result, iter(self._node(types, inputs, emit_fn)))
 
-  def _sequence_sum(self, sequence: Any, type_spec: tff.Type) -> Value:
+  def _sequence_sum(self, sequence: Any, type_spec: tff.Type) -> nodes.Value:
     types = [leaf.member for leaf in values.leaf_types(type_spec.result)]
     specs = [tff.types.type_to_tf_tensor_specs(t) for t in types]
 

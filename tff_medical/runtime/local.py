@@ -27,7 +27,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import blocks, devices, values
+from tff_medical.runtime import blocks, devices, nodes, values
 from tff_medical.runtime import cohort as cohort_lib
 from tff_medical.runtime import plan as plan_lib
 
@@ -85,7 +85,7 @@ class _Invocation:
         self._run_pass(client_pass)
     return self._values(self._plan.traced.result)
 
-  def _values(self, leaves: Sequence[blocks.Leaf]) -> list[Any]:
+  def _values(self, leaves: Sequence[nodes.Leaf]) -> list[Any]:
     return [self._env[leaf] for leaf in leaves]
 
   def _key(self, slot: Any) -> Any:
@@ -99,8 +99,8 @@ class _Invocation:
       self._env.update(zip(step.outputs, outputs))
 
   def _shared(
-    self, leaves: Sequence[blocks.Leaf], device: str
-  ) -> dict[blocks.Leaf, Any]:
+    self, leaves: Sequence[nodes.Leaf], device: str
+  ) -> dict[nodes.Leaf, Any]:
     """Returns the values that clients share, tensors copied to a device."""
     found = {}
     with tf.device(device):
@@ -113,7 +113,7 @@ class _Invocation:
     return found
 
   def _run_pass(self, work: plan_lib.Pass) -> None:
-    kept: dict[blocks.Leaf, list[Any]] = {
+    kept: dict[nodes.Leaf, list[Any]] = {
       leaf: [None] * self._clients for leaf in work.kept
     }
     self._env.update(kept)

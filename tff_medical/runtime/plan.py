@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import blocks, loops, tensor_data
+from tff_medical.runtime import blocks, loops, nodes, tensor_data
 
 _Emit = Callable[[Sequence[Any]], list[Any]]
 
@@ -96,30 +96,30 @@ def _as_tensor(value: Any, spec: tf.TensorSpec) -> tf.Tensor:
 class LeafStep:
   """A step from some leaves to others."""
 
-  inputs: tuple[blocks.Leaf, ...]
-  outputs: tuple[blocks.Leaf, ...]
+  inputs: tuple[nodes.Leaf, ...]
+  outputs: tuple[nodes.Leaf, ...]
   step: Step
 
   @classmethod
   def create(
-    cls, outputs: Iterable[blocks.Leaf], inside: Container[blocks.Node]
+    cls, outputs: Iterable[nodes.Leaf], inside: Container[nodes.Node]
   ) -> LeafStep:
     """Returns the step for `outputs` that runs the nodes `inside`."""
     wanted = tuple(dict.fromkeys(outputs))
     inputs = _boundary(wanted, inside)
     step = Step(
       [leaf.type_spec for leaf in inputs],
-      lambda args: blocks.emit(wanted, dict(zip(inputs, args))),
+      lambda args: nodes.emit(wanted, dict(zip(inputs, args))),
     )
     return cls(inputs, wanted, step)
 
 
 def _boundary(
-  outputs: Iterable[blocks.Leaf], inside: Container[blocks.Node]
-) -> tuple[blocks.Leaf, ...]:
+  outputs: Iterable[nodes.Leaf], inside: Container[nodes.Node]
+) -> tuple[nodes.Leaf, ...]:
   """Returns the leaves from outside that `outputs` are computed from."""
-  found: dict[blocks.Leaf, None] = {}
-  seen: set[blocks.Node] = set()
+  found: dict[nodes.Leaf, None] = {}
+  seen: set[nodes.Node] = set()
   todo = list(outputs)
   while todo:
     leaf = todo.pop()
@@ -145,9 +145,9 @@ class Pass:
 
   def __init__(
     self,
-    folds: Sequence[blocks.Fold],
-    kept: Iterable[blocks.Leaf],
-    inside: Container[blocks.Node],
+    folds: Sequence[nodes.Fold],
+    kept: Iterable[nodes.Leaf],
+    inside: Container[nodes.Node],
   ):
     self.folds = tuple(folds)
     self.values = tuple(leaf for f in folds for leaf in f.client_values)
@@ -162,10 +162,10 @@ class Pass:
     self.merge = Step([*shared, *totals, *totals], self._emit_merge)
 
   @property
-  def totals(self) -> tuple[blocks.Leaf, ...]:
+  def totals(self) -> tuple[nodes.Leaf, ...]:
     """The outputs of all folds."""
     return tuple(
-      blocks.Leaf(f, i) for f in self.folds for i in range(len(f.types))
+      nodes.Leaf(f, i) for f in self.folds for i in range(len(f.types))
     )
 
   def _emit_accumulate(self, args: Sequence[Any]) -> list[Any]:
@@ -213,37 +213,37 @@ class Plan:
   passes: tuple[Pass | None, ...]
 
 
-def _reachable(leaves: Iterable[blocks.Leaf]) -> list[blocks.Node]:
+def _reachable(leaves: Iterable[nodes.Leaf]) -> list[nodes.Node]:
   """Returns the nodes that leaves depend on, in order of creation."""
-  nodes: set[blocks.Node] = set()
+  found: set[nodes.Node] = set()
   todo = [leaf.node for leaf in leaves]
   while todo:
     node = todo.pop()
-    if node not in nodes:
-      nodes.add(node)
+    if node not in found:
+      found.add(node)
       todo.extend(leaf.node for leaf in node.inputs)
-  return sorted(nodes, key=lambda node: node.serial)
+  return sorted(found, key=lambda node: node.serial)
 
 
 def create(traced: blocks.Traced) -> Plan:
   """Returns the plan of a computation."""
-  nodes = _reachable(traced.result)
-  levels = range(1 + max((node.level for node in nodes), default=0))
-  placed = _assign_passes(traced, nodes)
-  uses: dict[blocks.Leaf, list[blocks.Node | None]] = {}
+  found = _reachable(traced.result)
+  levels = range(1 + max((node.level for node in found), default=0))
+  placed = _assign_passes(traced, found)
+  uses: dict[nodes.Leaf, list[nodes.Node | None]] = {}
   for leaf in traced.result:
     uses.setdefault(leaf, []).append(None)
-  for node in nodes:
+  for node in found:
     for leaf in node.inputs:
       uses.setdefault(leaf, []).append(node)
-  server = {n: n.level for n in nodes if _runs(n) and not n.at_clients}
+  server = {n: n.level for n in found if _runs(n) and not n.at_clients}
   steps = tuple(
     LeafStep.create(*_outputs(uses, server, level)) for level in levels
   )
   passes = []
   for level in levels:
     folds = [
-      n for n in nodes if isinstance(n, blocks.Fold) and n.level == level + 1
+      n for n in found if isinstance(n, nodes.Fold) and n.level == level + 1
     ]
     kept, inside = _outputs(uses, placed, level, folds)
     work = Pass(folds, kept, inside) if folds or kept else None
@@ -251,19 +251,19 @@ def create(traced: blocks.Traced) -> Plan:
   return Plan(traced, steps, tuple(passes))
 
 
-def _runs(node: blocks.Node) -> bool:
+def _runs(node: nodes.Node) -> bool:
   return node.emit is not None
 
 
 def _assign_passes(
-  traced: blocks.Traced, nodes: Sequence[blocks.Node]
-) -> dict[blocks.Node, int]:
+  traced: blocks.Traced, found: Sequence[nodes.Node]
+) -> dict[nodes.Node, int]:
   """Returns for each node at the clients the first pass that needs it."""
   roots = [(leaf.node.level, leaf) for leaf in traced.result]
-  for node in nodes:
-    if isinstance(node, blocks.Fold):
+  for node in found:
+    if isinstance(node, nodes.Fold):
       roots.extend((node.level - 1, leaf) for leaf in node.client_values)
-  placed: dict[blocks.Node, int] = {}
+  placed: dict[nodes.Node, int] = {}
   for number, root in sorted(roots, key=lambda pair: pair[0]):
     todo = [root.node]
     while todo:
@@ -275,11 +275,11 @@ def _assign_passes(
 
 
 def _outputs(
-  uses: Mapping[blocks.Leaf, Sequence[blocks.Node | None]],
-  placed: Mapping[blocks.Node, int],
+  uses: Mapping[nodes.Leaf, Sequence[nodes.Node | None]],
+  placed: Mapping[nodes.Node, int],
   number: int,
-  folds: Container[blocks.Node] = (),
-) -> tuple[list[blocks.Leaf], set[blocks.Node]]:
+  folds: Container[nodes.Node] = (),
+) -> tuple[list[nodes.Leaf], set[nodes.Node]]:
   """Returns what nodes placed at `number` are needed for outside, and them."""
   inside = {node for node, where in placed.items() if where == number}
   outputs = [

@@ -1,0 +1,99 @@
+import json
+import statistics
+from unittest import mock
+
+from absl import app
+from absl.testing import absltest, flagsaver, parameterized
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from experiments import bare_tensorflow, benchmark
+from tff_medical import _validate, runtime
+
+_SMALL = benchmark.Workload(clients=6, images=8, batch_size=4)
+
+
+class BenchmarkTest(parameterized.TestCase):
+  def test_measures_in_turns_after_warm_up(self):
+    calls = []
+    contenders = {name: lambda n=name: calls.append(n) for name in 'ab'}
+    seconds = benchmark.measure(contenders, warm_up=1, rounds=3)
+    self.assertEqual(''.join(calls), 'abababab')
+    self.assertEqual({n: len(s) for n, s in seconds.items()}, {'a': 3, 'b': 3})
+
+  def test_ratios_are_medians_within_rounds(self):
+    seconds = {'local': [1.0, 2.0, 9.0], 'tff': [4.0, 4.0, 9.0]}
+    seconds['floor'] = [1.0, 1.0, 9.0]
+    summary = benchmark.summarize(_SMALL, seconds)
+    self.assertEqual(summary['local_secs'], 2.0)
+    self.assertEqual(
+      summary['local_to_tff'], statistics.median([0.25, 0.5, 1.0])
+    )
+    self.assertEqual(summary['local_to_floor'], 1.0)
+    self.assertEqual(summary['millis_a_client_over_floor'], 0.0)
+
+  def test_whole_command(self):
+    path = self.create_tempfile('benchmark.json').full_path
+    with (
+      flagsaver.flagsaver(
+        rounds=1,
+        warm_up=0,
+        workloads=['common'],
+        contenders=['local', 'local_plain', 'floor'],
+        json=path,
+      ),
+      mock.patch.dict(benchmark.WORKLOADS, common=_SMALL),
+    ):
+      benchmark.main(['benchmark'])
+    with open(path, encoding='utf-8') as file:
+      report = json.load(file)
+    self.assertEqual(report['rounds'], 1)
+    self.assertContainsSubset(
+      ['local_secs', 'floor_secs', 'local_to_floor'],
+      report['results']['common'],
+    )
+
+  @parameterized.parameters(
+    ({'rounds': 0}, 'rounds'),
+    ({'contenders': ['flwr']}, 'contenders'),
+    ({'workloads': ['commn']}, "did you mean 'common'"),
+  )
+  def test_wrong_flags(self, flags, message):
+    with flagsaver.flagsaver(**flags):
+      with self.assertRaisesRegex(_validate.InputError, message):
+        benchmark.main(['benchmark'])
+
+  def test_no_positional_arguments(self):
+    with self.assertRaises(app.UsageError):
+      benchmark.main(['benchmark', 'fast'])
+
+  def test_floor_does_the_arithmetic_of_tff(self):
+    model = benchmark.keras_model()
+    initial = [v.numpy() for v in model.trainable_variables]
+    data = benchmark.client_data(_SMALL)
+    little_noise = 1e-5
+    floor = bare_tensorflow.Training(model, data, 4, little_noise, threads=2)
+    with mock.patch.object(benchmark, 'keras_model', lambda: model):
+      process = benchmark.learning_process(_SMALL.clients, little_noise)
+    context = runtime.create_local_context(client_threads=2)
+    with tff.framework.get_context_stack().install(context):
+      state = process.initialize()
+      datasets = [tf.data.Dataset.from_tensor_slices(d).batch(4) for d in data]
+      for _ in range(2):
+        floor.next_round()
+        output = process.next(state, datasets)
+        state = output.state
+    expected = process.get_model_weights(state).trainable
+    step = [b - a for a, b in zip(initial, expected)]
+    error = [b - a for a, b in zip(floor.weights, expected)]
+    self.assertGreater(tf.linalg.global_norm(step), 0.05)
+    self.assertLess(
+      tf.linalg.global_norm(error), 0.05 * tf.linalg.global_norm(step)
+    )
+    # The noise of the count moves the clip by about a hundredth.
+    clip = output.metrics['aggregator']['dp_query_metrics']['clip']
+    self.assertAlmostEqual(float(floor.clip), float(clip), delta=0.006)
+
+
+if __name__ == '__main__':
+  absltest.main()
