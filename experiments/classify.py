@@ -62,8 +62,8 @@ def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
 
 def guarantee(card: Mapping[str, Any]) -> str:
   """The card's guarantee in one line."""
-  trained = f'trained on {card["data_set"]} for {card["rounds"]} rounds'
-  relation = card['neighbouring_relation'].replace('_', ' ')
+  trained = f'trained on {card["dataset"]} for {card["rounds"]} rounds'
+  relation = card['neighboring_relation'].replace('_', ' ')
   if card['epsilon'] == 'inf':
     return f'Model {trained} WITHOUT a privacy guarantee (epsilon is infinite)'
   return (

@@ -46,14 +46,14 @@ REQUIRED_CARD_KEYS = (
   'epsilon',  # of the whole training; 'inf' without privacy
   'delta',
   'unit',  # what is protected: a client or a record
-  'neighbouring_relation',
+  'neighboring_relation',
   'mechanism',
   'sampling',
   'rounds',
   'accountant',
   'accountant_version',
   'not_covered',  # what epsilon says nothing about
-  'data_set',
+  'dataset',
   'test_metrics',
 )
 

@@ -28,11 +28,11 @@ def _card(epsilon):
     epsilon=epsilon,
     delta=1e-5,
     unit='client',
-    neighbouring_relation='add_or_remove_one',
+    neighboring_relation='add_or_remove_one',
     rounds=100,
     accountant='PLD',
     accountant_version='dp-accounting 0.6.0',
-    data_set='pneumoniamnist',
+    dataset='pneumoniamnist',
   )
   return card
 
