@@ -1,81 +1,75 @@
 """Tests that calibrated noise keeps the promise, and hardly more than that."""
 
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 from dp_accounting import pld
 
 from tff_medical import _validate
-from tff_medical.privacy import calibration
-from tff_medical.privacy import mechanisms
-from tff_medical.privacy import sampling
+from tff_medical.privacy import calibration, mechanisms, sampling
 
 
 def _mechanism(clipping, num_clients=1000, cohort=100):
   return mechanisms.GaussianMechanism(
-      sampling=sampling.PoissonSampling(num_clients, cohort), clipping=clipping
+    sampling=sampling.PoissonSampling(num_clients, cohort), clipping=clipping
   )
 
 
 class CalibrateTest(parameterized.TestCase):
-
-  @parameterized.product(
-      target_epsilon=(0.5, 8.0, 30.0), rounds=(1, 100)
-  )
+  @parameterized.product(target_epsilon=(0.5, 8.0, 30.0), rounds=(1, 100))
   def test_never_exceeds_the_target_and_wastes_little(
-      self, target_epsilon, rounds
+    self, target_epsilon, rounds
   ):
     mechanism = calibration.calibrate(
-        _mechanism(mechanisms.AdaptiveClipping()),
-        target_epsilon=target_epsilon,
-        delta=1e-4,
-        rounds=rounds,
+      _mechanism(mechanisms.AdaptiveClipping()),
+      target_epsilon=target_epsilon,
+      delta=1e-4,
+      rounds=rounds,
     )
     # Checked by the library's own accountant at its finest setting.
-    accountant = pld.PLDAccountant().compose(mechanism.round_event(), rounds)
+    accountant = pld.PLDAccountant().compose(mechanism.charge_event(), rounds)
     epsilon = accountant.get_epsilon(1e-4)
     self.assertLessEqual(epsilon, target_epsilon)
     self.assertGreater(epsilon, 0.98 * target_epsilon)
 
   def test_known_figure(self):
     mechanism = calibration.calibrate(
-        _mechanism(mechanisms.FixedClipping(1.0)),
-        target_epsilon=4.0,
-        delta=1e-3,
-        rounds=200,
+      _mechanism(mechanisms.FixedClipping(1.0)),
+      target_epsilon=4.0,
+      delta=1e-3,
+      rounds=200,
     )
     self.assertAlmostEqual(mechanism.noise_multiplier, 1.385, delta=2e-3)
 
   def test_reports_progress(self):
     lines = []
     calibration.calibrate(
-        _mechanism(mechanisms.FixedClipping(1.0)),
-        target_epsilon=4.0,
-        delta=1e-3,
-        rounds=10,
-        progress=lines.append,
+      _mechanism(mechanisms.FixedClipping(1.0)),
+      target_epsilon=4.0,
+      delta=1e-3,
+      rounds=10,
+      progress=lines.append,
     )
     self.assertGreater(len(lines), 3)
     self.assertRegex(lines[0], r'noise multiplier .*ε')
 
   def test_refuses_what_no_noise_reaches(self):
     with self.assertRaisesRegex(
-        _validate.InputError, 'target_epsilon 0.1 .* 500 rounds.*fixed clipping'
+      _validate.InputError, 'target_epsilon 0.1 .* 500 rounds.*fixed clipping'
     ):
       calibration.calibrate(
-          _mechanism(mechanisms.AdaptiveClipping(), 100, 20),
-          target_epsilon=0.1,
-          delta=1e-3,
-          rounds=500,
+        _mechanism(mechanisms.AdaptiveClipping(), 100, 20),
+        target_epsilon=0.1,
+        delta=1e-3,
+        rounds=500,
       )
 
   @parameterized.parameters(0.0, -1.0, float('nan'))
   def test_refuses_target(self, target_epsilon):
     with self.assertRaisesRegex(_validate.InputError, 'target_epsilon'):
       calibration.calibrate(
-          _mechanism(mechanisms.FixedClipping(1.0)),
-          target_epsilon=target_epsilon,
-          delta=1e-3,
-          rounds=10,
+        _mechanism(mechanisms.FixedClipping(1.0)),
+        target_epsilon=target_epsilon,
+        delta=1e-3,
+        rounds=10,
       )
 
 

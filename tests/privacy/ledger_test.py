@@ -9,26 +9,21 @@ import signal
 import subprocess
 import sys
 
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 
 from tff_medical import _validate
-from tff_medical.privacy import accounting
-from tff_medical.privacy import ledger
-from tff_medical.privacy import mechanisms
-from tff_medical.privacy import sampling
+from tff_medical.privacy import accounting, ledger, mechanisms, sampling
 
 
 def _mechanism(noise_multiplier=1.0):
   return mechanisms.GaussianMechanism(
-      sampling=sampling.PoissonSampling(1000, 100),
-      clipping=mechanisms.FixedClipping(1.0),
-      noise_multiplier=noise_multiplier,
+    sampling=sampling.PoissonSampling(1000, 100),
+    clipping=mechanisms.FixedClipping(1.0),
+    noise_multiplier=noise_multiplier,
   )
 
 
 class PrivacyLedgerTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     folder = self.create_tempdir().full_path
@@ -36,10 +31,10 @@ class PrivacyLedgerTest(parameterized.TestCase):
 
   def _open(self, noise_multiplier=1.0, budget=None, delta=1e-3):
     return ledger.PrivacyLedger(
-        self.path,
-        _mechanism(noise_multiplier),
-        delta=delta,
-        epsilon_budget=budget,
+      self.path,
+      _mechanism(noise_multiplier),
+      delta=delta,
+      epsilon_budget=budget,
     )
 
   def _records(self):
@@ -50,7 +45,7 @@ class PrivacyLedgerTest(parameterized.TestCase):
       for round_num in range(1, 11):
         epsilon = book.charge(round_num)
       expected = accounting.pld_epsilon(
-          _mechanism().round_event(), rounds=10, delta=1e-3
+        _mechanism().charge_event(), rounds=10, delta=1e-3
       )
       self.assertEqual(epsilon, expected)
       self.assertEqual(book.epsilon, expected)
@@ -60,18 +55,18 @@ class PrivacyLedgerTest(parameterized.TestCase):
   def test_charge_is_on_disk_before_it_returns(self):
     """A process that is killed right after a charge has paid for it."""
     script = (
-        'import os, signal, sys\n'
-        'from tests.privacy import ledger_test\n'
-        'from tff_medical.privacy import ledger\n'
-        'book = ledger.PrivacyLedger(sys.argv[1], ledger_test._mechanism(),'
-        ' delta=1e-3)\n'
-        'book.charge(1); book.charge(2)\n'
-        'os.kill(os.getpid(), signal.SIGKILL)\n'
+      'import os, signal, sys\n'
+      'from tests.privacy import ledger_test\n'
+      'from tff_medical.privacy import ledger\n'
+      'book = ledger.PrivacyLedger(sys.argv[1], ledger_test._mechanism(),'
+      ' delta=1e-3)\n'
+      'book.charge(1); book.charge(2)\n'
+      'os.kill(os.getpid(), signal.SIGKILL)\n'
     )
     done = subprocess.run(
-        [sys.executable, '-c', script, str(self.path)],
-        check=False,
-        cwd=pathlib.Path(__file__).parents[2],
+      [sys.executable, '-c', script, str(self.path)],
+      check=False,
+      cwd=pathlib.Path(__file__).parents[2],
     )
     self.assertEqual(done.returncode, -signal.SIGKILL)
     with self._open() as book:
@@ -85,19 +80,19 @@ class PrivacyLedgerTest(parameterized.TestCase):
       self.assertEqual(book.charges, 2)
       book.charge(1)
     self.assertEqual(
-        [(r['round'], r['charges']) for r in self._records()[1:]],
-        [(1, 1), (1, 2), (1, 3)],
+      [(r['round'], r['charges']) for r in self._records()[1:]],
+      [(1, 1), (1, 2), (1, 3)],
     )
 
   def test_refuses_the_round_that_would_exceed_the_budget(self):
-    event = _mechanism().round_event()
+    event = _mechanism().charge_event()
     budget = accounting.pld_epsilon(event, rounds=3, delta=1e-3)
     with self._open(budget=budget) as book:
       for round_num in (1, 2, 3):
         book.charge(round_num)
       before = self.path.read_bytes()
       with self.assertRaisesRegex(
-          ledger.BudgetExceededError, r'round 4 .* above the budget'
+        ledger.BudgetExceededError, r'round 4 .* above the budget'
       ):
         book.charge(4)
       self.assertEqual(book.charges, 3)
@@ -112,9 +107,9 @@ class PrivacyLedgerTest(parameterized.TestCase):
     self.assertEqual(self._records()[-1]['epsilon'], 'inf')
 
   @parameterized.parameters(
-      ({'noise_multiplier': 1.1}, 'noise_multiplier'),
-      ({'delta': 1e-4}, 'delta'),
-      ({'budget': 5.0}, 'epsilon_budget'),
+    ({'noise_multiplier': 1.1}, 'noise_multiplier'),
+    ({'delta': 1e-4}, 'delta'),
+    ({'budget': 5.0}, 'epsilon_budget'),
   )
   def test_refuses_another_run(self, changed, name):
     with self._open() as book:
@@ -154,7 +149,9 @@ class PrivacyLedgerTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'line 2'):
       self._open()
 
-  @parameterized.parameters(b'not json\n', b'notes', b'[1]\n', b'{}\n', b'\xff\xfe\n')
+  @parameterized.parameters(
+    b'not json\n', b'notes', b'[1]\n', b'{}\n', b'\xff\xfe\n'
+  )
   def test_refuses_what_is_no_ledger(self, content):
     self.path.write_bytes(content)
     with self.assertRaisesRegex(_validate.InputError, 'not a ledger'):

@@ -1,25 +1,21 @@
 """Tests of how cohorts are drawn and what the accountant is told of it."""
 
-from absl.testing import absltest
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 import dp_accounting
 import numpy as np
 from scipy import stats
 
 from tff_medical import _validate
-from tff_medical.privacy import accounting
-from tff_medical.privacy import sampling
+from tff_medical.privacy import accounting, sampling
 
 
 class PoissonSamplingTest(parameterized.TestCase):
-
   def test_each_client_joins_on_its_own_with_the_stated_rate(self):
     poisson = sampling.PoissonSampling(population=40, expected_cohort=10)
     rounds = 4000
     joined = np.zeros((rounds, 40))
     for round_num in range(rounds):
-      rng = sampling.cohort_rng(7, round_num)
-      joined[round_num, poisson.draw(rng)] = 1
+      joined[round_num, poisson.draw(7, round_num)] = 1
     # Binomial counts a client and binomial cohort sizes: a fixed-size sample
     # would pass the first test and fail the second.
     counts = joined.sum(axis=0)
@@ -32,15 +28,16 @@ class PoissonSamplingTest(parameterized.TestCase):
 
   def test_empty_cohorts_are_drawn(self):
     poisson = sampling.PoissonSampling(population=10, expected_cohort=0.5)
-    sizes = [
-        len(poisson.draw(sampling.cohort_rng(0, n))) for n in range(200)
-    ]
+    sizes = [len(poisson.draw(0, n)) for n in range(200)]
     self.assertEqual(min(sizes), 0)
     self.assertGreater(max(sizes), 0)
 
   def test_cohort_is_a_function_of_seed_and_round(self):
     poisson = sampling.PoissonSampling(population=1000, expected_cohort=50)
-    draw = lambda seed, n: poisson.draw(sampling.cohort_rng(seed, n)).tolist()
+
+    def draw(seed, n):
+      return poisson.draw(seed, n).tolist()
+
     self.assertEqual(draw(2**127 + 1, 3), draw(2**127 + 1, 3))
     self.assertNotEqual(draw(2**127 + 1, 3), draw(2**127 + 1, 4))
     self.assertNotEqual(draw(2**127 + 1, 3), draw(2**127 + 2, 3))
@@ -49,36 +46,35 @@ class PoissonSamplingTest(parameterized.TestCase):
     poisson = sampling.PoissonSampling(population=1000, expected_cohort=50)
     inner = dp_accounting.GaussianDpEvent(1.5)
     self.assertEqual(
-        poisson.event(inner), dp_accounting.PoissonSampledDpEvent(0.05, inner)
+      poisson.event(inner), dp_accounting.PoissonSampledDpEvent(0.05, inner)
     )
 
   @parameterized.parameters((0, 1), (10, 0), (10, 10), (10, 11), (10, -1))
   def test_refuses(self, population, expected_cohort):
-    with self.assertRaisesRegex(_validate.InputError, 'population|expected_cohort'):
+    with self.assertRaisesRegex(
+      _validate.InputError, 'population|expected_cohort'
+    ):
       sampling.PoissonSampling(population, expected_cohort)
 
 
 class FullParticipationTest(absltest.TestCase):
-
   def test_everybody_in_every_round_without_amplification(self):
     everyone = sampling.FullParticipation(5)
-    rng = sampling.cohort_rng(0, 1)
-    np.testing.assert_array_equal(everyone.draw(rng), np.arange(5))
+    np.testing.assert_array_equal(everyone.draw(0, 1), np.arange(5))
     inner = dp_accounting.GaussianDpEvent(1.5)
     self.assertEqual(everyone.event(inner), inner)
     self.assertEqual(everyone.expected_cohort, 5)
 
 
 class TruncatedPoissonSamplingTest(parameterized.TestCase):
-
   def test_is_poisson_below_the_cap_and_uniform_above(self):
     capped = sampling.TruncatedPoissonSampling(40, 10, max_cohort=12)
     poisson = sampling.PoissonSampling(40, 10)
     joined = np.zeros(40)
     sizes = []
     for n in range(3000):
-      cohort = capped.draw(sampling.cohort_rng(1, n))
-      free = poisson.draw(sampling.cohort_rng(1, n))
+      cohort = capped.draw(1, n)
+      free = poisson.draw(1, n)
       self.assertContainsSubset(cohort, free)
       self.assertLen(cohort, min(len(free), 12))
       joined[cohort] += 1
@@ -92,14 +88,14 @@ class TruncatedPoissonSamplingTest(parameterized.TestCase):
     capped = sampling.TruncatedPoissonSampling(1000, 50, max_cohort=60)
     event = capped.event(inner)
     expected = (
-        dp_accounting.pld.PLDAccountant().compose(event, 20).get_epsilon(1e-4)
+      dp_accounting.pld.PLDAccountant().compose(event, 20).get_epsilon(1e-4)
     )
     epsilon = accounting.pld_epsilon(event, rounds=20, delta=1e-4)
     self.assertAlmostEqual(epsilon, expected, delta=1e-2)
     self.assertGreaterEqual(epsilon, expected - 1e-9)
     free = sampling.PoissonSampling(1000, 50).event(inner)
     self.assertGreater(
-        epsilon, accounting.pld_epsilon(free, rounds=20, delta=1e-4)
+      epsilon, accounting.pld_epsilon(free, rounds=20, delta=1e-4)
     )
 
   @parameterized.parameters(0, 9, -1, 1.5)

@@ -13,39 +13,39 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import learning
-from tff_medical.privacy import accounting
+from tff_medical.privacy import accounting, mechanisms, sampling
 from tff_medical.privacy import ledger as ledger_lib
-from tff_medical.privacy import mechanisms
-from tff_medical.privacy import sampling
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import training
 
 _SPEC = collections.OrderedDict(
-    x=tf.TensorSpec((None, 2), tf.float32), y=tf.TensorSpec((None,), tf.int64)
+  x=tf.TensorSpec((None, 2), tf.float32), y=tf.TensorSpec((None,), tf.int64)
 )
 
 
 def _process(mechanism):
-  keras_model = tf.keras.Sequential([
+  keras_model = tf.keras.Sequential(
+    [
       tf.keras.layers.InputLayer((2,)),
       tf.keras.layers.Dense(2, kernel_initializer='zeros'),
-  ])
+    ]
+  )
   model = tff.learning.models.functional_model_from_keras(
-      keras_model,
-      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      _SPEC,
+    keras_model,
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    _SPEC,
   )
   return learning.build_dp_fed_avg(
-      model,
-      mechanism,
-      client_optimizer=tff.learning.optimizers.build_sgdm(0.1),
+    model,
+    mechanism,
+    client_optimizer=tff.learning.optimizers.build_sgdm(0.1),
   )
 
 
 def _dataset(index):
   x = np.full((2, 2), index, np.float32)
   return tf.data.Dataset.from_tensor_slices(
-      collections.OrderedDict(x=x, y=np.array([0, 1]))
+    collections.OrderedDict(x=x, y=np.array([0, 1]))
   ).batch(2)
 
 
@@ -60,14 +60,13 @@ class _Recorder(tff.program.ReleaseManager):
 
 
 class TrainTest(absltest.TestCase):
-
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     self.mechanism = mechanisms.GaussianMechanism(
-        sampling=sampling.PoissonSampling(20, 6),
-        clipping=mechanisms.AdaptiveClipping(),
-        noise_multiplier=0.4,
+      sampling=sampling.PoissonSampling(20, 6),
+      clipping=mechanisms.AdaptiveClipping(),
+      noise_multiplier=0.4,
     )
     self.process = _process(self.mechanism)
     self.checkpoints = checkpoints_lib.Checkpoints(self.folder / 'checkpoints')
@@ -85,23 +84,23 @@ class TrainTest(absltest.TestCase):
 
   def _ledger(self, budget=None):
     return ledger_lib.PrivacyLedger(
-        self.folder / 'ledger.jsonl',
-        self.mechanism,
-        delta=1e-2,
-        epsilon_budget=budget,
+      self.folder / 'ledger.jsonl',
+      self.mechanism,
+      delta=1e-2,
+      epsilon_budget=budget,
     )
 
   def _train(self, ledger, rounds, **changed):
     arguments = dict(
-        sampling=self.mechanism.sampling,
-        client_datasets=self._client_datasets,
-        ledger=ledger,
-        checkpoints=self.checkpoints,
-        cohort_seed=11,
-        rounds=rounds,
-        evaluate=self._evaluate,
-        rounds_per_eval=2,
-        release_managers=[self.recorder],
+      sampling=self.mechanism.sampling,
+      client_datasets=self._client_datasets,
+      ledger=ledger,
+      checkpoints=self.checkpoints,
+      cohort_seed=11,
+      rounds=rounds,
+      evaluate=self._evaluate,
+      rounds_per_eval=2,
+      release_managers=[self.recorder],
     )
     return training.train(self.process, **{**arguments, **changed})
 
@@ -110,7 +109,7 @@ class TrainTest(absltest.TestCase):
     return [json.loads(line)['round'] for line in lines[1:]]
 
   def _epsilon(self, rounds):
-    event = self.mechanism.round_event()
+    event = self.mechanism.charge_event()
     return accounting.pld_epsilon(event, rounds=rounds, delta=1e-2)
 
   def test_runs_draws_charges_evaluates_and_publishes(self):
@@ -120,8 +119,7 @@ class TrainTest(absltest.TestCase):
     self.assertEqual(outcome.reason, training.StopReason.COMPLETED)
     self.assertEqual(self._charged(), [1, 2, 3, 4, 5])
     expected = [
-        self.mechanism.sampling.draw(sampling.cohort_rng(11, n)).tolist()
-        for n in range(1, 6)
+      self.mechanism.sampling.draw(11, n).tolist() for n in range(1, 6)
     ]
     self.assertEqual(self.cohorts, expected)
     self.assertEqual(self.evaluations, 3)  # Rounds 2, 4 and the last.
@@ -130,11 +128,11 @@ class TrainTest(absltest.TestCase):
     epsilons = [value['epsilon'] for _, value in self.recorder.released]
     self.assertEqual(epsilons, [self._epsilon(n) for n in range(1, 6)])
     self.assertEqual(
-        set(self.recorder.released[0][1]), {'epsilon', 'round_secs', 'clip_norm'}
+      set(self.recorder.released[0][1]), {'epsilon', 'round_secs', 'clip_norm'}
     )
     self.assertIn('norm', self.recorder.released[1][1])
     np.testing.assert_allclose(
-        outcome.metrics['norm'], np.linalg.norm(outcome.weights.trainable[0])
+      outcome.metrics['norm'], np.linalg.norm(outcome.weights.trainable[0])
     )
 
   def test_resumes_after_the_last_saved_round(self):
@@ -145,7 +143,7 @@ class TrainTest(absltest.TestCase):
     self.assertEqual(self._charged(), [1, 2, 3, 4, 5])
     self.assertEqual(outcome.rounds, 5)
     self.assertFalse(
-        np.array_equal(first.weights.trainable[0], outcome.weights.trainable[0])
+      np.array_equal(first.weights.trainable[0], outcome.weights.trainable[0])
     )
 
   def test_started_again_when_done_it_only_evaluates(self):
@@ -213,7 +211,7 @@ class TrainTest(absltest.TestCase):
     before = signal.getsignal(signal.SIGINT)
     with self._ledger() as ledger:
       outcome = self._train(
-          ledger, rounds=9, client_datasets=interrupt_in_round_2
+        ledger, rounds=9, client_datasets=interrupt_in_round_2
       )
     self.assertEqual(outcome.reason, training.StopReason.INTERRUPTED)
     self.assertEqual(outcome.rounds, 2)
@@ -232,7 +230,7 @@ class TrainTest(absltest.TestCase):
 
   def test_without_noise_epsilon_is_inf_and_nothing_is_clipped(self):
     self.mechanism = mechanisms.GaussianMechanism(
-        sampling=sampling.FullParticipation(3), clipping=None
+      sampling=sampling.FullParticipation(3), clipping=None
     )
     self.process = _process(self.mechanism)
     with self._ledger() as ledger:

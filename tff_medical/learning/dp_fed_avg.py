@@ -9,32 +9,31 @@ Privacy's query clips, sums and adds noise, its finalizer applies the result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import tensorflow_federated as tff
 
 from tff_medical.learning import optimizers
 from tff_medical.privacy import aggregators
-from tff_medical.privacy import mechanisms
 
 Model = Union[
-    tff.learning.models.FunctionalModel,
-    Callable[[], tff.learning.models.VariableModel],
+  tff.learning.models.FunctionalModel,
+  Callable[[], tff.learning.models.VariableModel],
 ]
 
 
 def build_dp_fed_avg(
-    model: Model,
-    mechanism: mechanisms.GaussianMechanism,
-    *,
-    client_optimizer: tff.learning.optimizers.Optimizer,
-    server_optimizer: Optional[tff.learning.optimizers.Optimizer] = None,
+  model: Model,
+  mechanism: aggregators.ClientMechanism,
+  *,
+  client_optimizer: tff.learning.optimizers.Optimizer,
+  server_optimizer: tff.learning.optimizers.Optimizer | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Returns a learning process that runs in any TFF context.
 
   The guarantee holds for what `next` returns, its state and its metrics, if
   each round's cohort is drawn by `mechanism.sampling` and every round is
-  charged for `mechanism.round_event()`. Client training metrics, which TFF
+  charged in a ledger of `mechanism`. Client training metrics, which TFF
   sums without noise, are left out for that reason.
 
   Args:
@@ -48,12 +47,12 @@ def build_dp_fed_avg(
       with learning rate 1: the update is added.
   """
   return tff.learning.algorithms.build_unweighted_fed_avg(
-      model_fn=model,
-      client_optimizer_fn=client_optimizer,
-      server_optimizer_fn=server_optimizer
-      or optimizers.build_server_optimizer('sgd', learning_rate=1.0),
-      model_aggregator=aggregators.build_aggregator(mechanism),
-      metrics_aggregator=_no_metrics,
+    model_fn=model,
+    client_optimizer_fn=client_optimizer,
+    server_optimizer_fn=server_optimizer
+    or optimizers.build_server_optimizer('sgd', learning_rate=1.0),
+    model_aggregator=aggregators.build_aggregator(mechanism),
+    metrics_aggregator=_no_metrics,
   )
 
 

@@ -40,19 +40,19 @@ def accountant_version() -> str:
 
 @functools.lru_cache(maxsize=32)
 def _round_distribution(
-    event: dp_accounting.DpEvent,
+  event: dp_accounting.DpEvent,
 ) -> privacy_loss_distribution.PrivacyLossDistribution:
   """Returns one round's loss distribution; kept, as it is slow to build."""
   if isinstance(event, dp_accounting.TruncatedSubsampledGaussianDpEvent):
     return (
-        privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
-            dataset_size=event.dataset_size,
-            sampling_probability=event.sampling_probability,
-            truncated_batch_size=event.truncated_batch_size,
-            noise_multiplier=event.noise_multiplier,
-            value_discretization_interval=_DISCRETIZATION,
-            neighboring_relation=_ADD_OR_REMOVE,
-        )
+      privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
+        dataset_size=event.dataset_size,
+        sampling_probability=event.sampling_probability,
+        truncated_batch_size=event.truncated_batch_size,
+        noise_multiplier=event.noise_multiplier,
+        value_discretization_interval=_DISCRETIZATION,
+        neighboring_relation=_ADD_OR_REMOVE,
+      )
     )
   sampling_probability = 1.0
   if isinstance(event, dp_accounting.PoissonSampledDpEvent):
@@ -61,15 +61,15 @@ def _round_distribution(
   if not isinstance(event, dp_accounting.GaussianDpEvent):
     raise dp_accounting.UnsupportedEventError(f'no PLD for {event}')
   return privacy_loss_distribution.from_gaussian_mechanism(
-      standard_deviation=event.noise_multiplier,
-      value_discretization_interval=_DISCRETIZATION,
-      sampling_prob=sampling_probability,
-      neighboring_relation=_ADD_OR_REMOVE,
+    standard_deviation=event.noise_multiplier,
+    value_discretization_interval=_DISCRETIZATION,
+    sampling_prob=sampling_probability,
+    neighboring_relation=_ADD_OR_REMOVE,
   )
 
 
 def pld_epsilon(
-    event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent, *, rounds: int, delta: float
 ) -> float:
   """Returns the epsilon at `delta` of `rounds` such events, by PLD.
 
@@ -89,7 +89,7 @@ def pld_epsilon(
 
 
 def rdp_epsilon(
-    event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent, *, rounds: int, delta: float
 ) -> float:
   """Returns the epsilon at `delta` of `rounds` such events, by RDP.
 

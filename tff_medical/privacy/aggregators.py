@@ -8,16 +8,20 @@ quantile and a count that carry no noise, so its stated epsilon does not hold.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Union
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.privacy import mechanisms
+from tff_medical.privacy import mechanisms, tree_mechanism, tree_query
+
+ClientMechanism = Union[
+  mechanisms.GaussianMechanism, tree_mechanism.TreeMechanism
+]
 
 
 def build_aggregator(
-    mechanism: mechanisms.GaussianMechanism,
+  mechanism: ClientMechanism,
 ) -> tff.aggregators.UnweightedAggregationFactory:
   """Returns the factory that aggregates client updates as `mechanism` says.
 
@@ -26,31 +30,33 @@ def build_aggregator(
   the round; as each client decides that for itself, before clipping, the
   sensitivity and with it the guarantee stay as they are.
   """
-  return FiniteOrZeroFactory(_inner(mechanism))
+  if isinstance(mechanism, tree_mechanism.TreeMechanism):
+    return FiniteOrZeroFactory(tree_query.TreeAggregationFactory(mechanism))
+  return FiniteOrZeroFactory(_gaussian(mechanism))
 
 
-def _inner(
-    mechanism: mechanisms.GaussianMechanism,
+def _gaussian(
+  mechanism: mechanisms.GaussianMechanism,
 ) -> tff.aggregators.UnweightedAggregationFactory:
   clipping = mechanism.clipping
   cohort = float(mechanism.sampling.expected_cohort)
   dp_factory = tff.aggregators.DifferentiallyPrivateFactory
   if isinstance(clipping, mechanisms.AdaptiveClipping):
     return dp_factory.gaussian_adaptive(
-        noise_multiplier=float(mechanism.noise_multiplier),
-        clients_per_round=cohort,
-        initial_l2_norm_clip=float(clipping.clip_norm),
-        target_unclipped_quantile=float(clipping.target_unclipped_quantile),
-        learning_rate=float(clipping.clip_learning_rate),
-        clipped_count_stddev=mechanism.count_stddev
-        if mechanism.is_private
-        else 0.0,
+      noise_multiplier=float(mechanism.noise_multiplier),
+      clients_per_round=cohort,
+      initial_l2_norm_clip=float(clipping.clip_norm),
+      target_unclipped_quantile=float(clipping.target_unclipped_quantile),
+      learning_rate=float(clipping.clip_learning_rate),
+      clipped_count_stddev=mechanism.count_stddev
+      if mechanism.is_private
+      else 0.0,
     )
   if isinstance(clipping, mechanisms.FixedClipping):
     return dp_factory.gaussian_fixed(
-        noise_multiplier=float(mechanism.noise_multiplier),
-        clients_per_round=cohort,
-        clip=float(clipping.clip_norm),
+      noise_multiplier=float(mechanism.noise_multiplier),
+      clients_per_round=cohort,
+      clip=float(clipping.clip_norm),
     )
   return tff.aggregators.UnweightedMeanFactory()
 
@@ -66,7 +72,7 @@ class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
     self._inner = inner
 
   def create(
-      self, value_type: tff.types.TensorType
+    self, value_type: tff.types.TensorType
   ) -> tff.templates.AggregationProcess:
     """Returns the process for values of `value_type`, a structure of floats."""
     inner = self._inner.create(value_type)
@@ -76,12 +82,12 @@ class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
       # The norm, not the values: one that overflows would be clipped to NaN.
       finite = tf.math.is_finite(tf.linalg.global_norm(tf.nest.flatten(value)))
       return tf.nest.map_structure(
-          lambda x: tf.where(finite, x, tf.zeros_like(x)), value
+        lambda x: tf.where(finite, x, tf.zeros_like(x)), value
       )
 
     @tff.federated_computation(
-        inner.initialize.type_signature.result,
-        tff.FederatedType(value_type, tff.CLIENTS),
+      inner.initialize.type_signature.result,
+      tff.FederatedType(value_type, tff.CLIENTS),
     )
     def next_fn(state: Any, value: Any) -> Any:
       return inner.next(state, tff.federated_map(finite_or_zero, value))
@@ -89,7 +95,7 @@ class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
     return tff.templates.AggregationProcess(inner.initialize, next_fn)
 
 
-def clip_norm(aggregator_state: Any) -> Optional[float]:
+def clip_norm(aggregator_state: Any) -> float | None:
   """Returns the clip norm of the next round, from a process's server state.
 
   The adaptive clip norm is computed from the noised count alone, so publishing

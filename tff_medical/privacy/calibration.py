@@ -15,11 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import math
-from typing import Optional
 
 from tff_medical import _validate
-from tff_medical.privacy import accounting
-from tff_medical.privacy import mechanisms
+from tff_medical.privacy import accounting, interface
 
 # The noise multiplier is found to this relative width, and its upper end taken.
 _TOLERANCE = 1e-3
@@ -28,13 +26,13 @@ _MAX_NOISE_MULTIPLIER = 1000.0
 
 
 def calibrate(
-    mechanism: mechanisms.GaussianMechanism,
-    *,
-    target_epsilon: float,
-    delta: float,
-    rounds: int,
-    progress: Optional[Callable[[str], None]] = None,
-) -> mechanisms.GaussianMechanism:
+  mechanism: interface.MechanismT,
+  *,
+  target_epsilon: float,
+  delta: float,
+  rounds: int,
+  progress: Callable[[str], None] | None = None,
+) -> interface.MechanismT:
   """Returns the mechanism with the noise that `target_epsilon` needs.
 
   The result is never less private than asked: of the bracket that the search
@@ -52,10 +50,11 @@ def calibrate(
   """
   _validate.positive(target_epsilon=target_epsilon)
   _validate.positive_int(rounds=rounds)
+  charges = mechanism.charges_for(rounds)
 
   def epsilon(noise_multiplier: float) -> float:
-    event = mechanism.with_noise(noise_multiplier).round_event()
-    result = accounting.pld_epsilon(event, rounds=rounds, delta=delta)
+    event = mechanism.with_noise(noise_multiplier).charge_event()
+    result = accounting.pld_epsilon(event, rounds=charges, delta=delta)
     if progress:
       progress(f'noise multiplier {noise_multiplier:.4f}: ε {result:.4f}')
     return result
@@ -71,10 +70,10 @@ def calibrate(
 
 
 def _bracket(
-    mechanism: mechanisms.GaussianMechanism,
-    epsilon: Callable[[float], float],
-    target_epsilon: float,
-    rounds: int,
+  mechanism: interface.Mechanism,
+  epsilon: Callable[[float], float],
+  target_epsilon: float,
+  rounds: int,
 ) -> tuple[float, float]:
   """Returns noise multipliers that are too small and large enough."""
   limit = min(_MAX_NOISE_MULTIPLIER, mechanism.max_noise_multiplier)
@@ -90,12 +89,12 @@ def _bracket(
     if epsilon(high) <= target_epsilon:
       return low, high
   raise _validate.InputError(
-      f'target_epsilon {target_epsilon:g} is out of reach for {rounds} rounds: '
-      f'the largest noise multiplier possible here, {limit:.4g}, gives ε '
-      f'{epsilon(limit):.3g}; plan fewer rounds, raise target_epsilon'
-      + (
-          ', draw more a round or choose fixed clipping'
-          if limit < _MAX_NOISE_MULTIPLIER / 2
-          else ''
-      )
+    f'target_epsilon {target_epsilon:g} is out of reach for {rounds} rounds: '
+    f'the largest noise multiplier possible here, {limit:.4g}, gives ε '
+    f'{epsilon(limit):.3g}; plan fewer rounds, raise target_epsilon'
+    + (
+      ', draw more a round or choose fixed clipping'
+      if limit < _MAX_NOISE_MULTIPLIER / 2
+      else ''
+    )
   )

@@ -2,7 +2,7 @@
 
 It travels inside the exported model and states, in plain JSON values, all that
 an auditor needs to compute epsilon again: the mechanism, how clients were drawn
-and how many rounds were paid for.
+and how many charges of which event were paid.
 """
 
 from __future__ import annotations
@@ -10,37 +10,34 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from tff_medical.privacy import accounting
+from tff_medical.privacy import accounting, interface
 from tff_medical.privacy import ledger as ledger_lib
-from tff_medical.privacy import mechanisms
 
 NOT_COVERED = (
-    'Choosing settings by looking at runs on the same data; each such run has '
-    'its own epsilon, and they add up.',
-    'The server: it sees each update of a client before the noise is added and '
-    'has to be trusted (central model).',
-    'Knowledge of who took part: amplification by sampling holds against those '
-    'who cannot tell the cohorts, so the cohort seed must stay secret.',
-    'A patient whose images are held by several clients.',
-    'The noise generator, which is seeded by the operating system but is not '
-    'cryptographic, and works on 32-bit floats (Mironov 2012).',
-    'The test metrics, which are computed on held-out images.',
+  'Choosing settings by looking at runs on the same data; each such run has '
+  'its own epsilon, and they add up.',
+  'The server: it sees each update of a client before the noise is added and '
+  'has to be trusted (central model).',
+  'A patient whose images are held by several clients.',
+  'The noise generator, which is seeded by the operating system but is not '
+  'cryptographic, and works on 32-bit floats (Mironov 2012).',
+  'The test metrics, which are computed on held-out images.',
 )
 
 
 def build_card(
-    mechanism: mechanisms.GaussianMechanism,
-    ledger: ledger_lib.PrivacyLedger,
-    *,
-    rounds: int,
-    dataset: str,
-    test_metrics: dict[str, float],
-    cohort_seed_was_given: bool = False,
+  mechanism: interface.Mechanism,
+  ledger: ledger_lib.PrivacyLedger,
+  *,
+  rounds: int,
+  dataset: str,
+  test_metrics: dict[str, float],
+  cohort_seed_was_given: bool = False,
 ) -> dict[str, Any]:
   """Returns the card of a model.
 
   Args:
-    mechanism: What every round released.
+    mechanism: What the rounds released.
     ledger: What was paid for; its epsilon is the stated one.
     rounds: Rounds that the model was trained for; the ledger may hold more,
       where rounds were repeated.
@@ -48,31 +45,33 @@ def build_card(
     test_metrics: Metrics on held-out images.
     cohort_seed_was_given: Whether the cohorts can be drawn again by somebody.
   """
-  not_covered = list(NOT_COVERED)
-  if cohort_seed_was_given:
+  not_covered = [*NOT_COVERED, *mechanism.caveats]
+  if cohort_seed_was_given and mechanism.sampling.amplifies:
     not_covered.append(
-        'This run was given its cohort seed by the user: for anybody who knows '
-        'it, epsilon is that of a run without amplification by sampling.'
+      'This run was given its cohort seed by the user: for anybody who knows '
+      'it, epsilon is that of a run without amplification by sampling.'
     )
   if not mechanism.is_private:
     not_covered = ['Everything: no noise was added, so nothing is promised.']
   return {
-      'epsilon': ledger.epsilon,
-      'epsilon_rdp': ledger.rdp_epsilon(),
-      'delta': ledger.delta,
-      'unit': mechanism.privacy_unit,
-      'neighbouring_relation': mechanism.neighboring_relation.name.lower(),
-      'mechanism': mechanism.describe(),
-      'sampling': mechanism.sampling.name,
-      'rounds': rounds,
-      'rounds_charged': ledger.charges,
-      'accountant': 'PLD',
-      'accountant_version': accounting.accountant_version(),
-      'ledger_sha256': ledger.digest,
-      'not_covered': not_covered,
-      'data_set': dataset,
-      'test_metrics': test_metrics,
-      'created': datetime.datetime.now(datetime.timezone.utc).isoformat(
-          timespec='seconds'
-      ),
+    'epsilon': ledger.epsilon,
+    'epsilon_rdp': ledger.rdp_epsilon(),
+    'delta': ledger.delta,
+    'unit': mechanism.privacy_unit,
+    'neighboring_relation': mechanism.neighboring_relation.name.lower(),
+    'mechanism': mechanism.describe(),
+    'sampling': mechanism.sampling.name,
+    'rounds': rounds,
+    'rounds_charged': ledger.rounds_charged,
+    'charges': ledger.charges,
+    'charge_event': repr(mechanism.charge_event()),
+    'accountant': 'PLD',
+    'accountant_version': accounting.accountant_version(),
+    'ledger_sha256': ledger.digest,
+    'not_covered': not_covered,
+    'dataset': dataset,
+    'test_metrics': test_metrics,
+    'created': datetime.datetime.now(datetime.timezone.utc).isoformat(
+      timespec='seconds'
+    ),
   }

@@ -2,12 +2,14 @@
 
 A round is charged, and the charge is on disk (fsync), before the round runs,
 so that nothing that was ever released is missing from the file, whatever
-crashes. A repeated round is charged again. A round that would pass the budget
-is refused. Each line carries the SHA-256 of the line before it, so that an
+crashes. Some mechanisms are paid for several rounds at once, with the first of
+them. A repeated round is charged again, and rounds that the file does not know
+of, as it was lost, are charged with the next one. A round that would pass the
+budget is refused. Each line carries the SHA-256 of the line before it, so that an
 auditor who holds the last digest can tell whether the file was changed.
 
 The file has one JSON object a line: first a header with the mechanism, δ and
-the budget, then one line a charge with the round, the number of charges so far
+the budget, then one line a round with its number, the number of charges so far
 and the epsilon (PLD) that they add up to. A run without noise is kept in the
 same file, with the epsilon "inf".
 """
@@ -23,11 +25,10 @@ import math
 import os
 import pathlib
 import types
-from typing import Any, Optional
+from typing import Any
 
 from tff_medical import _validate
-from tff_medical.privacy import accounting
-from tff_medical.privacy import mechanisms
+from tff_medical.privacy import accounting, interface
 
 _FORMAT = 1
 
@@ -36,7 +37,7 @@ class BudgetExceededError(Exception):
   """The round was refused: with it, epsilon would exceed the budget."""
 
 
-def _to_json(epsilon: Optional[float]) -> Any:
+def _to_json(epsilon: float | None) -> Any:
   return 'inf' if epsilon is not None and math.isinf(epsilon) else epsilon
 
 
@@ -47,18 +48,18 @@ class PrivacyLedger:
   """
 
   def __init__(
-      self,
-      path: str | os.PathLike[str],
-      mechanism: mechanisms.GaussianMechanism,
-      *,
-      delta: float,
-      epsilon_budget: Optional[float] = None,
+    self,
+    path: str | os.PathLike[str],
+    mechanism: interface.Mechanism,
+    *,
+    delta: float,
+    epsilon_budget: float | None = None,
   ):
     """Opens the ledger at `path`, or starts it.
 
     Args:
       path: The file; its folder exists.
-      mechanism: What every round of the run releases.
+      mechanism: What the rounds of the run release, and what they cost.
       delta: The delta, in (0, 1), at which epsilon is stated.
       epsilon_budget: No round may bring epsilon above it; None is no limit.
 
@@ -70,9 +71,12 @@ class PrivacyLedger:
     if epsilon_budget is not None:
       _validate.positive(epsilon_budget=epsilon_budget)
     self._path = pathlib.Path(path)
-    self._event = mechanism.round_event()
+    self._event = mechanism.charge_event()
+    self._charges_for = mechanism.charges_for
     self._delta = delta
     self._budget = epsilon_budget
+    self._rounds_charged = 0
+    self._last_round = 0
     self._charges = 0
     self._digest = ''
     # Unbuffered: a failed write must not be tried again when the file closes.
@@ -80,11 +84,11 @@ class PrivacyLedger:
     try:
       self._lock()
       header = {
-          'format': _FORMAT,
-          'delta': delta,
-          'epsilon_budget': _to_json(epsilon_budget),
-          'event': repr(self._event),
-          **mechanism.describe(),
+        'format': _FORMAT,
+        'delta': delta,
+        'epsilon_budget': _to_json(epsilon_budget),
+        'event': repr(self._event),
+        **mechanism.describe(),
       }
       self._start_or_resume(header)
     except BaseException:
@@ -95,10 +99,10 @@ class PrivacyLedger:
     return self
 
   def __exit__(
-      self,
-      exc_type: Optional[type[BaseException]],
-      exc: Optional[BaseException],
-      traceback: Optional[types.TracebackType],
+    self,
+    exc_type: type[BaseException] | None,
+    exc: BaseException | None,
+    traceback: types.TracebackType | None,
   ) -> None:
     self.close()
 
@@ -108,8 +112,13 @@ class PrivacyLedger:
 
   @property
   def charges(self) -> int:
-    """How many rounds were paid for, repeated ones each time."""
+    """How often the mechanism's `charge_event` was paid for."""
     return self._charges
+
+  @property
+  def rounds_charged(self) -> int:
+    """How many rounds were allowed to run, repeated ones each time."""
+    return self._rounds_charged
 
   @property
   def delta(self) -> float:
@@ -129,7 +138,7 @@ class PrivacyLedger:
   def rdp_epsilon(self) -> float:
     """Epsilon, by RDP, of all that was paid for."""
     return accounting.rdp_epsilon(
-        self._event, rounds=self._charges, delta=self._delta
+      self._event, rounds=self._charges, delta=self._delta
     )
 
   def charge(self, round_num: int) -> float:
@@ -145,23 +154,38 @@ class PrivacyLedger:
       BudgetExceededError: The round must not run; nothing was charged.
       OSError: The charge could not be written; the round must not run.
     """
-    epsilon = self._epsilon_of(self._charges + 1)
+    charges = self._charges + self._due(round_num)
+    epsilon = self._epsilon_of(charges)
     if self._budget is not None and epsilon > self._budget:
       raise BudgetExceededError(
-          f'round {round_num} would bring ε to {epsilon:.4f}, above the budget '
-          f'of {self._budget:g} at δ {self._delta:.3g}'
+        f'round {round_num} would bring ε to {epsilon:.4f}, above the budget '
+        f'of {self._budget:g} at δ {self._delta:.3g}'
       )
-    self._append({
+    self._append(
+      {
         'round': round_num,
-        'charges': self._charges + 1,
+        'charges': charges,
         'epsilon': _to_json(epsilon),
-    })
-    self._charges += 1
+      }
+    )
+    self._count(round_num, charges)
     return epsilon
+
+  def _due(self, round_num: int) -> int:
+    """Returns how many charges the round costs; a repeated one at least one."""
+    if round_num > self._last_round:
+      return self._charges_for(round_num) - self._charges_for(self._last_round)
+    own = self._charges_for(round_num) - self._charges_for(round_num - 1)
+    return max(1, own)
+
+  def _count(self, round_num: int, charges: int) -> None:
+    self._rounds_charged += 1
+    self._last_round = max(self._last_round, round_num)
+    self._charges = charges
 
   def _epsilon_of(self, charges: int) -> float:
     return accounting.pld_epsilon(
-        self._event, rounds=charges, delta=self._delta
+      self._event, rounds=charges, delta=self._delta
     )
 
   def _lock(self) -> None:
@@ -169,8 +193,8 @@ class PrivacyLedger:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise _validate.InputError(
-          f'{self._path} is in use by another run; wait for it or choose '
-          'another output_dir'
+        f'{self._path} is in use by another run; wait for it or choose '
+        'another output_dir'
       ) from None
 
   def _append(self, record: Mapping[str, Any]) -> None:
@@ -199,7 +223,8 @@ class PrivacyLedger:
       self._append(header)
       return
     _refuse_other_run(self._path, records[0], json.loads(json.dumps(header)))
-    self._charges = len(records) - 1
+    for record in records[1:]:
+      self._count(record['round'], record['charges'])
 
   def _check(self, number: int, line: bytes) -> dict[str, Any]:
     """Returns a line's record; its digest must follow from the one before."""
@@ -208,13 +233,13 @@ class PrivacyLedger:
       claimed = record.pop('digest')
     except (ValueError, KeyError, AttributeError, TypeError):
       raise _validate.InputError(
-          f'{self._path} line {number} is not a ledger entry; restore the file '
-          'or choose another output_dir'
+        f'{self._path} line {number} is not a ledger entry; restore the file '
+        'or choose another output_dir'
       ) from None
     if _seal(record, self._digest) != line:
       raise _validate.InputError(
-          f'{self._path} was changed at or before line {number}: its digest '
-          'does not match; restore the file or choose another output_dir'
+        f'{self._path} was changed at or before line {number}: its digest '
+        'does not match; restore the file or choose another output_dir'
       )
     self._digest = claimed
     return record
@@ -225,21 +250,21 @@ def _seal(record: Mapping[str, Any], previous_digest: str) -> bytes:
   body = json.dumps(record, sort_keys=True, ensure_ascii=False)
   digest = hashlib.sha256((previous_digest + body).encode()).hexdigest()
   sealed = json.dumps(
-      {**record, 'digest': digest}, sort_keys=True, ensure_ascii=False
+    {**record, 'digest': digest}, sort_keys=True, ensure_ascii=False
   )
   return sealed.encode() + b'\n'
 
 
 def _refuse_other_run(
-    path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
+  path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
   changed = [
-      f'{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)'
-      for key in sorted({*found, *wanted})
-      if found.get(key) != wanted.get(key)
+    f'{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)'
+    for key in sorted({*found, *wanted})
+    if found.get(key) != wanted.get(key)
   ]
   if changed:
     raise _validate.InputError(
-        f'{path} belongs to a run with another {", ".join(changed)}; choose '
-        'another output_dir'
+      f'{path} belongs to a run with another {", ".join(changed)}; choose '
+      'another output_dir'
     )

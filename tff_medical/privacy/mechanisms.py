@@ -5,10 +5,10 @@ update is clipped to an L2 norm C, the updates are summed, Gaussian noise of
 standard deviation z * C is added by the server, and the sum is divided by the
 expected cohort. Record and patient level, DP-SGD (Abadi et al. 2016, arXiv
 1607.00133): the same for the gradient of each record, or of all images of a
-patient together, over all sites. With adaptive clipping (Andrew et al. 2021, arXiv 1905.03871) C follows
-a quantile of the norms, estimated from a noised count; the values' noise
-is raised so that both releases together cost what one Gaussian with the total
-noise multiplier z costs.
+patient together, over all sites. With adaptive clipping (Andrew et al. 2021,
+arXiv 1905.03871) C follows a quantile of the norms, estimated from a noised
+count; the values' noise is raised so that both releases together cost what one
+Gaussian with the total noise multiplier z costs.
 
 >>> from tff_medical.privacy import sampling
 >>> mechanism = GaussianMechanism(
@@ -16,7 +16,7 @@ noise multiplier z costs.
 ...     clipping=AdaptiveClipping(),
 ...     noise_multiplier=1.0,
 ... )
->>> mechanism.round_event()
+>>> mechanism.charge_event()
 PoissonSampledDpEvent(sampling_probability=0.05, \
 event=GaussianDpEvent(noise_multiplier=1.0))
 """
@@ -24,7 +24,7 @@ event=GaussianDpEvent(noise_multiplier=1.0))
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import dp_accounting
 
@@ -66,10 +66,10 @@ class AdaptiveClipping:
 
   def __post_init__(self) -> None:
     _validate.positive(
-        clip_norm=self.clip_norm, clip_learning_rate=self.clip_learning_rate
+      clip_norm=self.clip_norm, clip_learning_rate=self.clip_learning_rate
     )
     _validate.in_range(
-        0, 1, target_unclipped_quantile=self.target_unclipped_quantile
+      0, 1, target_unclipped_quantile=self.target_unclipped_quantile
     )
 
 
@@ -96,7 +96,7 @@ class GaussianMechanism:
   """
 
   sampling: sampling_lib.Sampling
-  clipping: Optional[Clipping]
+  clipping: Clipping | None
   noise_multiplier: float = 0.0
   privacy_unit: str = 'client'
 
@@ -107,16 +107,16 @@ class GaussianMechanism:
     _validate.one_of(PRIVACY_UNITS, privacy_unit=self.privacy_unit)
     if self.clipping is None and self.noise_multiplier > 0:
       raise _validate.InputError(
-          f'noise_multiplier must be 0 without clipping, got '
-          f'{self.noise_multiplier:g}: noise bounds nothing where updates are '
-          'not clipped; choose fixed or adaptive clipping'
+        f'noise_multiplier must be 0 without clipping, got '
+        f'{self.noise_multiplier:g}: noise bounds nothing where updates are '
+        'not clipped; choose fixed or adaptive clipping'
       )
     if self.noise_multiplier >= self.max_noise_multiplier:
       raise _validate.InputError(
-          f'noise_multiplier must be below {self.max_noise_multiplier:g} (a '
-          'tenth of the expected cohort) with adaptive clipping, got '
-          f'{self.noise_multiplier:g}; draw more a round or choose fixed '
-          'clipping'
+        f'noise_multiplier must be below {self.max_noise_multiplier:g} (a '
+        'tenth of the expected cohort) with adaptive clipping, got '
+        f'{self.noise_multiplier:g}; draw more a round or choose fixed '
+        'clipping'
       )
 
   @property
@@ -150,15 +150,24 @@ class GaussianMechanism:
     """The multiplier of the noise on the summed updates, at least the total."""
     if not self.is_private or not isinstance(self.clipping, AdaptiveClipping):
       return self.noise_multiplier
-    return (
-        self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2
-    ) ** -0.5
+    return (self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2) ** -0.5
 
   def with_noise(self, noise_multiplier: float) -> GaussianMechanism:
     """Returns this mechanism with another total noise multiplier."""
     return dataclasses.replace(self, noise_multiplier=noise_multiplier)
 
-  def round_event(self) -> dp_accounting.DpEvent:
+  @property
+  def caveats(self) -> tuple[str, ...]:
+    """What epsilon does not cover here."""
+    if not self.sampling.amplifies:
+      return ()
+    return (
+      'Knowledge of who took part: amplification by sampling holds against '
+      'those who cannot tell the cohorts, so the cohort seed must stay '
+      'secret.',
+    )
+
+  def charge_event(self) -> dp_accounting.DpEvent:
     """Returns what one round releases, as the accountant sees it.
 
     Values and clipped count form one Gaussian with the total multiplier, as
@@ -167,21 +176,25 @@ class GaussianMechanism:
     if not self.is_private:
       return dp_accounting.NonPrivateDpEvent()
     return self.sampling.event(
-        dp_accounting.GaussianDpEvent(self.noise_multiplier)
+      dp_accounting.GaussianDpEvent(self.noise_multiplier)
     )
+
+  def charges_for(self, rounds: int) -> int:
+    """Returns `rounds`: each round is charged for itself."""
+    return rounds
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""
     clipping = self.clipping
     return {
-        'mechanism': self.name,
-        'privacy_unit': self.privacy_unit,
-        'neighboring_relation': self.neighboring_relation.name.lower(),
-        'noise_multiplier': self.noise_multiplier,
-        'value_noise_multiplier': self.value_noise_multiplier,
-        'clipping': clipping.name if clipping else 'none',
-        **(dataclasses.asdict(clipping) if clipping else {}),
-        'sampling': self.sampling.name,
-        'sampling_rate': self.sampling.rate,
-        **dataclasses.asdict(self.sampling),
+      'mechanism': self.name,
+      'privacy_unit': self.privacy_unit,
+      'neighboring_relation': self.neighboring_relation.name.lower(),
+      'noise_multiplier': self.noise_multiplier,
+      'value_noise_multiplier': self.value_noise_multiplier,
+      'clipping': clipping.name if clipping else 'none',
+      **(dataclasses.asdict(clipping) if clipping else {}),
+      'sampling': self.sampling.name,
+      'sampling_rate': self.sampling.rate,
+      **dataclasses.asdict(self.sampling),
     }

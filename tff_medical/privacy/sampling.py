@@ -8,8 +8,7 @@ draws a cohort of fixed size; here the two cannot come apart.
 >>> sampling = PoissonSampling(population=1000, expected_cohort=50)
 >>> sampling.rate
 0.05
->>> rng = np.random.default_rng(0)
->>> cohort = sampling.draw(rng)  # indices; the size varies, 0 is possible
+>>> cohort = sampling.draw(cohort_seed=0, round_num=1)  # 0 units are possible
 >>> bool(np.all(np.diff(cohort) > 0))
 True
 """
@@ -38,15 +37,16 @@ class PoissonSampling:
   expected_cohort: float
 
   name = 'poisson'
+  amplifies = True
 
   def __post_init__(self) -> None:
     _validate.positive_int(population=self.population)
     _validate.positive(expected_cohort=self.expected_cohort)
     if self.expected_cohort >= self.population:
       raise _validate.InputError(
-          f'expected_cohort must be below the population ({self.population}) '
-          f'for Poisson sampling, got {self.expected_cohort:g}; lower it, or '
-          'let everybody take part in every round'
+        f'expected_cohort must be below the population ({self.population}) '
+        f'for Poisson sampling, got {self.expected_cohort:g}; lower it, or '
+        'let everybody take part in every round'
       )
 
   @property
@@ -54,8 +54,9 @@ class PoissonSampling:
     """The probability, in (0, 1), that a unit joins a round."""
     return self.expected_cohort / self.population
 
-  def draw(self, rng: np.random.Generator) -> np.ndarray:
-    """Returns the sorted indices, int64 [n], of one round's cohort."""
+  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
+    """Returns the sorted indices, int64 [n], of a round's cohort."""
+    rng = cohort_rng(cohort_seed, round_num)
     return np.flatnonzero(rng.random(self.population) < self.rate)
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
@@ -70,6 +71,7 @@ class FullParticipation:
   population: int
 
   name = 'all'
+  amplifies = False
   rate = 1.0
 
   def __post_init__(self) -> None:
@@ -80,9 +82,9 @@ class FullParticipation:
     """The cohort, which is the population."""
     return float(self.population)
 
-  def draw(self, rng: np.random.Generator) -> np.ndarray:
-    """Returns the indices of all units; draws nothing from `rng`."""
-    del rng
+  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
+    """Returns the indices of all units, in every round."""
+    del cohort_seed, round_num
     return np.arange(self.population)
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
@@ -108,14 +110,15 @@ class TruncatedPoissonSampling:
   max_cohort: int
 
   name = 'truncated_poisson'
+  amplifies = True
 
   def __post_init__(self) -> None:
     PoissonSampling(self.population, self.expected_cohort)
     _validate.positive_int(max_cohort=self.max_cohort)
     if self.max_cohort < self.expected_cohort:
       raise _validate.InputError(
-          f'max_cohort must be at least the expected cohort '
-          f'({self.expected_cohort:g}), got {self.max_cohort}'
+        f'max_cohort must be at least the expected cohort '
+        f'({self.expected_cohort:g}), got {self.max_cohort}'
       )
 
   @property
@@ -123,8 +126,9 @@ class TruncatedPoissonSampling:
     """The probability, in (0, 1), that a unit is drawn, before the cap."""
     return self.expected_cohort / self.population
 
-  def draw(self, rng: np.random.Generator) -> np.ndarray:
-    """Returns the sorted indices, int64 [n], of one round's cohort."""
+  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
+    """Returns the sorted indices, int64 [n], of a round's cohort."""
+    rng = cohort_rng(cohort_seed, round_num)
     drawn = np.flatnonzero(rng.random(self.population) < self.rate)
     if len(drawn) > self.max_cohort:
       drawn = np.sort(rng.choice(drawn, self.max_cohort, replace=False))
@@ -134,13 +138,13 @@ class TruncatedPoissonSampling:
     """Returns the event of a Gaussian applied to a cohort drawn like this."""
     if not isinstance(inner, dp_accounting.GaussianDpEvent):
       raise dp_accounting.UnsupportedEventError(
-          f'a capped cohort is accounted for with Gaussian noise, not {inner}'
+        f'a capped cohort is accounted for with Gaussian noise, not {inner}'
       )
     return dp_accounting.TruncatedSubsampledGaussianDpEvent(
-        dataset_size=self.population,
-        sampling_probability=self.rate,
-        truncated_batch_size=self.max_cohort,
-        noise_multiplier=inner.noise_multiplier,
+      dataset_size=self.population,
+      sampling_probability=self.rate,
+      truncated_batch_size=self.max_cohort,
+      noise_multiplier=inner.noise_multiplier,
     )
 
 

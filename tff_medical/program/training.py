@@ -17,15 +17,14 @@ import enum
 import signal
 import threading
 import time
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.privacy import aggregators
+from tff_medical.privacy import aggregators, interface
 from tff_medical.privacy import ledger as ledger_lib
-from tff_medical.privacy import sampling as sampling_lib
 from tff_medical.program import checkpoints as checkpoints_lib
 
 ClientDatasets = Callable[[np.ndarray], Sequence[tf.data.Dataset]]
@@ -73,14 +72,14 @@ class RoundReport:
 
   round_num: int
   epsilon: float
-  clip_norm: Optional[float]
+  clip_norm: float | None
   round_secs: float
   metrics: Mapping[str, float]
 
   def values(self) -> collections.OrderedDict[str, float]:
     """Returns the report as flat named numbers."""
     values = collections.OrderedDict(
-        epsilon=self.epsilon, round_secs=self.round_secs
+      epsilon=self.epsilon, round_secs=self.round_secs
     )
     if self.clip_norm is not None:
       values['clip_norm'] = self.clip_norm
@@ -89,18 +88,18 @@ class RoundReport:
 
 
 def train(
-    process: tff.learning.templates.LearningProcess,
-    *,
-    sampling: sampling_lib.Sampling,
-    client_datasets: ClientDatasets,
-    ledger: ledger_lib.PrivacyLedger,
-    checkpoints: checkpoints_lib.Checkpoints,
-    cohort_seed: int,
-    rounds: int,
-    evaluate: Evaluate,
-    rounds_per_eval: int,
-    release_managers: Sequence[tff.program.ReleaseManager] = (),
-    on_round: Callable[[RoundReport], None] = lambda report: None,
+  process: tff.learning.templates.LearningProcess,
+  *,
+  sampling: interface.Sampler,
+  client_datasets: ClientDatasets,
+  ledger: ledger_lib.PrivacyLedger,
+  checkpoints: checkpoints_lib.Checkpoints,
+  cohort_seed: int,
+  rounds: int,
+  evaluate: Evaluate,
+  rounds_per_eval: int,
+  release_managers: Sequence[tff.program.ReleaseManager] = (),
+  on_round: Callable[[RoundReport], None] = lambda report: None,
 ) -> Outcome:
   """Runs rounds from the newest checkpoint on, and returns how it ended.
 
@@ -137,8 +136,7 @@ def train(
       except ledger_lib.BudgetExceededError as error:
         reason, message = StopReason.BUDGET_SPENT, str(error)
         break
-      rng = sampling_lib.cohort_rng(cohort_seed, round_num)
-      cohort = sampling.draw(rng)
+      cohort = sampling.draw(cohort_seed, round_num)
       state = process.next(state, list(client_datasets(cohort))).state
       checkpoints.save(round_num, state)
       done = round_num
@@ -147,11 +145,11 @@ def train(
       if round_num % rounds_per_eval == 0 or round_num == rounds:
         metrics = evaluate(process.get_model_weights(state))
       report = RoundReport(
-          round_num,
-          epsilon,
-          aggregators.clip_norm(state.aggregator),
-          round_secs,
-          metrics,
+        round_num,
+        epsilon,
+        aggregators.clip_norm(state.aggregator),
+        round_secs,
+        metrics,
       )
       _release(release_managers, report)
       on_round(report)
@@ -165,7 +163,7 @@ def train(
 
 
 def _release(
-    managers: Sequence[tff.program.ReleaseManager], report: RoundReport
+  managers: Sequence[tff.program.ReleaseManager], report: RoundReport
 ) -> None:
   async def release_all() -> None:
     for manager in managers:

@@ -1,0 +1,92 @@
+"""What the rest of the project needs of a mechanism and of a sampler.
+
+Ledger, calibration, card and training program know no mechanism by name: a new
+one (`mechanisms`, `tree_mechanism`) has these members, is given an aggregator in
+`aggregators.build_aggregator`, and is then charged, calibrated and described
+like the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+import dp_accounting
+import numpy as np
+
+
+class Sampler(Protocol):
+  """Draws the units of each round."""
+
+  @property
+  def name(self) -> str:
+    """What the ledger and the card call it."""
+
+  @property
+  def amplifies(self) -> bool:
+    """Whether epsilon is smaller for those who cannot tell the cohorts."""
+
+  @property
+  def expected_cohort(self) -> float:
+    """How many units a round is expected to have."""
+
+  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
+    """Returns the sorted indices, int64 [n], of a round's units.
+
+    A pure function: a repeated round draws the same units, and no generator's
+    state has to be saved.
+
+    Args:
+      cohort_seed: A non-negative integer.
+      round_num: The round, 1 for the first.
+    """
+
+
+class Mechanism(Protocol):
+  """Says what is released, to whom it matters and what it costs."""
+
+  @property
+  def sampling(self) -> Sampler:
+    """Draws the units of each round."""
+
+  @property
+  def noise_multiplier(self) -> float:
+    """The noise, on the scale that calibration searches; 0 is none."""
+
+  @property
+  def max_noise_multiplier(self) -> float:
+    """The noise multiplier must stay below this; may be inf."""
+
+  @property
+  def is_private(self) -> bool:
+    """Whether any finite epsilon can be stated."""
+
+  @property
+  def privacy_unit(self) -> str:
+    """Whom the guarantee protects: client, record or patient."""
+
+  @property
+  def neighboring_relation(self) -> dp_accounting.NeighboringRelation:
+    """What two data sets that must look alike differ in."""
+
+  @property
+  def caveats(self) -> tuple[str, ...]:
+    """Sentences on what epsilon does not cover with this mechanism."""
+
+  def charge_event(self) -> dp_accounting.DpEvent:
+    """Returns what one charge pays for; every charge pays for the same."""
+
+  def charges_for(self, rounds: int) -> int:
+    """Returns how many charges the first `rounds` rounds cost, none repeated.
+
+    It grows by one a round where each round is charged for itself, and where a
+    charge pays for several rounds with the first of them.
+    """
+
+  def with_noise(self: MechanismT, noise_multiplier: float) -> MechanismT:
+    """Returns this mechanism with another noise multiplier."""
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the mechanism as plain values for the ledger and the card."""
+
+
+MechanismT = TypeVar('MechanismT', bound=Mechanism)
