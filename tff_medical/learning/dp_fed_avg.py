@@ -1,8 +1,8 @@
 """DP-FedAvg: federated averaging whose aggregate is differentially private.
 
 McMahan et al. 2018 (arXiv 1710.06963), with the adaptive clipping of Andrew et
-al. 2021 (arXiv 1905.03871) where the mechanism asks for it. The parts are TFF's
-own: its client work trains the clients, its aggregator around TensorFlow
+al. 2021 (arXiv 1905.03871) or as the DP-FTRL of Kairouz et al. 2021 (arXiv
+2103.00039) where the mechanism asks for it. The parts are TFF's own: its client work trains the clients, its aggregator around TensorFlow
 Privacy's query clips, sums and adds noise, its finalizer applies the result.
 """
 
@@ -13,12 +13,16 @@ from typing import Any, Union
 
 import tensorflow_federated as tff
 
-from tff_medical.learning import optimizers
+from tff_medical.learning import client_training, optimizers
 from tff_medical.privacy import aggregators
 
 Model = Union[
   tff.learning.models.FunctionalModel,
   Callable[[], tff.learning.models.VariableModel],
+]
+ClientOptimizer = Union[
+  tff.learning.optimizers.Optimizer,
+  Callable[[Any], tff.learning.optimizers.Optimizer],
 ]
 
 
@@ -26,15 +30,17 @@ def build_dp_fed_avg(
   model: Model,
   mechanism: aggregators.ClientMechanism,
   *,
-  client_optimizer: tff.learning.optimizers.Optimizer,
+  client_optimizer: ClientOptimizer,
+  client_learning_rate: client_training.Schedule | None = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Returns a learning process that runs in any TFF context.
 
-  The guarantee holds for what `next` returns, its state and its metrics, if
-  each round's cohort is drawn by `mechanism.sampling` and every round is
-  charged in a ledger of `mechanism`. Client training metrics, which TFF
-  sums without noise, are left out for that reason.
+  The guarantee holds for the models and metrics of `next`, if each round's
+  cohort is drawn by `mechanism.sampling` and each round is charged in a ledger
+  of `mechanism`; for the state, too, but for a tree's, which holds noise that
+  is still to be taken back. Client training metrics, which TFF sums without
+  noise, are left out for that reason.
 
   Args:
     model: A functional model, or a function that returns a new `VariableModel`.
@@ -42,16 +48,32 @@ def build_dp_fed_avg(
     mechanism: Clipping, noise and sampling. Without clipping the process is
       plain, unweighted FedAvg.
     client_optimizer: What every client trains with, one pass over its dataset
-      of batches.
+      of batches; with `client_learning_rate`, a function from a learning rate
+      to it. See `client_training.with_proximal_term` for FedProx.
+    client_learning_rate: From the number of rounds done before to the clients'
+      learning rate, as `client_training.build_schedule` makes it.
     server_optimizer: Takes the aggregated update for a gradient. By default SGD
       with learning rate 1: the update is added.
   """
-  return tff.learning.algorithms.build_unweighted_fed_avg(
+  aggregator = aggregators.build_aggregator(mechanism)
+  if server_optimizer is None:
+    server_optimizer = optimizers.build_server_optimizer(
+      'sgd', learning_rate=1.0
+    )
+  if client_learning_rate is None:
+    return tff.learning.algorithms.build_unweighted_fed_avg(
+      model_fn=model,
+      client_optimizer_fn=client_optimizer,
+      server_optimizer_fn=server_optimizer,
+      model_aggregator=aggregator,
+      metrics_aggregator=_no_metrics,
+    )
+  return tff.learning.algorithms.build_weighted_fed_avg_with_optimizer_schedule(
     model_fn=model,
+    client_learning_rate_fn=client_learning_rate,
     client_optimizer_fn=client_optimizer,
-    server_optimizer_fn=server_optimizer
-    or optimizers.build_server_optimizer('sgd', learning_rate=1.0),
-    model_aggregator=aggregators.build_aggregator(mechanism),
+    server_optimizer_fn=server_optimizer,
+    model_aggregator=tff.aggregators.as_weighted_aggregator(aggregator),
     metrics_aggregator=_no_metrics,
   )
 

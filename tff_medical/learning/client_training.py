@@ -1,0 +1,115 @@
+"""What clients train with: the FedProx term and learning rates by round.
+
+FedProx (Li et al. 2020, arXiv 1812.06127) adds strength / 2 * |w - w0|**2 to
+every client's loss, w0 being the weights it was sent, so that clients with
+unlike data stay together. It is an optimizer around another one here, and so
+goes with every model, optimizer and schedule. Not `build_unweighted_fed_prox` of
+TFF 0.87: it adds strength * (w0 - w) to the gradient instead of
+strength * (w - w0) (learning/templates/proximal_client_work.py, both variants),
+which drives clients apart; and it knows no schedule.
+
+>>> schedule = build_schedule('cosine', learning_rate=0.1, rounds=100)
+>>> [round(float(schedule(done)), 4) for done in (0, 50, 99)]
+[0.1, 0.05, 0.0]
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+import math
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import _validate
+
+# From the number of rounds done before, an int or int32, to a learning rate.
+Schedule = Callable[[Any], tf.Tensor]
+
+SCHEDULES = ('constant', 'linear', 'cosine')
+
+
+def build_schedule(name: str, *, learning_rate: float, rounds: int) -> Schedule:
+  """Returns the clients' learning rate by the number of rounds done before.
+
+  Args:
+    name: 'constant', 'linear' (lr * (1 - n / rounds)) or 'cosine'
+      (lr * (1 + cos(pi * n / rounds)) / 2).
+    learning_rate: That of the first round, above 0.
+    rounds: The planned rounds. Later ones go on with the rate of the last.
+
+  Raises:
+    InputError: The name is unknown or a value is out of range.
+  """
+  _validate.one_of(SCHEDULES, client_learning_rate_schedule=name)
+  _validate.positive(client_learning_rate=learning_rate)
+  _validate.positive_int(rounds=rounds)
+
+  def schedule(rounds_done: Any) -> tf.Tensor:
+    progress = tf.cast(tf.minimum(rounds_done, rounds - 1), tf.float32) / rounds
+    if name == 'linear':
+      return learning_rate * (1 - progress)
+    if name == 'cosine':
+      return learning_rate * (1 + tf.cos(math.pi * progress)) / 2
+    return tf.constant(learning_rate, tf.float32)
+
+  return schedule
+
+
+def with_proximal_term(
+  optimizer: tff.learning.optimizers.Optimizer, strength: float
+) -> tff.learning.optimizers.Optimizer:
+  """Returns `optimizer` on the loss plus strength / 2 * |w - w0|**2.
+
+  Args:
+    optimizer: What minimises the sum.
+    strength: FedProx's mu, 0 or more; 0 returns `optimizer` itself.
+
+  Raises:
+    InputError: The strength is negative.
+  """
+  _validate.non_negative(proximal_strength=strength)
+  return _Proximal(optimizer, strength) if strength else optimizer
+
+
+class _Proximal(tff.learning.optimizers.Optimizer):
+  """Takes the weights of its first step for the ones that were sent."""
+
+  def __init__(self, inner: tff.learning.optimizers.Optimizer, strength: float):
+    self._inner = inner
+    self._strength = strength
+
+  def initialize(self, specs: Any) -> collections.OrderedDict:
+    return collections.OrderedDict(
+      inner=self._inner.initialize(specs),
+      started=tf.constant(False),
+      sent=tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), specs),
+    )
+
+  def next(
+    self, state: collections.OrderedDict, weights: Any, gradients: Any
+  ) -> tuple[collections.OrderedDict, Any]:
+    sent = tf.nest.map_structure(
+      lambda old, new: tf.where(state['started'], old, new),
+      state['sent'],
+      weights,
+    )
+    gradients = tf.nest.map_structure(
+      lambda g, w, w0: g + self._strength * (w - w0), gradients, weights, sent
+    )
+    inner, weights = self._inner.next(state['inner'], weights, gradients)
+    state = collections.OrderedDict(
+      inner=inner, started=tf.constant(True), sent=sent
+    )
+    return state, weights
+
+  def get_hparams(self, state: collections.OrderedDict) -> Any:
+    return self._inner.get_hparams(state['inner'])
+
+  def set_hparams(
+    self, state: collections.OrderedDict, hparams: Any
+  ) -> collections.OrderedDict:
+    inner = self._inner.set_hparams(state['inner'], hparams)
+    return collections.OrderedDict({**state, 'inner': inner})
