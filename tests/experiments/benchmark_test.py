@@ -3,12 +3,16 @@ import statistics
 from unittest import mock
 
 from absl import app
-from absl.testing import absltest, flagsaver, parameterized
+from absl.testing import absltest
+from absl.testing import flagsaver
+from absl.testing import parameterized
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments import bare_tensorflow, benchmark
-from tff_medical import _validate, runtime
+from experiments import bare_tensorflow
+from experiments import benchmark
+from tff_medical import _validate
+from tff_medical import runtime
 
 _SMALL = benchmark.Workload(clients=6, images=8, batch_size=4)
 
@@ -34,16 +38,14 @@ class BenchmarkTest(parameterized.TestCase):
 
   def test_whole_command(self):
     path = self.create_tempfile('benchmark.json').full_path
-    with (
-      flagsaver.flagsaver(
-        rounds=1,
-        warm_up=0,
-        workloads=['common'],
-        contenders=['local', 'local_plain', 'floor'],
-        json=path,
-      ),
-      mock.patch.dict(benchmark.WORKLOADS, common=_SMALL),
-    ):
+    flags = flagsaver.flagsaver(
+      rounds=1,
+      warm_up=0,
+      workloads=['common'],
+      contenders=['local', 'local_plain', 'floor'],
+      json=path,
+    )
+    with flags, mock.patch.dict(benchmark.WORKLOADS, common=_SMALL):
       benchmark.main(['benchmark'])
     with open(path, encoding='utf-8') as file:
       report = json.load(file)

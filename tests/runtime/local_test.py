@@ -4,13 +4,17 @@ import threading
 import time
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical import _validate, runtime
-from tff_medical.runtime import cohort, devices, plan
+from tff_medical import _validate
+from tff_medical import runtime
+from tff_medical.runtime import cohort
+from tff_medical.runtime import devices
+from tff_medical.runtime import plan
 
 _CLIENTS_FLOAT = tff.FederatedType(np.float32, tff.CLIENTS)
 

@@ -6,7 +6,8 @@ Each case is run by both on the same arguments. Nothing here is random.
 import collections
 import gc
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff

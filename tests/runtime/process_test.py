@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -136,14 +138,15 @@ class ProcessTest(parameterized.TestCase):
 
         comp = map_and_add(slow)
         comp([1.0])
-        report(ready=True)
         try:
+          report(ready=True)
           comp([1.0] * 1_000_000)
         except KeyboardInterrupt:
           report(stopped=True, again=float(comp([0.0, 0.0])))
     """)
     while not process.stdout.readline().startswith('REPORT'):
       self.assertIsNone(process.poll())
+    time.sleep(1)  # to be in the middle of the round
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     self.assertEqual(process.returncode, 0, errors)

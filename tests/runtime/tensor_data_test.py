@@ -1,9 +1,12 @@
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 
-from tff_medical import _validate, runtime
-from tff_medical.runtime import loops, tensor_data
+from tff_medical import _validate
+from tff_medical import runtime
+from tff_medical.runtime import loops
+from tff_medical.runtime import tensor_data
 
 
 def _data(examples):

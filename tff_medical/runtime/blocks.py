@@ -17,7 +17,10 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import graphs, nodes, sequences, values
+from tff_medical.runtime import graphs
+from tff_medical.runtime import nodes
+from tff_medical.runtime import sequences
+from tff_medical.runtime import values
 
 
 def _pack(type_spec: tff.Type, leaves: Iterator[nodes.Value]) -> nodes.Value:

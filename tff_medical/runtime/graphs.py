@@ -25,7 +25,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tff_medical.runtime import importing, loops
+from tff_medical.runtime import importing
+from tff_medical.runtime import loops
 
 _HANDLE_ATTR = 'shared_name'
 _import_number = itertools.count()

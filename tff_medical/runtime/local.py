@@ -5,10 +5,11 @@ its place: it unfolds a computation (`blocks`), cuts it into steps and passes
 (`plan`), and runs them with the TensorFlow that is installed, the clients of a
 cohort at once on CPU threads or GPUs (`cohort`).
 
+>>> import numpy as np
 >>> import tensorflow_federated as tff
 >>> from tff_medical import runtime
 >>> context = runtime.create_local_context(client_threads=1)
->>> @tff.federated_computation(tff.FederatedType(int, tff.CLIENTS))
+>>> @tff.federated_computation(tff.FederatedType(np.int32, tff.CLIENTS))
 ... def total(values):
 ...   return tff.federated_sum(values)
 >>> with tff.framework.get_context_stack().install(context):
@@ -27,9 +28,12 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import blocks, devices, nodes, values
+from tff_medical.runtime import blocks
 from tff_medical.runtime import cohort as cohort_lib
+from tff_medical.runtime import devices
+from tff_medical.runtime import nodes
 from tff_medical.runtime import plan as plan_lib
+from tff_medical.runtime import values
 
 _Computation = tff.framework.ConcreteComputation
 # Characters of a type signature that an error shows.

@@ -17,7 +17,10 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import blocks, loops, nodes, tensor_data
+from tff_medical.runtime import blocks
+from tff_medical.runtime import loops
+from tff_medical.runtime import nodes
+from tff_medical.runtime import tensor_data
 
 _Emit = Callable[[Sequence[Any]], list[Any]]
 

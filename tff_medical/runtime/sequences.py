@@ -12,7 +12,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import loops, values
+from tff_medical.runtime import loops
+from tff_medical.runtime import values
 
 
 def _order(element: tff.Type) -> list[int]:
