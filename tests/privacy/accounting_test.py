@@ -13,20 +13,19 @@ from tff_medical.privacy import accounting
 
 def _poisson(rate, noise_multiplier):
   return dp_accounting.PoissonSampledDpEvent(
-      rate, dp_accounting.GaussianDpEvent(noise_multiplier)
+    rate, dp_accounting.GaussianDpEvent(noise_multiplier)
   )
 
 
 class PldEpsilonTest(parameterized.TestCase):
-
   @parameterized.parameters(
-      (0.1, 1.0, 200, 1e-3),
-      (0.02, 0.8, 1000, 1e-5),
-      (0.5, 2.0, 30, 1e-3),
-      (0.1, 4.0, 5, 1e-6),
+    (0.1, 1.0, 200, 1e-3),
+    (0.02, 0.8, 1000, 1e-5),
+    (0.5, 2.0, 30, 1e-3),
+    (0.1, 4.0, 5, 1e-6),
   )
   def test_never_below_and_hardly_above_the_finer_accountant(
-      self, rate, noise_multiplier, rounds, delta
+    self, rate, noise_multiplier, rounds, delta
   ):
     event = _poisson(rate, noise_multiplier)
     finer = pld.PLDAccountant().compose(event, rounds).get_epsilon(delta)
@@ -37,48 +36,46 @@ class PldEpsilonTest(parameterized.TestCase):
   def test_known_figures(self):
     # Measured with dp-accounting's PLD at its own defaults.
     self.assertAlmostEqual(
-        accounting.pld_epsilon(_poisson(0.1, 1.0), rounds=200, delta=1e-3),
-        7.096,
-        delta=5e-4,
+      accounting.pld_epsilon(_poisson(0.1, 1.0), rounds=200, delta=1e-3),
+      7.096,
+      delta=5e-4,
     )
     # TFF's tutorial: 3,383 EMNIST clients, 120 expected, z 1.2, 100 rounds.
     self.assertAlmostEqual(
-        accounting.pld_epsilon(
-            _poisson(120 / 3383, 1.2), rounds=100, delta=1e-5
-        ),
-        1.71,
-        delta=5e-3,
+      accounting.pld_epsilon(_poisson(120 / 3383, 1.2), rounds=100, delta=1e-5),
+      1.71,
+      delta=5e-3,
     )
 
   @parameterized.parameters((0.5, 246), (1.0, 72), (1.5, 37))
   def test_twenty_hospitals_in_every_round_are_hardly_protected(
-      self, noise_multiplier, epsilon
+    self, noise_multiplier, epsilon
   ):
     event = dp_accounting.GaussianDpEvent(noise_multiplier)
     self.assertAlmostEqual(
-        accounting.pld_epsilon(event, rounds=100, delta=0.01),
-        epsilon,
-        delta=0.5,
+      accounting.pld_epsilon(event, rounds=100, delta=0.01),
+      epsilon,
+      delta=0.5,
     )
 
   def test_gaussian_has_a_closed_form(self):
     event = dp_accounting.GaussianDpEvent(5.0)
     exact = dp_accounting.get_epsilon_gaussian(5.0 / math.sqrt(9), 1e-5)
     self.assertAlmostEqual(
-        accounting.pld_epsilon(event, rounds=9, delta=1e-5), exact, delta=1e-3
+      accounting.pld_epsilon(event, rounds=9, delta=1e-5), exact, delta=1e-3
     )
 
   def test_no_noise_is_no_guarantee_and_no_round_costs_nothing(self):
     event = dp_accounting.NonPrivateDpEvent()
     self.assertEqual(
-        accounting.pld_epsilon(event, rounds=1, delta=0.1), math.inf
+      accounting.pld_epsilon(event, rounds=1, delta=0.1), math.inf
     )
     self.assertEqual(accounting.pld_epsilon(event, rounds=0, delta=0.1), 0)
 
   def test_refuses_what_it_cannot_account_for(self):
     with self.assertRaises(dp_accounting.UnsupportedEventError):
       accounting.pld_epsilon(
-          dp_accounting.UnsupportedDpEvent(), rounds=1, delta=0.1
+        dp_accounting.UnsupportedDpEvent(), rounds=1, delta=0.1
       )
 
   @parameterized.parameters(0.0, 1.0, -0.1)
@@ -88,24 +85,22 @@ class PldEpsilonTest(parameterized.TestCase):
 
 
 class RdpEpsilonTest(absltest.TestCase):
-
   def test_is_looser_than_pld(self):
     event = _poisson(0.1, 1.0)
     by_rdp = accounting.rdp_epsilon(event, rounds=200, delta=1e-3)
     self.assertAlmostEqual(by_rdp, 8.254, delta=1e-3)
     self.assertGreater(
-        by_rdp, accounting.pld_epsilon(event, rounds=200, delta=1e-3)
+      by_rdp, accounting.pld_epsilon(event, rounds=200, delta=1e-3)
     )
 
   def test_no_noise(self):
     event = dp_accounting.NonPrivateDpEvent()
     self.assertEqual(
-        accounting.rdp_epsilon(event, rounds=1, delta=0.1), math.inf
+      accounting.rdp_epsilon(event, rounds=1, delta=0.1), math.inf
     )
 
 
 class DefaultDeltaTest(absltest.TestCase):
-
   def test_is_below_one_over_the_population(self):
     self.assertAlmostEqual(accounting.default_delta(1000), 1000**-1.1)
 

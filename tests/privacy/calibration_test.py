@@ -1,10 +1,13 @@
 """Tests that calibrated noise keeps the promise, and hardly more than that."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 from dp_accounting import pld
 
 from tff_medical import _validate
-from tff_medical.privacy import calibration, mechanisms, sampling
+from tff_medical.privacy import calibration
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling
 
 
 def _mechanism(clipping, num_clients=1000, cohort=100):

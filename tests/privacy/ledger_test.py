@@ -9,10 +9,15 @@ import signal
 import subprocess
 import sys
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 
 from tff_medical import _validate
-from tff_medical.privacy import accounting, ledger, mechanisms, sampling
+from tff_medical.privacy import accounting
+from tff_medical.privacy import ledger
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling
+from tff_medical.privacy import tree_mechanism
 
 
 def _mechanism(noise_multiplier=1.0):
@@ -190,6 +195,77 @@ class PrivacyLedgerTest(parameterized.TestCase):
     self._open().close()
     self._open().close()
     self.assertTrue(os.path.getsize(self.path))
+
+  def test_a_lost_file_is_charged_for_with_the_next_round(self):
+    with self._open() as book:
+      epsilon = book.charge(7)
+      self.assertEqual(book.charges, 7)
+      self.assertEqual(book.rounds_charged, 1)
+      self.assertEqual(epsilon, book.epsilon)
+      book.charge(8)
+      self.assertEqual(book.charges, 8)
+
+
+class TreeLedgerTest(parameterized.TestCase):
+  """A tree of 4 rounds is paid for in its first; see also the training test."""
+
+  def setUp(self):
+    super().setUp()
+    folder = self.create_tempdir().full_path
+    self.path = pathlib.Path(folder, 'privacy_ledger.jsonl')
+    self.mechanism = tree_mechanism.TreeMechanism(
+      sampling=tree_mechanism.TreeSampling(40, 10, 4),
+      clipping=mechanisms.FixedClipping(1.0),
+      noise_multiplier=4.0,
+    )
+
+  def _open(self, budget=None):
+    return ledger.PrivacyLedger(
+      self.path, self.mechanism, delta=1e-3, epsilon_budget=budget
+    )
+
+  def _epsilon(self, trees):
+    return accounting.pld_epsilon(
+      self.mechanism.charge_event(), rounds=trees, delta=1e-3
+    )
+
+  def test_charges_trees_and_keeps_a_line_a_round(self):
+    with self._open() as book:
+      epsilons = [book.charge(n) for n in range(1, 10)]
+    self.assertEqual(epsilons, [self._epsilon(1 + n // 4) for n in range(9)])
+    lines = self.path.read_text().splitlines()
+    records = [json.loads(line) for line in lines[1:]]
+    self.assertEqual([r['round'] for r in records], list(range(1, 10)))
+    self.assertEqual(
+      [r['charges'] for r in records], [1, 1, 1, 1, 2, 2, 2, 2, 3]
+    )
+
+  @parameterized.parameters(
+    ([1, 1], 2),  # The first round again: the tree is begun twice.
+    ([1, 2, 3, 3, 4], 2),  # Within a tree.
+    ([1, 2, 3, 3, 3, 3], 4),
+    ([1, 2, 3, 2, 3, 4], 3),  # From an older checkpoint: each one again.
+    ([1, 2, 3, 4, 5, 4, 5, 6], 4),  # Over the border of two trees.
+    ([6], 2),  # The file was lost.
+  )
+  def test_repeated_rounds_cost_a_tree_each(self, rounds, trees):
+    for round_num in rounds:
+      with self._open() as book:
+        epsilon = book.charge(round_num)
+    with self._open() as book:
+      self.assertEqual(book.charges, trees)
+      self.assertEqual(book.rounds_charged, len(rounds))
+      self.assertEqual(book.epsilon, epsilon)
+
+  def test_refuses_the_tree_that_would_exceed_the_budget(self):
+    with self._open(budget=self._epsilon(2)) as book:
+      for round_num in range(1, 9):
+        book.charge(round_num)
+      with self.assertRaisesRegex(ledger.BudgetExceededError, 'round 9 '):
+        book.charge(9)
+      with self.assertRaisesRegex(ledger.BudgetExceededError, 'round 8 '):
+        book.charge(8)
+      self.assertEqual(book.charges, 2)
 
 
 if __name__ == '__main__':

@@ -2,11 +2,13 @@
 
 import math
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import dp_accounting
 
 from tff_medical import _validate
-from tff_medical.privacy import mechanisms, sampling
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling
 
 
 def _mechanism(clipping, noise_multiplier, cohort=100):

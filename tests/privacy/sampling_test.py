@@ -1,12 +1,14 @@
 """Tests of how cohorts are drawn and what the accountant is told of it."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import dp_accounting
 import numpy as np
 from scipy import stats
 
 from tff_medical import _validate
-from tff_medical.privacy import accounting, sampling
+from tff_medical.privacy import accounting
+from tff_medical.privacy import sampling
 
 
 class PoissonSamplingTest(parameterized.TestCase):

@@ -2,19 +2,18 @@
 
 import math
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import dp_accounting
 from dp_accounting import rdp
 import numpy as np
 from scipy import stats
 
 from tff_medical import _validate
-from tff_medical.privacy import (
-  accounting,
-  calibration,
-  mechanisms,
-  tree_mechanism,
-)
+from tff_medical.privacy import accounting
+from tff_medical.privacy import calibration
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import tree_mechanism
 
 
 def _mechanism(noise_multiplier=2.0, population=300, rounds_per_tree=16):

@@ -2,18 +2,17 @@
 
 import collections
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_privacy.privacy.dp_query import tree_aggregation
 
-from tff_medical.privacy import (
-  aggregators,
-  mechanisms,
-  tree_mechanism,
-  tree_query,
-)
+from tff_medical.privacy import aggregators
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import tree_mechanism
+from tff_medical.privacy import tree_query
 
 _SIZE = 40_000
 

@@ -13,8 +13,10 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import learning
-from tff_medical.privacy import accounting, mechanisms, sampling
+from tff_medical.privacy import accounting
 from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import training
 

@@ -13,7 +13,8 @@ from typing import Any, Union
 
 import tensorflow_federated as tff
 
-from tff_medical.learning import client_training, optimizers
+from tff_medical.learning import client_training
+from tff_medical.learning import optimizers
 from tff_medical.privacy import aggregators
 
 Model = Union[

@@ -13,7 +13,9 @@ from typing import Any, Union
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.privacy import mechanisms, tree_mechanism, tree_query
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import tree_mechanism
+from tff_medical.privacy import tree_query
 
 ClientMechanism = Union[
   mechanisms.GaussianMechanism, tree_mechanism.TreeMechanism

@@ -17,7 +17,8 @@ from collections.abc import Callable
 import math
 
 from tff_medical import _validate
-from tff_medical.privacy import accounting, interface
+from tff_medical.privacy import accounting
+from tff_medical.privacy import interface
 
 # The noise multiplier is found to this relative width, and its upper end taken.
 _TOLERANCE = 1e-3

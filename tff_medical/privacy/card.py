@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from tff_medical.privacy import accounting, interface
+from tff_medical.privacy import accounting
+from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 
 NOT_COVERED = (

@@ -28,7 +28,8 @@ import types
 from typing import Any
 
 from tff_medical import _validate
-from tff_medical.privacy import accounting, interface
+from tff_medical.privacy import accounting
+from tff_medical.privacy import interface
 
 _FORMAT = 1
 

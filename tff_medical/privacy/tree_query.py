@@ -29,7 +29,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
-from tff_medical.privacy import noise, tree_mechanism
+from tff_medical.privacy import noise
+from tff_medical.privacy import tree_mechanism
 
 
 class TreeSumQuery(tfp.SumAggregationDPQuery):

@@ -23,7 +23,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.privacy import aggregators, interface
+from tff_medical.privacy import aggregators
+from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
 

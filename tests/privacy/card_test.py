@@ -1,0 +1,71 @@
+"""Tests of what the privacy card says of each mechanism."""
+
+import json
+import pathlib
+
+from absl.testing import absltest
+
+from tff_medical.privacy import card
+from tff_medical.privacy import ledger
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling
+from tff_medical.privacy import tree_mechanism
+
+_CLIPPING = mechanisms.FixedClipping(1.0)
+
+
+class BuildCardTest(absltest.TestCase):
+  def _card(self, mechanism, rounds, **changed):
+    path = pathlib.Path(self.create_tempdir().full_path, 'ledger.jsonl')
+    with ledger.PrivacyLedger(path, mechanism, delta=1e-3) as book:
+      for round_num in rounds:
+        book.charge(round_num)
+      result = card.build_card(
+        mechanism,
+        book,
+        rounds=max(rounds),
+        dataset='x',
+        test_metrics={},
+        **changed,
+      )
+    result['text'] = ' '.join(result['not_covered'])
+    return json.loads(json.dumps(result))
+
+  def test_of_sampled_clients(self):
+    mechanism = mechanisms.GaussianMechanism(
+      sampling=sampling.PoissonSampling(100, 10),
+      clipping=_CLIPPING,
+      noise_multiplier=1.0,
+    )
+    said = self._card(mechanism, [1, 2, 2], cohort_seed_was_given=True)
+    self.assertEqual(said['rounds'], 2)
+    self.assertEqual(said['rounds_charged'], 3)
+    self.assertEqual(said['charges'], 3)
+    self.assertIn('PoissonSampled', said['charge_event'])
+    self.assertIn('cohort seed must stay secret', said['text'])
+    self.assertIn('cohort seed by the user', said['text'])
+
+  def test_of_trees(self):
+    mechanism = tree_mechanism.TreeMechanism(
+      sampling=tree_mechanism.TreeSampling(100, 10, 4),
+      clipping=_CLIPPING,
+      noise_multiplier=4.0,
+    )
+    said = self._card(mechanism, [1, 2, 3, 4, 5], cohort_seed_was_given=True)
+    self.assertEqual(said['rounds_charged'], 5)
+    self.assertEqual(said['charges'], 2)
+    self.assertEqual(said['neighboring_relation'], 'replace_special')
+    self.assertEqual(said['mechanism']['tree_height'], 3)
+    self.assertIn('Checkpoints', said['text'])
+    # Nothing rests on the secrecy of who takes part.
+    self.assertNotIn('cohort', said['text'])
+
+  def test_without_noise_nothing_is_covered(self):
+    mechanism = mechanisms.GaussianMechanism(
+      sampling=sampling.FullParticipation(3), clipping=None
+    )
+    self.assertRegex(self._card(mechanism, [1])['text'], '^Everything')
+
+
+if __name__ == '__main__':
+  absltest.main()
