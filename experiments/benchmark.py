@@ -21,13 +21,15 @@ import statistics
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import app
+from absl import flags
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments import bare_tensorflow
-from tff_medical import _validate, runtime
+from tff_medical import _validate
+from tff_medical import runtime
 from tff_medical.runtime import devices
 
 _ROUNDS = flags.DEFINE_integer('rounds', 12, 'Rounds that are measured.')
