@@ -80,10 +80,12 @@ def target(name: str, known: dict[str, pathlib.Path]) -> str:
   checksums = path.with_name('checksums.tsv')
   if 'tfds.core.' in (ROOT / path).read_text() and (ROOT / checksums).exists():
     extra += f'    data = ["{checksums}"],\n'
-  listed = json.dumps(deps, indent=8)[:-1].rstrip() + ',\n    ]' if deps else '[]'
+  listed = (
+    json.dumps(deps, indent=8)[:-1].rstrip() + ',\n    ]' if deps else '[]'
+  )
   return (
-      f'{rule}(\n    name = "{label}",\n    srcs = ["{path}"],\n{extra}'
-      f'    deps = {listed},\n)\n'
+    f'{rule}(\n    name = "{label}",\n    srcs = ["{path}"],\n{extra}'
+    f'    deps = {listed},\n)\n'
   )
 
 

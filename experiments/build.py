@@ -20,7 +20,6 @@ from tff_medical.privacy import calibration
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
 
-
 _T = TypeVar('_T')
 
 
@@ -34,75 +33,75 @@ def warn_of_large_delta(delta: float, population: int) -> None:
   """Warns unless delta is below one over the population."""
   if delta >= 1 / population:
     logging.warning(
-        'target_delta %.3g is not below one over the population (%.3g): a '
-        'mechanism that publishes one of them at random would satisfy it',
-        delta,
-        1 / population,
+      'target_delta %.3g is not below one over the population (%.3g): a '
+      'mechanism that publishes one of them at random would satisfy it',
+      delta,
+      1 / population,
     )
 
 
 def build_task(settings: settings_lib.Settings) -> tasks.Task:
   """Loads the data, spreads it over clients and binds it to the model."""
   data = loading.load(
-      settings.dataset,
-      image_size=settings.image_size,
-      data_dir=settings.data_dir,
-      seed=settings.seed,
+    settings.dataset,
+    image_size=settings.image_size,
+    data_dir=settings.data_dir,
+    seed=settings.seed,
   )
   if data.duplicates:
     logging.warning('%s has duplicates: %s', data.name, data.duplicates)
   partition = partition_lib.partition(
-      settings.partition,
-      data.train,
-      num_clients=settings.num_clients,
-      alpha=settings.dirichlet_alpha,
-      rng=np.random.default_rng(settings.seed),
+    settings.partition,
+    data.train,
+    num_clients=settings.num_clients,
+    alpha=settings.dirichlet_alpha,
+    rng=np.random.default_rng(settings.seed),
   )
   return tasks.Task(
-      data=data,
-      partition=partition,
-      model=settings.model,
-      seed=settings.seed,
+    data=data,
+    partition=partition,
+    model=settings.model,
+    seed=settings.seed,
   )
 
 
 def build_feed(
-    settings: settings_lib.Settings, task: tasks.Task
+  settings: settings_lib.Settings, task: tasks.Task
 ) -> feeds.ClientFeed | feeds.UnitFeed:
   """Returns what turns the units drawn for a round into client datasets."""
   if settings.privacy_unit == 'client':
     return feeds.ClientFeed(
-        task.clients,
-        batch_size=_resolved(settings.client_batch_size),
-        epochs=_resolved(settings.client_epochs),
+      task.clients,
+      batch_size=_resolved(settings.client_batch_size),
+      epochs=_resolved(settings.client_epochs),
     )
   if settings.privacy_unit == 'record':
     units = units_lib.record_units(task.partition)
   else:
     units = units_lib.patient_units(
-        task.data.train,
-        task.partition,
-        max_images=_resolved(settings.max_images_per_patient),
+      task.data.train,
+      task.partition,
+      max_images=_resolved(settings.max_images_per_patient),
     )
     if units.left_out:
       logging.warning(
-          '%d of %d training images are left out: max_images_per_patient is %d',
-          units.left_out,
-          len(task.data.train),
-          settings.max_images_per_patient,
+        '%d of %d training images are left out: max_images_per_patient is %d',
+        units.left_out,
+        len(task.data.train),
+        settings.max_images_per_patient,
       )
   return feeds.UnitFeed(
-      task.data.train,
-      units,
-      num_clients=task.num_clients,
-      microbatch_size=_resolved(settings.microbatch_size),
+    task.data.train,
+    units,
+    num_clients=task.num_clients,
+    microbatch_size=_resolved(settings.microbatch_size),
   )
 
 
 def build_mechanism(
-    settings: settings_lib.Settings,
-    population: int,
-    progress: Callable[[str], None],
+  settings: settings_lib.Settings,
+  population: int,
+  progress: Callable[[str], None],
 ) -> mechanisms.GaussianMechanism:
   """Returns the mechanism, its noise calibrated if an epsilon is the target.
 
@@ -112,28 +111,28 @@ def build_mechanism(
     progress: Called with a line after every step of the calibration.
   """
   mechanism = mechanisms.GaussianMechanism(
-      sampling=_build_sampling(settings, population),
-      clipping=_build_clipping(settings),
-      noise_multiplier=settings.noise_multiplier or 0.0,
-      privacy_unit=settings.privacy_unit,
+    sampling=_build_sampling(settings, population),
+    clipping=_build_clipping(settings),
+    noise_multiplier=settings.noise_multiplier or 0.0,
+    privacy_unit=settings.privacy_unit,
   )
   if settings.target_epsilon is None:
     return mechanism
   return calibration.calibrate(
-      mechanism,
-      target_epsilon=settings.target_epsilon,
-      delta=_resolved(settings.target_delta),
-      rounds=settings.rounds,
-      progress=progress,
+    mechanism,
+    target_epsilon=settings.target_epsilon,
+    delta=_resolved(settings.target_delta),
+    rounds=settings.rounds,
+    progress=progress,
   )
 
 
 def _build_sampling(
-    settings: settings_lib.Settings, population: int
+  settings: settings_lib.Settings, population: int
 ) -> sampling_lib.Sampling:
   if settings.privacy_unit != 'client':
     return sampling_lib.PoissonSampling(
-        population, _resolved(settings.expected_batch_size)
+      population, _resolved(settings.expected_batch_size)
     )
   if settings.client_sampling == 'all':
     return sampling_lib.FullParticipation(population)
@@ -141,17 +140,17 @@ def _build_sampling(
   if settings.max_clients_per_round is None:
     return sampling_lib.PoissonSampling(population, cohort)
   return sampling_lib.TruncatedPoissonSampling(
-      population, cohort, settings.max_clients_per_round
+    population, cohort, settings.max_clients_per_round
   )
 
 
 def _build_clipping(
-    settings: settings_lib.Settings,
+  settings: settings_lib.Settings,
 ) -> mechanisms.Clipping | None:
   if settings.clipping == 'adaptive':
     return mechanisms.AdaptiveClipping(
-        clip_norm=_resolved(settings.clip_norm),
-        target_unclipped_quantile=_resolved(settings.target_unclipped_quantile),
+      clip_norm=_resolved(settings.clip_norm),
+      target_unclipped_quantile=_resolved(settings.target_unclipped_quantile),
     )
   if settings.clipping == 'fixed':
     return mechanisms.FixedClipping(_resolved(settings.clip_norm))
@@ -159,25 +158,25 @@ def _build_clipping(
 
 
 def build_process(
-    settings: settings_lib.Settings,
-    task: tasks.Task,
-    mechanism: mechanisms.GaussianMechanism,
+  settings: settings_lib.Settings,
+  task: tasks.Task,
+  mechanism: mechanisms.GaussianMechanism,
 ) -> tff.learning.templates.LearningProcess:
   """Returns the learning process that the settings describe."""
   server_optimizer = learning.build_server_optimizer(
-      settings.server_optimizer,
-      learning_rate=_resolved(settings.server_learning_rate),
-      momentum=settings.server_momentum or 0.0,
+    settings.server_optimizer,
+    learning_rate=_resolved(settings.server_learning_rate),
+    momentum=settings.server_momentum or 0.0,
   )
   if settings.privacy_unit != 'client':
     return learning.build_dp_sgd(
-        task.tff_model, mechanism, server_optimizer=server_optimizer
+      task.tff_model, mechanism, server_optimizer=server_optimizer
     )
   return learning.build_dp_fed_avg(
-      task.tff_model,
-      mechanism,
-      client_optimizer=tff.learning.optimizers.build_sgdm(
-          _resolved(settings.client_learning_rate)
-      ),
-      server_optimizer=server_optimizer,
+    task.tff_model,
+    mechanism,
+    client_optimizer=tff.learning.optimizers.build_sgdm(
+      _resolved(settings.client_learning_rate)
+    ),
+    server_optimizer=server_optimizer,
   )

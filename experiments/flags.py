@@ -20,14 +20,14 @@ from tff_medical import _validate
 EXIT_BAD_INPUT = 2
 
 _DEFINE = {
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  str: flags.DEFINE_string,
 }
 
 
 def define_settings(
-    flag_values: flags.FlagValues = flags.FLAGS,
+  flag_values: flags.FlagValues = flags.FLAGS,
 ) -> Callable[[], settings_lib.Settings]:
   """Defines a flag for every setting; returns what reads them."""
   hints = typing.get_type_hints(settings_lib.Settings)
@@ -41,7 +41,7 @@ def define_settings(
 
   def read() -> settings_lib.Settings:
     return settings_lib.Settings(
-        **{field.name: flag_values[field.name].value for field in fields}
+      **{field.name: flag_values[field.name].value for field in fields}
     )
 
   return read
@@ -49,7 +49,9 @@ def define_settings(
 
 def _definer(hint: Any) -> Callable[..., Any]:
   """Returns the absl function that defines a flag of a type hint."""
-  return next(_DEFINE[t] for t in (*typing.get_args(hint), hint) if t in _DEFINE)
+  return next(
+    _DEFINE[t] for t in (*typing.get_args(hint), hint) if t in _DEFINE
+  )
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -67,7 +69,7 @@ def run(main: Callable[[], int | None]) -> None:
       rest = flags.FLAGS(list(argv))
       if len(rest) > 1:
         raise _validate.InputError(
-            f'unexpected argument {rest[1]!r}; flags are --name=value'
+          f'unexpected argument {rest[1]!r}; flags are --name=value'
         )
       return rest
     except (flags.Error, _validate.InputError) as error:

@@ -27,12 +27,12 @@ from tff_medical import _validate
 from tff_medical import export
 
 _PACKAGES = (
-    'tensorflow',
-    'tensorflow-federated',
-    'tensorflow-privacy',
-    'tensorflow-datasets',
-    'dp-accounting',
-    'numpy',
+  'tensorflow',
+  'tensorflow-federated',
+  'tensorflow-privacy',
+  'tensorflow-datasets',
+  'dp-accounting',
+  'numpy',
 )
 # They change where or how fast the same computation runs, never what it is.
 _MAY_CHANGE = ('output_dir', 'data_dir', 'runtime', 'rounds_per_eval')
@@ -60,8 +60,8 @@ class RunFolder:
       raise _validate.InputError(f'output_dir {self.path} is not a folder')
     if any(self.path.iterdir()) and not self.config.exists():
       raise _validate.InputError(
-          f'output_dir {self.path} holds other files (no config.json); choose '
-          'a new folder'
+        f'output_dir {self.path} holds other files (no config.json); choose '
+        'a new folder'
       )
 
   def claim(self, settings: settings_lib.Settings, data_digest: str) -> bool:
@@ -79,9 +79,9 @@ class RunFolder:
     """
     self.check()
     config = {
-        'settings': _public(settings),
-        'data_digest': data_digest,
-        'versions': versions(),
+      'settings': _public(settings),
+      'data_digest': data_digest,
+      'versions': versions(),
     }
     if self.config.exists():
       _refuse_other_run(self.config, config)
@@ -90,7 +90,7 @@ class RunFolder:
       self.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise _validate.InputError(
-          f'output_dir {self.path} cannot be made ({error.strerror})'
+        f'output_dir {self.path} cannot be made ({error.strerror})'
       ) from None
     write_json(self.config, config)
     return False
@@ -133,21 +133,21 @@ def _refuse_other_run(path: pathlib.Path, wanted: Mapping[str, Any]) -> None:
     digest = found['data_digest']
   except (ValueError, KeyError, TypeError):
     raise _validate.InputError(
-        f'{path} is damaged; choose another output_dir'
+      f'{path} is damaged; choose another output_dir'
     ) from None
   now = export.plain_json(wanted)
   free = set(_MAY_CHANGE)
   if now['settings']['target_epsilon'] is None:
     free.add('rounds')  # The noise was not calibrated for their number.
   changed = [
-      f'--{name} ({there.get(name)} there, {value} now)'
-      for name, value in now['settings'].items()
-      if name not in free and there.get(name) != value
+    f'--{name} ({there.get(name)} there, {value} now)'
+    for name, value in now['settings'].items()
+    if name not in free and there.get(name) != value
   ]
   if digest != now['data_digest']:
     changed.append(f'data ({digest} there, {now["data_digest"]} now)')
   if changed:
     raise _validate.InputError(
-        f'output_dir {path.parent} belongs to a run with another '
-        f'{", ".join(changed)}; use the same or choose another output_dir'
+      f'output_dir {path.parent} belongs to a run with another '
+      f'{", ".join(changed)}; use the same or choose another output_dir'
     )

@@ -21,7 +21,7 @@ from tff_medical.data import loading
 
 
 def write_images(
-    data: images.ImageData, folder: pathlib.Path, images_per_class: int
+  data: images.ImageData, folder: pathlib.Path, images_per_class: int
 ) -> list[pathlib.Path]:
   """Writes the first test images of each class; returns the files."""
   _validate.positive_int(images_per_class=images_per_class)
@@ -34,8 +34,9 @@ def write_images(
       slug = ''.join(c if c.isalnum() else '_' for c in name)
       path = folder / f'{slug}_{row:05d}.png'
       pixels = data.test.images[row]
-      Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
-                      ).save(path)
+      Image.fromarray(
+        pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
+      ).save(path)
       written.append(path)
   return written
 
@@ -45,7 +46,7 @@ def main(values: absl_flags.FlagValues) -> None:
   if values.output_dir is None:
     raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
   data = loading.load(
-      values.dataset, image_size=values.image_size, data_dir=values.data_dir
+    values.dataset, image_size=values.image_size, data_dir=values.data_dir
   )
   folder = pathlib.Path(values.output_dir)
   written = write_images(data, folder, values.images_per_class)

@@ -26,11 +26,11 @@ _CLIPPED = {'clipping': ('adaptive', 'fixed')}
 
 
 def _field(
-    default: Any,
-    help_text: str,
-    choices: tuple[str, ...] = (),
-    used_with: Mapping[str, tuple[Any, ...]] | None = None,
-    then: Any = None,
+  default: Any,
+  help_text: str,
+  choices: tuple[str, ...] = (),
+  used_with: Mapping[str, tuple[Any, ...]] | None = None,
+  then: Any = None,
 ) -> Any:
   """Returns a field of `Settings`.
 
@@ -43,13 +43,13 @@ def _field(
       one field that `used_with` names.
   """
   return dataclasses.field(
-      default=default,
-      metadata={
-          'help': help_text,
-          'choices': choices,
-          'used_with': used_with or {},
-          'then': then,
-      },
+    default=default,
+    metadata={
+      'help': help_text,
+      'choices': choices,
+      'used_with': used_with or {},
+      'then': then,
+    },
   )
 
 
@@ -58,149 +58,149 @@ class Settings:
   """What `experiments.train` needs to know. See each field's help."""
 
   dataset: str = _field(
-      'synthetic', 'synthetic, or medmnist/NAME for a MedMNIST v2 set'
+    'synthetic', 'synthetic, or medmnist/NAME for a MedMNIST v2 set'
   )
   data_dir: Optional[str] = _field(
-      None, 'folder with NAME.npz; without it MedMNIST sets are downloaded'
+    None, 'folder with NAME.npz; without it MedMNIST sets are downloaded'
   )
   image_size: int = _field(28, 'pixels a side: 28, 64, 128 or 224')
   model: str = _field('cnn_small', 'model name, see tff_medical.models')
   partition: str = _field(
-      'iid', 'how images go to clients', partition_lib.KINDS
+    'iid', 'how images go to clients', partition_lib.KINDS
   )
   dirichlet_alpha: Optional[float] = _field(
-      None,
-      'skew, less is more [0.5; --partition=dirichlet, quantity_skew]',
-      used_with={'partition': partition_lib.ALPHA_KINDS},
-      then=0.5,
+    None,
+    'skew, less is more [0.5; --partition=dirichlet, quantity_skew]',
+    used_with={'partition': partition_lib.ALPHA_KINDS},
+    then=0.5,
   )
   num_clients: Optional[int] = _field(
-      None,
-      'how many clients [300, or 8 sites if --privacy_unit=record, patient; '
-      '--partition=natural_... takes it from the data]',
-      used_with={'partition': partition_lib.COUNTED_KINDS},
+    None,
+    'how many clients [300, or 8 sites if --privacy_unit=record, patient; '
+    '--partition=natural_... takes it from the data]',
+    used_with={'partition': partition_lib.COUNTED_KINDS},
   )
   privacy_unit: str = _field(
-      'client',
-      'whom the guarantee protects; client: DP-FedAvg, else DP-SGD over all '
-      'clients',
-      mechanisms.PRIVACY_UNITS,
+    'client',
+    'whom the guarantee protects; client: DP-FedAvg, else DP-SGD over all '
+    'clients',
+    mechanisms.PRIVACY_UNITS,
   )
   rounds: int = _field(100, 'rounds of training')
   rounds_per_eval: int = _field(10, 'rounds between evaluations')
   client_sampling: Optional[str] = _field(
-      None,
-      'each client joins each round on its own, or all in every round [poisson; '
-      '--privacy_unit=client]',
-      SAMPLINGS,
-      used_with=_CLIENT,
-      then='poisson',
+    None,
+    'each client joins each round on its own, or all in every round [poisson; '
+    '--privacy_unit=client]',
+    SAMPLINGS,
+    used_with=_CLIENT,
+    then='poisson',
   )
   clients_per_round: Optional[float] = _field(
-      None,
-      'expected cohort [num_clients / 10; --client_sampling=poisson]',
-      used_with={'client_sampling': ('poisson',)},
+    None,
+    'expected cohort [num_clients / 10; --client_sampling=poisson]',
+    used_with={'client_sampling': ('poisson',)},
   )
   max_clients_per_round: Optional[int] = _field(
-      None,
-      'cap on the cohort [no cap; --client_sampling=poisson]',
-      used_with={'client_sampling': ('poisson',)},
+    None,
+    'cap on the cohort [no cap; --client_sampling=poisson]',
+    used_with={'client_sampling': ('poisson',)},
   )
   client_epochs: Optional[int] = _field(
-      None,
-      "passes over a client's images a round [1; --privacy_unit=client]",
-      used_with=_CLIENT,
-      then=1,
+    None,
+    "passes over a client's images a round [1; --privacy_unit=client]",
+    used_with=_CLIENT,
+    then=1,
   )
   client_batch_size: Optional[int] = _field(
-      None,
-      'images a step on a client [16; --privacy_unit=client]',
-      used_with=_CLIENT,
-      then=16,
+    None,
+    'images a step on a client [16; --privacy_unit=client]',
+    used_with=_CLIENT,
+    then=16,
   )
   client_learning_rate: Optional[float] = _field(
-      None,
-      'SGD step on a client [0.1; --privacy_unit=client]',
-      used_with=_CLIENT,
-      then=0.1,
+    None,
+    'SGD step on a client [0.1; --privacy_unit=client]',
+    used_with=_CLIENT,
+    then=0.1,
   )
   expected_batch_size: Optional[float] = _field(
-      None,
-      'records or patients expected in a round, over all clients [a twentieth '
-      'of them; --privacy_unit=record, patient]',
-      used_with=_UNIT,
+    None,
+    'records or patients expected in a round, over all clients [a twentieth '
+    'of them; --privacy_unit=record, patient]',
+    used_with=_UNIT,
   )
   microbatch_size: Optional[int] = _field(
-      None,
-      'records or patients whose gradients are held at once, bounds memory [32; '
-      '--privacy_unit=record, patient]',
-      used_with=_UNIT,
-      then=32,
+    None,
+    'records or patients whose gradients are held at once, bounds memory [32; '
+    '--privacy_unit=record, patient]',
+    used_with=_UNIT,
+    then=32,
   )
   max_images_per_patient: Optional[int] = _field(
-      None,
-      'the rest is left out [4; --privacy_unit=patient]',
-      used_with={'privacy_unit': ('patient',)},
-      then=4,
+    None,
+    'the rest is left out [4; --privacy_unit=patient]',
+    used_with={'privacy_unit': ('patient',)},
+    then=4,
   )
   server_optimizer: str = _field(
-      'sgd', 'applies the aggregated update: sgd, adam or yogi'
+    'sgd', 'applies the aggregated update: sgd, adam or yogi'
   )
   server_learning_rate: Optional[float] = _field(
-      None,
-      "the server optimizer's step [client 1.0, record and patient 0.5]",
-      used_with={'privacy_unit': mechanisms.PRIVACY_UNITS},
-      then={'client': 1.0, 'record': 0.5, 'patient': 0.5},
+    None,
+    "the server optimizer's step [client 1.0, record and patient 0.5]",
+    used_with={'privacy_unit': mechanisms.PRIVACY_UNITS},
+    then={'client': 1.0, 'record': 0.5, 'patient': 0.5},
   )
   server_momentum: Optional[float] = _field(
-      None,
-      'in [0, 1) [0.9; --server_optimizer=sgd]',
-      used_with={'server_optimizer': ('sgd',)},
-      then=0.9,
+    None,
+    'in [0, 1) [0.9; --server_optimizer=sgd]',
+    used_with={'server_optimizer': ('sgd',)},
+    then=0.9,
   )
   clipping: str = _field(
-      'adaptive', 'of what a unit contributes; none is no privacy', CLIPPINGS
+    'adaptive', 'of what a unit contributes; none is no privacy', CLIPPINGS
   )
   clip_norm: Optional[float] = _field(
-      None,
-      'L2 norm, the first one if adaptive [adaptive 0.1, fixed 1.0]',
-      used_with=_CLIPPED,
-      then={'adaptive': 0.1, 'fixed': 1.0},
+    None,
+    'L2 norm, the first one if adaptive [adaptive 0.1, fixed 1.0]',
+    used_with=_CLIPPED,
+    then={'adaptive': 0.1, 'fixed': 1.0},
   )
   target_unclipped_quantile: Optional[float] = _field(
-      None,
-      'fraction not clipped [0.5; --clipping=adaptive]',
-      used_with={'clipping': ('adaptive',)},
-      then=0.5,
+    None,
+    'fraction not clipped [0.5; --clipping=adaptive]',
+    used_with={'clipping': ('adaptive',)},
+    then=0.5,
   )
   noise_multiplier: Optional[float] = _field(
-      None,
-      'noise over sensitivity; 0 is no noise, no guarantee',
-      used_with=_CLIPPED,
+    None,
+    'noise over sensitivity; 0 is no noise, no guarantee',
+    used_with=_CLIPPED,
   )
   target_epsilon: Optional[float] = _field(
-      None,
-      'calibrates the noise so that all rounds cost no more',
-      used_with=_CLIPPED,
+    None,
+    'calibrates the noise so that all rounds cost no more',
+    used_with=_CLIPPED,
   )
   target_delta: Optional[float] = _field(
-      None,
-      'the δ of every ε [number of units ** -1.1]',
-      used_with={'is_private': (True,)},
+    None,
+    'the δ of every ε [number of units ** -1.1]',
+    used_with={'is_private': (True,)},
   )
   epsilon_budget: Optional[float] = _field(
-      None,
-      'a round that would exceed it is refused [target_epsilon]',
-      used_with={'is_private': (True,)},
+    None,
+    'a round that would exceed it is refused [target_epsilon]',
+    used_with={'is_private': (True,)},
   )
   seed: int = _field(
-      0, 'of data, partition and initial weights; never of the noise'
+    0, 'of data, partition and initial weights; never of the noise'
   )
   cohort_seed: Optional[int] = _field(
-      None, 'of who joins each round [secret, from the operating system]'
+    None, 'of who joins each round [secret, from the operating system]'
   )
   runtime: str = _field(
-      'local', "this project's TFF runtime or TFF's own", RUNTIMES
+    'local', "this project's TFF runtime or TFF's own", RUNTIMES
   )
   output_dir: Optional[str] = _field(None, 'folder of the results')
 
@@ -224,7 +224,7 @@ class Settings:
       default = 300 if settings.privacy_unit == 'client' else 8
       settings = _with_default(settings, 'num_clients', default)
     settings = _with_default(
-        settings, 'epsilon_budget', settings.target_epsilon
+      settings, 'epsilon_budget', settings.target_epsilon
     )
     _check_values(settings)
     _check_noise(settings)
@@ -240,14 +240,10 @@ class Settings:
     """
     settings = dataclasses.replace(self, num_clients=num_clients)
     if settings.client_sampling == 'poisson':
-      settings = _with_default(
-          settings, 'clients_per_round', num_clients / 10
-      )
+      settings = _with_default(settings, 'clients_per_round', num_clients / 10)
       _check_below(settings, 'clients_per_round', num_clients, 'clients')
     if settings.privacy_unit != 'client':
-      settings = _with_default(
-          settings, 'expected_batch_size', num_units / 20
-      )
+      settings = _with_default(settings, 'expected_batch_size', num_units / 20)
       what = f'{settings.privacy_unit}s'
       _check_below(settings, 'expected_batch_size', num_units, what)
     if settings.is_private:
@@ -266,7 +262,7 @@ def _with_default(settings: Settings, name: str, value: Any) -> Settings:
 
 
 def _resolve_field(
-    settings: Settings, field: dataclasses.Field[Any]
+  settings: Settings, field: dataclasses.Field[Any]
 ) -> Settings:
   """Refuses the field where it would be ignored; else gives its default."""
   reason = _why_ignored(settings, field.name)
@@ -275,7 +271,7 @@ def _resolve_field(
     if value is None:
       return settings
     raise _validate.InputError(
-        f'{field.name}={value} would be ignored with {reason}; leave it out'
+      f'{field.name}={value} would be ignored with {reason}; leave it out'
     )
   then = field.metadata['then']
   if isinstance(then, Mapping):
@@ -304,19 +300,19 @@ def _check_values(settings: Settings) -> None:
   if settings.output_dir is None:
     raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
   for checked, names in (
-      (
-          _validate.positive_int,
-          'rounds rounds_per_eval image_size num_clients client_epochs '
-          'client_batch_size max_clients_per_round microbatch_size '
-          'max_images_per_patient',
-      ),
-      (
-          _validate.positive,
-          'client_learning_rate server_learning_rate dirichlet_alpha '
-          'clients_per_round expected_batch_size clip_norm target_epsilon '
-          'epsilon_budget',
-      ),
-      (_validate.non_negative, 'seed cohort_seed noise_multiplier'),
+    (
+      _validate.positive_int,
+      'rounds rounds_per_eval image_size num_clients client_epochs '
+      'client_batch_size max_clients_per_round microbatch_size '
+      'max_images_per_patient',
+    ),
+    (
+      _validate.positive,
+      'client_learning_rate server_learning_rate dirichlet_alpha '
+      'clients_per_round expected_batch_size clip_norm target_epsilon '
+      'epsilon_budget',
+    ),
+    (_validate.non_negative, 'seed cohort_seed noise_multiplier'),
   ):
     for name in names.split():
       if getattr(settings, name) is not None:
@@ -329,20 +325,18 @@ def _check_noise(settings: Settings) -> None:
   given = [settings.target_epsilon, settings.noise_multiplier]
   if settings.clipping != 'none' and sum(v is not None for v in given) != 1:
     raise _validate.InputError(
-        'exactly one of target_epsilon and noise_multiplier must be given with '
-        f'clipping={settings.clipping}, got target_epsilon='
-        f'{settings.target_epsilon} and noise_multiplier='
-        f'{settings.noise_multiplier}; for training without privacy choose '
-        'clipping=none'
+      'exactly one of target_epsilon and noise_multiplier must be given with '
+      f'clipping={settings.clipping}, got target_epsilon='
+      f'{settings.target_epsilon} and noise_multiplier='
+      f'{settings.noise_multiplier}; for training without privacy choose '
+      'clipping=none'
     )
 
 
-def _check_below(
-    settings: Settings, name: str, limit: int, what: str
-) -> None:
+def _check_below(settings: Settings, name: str, limit: int, what: str) -> None:
   if getattr(settings, name) >= limit:
     raise _validate.InputError(
-        f'{name} must be below the {limit} {what}, got '
-        f'{getattr(settings, name):g}; lower it'
-        + (' or choose client_sampling=all' if what == 'clients' else '')
+      f'{name} must be below the {limit} {what}, got '
+      f'{getattr(settings, name):g}; lower it'
+      + (' or choose client_sampling=all' if what == 'clients' else '')
     )

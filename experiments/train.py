@@ -32,7 +32,6 @@ from tff_medical import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import card as card_lib
 from tff_medical.privacy import ledger as ledger_lib
-from tff_medical.privacy import mechanisms
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import training
 
@@ -57,87 +56,85 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   task = build.build_task(settings)
   feed = build.build_feed(settings, task)
   settings = settings.for_population(task.num_clients, feed.num_units)
-  mechanism = build.build_mechanism(
-      settings, feed.num_units, _show_calibration
-  )
+  mechanism = build.build_mechanism(settings, feed.num_units, _show_calibration)
   delta = settings.target_delta or accounting.default_delta(feed.num_units)
   if mechanism.is_private:
     build.warn_of_large_delta(delta, feed.num_units)
   process = build.build_process(settings, task, mechanism)
   folder.claim(settings, task.data.source_digest)
   with ledger_lib.PrivacyLedger(
-      folder.ledger,
-      mechanism,
-      delta=delta,
-      epsilon_budget=settings.epsilon_budget,
+    folder.ledger,
+    mechanism,
+    delta=delta,
+    epsilon_budget=settings.epsilon_budget,
   ) as ledger:
     checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
     with tqdm.tqdm(total=settings.rounds, unit='round', leave=True) as bar:
       outcome = training.train(
-          process,
-          sampling=mechanism.sampling,
-          client_datasets=feed,
-          ledger=ledger,
-          checkpoints=checkpoints,
-          cohort_seed=checkpoints.cohort_seed(settings.cohort_seed),
-          rounds=settings.rounds,
-          evaluate=task.evaluate,
-          rounds_per_eval=settings.rounds_per_eval,
-          release_managers=_release_managers(folder),
-          on_round=lambda report: _show_round(bar, report),
+        process,
+        sampling=mechanism.sampling,
+        client_datasets=feed,
+        ledger=ledger,
+        checkpoints=checkpoints,
+        cohort_seed=checkpoints.cohort_seed(settings.cohort_seed),
+        rounds=settings.rounds,
+        evaluate=task.evaluate,
+        rounds_per_eval=settings.rounds_per_eval,
+        release_managers=_release_managers(folder),
+        on_round=lambda report: _show_round(bar, report),
       )
     card = card_lib.build_card(
-        mechanism,
-        ledger,
-        rounds=outcome.rounds,
-        dataset=task.data.name,
-        test_metrics=dict(outcome.metrics),
-        cohort_seed_was_given=settings.cohort_seed is not None,
+      mechanism,
+      ledger,
+      rounds=outcome.rounds,
+      dataset=task.data.name,
+      test_metrics=dict(outcome.metrics),
+      cohort_seed_was_given=settings.cohort_seed is not None,
     )
   _finish(folder, task, outcome, card, time.monotonic() - started)
   return outcome
 
 
 def _finish(
-    folder: run_folder_lib.RunFolder,
-    task: tasks.Task,
-    outcome: training.Outcome,
-    card: Mapping[str, Any],
-    seconds: float,
+  folder: run_folder_lib.RunFolder,
+  task: tasks.Task,
+  outcome: training.Outcome,
+  card: Mapping[str, Any],
+  seconds: float,
 ) -> None:
   """Exports the model, unless training is to go on, and sums the run up."""
   if outcome.reason is not training.StopReason.INTERRUPTED:
     export.save(
-        folder.saved_model,
-        task.load_weights(outcome.weights),
-        class_names=task.data.class_names,
-        multi_label=task.data.multi_label,
-        privacy_card=card,
+      folder.saved_model,
+      task.load_weights(outcome.weights),
+      class_names=task.data.class_names,
+      multi_label=task.data.multi_label,
+      privacy_card=card,
     )
   summary = {
-      'rounds': outcome.rounds,
-      'stop_reason': outcome.reason.name.lower(),
-      'stop_message': outcome.message or outcome.reason.value,
-      'epsilon_pld': card['epsilon'],
-      'epsilon_rdp': card['epsilon_rdp'],
-      'delta': card['delta'],
-      'noise_multiplier': card['mechanism']['noise_multiplier'],
-      'privacy_unit': card['unit'],
-      'rounds_charged': card['rounds_charged'],
-      'ledger_sha256': card['ledger_sha256'],
-      'metrics': outcome.metrics,
-      'seconds': seconds,
+    'rounds': outcome.rounds,
+    'stop_reason': outcome.reason.name.lower(),
+    'stop_message': outcome.message or outcome.reason.value,
+    'epsilon_pld': card['epsilon'],
+    'epsilon_rdp': card['epsilon_rdp'],
+    'delta': card['delta'],
+    'noise_multiplier': card['mechanism']['noise_multiplier'],
+    'privacy_unit': card['unit'],
+    'rounds_charged': card['rounds_charged'],
+    'ledger_sha256': card['ledger_sha256'],
+    'metrics': outcome.metrics,
+    'seconds': seconds,
   }
   run_folder_lib.write_json(folder.summary, summary)
   _print_summary(folder, summary)
 
 
 def _release_managers(
-    folder: run_folder_lib.RunFolder,
+  folder: run_folder_lib.RunFolder,
 ) -> list[tff.program.ReleaseManager]:
   return [
-      tff.program.CSVFileReleaseManager(folder.metrics, key_fieldname='round'),
-      tff.program.TensorBoardReleaseManager(folder.tensorboard),
+    tff.program.CSVFileReleaseManager(folder.metrics, key_fieldname='round'),
+    tff.program.TensorBoardReleaseManager(folder.tensorboard),
   ]
 
 
@@ -159,13 +156,13 @@ def _show_round(bar: tqdm.tqdm, report: training.RoundReport) -> None:
 
 
 def _print_summary(
-    folder: run_folder_lib.RunFolder, summary: Mapping[str, Any]
+  folder: run_folder_lib.RunFolder, summary: Mapping[str, Any]
 ) -> None:
   print(f'{summary["rounds"]} rounds: {summary["stop_message"]}.')
   print(
-      f'ε {summary["epsilon_pld"]:.4f} (by RDP {summary["epsilon_rdp"]:.4f}) '
-      f'at δ {summary["delta"]:.3g}, unit: {summary["privacy_unit"]}, noise '
-      f'multiplier {summary["noise_multiplier"]:.4f}'
+    f'ε {summary["epsilon_pld"]:.4f} (by RDP {summary["epsilon_rdp"]:.4f}) '
+    f'at δ {summary["delta"]:.3g}, unit: {summary["privacy_unit"]}, noise '
+    f'multiplier {summary["noise_multiplier"]:.4f}'
   )
   for name in ('auc', 'accuracy', 'balanced_accuracy'):
     if name in summary['metrics']:
@@ -179,9 +176,9 @@ def main(read_settings: Callable[[], settings_lib.Settings]) -> int:
     outcome = run(read_settings())
   except (OSError, tf.errors.ResourceExhaustedError) as error:
     print(
-        f'error: stopped, as the disk failed: {error}; the last saved round '
-        'still loads: free some room and start the same command again',
-        file=sys.stderr,
+      f'error: stopped, as the disk failed: {error}; the last saved round '
+      'still loads: free some room and start the same command again',
+      file=sys.stderr,
     )
     return EXIT_FAILED
   interrupted = outcome.reason is training.StopReason.INTERRUPTED

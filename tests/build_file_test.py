@@ -19,12 +19,11 @@ def _generator():
 
 
 class BuildFileTest(absltest.TestCase):
-
   def test_is_what_the_sources_call_for(self):
     self.assertEqual(
-        (_ROOT / 'BUILD').read_text(),
-        _generator().build_file(),
-        'run: python .ci/build_file.py > BUILD',
+      (_ROOT / 'BUILD').read_text(),
+      _generator().build_file(),
+      'run: python .ci/build_file.py > BUILD',
     )
 
   def test_generator_sees_modules_tests_commands_and_imports(self):
@@ -46,25 +45,28 @@ class BuildFileTest(absltest.TestCase):
     shutil.copy(_ROOT / 'BUILD', workspace)
     for package in ('tff_medical', 'experiments', 'tests'):
       (workspace / package).symlink_to(_ROOT / package)
-    query = lambda expression: subprocess.run(
+
+    def query(expression):
+      return subprocess.run(
         [
-            bazel,
-            f'--output_user_root={folder / "bazel"}',
-            '--batch',
-            'query',
-            expression,
+          bazel,
+          f'--output_user_root={folder / "bazel"}',
+          '--batch',
+          'query',
+          expression,
         ],
         cwd=workspace,
         check=False,
         capture_output=True,
         text=True,
-    )
+      )
+
     done = query('tests(//...)')
     self.assertEqual(done.returncode, 0, done.stderr)
     found = {line.rsplit(':')[-1] for line in done.stdout.splitlines()}
     expected = {
-        str(p.relative_to(_ROOT).with_suffix(''))
-        for p in (_ROOT / 'tests').rglob('*_test.py')
+      str(p.relative_to(_ROOT).with_suffix(''))
+      for p in (_ROOT / 'tests').rglob('*_test.py')
     }
     self.assertEqual(found, expected)
     # Every source and dependency is a file or target that is there.

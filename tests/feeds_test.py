@@ -16,9 +16,7 @@ _PARTITION = (np.array([0, 3, 4]), np.array([1, 2, 5]))
 
 def _split():
   pixels = np.arange(6, dtype=np.uint8)[:, None, None, None]
-  return images.Split(
-      images=np.tile(pixels, (1, 2, 2, 1)), labels=np.arange(6)
-  )
+  return images.Split(images=np.tile(pixels, (1, 2, 2, 1)), labels=np.arange(6))
 
 
 def _labels(dataset):
@@ -26,7 +24,6 @@ def _labels(dataset):
 
 
 class ClientFeedTest(absltest.TestCase):
-
   def _feed(self, **changed):
     clients = clients_lib.ImageClientData(_split(), _PARTITION)
     return feeds.ClientFeed(clients, **{'batch_size': 2, **changed})
@@ -52,10 +49,9 @@ class ClientFeedTest(absltest.TestCase):
 
 
 class UnitFeedTest(absltest.TestCase):
-
   def test_a_dataset_for_every_client_of_its_drawn_units(self):
     feed = feeds.UnitFeed(
-        _split(), units_lib.record_units(_PARTITION), 2, microbatch_size=2
+      _split(), units_lib.record_units(_PARTITION), 2, microbatch_size=2
     )
     self.assertEqual(feed.num_units, 6)
     first, second = feed(np.array([1, 2, 5]))

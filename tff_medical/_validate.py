@@ -61,7 +61,7 @@ def in_range(low: float, high: float, **named: object) -> None:
   for name, value in named.items():
     if not low < _number(name, value) < high:
       raise InputError(
-          f'{name} must lie between {low:g} and {high:g}, got {value!r}'
+        f'{name} must lie between {low:g} and {high:g}, got {value!r}'
       )
 
 
@@ -73,6 +73,5 @@ def one_of(allowed: Collection[str], **named: object) -> None:
     near = difflib.get_close_matches(str(value), allowed, n=1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     raise InputError(
-        f'{name} must be one of {", ".join(sorted(allowed))}, '
-        f'got {value!r}{hint}'
+      f'{name} must be one of {", ".join(sorted(allowed))}, got {value!r}{hint}'
     )

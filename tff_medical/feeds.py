@@ -40,7 +40,7 @@ class ClientFeed:
 
   def __post_init__(self) -> None:
     _validate.positive_int(
-        client_batch_size=self.batch_size, client_epochs=self.epochs
+      client_batch_size=self.batch_size, client_epochs=self.epochs
     )
 
   @property
@@ -66,9 +66,9 @@ class ClientFeed:
     if index in self._kept:
       return self._kept[index]
     dataset = runtime.tensor_dataset(
-        self.clients.client_arrays(self.clients.client_ids[index]),
-        batch_size=self.batch_size,
-        epochs=self.epochs,
+      self.clients.client_arrays(self.clients.client_ids[index]),
+      batch_size=self.batch_size,
+      epochs=self.epochs,
     )
     if self._keeps:
       self._kept[index] = dataset
@@ -102,9 +102,9 @@ class UnitFeed:
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     """Returns a dataset for each client, of its units among `indices`."""
     return [
-        runtime.tensor_dataset(
-            self.units.arrays(self.split, own),
-            batch_size=self.microbatch_size,
-        )
-        for own in self.units.by_client(indices, self.num_clients)
+      runtime.tensor_dataset(
+        self.units.arrays(self.split, own),
+        batch_size=self.microbatch_size,
+      )
+      for own in self.units.by_client(indices, self.num_clients)
     ]

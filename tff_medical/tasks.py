@@ -20,6 +20,7 @@ from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
 from tff_medical.data import partition as partition_lib
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
   """Image classification, federated.
@@ -53,31 +54,31 @@ class Task:
   def keras_model(self) -> tf.keras.Model:
     """From float32 [N, H, W, C] in 0..1 to logits; starts as the seed says."""
     return models.build(
-        self.model,
-        input_shape=self.data.image_shape,
-        num_outputs=self.data.num_classes,
-        seed=self.seed,
+      self.model,
+      input_shape=self.data.image_shape,
+      num_outputs=self.data.num_classes,
+      seed=self.seed,
     )
 
   @property
   def input_spec(self) -> collections.OrderedDict[str, tf.TensorSpec]:
     """The `tf.TensorSpec`s of one batch of a client."""
     return tf.nest.map_structure(
-        lambda spec: tf.TensorSpec((None, *spec.shape), spec.dtype),
-        self.clients.element_type_structure,
+      lambda spec: tf.TensorSpec((None, *spec.shape), spec.dtype),
+      self.clients.element_type_structure,
     )
 
   @functools.cached_property
   def tff_model(self) -> tff.learning.models.FunctionalModel:
     """The model as TFF trains it: a pure function of its weights."""
     return tff.learning.models.functional_model_from_keras(
-        self.keras_model,
-        loss_fn=models.loss(self.data.multi_label),
-        input_spec=self.input_spec,
+      self.keras_model,
+      loss_fn=models.loss(self.data.multi_label),
+      input_spec=self.input_spec,
     )
 
   def load_weights(
-      self, weights: tff.learning.models.ModelWeights
+    self, weights: tff.learning.models.ModelWeights
   ) -> tf.keras.Model:
     """Returns the Keras model with these weights in place."""
     models.restore_eager(self.keras_model)
@@ -85,15 +86,15 @@ class Task:
     return self.keras_model
 
   def evaluate(
-      self, weights: tff.learning.models.ModelWeights
+    self, weights: tff.learning.models.ModelWeights
   ) -> collections.OrderedDict[str, float]:
     """Returns the metrics on the test images, over all and by site."""
     test = self.data.test
     return evaluation.evaluate(
-        self.load_weights(weights),
-        test.images,
-        test.labels,
-        class_names=self.data.class_names,
-        multi_label=self.data.multi_label,
-        sites=test.sites,
+      self.load_weights(weights),
+      test.images,
+      test.labels,
+      class_names=self.data.class_names,
+      multi_label=self.data.multi_label,
+      sites=test.sites,
     )

@@ -11,9 +11,9 @@ from tff_medical.data import units
 def _split(patients=None, labels=None):
   pixels = np.arange(6, dtype=np.uint8)[:, None, None, None]
   return images.Split(
-      images=np.tile(pixels, (1, 2, 2, 1)),
-      labels=np.arange(6) % 3 if labels is None else labels,
-      patients=patients,
+    images=np.tile(pixels, (1, 2, 2, 1)),
+    labels=np.arange(6) % 3 if labels is None else labels,
+    patients=patients,
   )
 
 
@@ -21,7 +21,6 @@ _PARTITION = (np.array([0, 3, 4]), np.array([1, 2, 5]))
 
 
 class RecordUnitsTest(absltest.TestCase):
-
   def test_each_image_is_a_unit_of_its_client(self):
     found = units.record_units(_PARTITION)
     np.testing.assert_array_equal(found.rows[:, 0], np.arange(6))
@@ -56,7 +55,6 @@ class RecordUnitsTest(absltest.TestCase):
 
 
 class PatientUnitsTest(absltest.TestCase):
-
   def test_images_of_a_patient_stay_together(self):
     patients = np.array([7, 2, 2, 7, 7, 9])
     found = units.patient_units(_split(patients), _PARTITION, max_images=2)
@@ -76,7 +74,7 @@ class PatientUnitsTest(absltest.TestCase):
   def test_refuses_a_patient_on_two_clients(self):
     with self.assertRaisesRegex(_validate.InputError, 'patient 2'):
       units.patient_units(
-          _split(np.array([7, 2, 1, 2, 7, 1])), _PARTITION, max_images=2
+        _split(np.array([7, 2, 1, 2, 7, 1])), _PARTITION, max_images=2
       )
 
   def test_refuses_data_without_patients(self):

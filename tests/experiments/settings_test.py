@@ -19,7 +19,6 @@ def _read(*arguments):
 
 
 class SettingsTest(parameterized.TestCase):
-
   def test_every_setting_is_a_flag_with_the_same_default(self):
     values = absl_flags.FlagValues()
     read = flags.define_settings(values)
@@ -56,78 +55,78 @@ class SettingsTest(parameterized.TestCase):
     self.assertFalse(settings.is_private)
 
   @parameterized.parameters(
-      (['--partition=dirichlet'], 'dirichlet_alpha', 0.5),
-      (['--partition=natural_site'], 'num_clients', None),
-      (['--server_optimizer=adam'], 'server_momentum', None),
-      (['--clipping=fixed'], 'clip_norm', 1.0),
-      (['--epsilon_budget=3'], 'epsilon_budget', 3.0),
+    (['--partition=dirichlet'], 'dirichlet_alpha', 0.5),
+    (['--partition=natural_site'], 'num_clients', None),
+    (['--server_optimizer=adam'], 'server_momentum', None),
+    (['--clipping=fixed'], 'clip_norm', 1.0),
+    (['--epsilon_budget=3'], 'epsilon_budget', 3.0),
   )
   def test_defaults_of_modes(self, arguments, name, value):
     settings = _read('--noise_multiplier=1', *arguments)
     self.assertEqual(getattr(settings, name), value)
 
   @parameterized.parameters(
-      ([], 'exactly one of target_epsilon and noise_multiplier'),
-      (
-          ['--target_epsilon=1', '--noise_multiplier=1'],
-          'exactly one of target_epsilon and noise_multiplier',
-      ),
-      (['--clipping=none', '--target_epsilon=1'], 'target_epsilon.*ignored'),
-      (['--clipping=none', '--clip_norm=1'], 'clip_norm.*ignored'),
-      (['--clipping=none', '--target_delta=.1'], 'target_delta.*ignored'),
-      (['--clipping=none', '--epsilon_budget=1'], 'epsilon_budget.*ignored'),
-      (
-          ['--clipping=fixed', '--target_unclipped_quantile=.5'],
-          'target_unclipped_quantile.*ignored.*clipping=fixed',
-      ),
-      (['--dirichlet_alpha=1'], 'dirichlet_alpha.*ignored.*partition=iid'),
-      (
-          ['--partition=natural_site', '--num_clients=3'],
-          'num_clients.*ignored.*natural_site',
-      ),
-      (
-          ['--client_sampling=all', '--clients_per_round=3'],
-          'clients_per_round.*ignored',
-      ),
-      (
-          ['--client_sampling=all', '--max_clients_per_round=3'],
-          'max_clients_per_round.*ignored',
-      ),
-      (
-          ['--privacy_unit=record', '--client_epochs=3'],
-          'client_epochs=3 would be ignored with privacy_unit=record',
-      ),
-      (
-          ['--privacy_unit=record', '--clients_per_round=3'],
-          'clients_per_round=3.0 would be ignored with privacy_unit=record',
-      ),
-      (['--expected_batch_size=3'], 'expected_batch_size.*ignored'),
-      (
-          ['--privacy_unit=record', '--max_images_per_patient=3'],
-          'max_images_per_patient.*ignored',
-      ),
-      (['--max_clients_per_round=0'], 'max_clients_per_round'),
-      (['--cohort_seed=-1'], 'cohort_seed'),
-      (
-          ['--server_optimizer=yogi', '--server_momentum=.9'],
-          'server_momentum.*ignored.*yogi',
-      ),
-      (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
-      (['--partition=random'], 'partition must be one of'),
-      (['--privacy_unit=site'], 'privacy_unit must be one of'),
-      (['--runtime=gpu'], 'runtime must be one of'),
-      (['--rounds=0'], 'rounds must be positive, got 0'),
-      (['--client_batch_size=-1'], 'client_batch_size'),
-      (['--client_learning_rate=0'], 'client_learning_rate'),
-      (['--target_delta=2', '--target_epsilon=1'], 'target_delta'),
-      (['--target_epsilon=0'], 'target_epsilon'),
-      (['--num_clients=0'], 'num_clients'),
+    ([], 'exactly one of target_epsilon and noise_multiplier'),
+    (
+      ['--target_epsilon=1', '--noise_multiplier=1'],
+      'exactly one of target_epsilon and noise_multiplier',
+    ),
+    (['--clipping=none', '--target_epsilon=1'], 'target_epsilon.*ignored'),
+    (['--clipping=none', '--clip_norm=1'], 'clip_norm.*ignored'),
+    (['--clipping=none', '--target_delta=.1'], 'target_delta.*ignored'),
+    (['--clipping=none', '--epsilon_budget=1'], 'epsilon_budget.*ignored'),
+    (
+      ['--clipping=fixed', '--target_unclipped_quantile=.5'],
+      'target_unclipped_quantile.*ignored.*clipping=fixed',
+    ),
+    (['--dirichlet_alpha=1'], 'dirichlet_alpha.*ignored.*partition=iid'),
+    (
+      ['--partition=natural_site', '--num_clients=3'],
+      'num_clients.*ignored.*natural_site',
+    ),
+    (
+      ['--client_sampling=all', '--clients_per_round=3'],
+      'clients_per_round.*ignored',
+    ),
+    (
+      ['--client_sampling=all', '--max_clients_per_round=3'],
+      'max_clients_per_round.*ignored',
+    ),
+    (
+      ['--privacy_unit=record', '--client_epochs=3'],
+      'client_epochs=3 would be ignored with privacy_unit=record',
+    ),
+    (
+      ['--privacy_unit=record', '--clients_per_round=3'],
+      'clients_per_round=3.0 would be ignored with privacy_unit=record',
+    ),
+    (['--expected_batch_size=3'], 'expected_batch_size.*ignored'),
+    (
+      ['--privacy_unit=record', '--max_images_per_patient=3'],
+      'max_images_per_patient.*ignored',
+    ),
+    (['--max_clients_per_round=0'], 'max_clients_per_round'),
+    (['--cohort_seed=-1'], 'cohort_seed'),
+    (
+      ['--server_optimizer=yogi', '--server_momentum=.9'],
+      'server_momentum.*ignored.*yogi',
+    ),
+    (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
+    (['--partition=random'], 'partition must be one of'),
+    (['--privacy_unit=site'], 'privacy_unit must be one of'),
+    (['--runtime=gpu'], 'runtime must be one of'),
+    (['--rounds=0'], 'rounds must be positive, got 0'),
+    (['--client_batch_size=-1'], 'client_batch_size'),
+    (['--client_learning_rate=0'], 'client_learning_rate'),
+    (['--target_delta=2', '--target_epsilon=1'], 'target_delta'),
+    (['--target_epsilon=0'], 'target_epsilon'),
+    (['--num_clients=0'], 'num_clients'),
   )
   def test_refuses(self, arguments, message):
     private = '--target_epsilon=8'
     chosen = any(
-        a.startswith(('--target_epsilon', '--noise', '--clipping=none'))
-        for a in arguments
+      a.startswith(('--target_epsilon', '--noise', '--clipping=none'))
+      for a in arguments
     )
     if not chosen and arguments:
       arguments = [private, *arguments]
@@ -144,17 +143,17 @@ class SettingsTest(parameterized.TestCase):
     self.assertAlmostEqual(settings.target_delta, 4000**-1.1)
 
   @parameterized.parameters(
-      ([], 20, 20, '--clients_per_round=20', 'clients_per_round.*below the 20'),
-      (
-          ['--privacy_unit=record'],
-          8,
-          100,
-          '--expected_batch_size=100',
-          'expected_batch_size must be below the 100 records',
-      ),
+    ([], 20, 20, '--clients_per_round=20', 'clients_per_round.*below the 20'),
+    (
+      ['--privacy_unit=record'],
+      8,
+      100,
+      '--expected_batch_size=100',
+      'expected_batch_size must be below the 100 records',
+    ),
   )
   def test_cohort_is_below_the_population(
-      self, arguments, num_clients, num_units, cohort, message
+    self, arguments, num_clients, num_units, cohort, message
   ):
     settings = _read('--target_epsilon=8', cohort, *arguments)
     with self.assertRaisesRegex(_validate.InputError, message):

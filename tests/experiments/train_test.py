@@ -28,20 +28,19 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class TrainTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     self.temp = pathlib.Path(self.create_tempdir().full_path)
     self.output = self.temp / 'run'
     self.settings = settings_lib.Settings(
-        dataset='medmnist/breastmnist',
-        data_dir=npz.write(self.temp),
-        num_clients=12,
-        clients_per_round=6.0,
-        rounds=4,
-        rounds_per_eval=2,
-        noise_multiplier=0.2,
-        output_dir=str(self.output),
+      dataset='medmnist/breastmnist',
+      data_dir=npz.write(self.temp),
+      num_clients=12,
+      clients_per_round=6.0,
+      rounds=4,
+      rounds_per_eval=2,
+      noise_multiplier=0.2,
+      output_dir=str(self.output),
     )
 
   def _run(self, **changed):
@@ -66,16 +65,16 @@ class TrainTest(parameterized.TestCase):
   def test_leaves_every_file_that_it_promises(self):
     self._run()
     self.assertContainsSubset(
-        {
-            'config.json',
-            'metrics.csv',
-            'tensorboard',
-            'privacy_ledger.jsonl',
-            'checkpoints',
-            'summary.json',
-            'saved_model',
-        },
-        {p.name for p in self.output.iterdir()},
+      {
+        'config.json',
+        'metrics.csv',
+        'tensorboard',
+        'privacy_ledger.jsonl',
+        'checkpoints',
+        'summary.json',
+        'saved_model',
+      },
+      {p.name for p in self.output.iterdir()},
     )
     config = self._json('config.json')
     self.assertEqual(config['settings']['clients_per_round'], 6)
@@ -93,9 +92,11 @@ class TrainTest(parameterized.TestCase):
     self.assertGreater(summary['epsilon_rdp'], 0)
     self.assertAlmostEqual(summary['delta'], 12**-1.1)
     self.assertAlmostEqual(summary['metrics']['auc'], float(rows[3]['auc']))
-    events = event_accumulator.EventAccumulator(str(self.output / 'tensorboard'))
+    events = event_accumulator.EventAccumulator(
+      str(self.output / 'tensorboard')
+    )
     self.assertContainsSubset(
-        {'epsilon', 'clip_norm', 'auc'}, set(events.Reload().Tags()['tensors'])
+      {'epsilon', 'clip_norm', 'auc'}, set(events.Reload().Tags()['tensors'])
     )
 
   def test_card_in_the_model_states_what_the_ledger_says(self):
@@ -114,8 +115,8 @@ class TrainTest(parameterized.TestCase):
     allowed = {'round', 'epsilon', 'round_secs', 'clip_norm'}
     for name in set(self._metrics()[0]) - allowed:
       self.assertRegex(
-          name,
-          '^(loss|accuracy|balanced_accuracy|auc|sensitivity/.*|specificity/.*)$',
+        name,
+        '^(loss|accuracy|balanced_accuracy|auc|sensitivity/.*|specificity/.*)$',
       )
     seed = (self.output / 'checkpoints' / 'cohort_seed.secret').read_text()
     for path in self.output.rglob('*'):
@@ -132,9 +133,9 @@ class TrainTest(parameterized.TestCase):
     self._run(rounds=1)
     epsilon = self._json('summary.json')['epsilon_pld']
     self.settings = dataclasses.replace(
-        self.settings,
-        output_dir=str(self.temp / 'other'),
-        epsilon_budget=epsilon * 1.01,
+      self.settings,
+      output_dir=str(self.temp / 'other'),
+      epsilon_budget=epsilon * 1.01,
     )
     self.output = self.temp / 'other'
     outcome = self._run()
@@ -144,7 +145,7 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(summary['stop_reason'], 'budget_spent')
     self.assertIn('budget', summary['stop_message'])
     self.assertEqual(
-        export.load_card(self.output / 'saved_model')['epsilon'], epsilon
+      export.load_card(self.output / 'saved_model')['epsilon'], epsilon
     )
 
   def test_goes_on_where_it_stopped(self):
@@ -158,8 +159,8 @@ class TrainTest(parameterized.TestCase):
     self._run(rounds=2)
     before = self._json('config.json')
     with self.assertRaisesRegex(
-        _validate.InputError,
-        r'--client_learning_rate \(0.1 there, 0.2 now\), .*--seed',
+      _validate.InputError,
+      r'--client_learning_rate \(0.1 there, 0.2 now\), .*--seed',
     ):
       self._run(client_learning_rate=0.2, seed=4)
     npz.write(self.temp, counts=(64, 12, 24))
@@ -177,10 +178,10 @@ class TrainTest(parameterized.TestCase):
     for name in ('a', 'b', 'c', 'd'):
       private = name in 'ab'
       outcome = self._run(
-          output_dir=str(self.temp / name),
-          cohort_seed=3,
-          clipping='adaptive' if private else 'none',
-          noise_multiplier=0.2 if private else None,
+        output_dir=str(self.temp / name),
+        cohort_seed=3,
+        clipping='adaptive' if private else 'none',
+        noise_multiplier=0.2 if private else None,
       )
       weights.append(np.ravel(outcome.weights.trainable[0]))
     self.assertFalse(np.allclose(weights[0], weights[1]))
@@ -192,12 +193,12 @@ class TrainTest(parameterized.TestCase):
     log = self.temp / 'log'
     with open(log, 'wb') as file:
       done = subprocess.run(
-          self._command(runtime='tff', rounds=2),
-          check=False,
-          cwd=_ROOT,
-          stdout=file,
-          stderr=file,
-          timeout=300,
+        self._command(runtime='tff', rounds=2),
+        check=False,
+        cwd=_ROOT,
+        stdout=file,
+        stderr=file,
+        timeout=300,
       )
     self.assertEqual(done.returncode, 0, log.read_text())
     self.assertIn('2 rounds: all planned rounds were run', log.read_text())
@@ -208,7 +209,7 @@ class TrainTest(parameterized.TestCase):
     settings = {'rounds': 3000}
     with open(log, 'wb') as file:
       command = subprocess.Popen(
-          self._command(**settings), cwd=_ROOT, stdout=file, stderr=file
+        self._command(**settings), cwd=_ROOT, stdout=file, stderr=file
       )
       saved = self.output / 'checkpoints'
       while command.poll() is None and not list(saved.glob('round_*[1-9].npz')):
@@ -228,7 +229,9 @@ class TrainTest(parameterized.TestCase):
     """A limit on file size makes the real write of a checkpoint fail."""
     self._run(rounds=2)
     log = self.temp / 'log'
-    limit = (self.output / 'checkpoints' / 'round_000002.npz').stat().st_size // 2
+    limit = (
+      self.output / 'checkpoints' / 'round_000002.npz'
+    ).stat().st_size // 2
 
     def limit_files():
       signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -237,14 +240,14 @@ class TrainTest(parameterized.TestCase):
     environment = {**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'}
     with open(log, 'wb') as file:
       done = subprocess.run(
-          self._command(),
-          check=False,
-          cwd=_ROOT,
-          stdout=file,
-          stderr=file,
-          preexec_fn=limit_files,
-          env=environment,
-          timeout=300,
+        self._command(),
+        check=False,
+        cwd=_ROOT,
+        stdout=file,
+        stderr=file,
+        preexec_fn=limit_files,
+        env=environment,
+        timeout=300,
       )
     self.assertEqual(done.returncode, 1, log.read_text())
     self.assertIn('error: stopped, as the disk failed', log.read_text())
@@ -255,19 +258,19 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(self._charges(), 5)  # Round 3 was paid for twice.
 
   @parameterized.parameters(
-      ({'dataset': 'medmnist/brestmnist'}, "did you mean 'medmnist/breast"),
-      ({'model': 'resnett'}, "did you mean 'resnet'"),
-      ({'num_clients': 61}, 'num_clients must be at most the 60'),
-      ({'image_size': 29}, 'image_size'),
-      ({'clients_per_round': 12.0}, 'clients_per_round must be below'),
-      ({'partition': 'natural_site', 'num_clients': None}, 'site'),
-      ({'server_optimizer': 'adagrad'}, 'server_optimizer must be one of'),
-      ({'noise_multiplier': 0.7}, 'noise_multiplier must be below 0.6'),
-      (
-          {'noise_multiplier': None, 'target_epsilon': 0.01, 'rounds': 1000},
-          'target_epsilon 0.01 is out of reach for 1000 rounds',
-      ),
-      ({'data_dir': '/nowhere'}, 'breastmnist.npz'),
+    ({'dataset': 'medmnist/brestmnist'}, "did you mean 'medmnist/breast"),
+    ({'model': 'resnett'}, "did you mean 'resnet'"),
+    ({'num_clients': 61}, 'num_clients must be at most the 60'),
+    ({'image_size': 29}, 'image_size'),
+    ({'clients_per_round': 12.0}, 'clients_per_round must be below'),
+    ({'partition': 'natural_site', 'num_clients': None}, 'site'),
+    ({'server_optimizer': 'adagrad'}, 'server_optimizer must be one of'),
+    ({'noise_multiplier': 0.7}, 'noise_multiplier must be below 0.6'),
+    (
+      {'noise_multiplier': None, 'target_epsilon': 0.01, 'rounds': 1000},
+      'target_epsilon 0.01 is out of reach for 1000 rounds',
+    ),
+    ({'data_dir': '/nowhere'}, 'breastmnist.npz'),
   )
   def test_bad_input_writes_nothing(self, changed, message):
     with self.assertRaisesRegex(_validate.InputError, message):
@@ -275,11 +278,11 @@ class TrainTest(parameterized.TestCase):
     self.assertFalse(self.output.exists())
 
   @parameterized.parameters(
-      ({'train_labels': None}, 'train_labels'),
-      ({'test_labels': np.full((24, 1), 7, np.uint8)}, '7'),
-      ({'val_images': np.zeros((12, 28, 28), np.float32)}, 'val_images'),
-      ({'train_images': np.zeros((60, 20, 20), np.uint8)}, 'train_images'),
-      ({'train_labels': np.zeros((59, 1), np.uint8)}, '59'),
+    ({'train_labels': None}, 'train_labels'),
+    ({'test_labels': np.full((24, 1), 7, np.uint8)}, '7'),
+    ({'val_images': np.zeros((12, 28, 28), np.float32)}, 'val_images'),
+    ({'train_images': np.zeros((60, 20, 20), np.uint8)}, 'train_images'),
+    ({'train_labels': np.zeros((59, 1), np.uint8)}, '59'),
   )
   def test_wrong_arrays_in_the_file(self, changed, message):
     npz.write(self.temp, **changed)
@@ -302,18 +305,18 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual([p.name for p in self.output.iterdir()], ['thesis.tex'])
 
   @parameterized.parameters(
-      (['--clipping=adaptve'], "did you mean 'adaptive'"),
-      (['--rounds=many'], '--rounds'),
-      (['--no_such_flag=1'], 'no_such_flag'),
-      (['stray'], "unexpected argument 'stray'"),
+    (['--clipping=adaptve'], "did you mean 'adaptive'"),
+    (['--rounds=many'], '--rounds'),
+    (['--no_such_flag=1'], 'no_such_flag'),
+    (['stray'], "unexpected argument 'stray'"),
   )
   def test_a_bad_flag_is_one_line_and_exit_code_2(self, arguments, message):
     done = subprocess.run(
-        self._command(*arguments),
-        check=False,
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
+      self._command(*arguments),
+      check=False,
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
     )
     self.assertEqual(done.returncode, 2, done.stderr)
     lines = done.stderr.strip().splitlines()

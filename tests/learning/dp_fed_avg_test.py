@@ -16,7 +16,7 @@ from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
 
 _SPEC = collections.OrderedDict(
-    x=tf.TensorSpec((None, 3), tf.float32), y=tf.TensorSpec((None,), tf.int64)
+  x=tf.TensorSpec((None, 3), tf.float32), y=tf.TensorSpec((None,), tf.int64)
 )
 
 
@@ -26,22 +26,26 @@ def _loss():
 
 def _functional_model():
   initializer = tf.keras.initializers.GlorotUniform(seed=1)
-  keras_model = tf.keras.Sequential([
+  keras_model = tf.keras.Sequential(
+    [
       tf.keras.layers.InputLayer((3,)),
       tf.keras.layers.Dense(2, kernel_initializer=initializer),
-  ])
+    ]
+  )
   return tff.learning.models.functional_model_from_keras(
-      keras_model, _loss(), _SPEC
+    keras_model, _loss(), _SPEC
   )
 
 
 def _variable_model():
-  keras_model = tf.keras.Sequential([
+  keras_model = tf.keras.Sequential(
+    [
       tf.keras.layers.InputLayer((3,)),
       tf.keras.layers.Dense(2, kernel_initializer='zeros'),
-  ])
+    ]
+  )
   return tff.learning.models.from_keras_model(
-      keras_model, loss=_loss(), input_spec=_SPEC
+    keras_model, loss=_loss(), input_spec=_SPEC
   )
 
 
@@ -52,15 +56,15 @@ def _client(seed, count=7, broken=False):
     x[0, 0] = np.nan
   y = rng.integers(2, size=count)
   return tf.data.Dataset.from_tensor_slices(
-      collections.OrderedDict(x=x, y=y)
+    collections.OrderedDict(x=x, y=y)
   ).batch(4)
 
 
 def _mechanism(clipping, noise_multiplier=0.0, num_clients=3):
   return mechanisms.GaussianMechanism(
-      sampling=sampling.FullParticipation(num_clients),
-      clipping=clipping,
-      noise_multiplier=noise_multiplier,
+    sampling=sampling.FullParticipation(num_clients),
+    clipping=clipping,
+    noise_multiplier=noise_multiplier,
   )
 
 
@@ -74,18 +78,17 @@ def _weights(process, state):
 
 
 class BuildDpFedAvgTest(parameterized.TestCase):
-
   @parameterized.parameters(
-      (mechanisms.FixedClipping(1e6),),
-      (mechanisms.AdaptiveClipping(clip_norm=1e6),),
-      (None,),
+    (mechanisms.FixedClipping(1e6),),
+    (mechanisms.AdaptiveClipping(clip_norm=1e6),),
+    (None,),
   )
   def test_zero_noise_and_a_huge_clip_are_plain_fed_avg(self, clipping):
     ours = learning.build_dp_fed_avg(
-        _functional_model(), _mechanism(clipping), client_optimizer=_sgd()
+      _functional_model(), _mechanism(clipping), client_optimizer=_sgd()
     )
     plain = tff.learning.algorithms.build_unweighted_fed_avg(
-        _functional_model(), client_optimizer_fn=_sgd()
+      _functional_model(), client_optimizer_fn=_sgd()
     )
     state, expected = ours.initialize(), plain.initialize()
     for round_num in range(3):
@@ -93,20 +96,20 @@ class BuildDpFedAvgTest(parameterized.TestCase):
       state = ours.next(state, clients).state
       expected = plain.next(expected, clients).state
     np.testing.assert_allclose(
-        _weights(ours, state), _weights(plain, expected), rtol=1e-5
+      _weights(ours, state), _weights(plain, expected), rtol=1e-5
     )
 
   def test_is_a_learning_process_for_variable_models_too(self):
     process = learning.build_dp_fed_avg(
-        _variable_model,
-        _mechanism(mechanisms.FixedClipping(1.0)),
-        client_optimizer=_sgd(),
+      _variable_model,
+      _mechanism(mechanisms.FixedClipping(1.0)),
+      client_optimizer=_sgd(),
     )
     self.assertIsInstance(process, tff.learning.templates.LearningProcess)
     state = process.initialize()
     moved = process.next(state, [_client(0), _client(1)]).state
     self.assertFalse(
-        np.allclose(_weights(process, state), _weights(process, moved))
+      np.allclose(_weights(process, state), _weights(process, moved))
     )
 
   def test_clips_each_client(self):
@@ -115,89 +118,85 @@ class BuildDpFedAvgTest(parameterized.TestCase):
     initial, updates = None, []
     for client in clients:
       alone = learning.build_dp_fed_avg(
-          _functional_model(), _mechanism(None), client_optimizer=_sgd()
+        _functional_model(), _mechanism(None), client_optimizer=_sgd()
       )
       state = alone.initialize()
       initial = _weights(alone, state)
       updates.append(
-          _weights(alone, alone.next(state, [client]).state) - initial
+        _weights(alone, alone.next(state, [client]).state) - initial
       )
     process = learning.build_dp_fed_avg(
-        _functional_model(),
-        _mechanism(mechanisms.FixedClipping(0.01), num_clients=2),
-        client_optimizer=_sgd(),
+      _functional_model(),
+      _mechanism(mechanisms.FixedClipping(0.01), num_clients=2),
+      client_optimizer=_sgd(),
     )
     state = process.next(process.initialize(), clients).state
     expected = sum(u * 0.01 / np.linalg.norm(u) for u in updates) / 2
     np.testing.assert_allclose(
-        _weights(process, state) - initial, expected, atol=1e-7
+      _weights(process, state) - initial, expected, atol=1e-7
     )
 
   def test_one_broken_client_does_not_poison_the_round(self):
     process = learning.build_dp_fed_avg(
-        _functional_model(),
-        _mechanism(mechanisms.FixedClipping(1.0)),
-        client_optimizer=_sgd(),
+      _functional_model(),
+      _mechanism(mechanisms.FixedClipping(1.0)),
+      client_optimizer=_sgd(),
     )
     state = process.initialize()
     with_broken = process.next(
-        state, [_client(0), _client(1, broken=True), _client(2)]
+      state, [_client(0), _client(1, broken=True), _client(2)]
     ).state
     without = process.next(state, [_client(0), _client(2)]).state
     np.testing.assert_allclose(
-        _weights(process, with_broken), _weights(process, without), rtol=1e-6
+      _weights(process, with_broken), _weights(process, without), rtol=1e-6
     )
 
-  @parameterized.parameters(
-      (mechanisms.AdaptiveClipping(), 0.1), (None, 0.0)
-  )
+  @parameterized.parameters((mechanisms.AdaptiveClipping(), 0.1), (None, 0.0))
   def test_empty_cohort(self, clipping, noise_multiplier):
     process = learning.build_dp_fed_avg(
-        _functional_model(),
-        _mechanism(clipping, noise_multiplier),
-        client_optimizer=_sgd(),
+      _functional_model(),
+      _mechanism(clipping, noise_multiplier),
+      client_optimizer=_sgd(),
     )
     state = process.initialize()
     after = process.next(state, []).state
     self.assertTrue(np.all(np.isfinite(_weights(process, after))))
-    changed = not np.allclose(_weights(process, state), _weights(process, after))
+    changed = not np.allclose(
+      _weights(process, state), _weights(process, after)
+    )
     self.assertEqual(changed, noise_multiplier > 0)
 
   def test_publishes_nothing_that_carries_no_noise(self):
     process = learning.build_dp_fed_avg(
-        _functional_model(),
-        _mechanism(mechanisms.AdaptiveClipping(), 0.1),
-        client_optimizer=_sgd(),
+      _functional_model(),
+      _mechanism(mechanisms.AdaptiveClipping(), 0.1),
+      client_optimizer=_sgd(),
     )
     metrics = process.next(process.initialize(), [_client(0)]).metrics
     self.assertEqual(metrics['client_work'], collections.OrderedDict(train=()))
-    self.assertEqual(
-        metrics['aggregator'].keys(), {'dp_query_metrics', 'dp'}
-    )
-    self.assertEqual(
-        list(metrics['aggregator']['dp_query_metrics']), ['clip']
-    )
+    self.assertEqual(metrics['aggregator'].keys(), {'dp_query_metrics', 'dp'})
+    self.assertEqual(list(metrics['aggregator']['dp_query_metrics']), ['clip'])
 
   def test_a_global_seed_does_not_repeat_the_noise(self):
     """Two processes that call tf.random.set_seed draw different noise."""
     script = (
-        'import os, sys; import tensorflow as tf; import numpy as np\n'
-        'tf.random.set_seed(1); tf.keras.utils.set_random_seed(1)\n'
-        'from tests.learning import dp_fed_avg_test as t\n'
-        'process = t.learning.build_dp_fed_avg(t._functional_model(),'
-        ' t._mechanism(t.mechanisms.FixedClipping(1.0), 1.0),'
-        ' client_optimizer=t._sgd())\n'
-        'state = process.next(process.initialize(), []).state\n'
-        'np.save(sys.argv[1], t._weights(process, state))\n'
+      'import os, sys; import tensorflow as tf; import numpy as np\n'
+      'tf.random.set_seed(1); tf.keras.utils.set_random_seed(1)\n'
+      'from tests.learning import dp_fed_avg_test as t\n'
+      'process = t.learning.build_dp_fed_avg(t._functional_model(),'
+      ' t._mechanism(t.mechanisms.FixedClipping(1.0), 1.0),'
+      ' client_optimizer=t._sgd())\n'
+      'state = process.next(process.initialize(), []).state\n'
+      'np.save(sys.argv[1], t._weights(process, state))\n'
     )
     drawn = []
     for n in range(2):
       path = pathlib.Path(self.create_tempdir().full_path, f'{n}.npy')
       subprocess.run(
-          [sys.executable, '-c', script, str(path)],
-          check=True,
-          cwd=pathlib.Path(__file__).parents[2],
-          stderr=subprocess.DEVNULL,
+        [sys.executable, '-c', script, str(path)],
+        check=True,
+        cwd=pathlib.Path(__file__).parents[2],
+        stderr=subprocess.DEVNULL,
       )
       drawn.append(np.load(path))
     self.assertFalse(np.any(drawn[0] == drawn[1]))

@@ -18,14 +18,13 @@ def _steps(optimizer, gradients):
 
 
 class BuildServerOptimizerTest(parameterized.TestCase):
-
   def test_sgd_adds_the_update(self):
     optimizer = optimizers.build_server_optimizer('sgd', learning_rate=1.0)
     self.assertAlmostEqual(_steps(optimizer, [-0.5, -0.25]), 0.75, places=6)
 
   def test_sgd_with_momentum(self):
     optimizer = optimizers.build_server_optimizer(
-        'sgd', learning_rate=1.0, momentum=0.9
+      'sgd', learning_rate=1.0, momentum=0.9
     )
     # v1 = -1, v2 = 0.9 * -1 - 1 = -1.9.
     self.assertAlmostEqual(_steps(optimizer, [-1.0, -1.0]), 2.9, places=5)
@@ -43,11 +42,11 @@ class BuildServerOptimizerTest(parameterized.TestCase):
     self.assertGreater(_steps(optimizer, [-2.0]), 0)
 
   @parameterized.parameters(
-      ({'name': 'adm'}, "server_optimizer .*did you mean 'adam'"),
-      ({'learning_rate': 0.0}, 'server_learning_rate'),
-      ({'name': 'adam', 'momentum': 0.9}, 'server_momentum .*adam'),
-      ({'momentum': 1.0}, 'server_momentum'),
-      ({'momentum': -0.1}, 'server_momentum'),
+    ({'name': 'adm'}, "server_optimizer .*did you mean 'adam'"),
+    ({'learning_rate': 0.0}, 'server_learning_rate'),
+    ({'name': 'adam', 'momentum': 0.9}, 'server_momentum .*adam'),
+    ({'momentum': 1.0}, 'server_momentum'),
+    ({'momentum': -0.1}, 'server_momentum'),
   )
   def test_refuses(self, changed, message):
     arguments = {'name': 'sgd', 'learning_rate': 1.0, **changed}

@@ -20,13 +20,12 @@ _State = collections.namedtuple('_State', ['weights', 'extra'])
 
 def _state(value):
   return _State(
-      weights=(np.full((2, 3), value, np.float32), [np.int64(value)]),
-      extra=collections.OrderedDict(flag=True, name=b'event', rate=0.5),
+    weights=(np.full((2, 3), value, np.float32), [np.int64(value)]),
+    extra=collections.OrderedDict(flag=True, name=b'event', rate=0.5),
   )
 
 
 class CheckpointsTest(parameterized.TestCase):
-
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path, 'checkpoints')
@@ -72,8 +71,8 @@ class CheckpointsTest(parameterized.TestCase):
       self.checkpoints.load_latest(_state(0))
 
   @parameterized.parameters(
-      (_State(weights=(np.zeros((2, 2), np.float32), [1]), extra=()),),
-      (_State(weights=(np.zeros((9,), np.float32), [1]), extra={'a': b'x'}),),
+    (_State(weights=(np.zeros((2, 2), np.float32), [1]), extra=()),),
+    (_State(weights=(np.zeros((9,), np.float32), [1]), extra={'a': b'x'}),),
   )
   def test_refuses_another_process_state(self, other):
     self.checkpoints.save(1, _state(1))

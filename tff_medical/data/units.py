@@ -44,14 +44,14 @@ class Units:
     return len(self.rows)
 
   def by_client(
-      self, indices: np.ndarray, num_clients: int
+    self, indices: np.ndarray, num_clients: int
   ) -> list[np.ndarray]:
     """Returns the drawn units of each client, in their order; maybe none."""
     clients = self.clients[indices]
     return [indices[clients == client] for client in range(num_clients)]
 
   def arrays(
-      self, split: images.Split, indices: np.ndarray
+    self, split: images.Split, indices: np.ndarray
   ) -> collections.OrderedDict[str, np.ndarray]:
     """Returns x, y and mask of these units, float32 x in 0..1."""
     rows = self.rows[indices]
@@ -59,9 +59,9 @@ class Units:
     x = split.images[rows].astype(np.float32) / np.float32(255)
     labels = split.labels[rows]
     return collections.OrderedDict(
-        x=x * mask[..., np.newaxis, np.newaxis, np.newaxis],
-        y=labels.astype(np.float32) if split.labels.ndim == 2 else labels,
-        mask=mask.astype(np.float32),
+      x=x * mask[..., np.newaxis, np.newaxis, np.newaxis],
+      y=labels.astype(np.float32) if split.labels.ndim == 2 else labels,
+      mask=mask.astype(np.float32),
     )
 
 
@@ -74,10 +74,10 @@ def record_units(partition: partition_lib.Partition) -> Units:
 
 
 def patient_units(
-    split: images.Split,
-    partition: partition_lib.Partition,
-    *,
-    max_images: int,
+  split: images.Split,
+  partition: partition_lib.Partition,
+  *,
+  max_images: int,
 ) -> Units:
   """Returns one unit a patient, in the order of the patients' numbers.
 
@@ -92,28 +92,28 @@ def patient_units(
   _validate.positive_int(max_images_per_patient=max_images)
   if split.patients is None:
     raise _validate.InputError(
-        'privacy_unit=patient needs patient numbers, which this data set does '
-        'not have; choose record or client'
+      'privacy_unit=patient needs patient numbers, which this data set does '
+      'not have; choose record or client'
     )
   numbers, patient = np.unique(split.patients, return_inverse=True)
   client_of_row = np.empty(len(split), np.int64)
   for client, rows in enumerate(partition):
     client_of_row[rows] = client
   members = np.split(
-      np.argsort(patient, kind='stable'),
-      np.cumsum(np.bincount(patient))[:-1],
+    np.argsort(patient, kind='stable'),
+    np.cumsum(np.bincount(patient))[:-1],
   )
   width = min(max_images, max(map(len, members)))
   rows = np.full((len(numbers), width), _PADDING)
   for unit, own in enumerate(members):
     if np.ptp(client_of_row[own]):
       raise _validate.InputError(
-          f'patient {numbers[unit]} is on several clients; use a partition of '
-          'tff_medical.data.partition, which keeps patients together'
+        f'patient {numbers[unit]} is on several clients; use a partition of '
+        'tff_medical.data.partition, which keeps patients together'
       )
     rows[unit, : len(own[:width])] = own[:width]
   return Units(
-      rows=rows,
-      clients=client_of_row[[own[0] for own in members]],
-      left_out=len(split) - int((rows != _PADDING).sum()),
+    rows=rows,
+    clients=client_of_row[[own[0] for own in members]],
+    left_out=len(split) - int((rows != _PADDING).sum()),
   )

@@ -19,7 +19,7 @@ _EPSILON = 1e-3
 
 
 def build_server_optimizer(
-    name: str, *, learning_rate: float, momentum: float = 0.0
+  name: str, *, learning_rate: float, momentum: float = 0.0
 ) -> tff.learning.optimizers.Optimizer:
   """Returns a server optimizer.
 
@@ -38,15 +38,15 @@ def build_server_optimizer(
     _validate.in_range(0, 1, server_momentum=momentum)
   if name == 'sgd':
     return tff.learning.optimizers.build_sgdm(
-        learning_rate, momentum=momentum or None
+      learning_rate, momentum=momentum or None
     )
   if momentum:
     raise _validate.InputError(
-        f'server_momentum must be 0 with server_optimizer {name}, which has its '
-        f'own, got {momentum:g}'
+      f'server_momentum must be 0 with server_optimizer {name}, which has its '
+      f'own, got {momentum:g}'
     )
   build = {
-      'adam': tff.learning.optimizers.build_adam,
-      'yogi': tff.learning.optimizers.build_yogi,
+    'adam': tff.learning.optimizers.build_adam,
+    'yogi': tff.learning.optimizers.build_yogi,
   }[name]
   return build(learning_rate, beta_1=_BETA_1, beta_2=_BETA_2, epsilon=_EPSILON)

@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 import secrets
-from typing import Any, Optional
+from typing import Any
 import zipfile
 
 import numpy as np
@@ -65,7 +65,7 @@ class Checkpoints:
     for old in self.rounds()[: -self._KEEP]:
       self._path(old).unlink()
 
-  def load_latest(self, structure: Any) -> Optional[tuple[int, Any]]:
+  def load_latest(self, structure: Any) -> tuple[int, Any] | None:
     """Returns the newest round that can be read and its state, or None.
 
     Args:
@@ -83,11 +83,11 @@ class Checkpoints:
         problem = problem or f'{path} cannot be read ({error})'
     if problem:
       raise _validate.InputError(
-          f'{problem}, and no older checkpoint can; choose another output_dir'
+        f'{problem}, and no older checkpoint can; choose another output_dir'
       )
     return None
 
-  def cohort_seed(self, given: Optional[int] = None) -> int:
+  def cohort_seed(self, given: int | None = None) -> int:
     """Returns the seed of this run's cohorts; the first call decides it.
 
     Args:
@@ -101,8 +101,8 @@ class Checkpoints:
       seed = int(path.read_text())
       if given is not None and given != seed:
         raise _validate.InputError(
-            f'cohort_seed must be the one that {self._folder} was started '
-            'with; leave it out to go on, or choose another output_dir'
+          f'cohort_seed must be the one that {self._folder} was started '
+          'with; leave it out to go on, or choose another output_dir'
         )
       return seed
     seed = secrets.randbits(128) if given is None else given
@@ -145,5 +145,5 @@ def _read(path: pathlib.Path, structure: Any) -> Any:
   if len(leaves) != len(expected):
     raise ValueError(f'{len(leaves)} arrays, {len(expected)} expected')
   return tf.nest.pack_sequence_as(
-      structure, [x[()].item() if x.dtype.kind == 'S' else x[()] for x in leaves]
+    structure, [x[()].item() if x.dtype.kind == 'S' else x[()] for x in leaves]
   )

@@ -1,0 +1,40 @@
+"""Tests that what the README shows can be run."""
+
+import pathlib
+import re
+
+from absl.testing import absltest
+
+from experiments import settings
+
+_README = pathlib.Path(__file__).resolve().parents[1] / 'README.md'
+
+
+class ReadmeTest(absltest.TestCase):
+  def test_flags_it_names_exist(self):
+    named = set(re.findall(r'`--(\w+)`', _README.read_text()))
+    known = set(settings.Settings.__dataclass_fields__) | {'help'}
+    self.assertNotEmpty(named)
+    self.assertContainsSubset(named, known)
+
+  def test_files_it_names_exist(self):
+    text = _README.read_text()
+    for path in re.findall(
+      r'(?:tff_medical|experiments|tests|docs|results)/[\w/.]+', text
+    ):
+      self.assertTrue((_README.parent / path.rstrip('.')).exists(), path)
+
+  def test_program_for_tff_users_runs(self):
+    program = next(
+      block
+      for block in re.findall(r'```python\n(.*?)```', _README.read_text(), re.S)
+      if 'build_dp_fed_avg' in block
+    )
+    names = {}
+    exec(compile(program, str(_README), 'exec'), names)  # pylint: disable=exec-used
+    self.assertLessEqual(names['mechanism'].noise_multiplier, 1.5)
+    self.assertEqual(int(names['state'].aggregator.is_init_state), 1)
+
+
+if __name__ == '__main__':
+  absltest.main()
