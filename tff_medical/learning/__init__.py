@@ -1,9 +1,15 @@
 """Federated learning processes: `build_*` functions around TFF's own parts."""
 
+from tff_medical.learning.augmentation import Augmentation
 from tff_medical.learning.dp_fed_avg import build_dp_fed_avg
-from tff_medical.learning.optimizers import (
-  SERVER_OPTIMIZERS,
-  build_server_optimizer,
-)
+from tff_medical.learning.dp_sgd import build_dp_sgd
+from tff_medical.learning.optimizers import build_server_optimizer
+from tff_medical.learning.optimizers import SERVER_OPTIMIZERS
 
-__all__ = ['SERVER_OPTIMIZERS', 'build_dp_fed_avg', 'build_server_optimizer']
+__all__ = [
+  'SERVER_OPTIMIZERS',
+  'Augmentation',
+  'build_dp_fed_avg',
+  'build_dp_sgd',
+  'build_server_optimizer',
+]

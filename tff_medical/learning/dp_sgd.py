@@ -1,0 +1,329 @@
+"""DP-SGD across sites: the guarantee is for the record or the patient.
+
+Abadi et al. 2016 (arXiv 1607.00133) over the pooled units of all sites, without
+pooling them: each site clips the gradient of each of its drawn units and sums
+them up; the server sums over the sites, adds one Gaussian noise for the whole
+federation, divides by the expected number of units and takes a step with the
+result. That is central DP-SGD, and the server has to be trusted. With adaptive
+clipping (Andrew et al. 2021, arXiv 1905.03871) the clip norm follows the noised
+quantile of the units' norms.
+
+State, noise and quantile are those of TensorFlow Privacy's queries, as in
+`tff.aggregators.DifferentiallyPrivateFactory`; the sites do what its queries do
+with one record, for all units of a batch at once.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+import tensorflow_federated as tff
+import tensorflow_privacy as tfp
+
+from tff_medical import _validate
+from tff_medical.learning import augmentation as augmentation_lib
+from tff_medical.learning import optimizers
+from tff_medical.learning import unit_gradients
+from tff_medical.privacy import mechanisms
+
+_Gradients = tuple[tf.Tensor, ...]
+
+
+class ClippingState(NamedTuple):
+  """The state of the query that clips; see `aggregators.clip_norm`."""
+
+  query_state: Any
+
+
+class NoClippingState(NamedTuple):
+  """The state where nothing is clipped."""
+
+  plain_state: Any
+
+
+def build_dp_sgd(
+  model: tff.learning.models.FunctionalModel,
+  mechanism: mechanisms.GaussianMechanism,
+  *,
+  server_optimizer: tff.learning.optimizers.Optimizer | None = None,
+  augmentation: augmentation_lib.Augmentation | None = None,
+) -> tff.learning.templates.LearningProcess:
+  """Returns a learning process that runs in any TFF context.
+
+  A site's dataset of a round holds its units that `mechanism.sampling` drew
+  among the units of all sites, in batches as `unit_gradients.batch_spec` says;
+  it may be empty. The batches only bound memory: a round is one step, and the
+  batches' size does not change its result.
+
+  The guarantee holds for what `next` returns, if every round is charged for
+  `mechanism.round_event()`. There are no training metrics, as their sums would
+  carry no noise. A unit whose gradient's norm is not finite counts as a unit
+  with the gradient zero.
+
+  Args:
+    model: Has one output, and treats each image on its own (no batch norm).
+    mechanism: Clipping, noise and sampling of records or patients. Without
+      clipping the process is plain SGD on the same draws.
+    server_optimizer: Takes the noised mean for a gradient. By default SGD with
+      learning rate 1.
+    augmentation: Averages each unit's gradient over views of its images.
+
+  Raises:
+    InputError: The mechanism protects clients.
+  """
+  if mechanism.privacy_unit == 'client':
+    raise _validate.InputError(
+      "mechanism.privacy_unit must be 'record' or 'patient' for DP-SGD, got "
+      "'client'; use build_dp_fed_avg"
+    )
+  return _compose(
+    model,
+    _QuerySum(mechanism),
+    server_optimizer
+    or optimizers.build_server_optimizer('sgd', learning_rate=1.0),
+    augmentation,
+  )
+
+
+class _QuerySum:
+  """The sum of clipped gradients with noise, as a mechanism says.
+
+  Pure functions of TensorFlow values: the server's `initial_state`, `params`
+  and `noised_mean`, and the sites' `zero` and `clipped_sum`.
+  """
+
+  def __init__(self, mechanism: mechanisms.GaussianMechanism):
+    self._clipping = mechanism.clipping
+    self._query = tfp.NormalizedQuery(
+      _sum_query(mechanism),
+      denominator=float(mechanism.sampling.expected_cohort),
+    )
+    self._state = (
+      NoClippingState if mechanism.clipping is None else (ClippingState)
+    )
+
+  def initial_state(self) -> Any:
+    return self._state(self._query.initial_global_state())
+
+  def params(self, state: Any) -> Any:
+    """Returns what the sites need to know: the clip norm."""
+    return self._query.derive_sample_params(state[0])
+
+  def zero(self, gradients: _Gradients) -> Any:
+    """Returns the sum of no units."""
+    return self._query.initial_sample_state(gradients)
+
+  def clipped_sum(
+    self, params: Any, gradients: _Gradients, is_unit: tf.Tensor
+  ) -> Any:
+    """Returns the sum over units.
+
+    Args:
+      params: From the server.
+      gradients: Of the units, [B, ...].
+      is_unit: Float [B]: 0 for padding, which is not summed or counted.
+    """
+    norms = unit_gradients.global_norms(gradients)
+    finite = tf.math.is_finite(norms)
+    norms = tf.where(finite, norms, 0.0)
+    total = functools.partial(_weighted_sum, gradients, finite)
+    if self._clipping is None:
+      return total(is_unit)
+    if isinstance(self._clipping, mechanisms.FixedClipping):
+      return total(is_unit * _clip_factors(norms, params))
+    quantile = params.quantile_estimator_params
+    below = tf.cast(norms <= quantile.current_estimate, tf.float32)
+    zero = self._query.initial_sample_state(())
+    return zero._replace(
+      sum_state=total(is_unit * _clip_factors(norms, params.sum_params)),
+      # TensorFlow Privacy counts -0.5 or 0.5, to halve the sensitivity.
+      quantile_estimator_state=tf.reduce_sum(is_unit * (below - 0.5)),
+    )
+
+  def noised_mean(self, total: Any, state: Any) -> tuple[_Gradients, Any]:
+    """Returns the noised gradient and the state of the next round."""
+    result, new_state, _ = self._query.get_noised_result(total, state[0])
+    return tuple(result), self._state(new_state)
+
+
+def _sum_query(
+  mechanism: mechanisms.GaussianMechanism,
+) -> tfp.SumAggregationDPQuery:
+  clipping = mechanism.clipping
+  if isinstance(clipping, mechanisms.AdaptiveClipping):
+    return tfp.QuantileAdaptiveClipSumQuery(
+      initial_l2_norm_clip=float(clipping.clip_norm),
+      noise_multiplier=float(mechanism.value_noise_multiplier),
+      target_unclipped_quantile=float(clipping.target_unclipped_quantile),
+      learning_rate=float(clipping.clip_learning_rate),
+      clipped_count_stddev=float(mechanism.count_stddev)
+      if mechanism.is_private
+      else 0.0,
+      expected_num_records=float(mechanism.sampling.expected_cohort),
+      geometric_update=True,
+    )
+  if isinstance(clipping, mechanisms.FixedClipping):
+    return tfp.GaussianSumQuery(
+      l2_norm_clip=float(clipping.clip_norm),
+      stddev=float(clipping.clip_norm * mechanism.value_noise_multiplier),
+    )
+  return tfp.NoPrivacySumQuery()
+
+
+def _clip_factors(norms: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
+  """Returns by what to scale units with these finite norms, [B]."""
+  return clip_norm / tf.maximum(norms, clip_norm)
+
+
+def _weighted_sum(
+  gradients: _Gradients, finite: tf.Tensor, weights: tf.Tensor
+) -> _Gradients:
+  """Returns the sum over units of [B, ...], those not finite left out."""
+  weights = tf.where(finite, weights, 0.0)
+
+  def finite_rows(rows: tf.Tensor) -> tf.Tensor:
+    # The weight 0 alone would not do: 0 times NaN is NaN.
+    return tf.cond(
+      tf.reduce_all(finite),
+      lambda: rows,
+      lambda: tf.where(finite[:, tf.newaxis], rows, tf.zeros_like(rows)),
+    )
+
+  def total(values: tf.Tensor) -> tf.Tensor:
+    shape = values.shape[1:]
+    rows = finite_rows(tf.reshape(values, (-1, shape.num_elements())))
+    return tf.reshape(tf.linalg.matvec(rows, weights, transpose_a=True), shape)
+
+  return tuple(total(values) for values in gradients)
+
+
+def _site_sum(
+  model: tff.learning.models.FunctionalModel,
+  query: _QuerySum,
+  augmentation: augmentation_lib.Augmentation | None,
+  params: Any,
+  weights: tff.learning.models.ModelWeights,
+  data: tf.data.Dataset,
+) -> Any:
+  """Returns the sum over all units of one site."""
+
+  @tf.autograph.experimental.do_not_convert
+  def add_batch(total: Any, batch: unit_gradients.Batch) -> Any:
+    gradients = unit_gradients.unit_gradients(
+      model, weights, batch, augmentation
+    )
+    is_unit = tf.reduce_max(batch['mask'], axis=1)
+    return tf.nest.map_structure(
+      tf.add, total, query.clipped_sum(params, gradients, is_unit)
+    )
+
+  zeros = tuple(tf.zeros_like(w) for w in weights.trainable)
+  return data.reduce(query.zero(zeros), add_batch)
+
+
+def _compose(
+  model: tff.learning.models.FunctionalModel,
+  query: _QuerySum,
+  server_optimizer: tff.learning.optimizers.Optimizer,
+  augmentation: augmentation_lib.Augmentation | None,
+) -> tff.learning.templates.LearningProcess:
+  """Returns the process around the pure functions.
+
+  It is not made of TFF's client work and aggregator, between which a clip norm
+  cannot pass.
+  """
+
+  @tff.tensorflow.computation
+  def initial_weights() -> Any:
+    trainable, non_trainable = model.initial_weights
+    return tff.learning.models.ModelWeights(
+      tuple(tf.convert_to_tensor(w) for w in trainable),
+      tuple(tf.convert_to_tensor(w) for w in non_trainable),
+    )
+
+  initial_query_state = tff.tensorflow.computation(query.initial_state)
+  weights_type = initial_weights.type_signature.result
+  query_type = initial_query_state.type_signature.result
+  data_type = tff.SequenceType(
+    tff.types.tensorflow_to_type(unit_gradients.batch_spec(model))
+  )
+  finalizer = tff.learning.templates.build_apply_optimizer_finalizer(
+    server_optimizer, weights_type
+  )
+  derive_params = tff.tensorflow.computation(query.params, query_type)
+
+  @tff.tensorflow.computation(
+    derive_params.type_signature.result, weights_type, data_type
+  )
+  def site_sum(params: Any, weights: Any, data: Any) -> Any:
+    return _site_sum(model, query, augmentation, params, weights, data)
+
+  noised_mean = tff.tensorflow.computation(
+    query.noised_mean, (site_sum.type_signature.result, query_type)
+  )
+
+  @tff.federated_computation
+  def initialize() -> Any:
+    return tff.federated_zip(
+      tff.learning.templates.LearningAlgorithmState(
+        global_model_weights=tff.federated_eval(initial_weights, tff.SERVER),
+        distributor=tff.federated_value((), tff.SERVER),
+        client_work=tff.federated_value((), tff.SERVER),
+        aggregator=tff.federated_eval(initial_query_state, tff.SERVER),
+        finalizer=finalizer.initialize(),
+      )
+    )
+
+  state_type = initialize.type_signature.result
+
+  @tff.federated_computation(
+    state_type, tff.FederatedType(data_type, tff.CLIENTS)
+  )
+  def next_round(state: Any, data: Any) -> Any:
+    params = tff.federated_map(derive_params, state.aggregator)
+    sums = tff.federated_map(
+      site_sum,
+      (
+        tff.federated_broadcast(params),
+        tff.federated_broadcast(state.global_model_weights),
+        data,
+      ),
+    )
+    gradient, aggregator = tff.federated_map(
+      noised_mean, (tff.federated_sum(sums), state.aggregator)
+    )
+    step = finalizer.next(state.finalizer, state.global_model_weights, gradient)
+    new_state = tff.federated_zip(
+      tff.learning.templates.LearningAlgorithmState(
+        global_model_weights=step.result,
+        distributor=state.distributor,
+        client_work=state.client_work,
+        aggregator=aggregator,
+        finalizer=step.state,
+      )
+    )
+    metrics = tff.federated_zip(
+      collections.OrderedDict(finalizer=step.measurements)
+    )
+    return tff.learning.templates.LearningProcessOutput(new_state, metrics)
+
+  @tff.tensorflow.computation(state_type.member)
+  def get_model_weights(state: Any) -> Any:
+    return state.global_model_weights
+
+  @tff.tensorflow.computation(state_type.member, weights_type)
+  def set_model_weights(state: Any, weights: Any) -> Any:
+    return tff.learning.templates.LearningAlgorithmState(
+      global_model_weights=weights,
+      distributor=state.distributor,
+      client_work=state.client_work,
+      aggregator=state.aggregator,
+      finalizer=state.finalizer,
+    )
+
+  return tff.learning.templates.LearningProcess(
+    initialize, next_round, get_model_weights, set_model_weights
+  )
