@@ -35,7 +35,16 @@ _PACKAGES = (
   'numpy',
 )
 # They change where or how fast the same computation runs, never what it is.
-_MAY_CHANGE = ('output_dir', 'data_dir', 'runtime', 'rounds_per_eval')
+_MAY_CHANGE = (
+  'output_dir',
+  'data_dir',
+  'rounds_per_eval',
+  'runtime',
+  'client_threads',
+  'client_devices',
+  'clients_per_device',
+  'microbatch_size',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -202,6 +202,23 @@ class Settings:
   runtime: str = _field(
     'local', "this project's TFF runtime or TFF's own", RUNTIMES
   )
+  client_threads: Optional[int] = _field(
+    None,
+    'clients that train at once on the CPU [one for each core; '
+    '--runtime=local]',
+    used_with={'runtime': ('local',)},
+  )
+  client_devices: Optional[str] = _field(
+    None,
+    'devices that train clients, as GPU:0,GPU:1 [all GPUs, or else the CPU; '
+    '--runtime=local]',
+    used_with={'runtime': ('local',)},
+  )
+  clients_per_device: Optional[int] = _field(
+    None,
+    'clients that train at once on each device [1; --runtime=local]',
+    used_with={'runtime': ('local',)},
+  )
   output_dir: Optional[str] = _field(None, 'folder of the results')
 
   @property
@@ -304,7 +321,7 @@ def _check_values(settings: Settings) -> None:
       _validate.positive_int,
       'rounds rounds_per_eval image_size num_clients client_epochs '
       'client_batch_size max_clients_per_round microbatch_size '
-      'max_images_per_patient',
+      'max_images_per_patient client_threads clients_per_device',
     ),
     (
       _validate.positive,

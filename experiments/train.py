@@ -52,7 +52,13 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.output_dir or ''))
   folder.check()
   if settings.runtime == 'local':
-    runtime.set_local_context()
+    runtime.set_local_context(
+      client_threads=settings.client_threads,
+      client_devices=settings.client_devices.split(',')
+      if settings.client_devices
+      else None,
+      clients_per_device=settings.clients_per_device,
+    )
   task = build.build_task(settings)
   feed = build.build_feed(settings, task)
   settings = settings.for_population(task.num_clients, feed.num_units)

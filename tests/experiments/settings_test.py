@@ -114,6 +114,8 @@ class SettingsTest(parameterized.TestCase):
     (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
     (['--partition=random'], 'partition must be one of'),
     (['--privacy_unit=site'], 'privacy_unit must be one of'),
+    (['--runtime=tff', '--client_threads=2'], 'client_threads.*runtime=tff'),
+    (['--client_threads=0'], 'client_threads'),
     (['--runtime=gpu'], 'runtime must be one of'),
     (['--rounds=0'], 'rounds must be positive, got 0'),
     (['--client_batch_size=-1'], 'client_batch_size'),
