@@ -176,6 +176,16 @@ class NoiseTest(absltest.TestCase):
     self.assertLen(set(drawn), 40)
     self.assertBetween(np.std(drawn), 0.5, 1.5)
 
+  def test_a_value_that_is_used_twice_is_drawn_once(self):
+    @tff.federated_computation()
+    def twice():
+      draw = tff.tensorflow.computation(lambda: tf.random.normal([]))
+      value = draw()
+      return value, value
+
+    one, two = run_in(context_with(1), twice)
+    self.assertEqual(one, two)
+
 
 class CohortTest(parameterized.TestCase):
   @parameterized.parameters((1, 1), (1, 4), (3, 1), (2, 3))

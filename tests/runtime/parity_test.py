@@ -161,6 +161,16 @@ def sequences():
 
 
 @case
+def infinite_sequences():
+  total = tff.tensorflow.computation(
+    lambda d: d.take(10).reduce(np.int64(0), lambda a, b: a + b),
+    tff.SequenceType(np.int64),
+  )
+  repeat = tff.tensorflow.computation(lambda: tf.data.Dataset.range(3).repeat())
+  return total(tf.data.Dataset.range(7).repeat()), repeat().take(8)
+
+
+@case
 def sequences_as_results():
   comp = tff.tensorflow.computation(
     lambda d: d.map(lambda x: collections.OrderedDict(b=2 * x, a=x)),
@@ -264,6 +274,14 @@ def the_order_of_accumulation():
     return tff.federated_aggregate(value, 0, accumulate, merge, report)
 
   return comp(list(range(1, 12)))
+
+
+@case
+def a_zip_of_twenty_values():
+  comp = tff.federated_computation(
+    lambda x: tff.federated_zip(x), [clients(np.int32)] * 20
+  )
+  return comp([[1, 2]] * 20)
 
 
 @case
