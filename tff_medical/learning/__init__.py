@@ -3,8 +3,8 @@
 from tff_medical.learning.augmentation import Augmentation
 from tff_medical.learning.dp_fed_avg import build_dp_fed_avg
 from tff_medical.learning.dp_sgd import build_dp_sgd
-from tff_medical.learning.optimizers import build_server_optimizer
 from tff_medical.learning.optimizers import SERVER_OPTIMIZERS
+from tff_medical.learning.optimizers import build_server_optimizer
 
 __all__ = [
   'SERVER_OPTIMIZERS',
