@@ -68,6 +68,24 @@ def _round_distribution(
   )
 
 
+def accountant_of(event: dp_accounting.DpEvent) -> str:
+  """Returns which accountant `epsilon` uses for an event: PLD or RDP."""
+  return 'RDP' if isinstance(event, dp_accounting.ZCDpEvent) else 'PLD'
+
+
+def epsilon(
+  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+) -> float:
+  """Returns the stated epsilon at `delta` of `rounds` such events.
+
+  By PLD, and by RDP for events of which no more is known than their Renyi
+  divergence. Arguments as for `pld_epsilon`.
+  """
+  if accountant_of(event) == 'RDP':
+    return rdp_epsilon(event, rounds=rounds, delta=delta)
+  return pld_epsilon(event, rounds=rounds, delta=delta)
+
+
 def pld_epsilon(
   event: dp_accounting.DpEvent, *, rounds: int, delta: float
 ) -> float:
@@ -98,7 +116,12 @@ def rdp_epsilon(
   _validate.in_range(0, 1, delta=delta)
   if rounds == 0:
     return 0.0
-  accountant = rdp.RdpAccountant(neighboring_relation=_ADD_OR_REMOVE)
+  # The theorems behind our ZCDpEvents hold for whole orders.
+  whole = isinstance(event, dp_accounting.ZCDpEvent)
+  accountant = rdp.RdpAccountant(
+    orders=range(2, 1025) if whole else None,
+    neighboring_relation=_ADD_OR_REMOVE,
+  )
   if not accountant.supports(event):
     return math.inf
   with _quiet():

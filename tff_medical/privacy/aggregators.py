@@ -12,13 +12,19 @@ from typing import Any, Union
 
 import tensorflow as tf
 import tensorflow_federated as tff
+import tensorflow_privacy as tfp
 
+from tff_medical.privacy import distributed_mechanism
+from tff_medical.privacy import distributed_query
+from tff_medical.privacy import gaussian_query
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import tree_mechanism
 from tff_medical.privacy import tree_query
 
 ClientMechanism = Union[
-  mechanisms.GaussianMechanism, tree_mechanism.TreeMechanism
+  mechanisms.GaussianMechanism,
+  tree_mechanism.TreeMechanism,
+  distributed_mechanism.DistributedMechanism,
 ]
 
 
@@ -34,33 +40,21 @@ def build_aggregator(
   """
   if isinstance(mechanism, tree_mechanism.TreeMechanism):
     return FiniteOrZeroFactory(tree_query.TreeAggregationFactory(mechanism))
+  if isinstance(mechanism, distributed_mechanism.DistributedMechanism):
+    return FiniteOrZeroFactory(distributed_query.distributed_factory(mechanism))
   return FiniteOrZeroFactory(_gaussian(mechanism))
 
 
 def _gaussian(
   mechanism: mechanisms.GaussianMechanism,
 ) -> tff.aggregators.UnweightedAggregationFactory:
-  clipping = mechanism.clipping
-  cohort = float(mechanism.sampling.expected_cohort)
-  dp_factory = tff.aggregators.DifferentiallyPrivateFactory
-  if isinstance(clipping, mechanisms.AdaptiveClipping):
-    return dp_factory.gaussian_adaptive(
-      noise_multiplier=float(mechanism.noise_multiplier),
-      clients_per_round=cohort,
-      initial_l2_norm_clip=float(clipping.clip_norm),
-      target_unclipped_quantile=float(clipping.target_unclipped_quantile),
-      learning_rate=float(clipping.clip_learning_rate),
-      clipped_count_stddev=mechanism.count_stddev
-      if mechanism.is_private
-      else 0.0,
-    )
-  if isinstance(clipping, mechanisms.FixedClipping):
-    return dp_factory.gaussian_fixed(
-      noise_multiplier=float(mechanism.noise_multiplier),
-      clients_per_round=cohort,
-      clip=float(clipping.clip_norm),
-    )
-  return tff.aggregators.UnweightedMeanFactory()
+  if mechanism.clipping is None:
+    return tff.aggregators.UnweightedMeanFactory()
+  query = tfp.NormalizedQuery(
+    gaussian_query.sum_query(mechanism),
+    denominator=float(mechanism.sampling.expected_cohort),
+  )
+  return tff.aggregators.DifferentiallyPrivateFactory(query)
 
 
 class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):

@@ -55,7 +55,7 @@ def calibrate(
 
   def epsilon(noise_multiplier: float) -> float:
     event = mechanism.with_noise(noise_multiplier).charge_event()
-    result = accounting.pld_epsilon(event, rounds=charges, delta=delta)
+    result = accounting.epsilon(event, rounds=charges, delta=delta)
     if progress:
       progress(f'noise multiplier {noise_multiplier:.4f}: ε {result:.4f}')
     return result

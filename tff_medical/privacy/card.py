@@ -17,11 +17,9 @@ from tff_medical.privacy import ledger as ledger_lib
 NOT_COVERED = (
   'Choosing settings by looking at runs on the same data; each such run has '
   'its own epsilon, and they add up.',
-  'The server: it sees each update of a client before the noise is added and '
-  'has to be trusted (central model).',
   'A patient whose images are held by several clients.',
   'The noise generator, which is seeded by the operating system but is not '
-  'cryptographic, and works on 32-bit floats (Mironov 2012).',
+  'cryptographic, and computes in floating point (Mironov 2012).',
   'The test metrics, which are computed on held-out images.',
 )
 
@@ -66,7 +64,7 @@ def build_card(
     'rounds_charged': ledger.rounds_charged,
     'charges': ledger.charges,
     'charge_event': repr(mechanism.charge_event()),
-    'accountant': 'PLD',
+    'accountant': accounting.accountant_of(mechanism.charge_event()),
     'accountant_version': accounting.accountant_version(),
     'ledger_sha256': ledger.digest,
     'not_covered': not_covered,

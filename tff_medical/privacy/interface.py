@@ -13,6 +13,11 @@ from typing import Any, Protocol, TypeVar
 import dp_accounting
 import numpy as np
 
+CENTRAL_SERVER_CAVEAT = (
+  'The server: it sees each update of a client before the noise is added and '
+  'has to be trusted (central model).'
+)
+
 
 class Sampler(Protocol):
   """Draws the units of each round."""

@@ -10,7 +10,7 @@ auditor who holds the last digest can tell whether the file was changed.
 
 The file has one JSON object a line: first a header with the mechanism, δ and
 the budget, then one line a round with its number, the number of charges so far
-and the epsilon (PLD) that they add up to. A run without noise is kept in the
+and the epsilon that they add up to. A run without noise is kept in the
 same file, with the epsilon "inf".
 """
 
@@ -133,7 +133,7 @@ class PrivacyLedger:
 
   @property
   def epsilon(self) -> float:
-    """Epsilon, by PLD, of all that was paid for."""
+    """Epsilon of all that was paid for."""
     return self._epsilon_of(self._charges)
 
   def rdp_epsilon(self) -> float:
@@ -185,9 +185,7 @@ class PrivacyLedger:
     self._charges = charges
 
   def _epsilon_of(self, charges: int) -> float:
-    return accounting.pld_epsilon(
-      self._event, rounds=charges, delta=self._delta
-    )
+    return accounting.epsilon(self._event, rounds=charges, delta=self._delta)
 
   def _lock(self) -> None:
     try:

@@ -29,6 +29,7 @@ from typing import Any, Union
 import dp_accounting
 
 from tff_medical import _validate
+from tff_medical.privacy import interface
 from tff_medical.privacy import sampling as sampling_lib
 
 
@@ -160,8 +161,9 @@ class GaussianMechanism:
   def caveats(self) -> tuple[str, ...]:
     """What epsilon does not cover here."""
     if not self.sampling.amplifies:
-      return ()
+      return (interface.CENTRAL_SERVER_CAVEAT,)
     return (
+      interface.CENTRAL_SERVER_CAVEAT,
       'Knowledge of who took part: amplification by sampling holds against '
       'those who cannot tell the cohorts, so the cohort seed must stay '
       'secret.',

@@ -40,6 +40,7 @@ import dp_accounting
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.privacy import interface
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
 
@@ -121,6 +122,7 @@ class TreeMechanism:
   neighboring_relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
   max_noise_multiplier = float('inf')
   caveats = (
+    interface.CENTRAL_SERVER_CAVEAT,
     'Checkpoints: they hold the noise of the tree that is still to be '
     'cancelled, so whoever reads one can remove it; keep them secret.',
     'A client that joins a tree more often than once, under another name.',

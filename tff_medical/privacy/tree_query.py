@@ -55,7 +55,7 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
     self._rounds_per_tree = mechanism.sampling.rounds_per_tree
     self._height = mechanism.tree_height
     self._specs = record_specs
-    self._noise = noise.SecretNormal()
+    self._noise = noise.SecretNoise()
 
   def initial_global_state(self) -> State:
     """Returns the state before the first round."""
@@ -116,7 +116,7 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
     levels = tf.range(self._height, dtype=tf.float32)
     merged_noise = tf.tensordot(merged * 2.0 ** (levels - top), pending, 1)
     stddev = self._stddev * tf.sqrt((4.0 - 4.0**-top) / 3.0)
-    fresh = self._noise.draw(pending.shape[1:], stddev)
+    fresh = self._noise.normal(pending.shape[1:], stddev)
     at_top = tf.reshape(
       tf.equal(levels, top), [-1] + [1] * (pending.shape.rank - 1)
     )

@@ -1,0 +1,105 @@
+"""Clipped sums with Gaussian noise: TensorFlow Privacy's queries, other noise.
+
+What a `GaussianMechanism` releases, as a query that TFF's
+`DifferentiallyPrivateFactory` or other code can carry out. Clipping, state and
+the quantile of adaptive clipping (Andrew et al. 2021) are TensorFlow Privacy's;
+the noise of the values and of the count is `noise.SecretNoise`, as the queries'
+own can be drawn again by whoever tries 2**32 seeds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dp_accounting
+import tensorflow as tf
+import tensorflow_privacy as tfp
+
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import noise
+
+
+def sum_query(
+  mechanism: mechanisms.GaussianMechanism,
+) -> tfp.SumAggregationDPQuery:
+  """Returns the query that clips, sums and noises as `mechanism` says.
+
+  Without clipping it is the plain sum.
+  """
+  clipping = mechanism.clipping
+  if isinstance(clipping, mechanisms.AdaptiveClipping):
+    return _AdaptiveQuery(
+      initial_l2_norm_clip=float(clipping.clip_norm),
+      noise_multiplier=float(mechanism.value_noise_multiplier),
+      target_unclipped_quantile=float(clipping.target_unclipped_quantile),
+      learning_rate=float(clipping.clip_learning_rate),
+      clipped_count_stddev=float(mechanism.count_stddev)
+      if mechanism.is_private
+      else 0.0,
+      expected_num_records=float(mechanism.sampling.expected_cohort),
+    )
+  if isinstance(clipping, mechanisms.FixedClipping):
+    return GaussianSumQuery(
+      l2_norm_clip=float(clipping.clip_norm),
+      stddev=float(clipping.clip_norm * mechanism.value_noise_multiplier),
+    )
+  return tfp.NoPrivacySumQuery()
+
+
+class GaussianSumQuery(tfp.GaussianSumQuery):
+  """Fixed clipping."""
+
+  def __init__(self, l2_norm_clip: float, stddev: float):
+    super().__init__(l2_norm_clip, stddev)
+    self._noise = noise.SecretNoise()
+
+  def get_noised_result(
+    self, sample_state: Any, global_state: Any
+  ) -> tuple[Any, Any, dp_accounting.DpEvent]:
+    """Returns the sum with noise, the state as it was, and the event."""
+    stddev = global_state.stddev
+    result = tf.nest.map_structure(
+      lambda total: total + self._noise.normal(tf.shape(total), stddev),
+      sample_state,
+    )
+    event = dp_accounting.GaussianDpEvent(stddev / global_state.l2_norm_clip)
+    return result, global_state, event
+
+
+class _QuantileQuery(tfp.QuantileEstimatorQuery):
+  def _construct_below_estimate_query(
+    self, below_estimate_stddev: float, expected_num_records: float
+  ) -> tfp.DPQuery:
+    return tfp.NormalizedQuery(
+      GaussianSumQuery(l2_norm_clip=0.5, stddev=below_estimate_stddev),
+      denominator=expected_num_records,
+    )
+
+
+class _AdaptiveQuery(tfp.QuantileAdaptiveClipSumQuery):
+  """Adaptive clipping, by the geometric update of the clip norm."""
+
+  def __init__(
+    self,
+    *,
+    initial_l2_norm_clip: float,
+    noise_multiplier: float,
+    target_unclipped_quantile: float,
+    learning_rate: float,
+    clipped_count_stddev: float,
+    expected_num_records: float,
+  ):
+    quantile = (
+      initial_l2_norm_clip,
+      target_unclipped_quantile,
+      learning_rate,
+      clipped_count_stddev,
+      expected_num_records,
+    )
+    super().__init__(initial_l2_norm_clip, noise_multiplier, *quantile[1:])
+    self._sum_query = GaussianSumQuery(
+      initial_l2_norm_clip, noise_multiplier * initial_l2_norm_clip
+    )
+    self._quantile_estimator_query = _QuantileQuery(
+      *quantile, geometric_update=True
+    )
