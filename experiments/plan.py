@@ -1,0 +1,319 @@
+"""What a privacy budget means for a setting, before anything is trained.
+
+    python -m experiments.plan --dataset=medmnist/pneumoniamnist \
+        --num_clients=470 --clients_per_round=47 --rounds=100
+    python -m experiments.plan --num_clients=20 --clients_per_round=10 \
+        --num_records=50000 --expected_batch_size=500 --output_dir=plan
+
+For client and for record level and each ε: the noise multiplier, the noise
+beside what it hides, and what would be needed where that is too much. Takes
+seconds; `tff_medical.planning` says what the columns mean. With --output_dir
+it leaves plan.csv, plan.png and plan.svg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import csv
+import dataclasses
+import functools
+import math
+import pathlib
+import textwrap
+from typing import Any, NamedTuple
+
+from absl import flags as absl_flags
+
+from experiments import flags
+from experiments import settings as settings_lib
+from tff_medical import _validate
+from tff_medical import models
+from tff_medical import planning
+from tff_medical import plots
+from tff_medical.data import loading
+from tff_medical.data import medmnist_info
+from tff_medical.data import phantoms
+from tff_medical.privacy import accounting
+
+_DEFAULTS = settings_lib.Settings()
+_UNITS = ('client', 'record')
+
+
+class Row(NamedTuple):
+  """One line of the table."""
+
+  scenario: planning.Scenario
+  outlook: planning.Outlook
+
+
+class _Data(NamedTuple):
+  """What of a data set matters here."""
+
+  num_records: int
+  channels: int
+  num_outputs: int
+
+
+def describe_data(dataset: str) -> _Data:
+  """Returns a data set's training records, channels and model outputs."""
+  _validate.one_of(loading.DATASETS, dataset=dataset)
+  if dataset == 'synthetic':
+    spec = phantoms.PhantomSpec()
+    return _Data(spec.num_train, spec.channels, spec.num_classes)
+  info = medmnist_info.BY_NAME[dataset.split('/')[1]]
+  return _Data(info.counts[0], info.channels, len(info.class_names))
+
+
+def count_parameters(model: str, image_size: int, data: _Data) -> int:
+  """Returns how many parameters the model has, by building it."""
+  built = models.build(
+    model,
+    input_shape=(image_size, image_size, data.channels),
+    num_outputs=data.num_outputs,
+  )
+  return int(built.count_params())
+
+
+def parse_epsilons(values: Sequence[str]) -> list[float]:
+  """Returns the epsilons, sorted, each once.
+
+  Raises:
+    InputError: One is no positive number.
+  """
+  epsilons = set()
+  for value in values:
+    try:
+      epsilon = float(value)
+    except ValueError:
+      epsilon = math.nan
+    if not epsilon > 0:
+      raise _validate.InputError(
+        f'epsilons must be positive numbers with commas, got {value!r}'
+      )
+    epsilons.add(epsilon)
+  if not epsilons:
+    raise _validate.InputError('epsilons must name at least one, got none')
+  return sorted(epsilons)
+
+
+def scenarios(
+  values: absl_flags.FlagValues, data: _Data
+) -> list[planning.Scenario]:
+  """Returns client and record level as the flags describe them."""
+  populations = (values.num_clients, values.num_records or data.num_records)
+  cohorts = (
+    values.clients_per_round or populations[0] / 10,
+    values.expected_batch_size or populations[1] / 20,
+  )
+  _validate.positive_int(num_clients=populations[0], num_records=populations[1])
+  for name, cohort, population in zip(
+    ('clients_per_round', 'expected_batch_size'), cohorts, populations
+  ):
+    _validate.positive(**{name: cohort})
+    if cohort > population:
+      raise _validate.InputError(
+        f'{name} must be at most the population of {population}, got {cohort:g}'
+      )
+  return [
+    planning.Scenario(
+      unit,
+      population,
+      cohort,
+      rounds=values.rounds,
+      delta=values.target_delta or accounting.default_delta(population),
+      adaptive=values.clipping == 'adaptive',
+    )
+    for unit, population, cohort in zip(_UNITS, populations, cohorts)
+  ]
+
+
+def table(rows: Sequence[Row]) -> str:
+  """Returns the table as aligned text."""
+  header = (
+    'unit', 'ε', 'δ', 'noise mult.', 'noise/clip', 'over run', 'verdict',
+    'cohort needed', 'population needed',
+  )  # fmt: skip
+  cells = [header]
+  for scenario, outlook in rows:
+    needed = outlook.cohort_needed
+    cells.append(
+      (
+        scenario.unit,
+        f'{outlook.epsilon:g}',
+        f'{scenario.delta:.2g}',
+        _figure(outlook.noise_multiplier, 3),
+        _figure(outlook.noise_per_round, 2),
+        _figure(outlook.noise_over_run, 2),
+        outlook.verdict.value,
+        'none is enough' if needed is None else f'{needed:,}',
+        f'{outlook.population_needed:,}',
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*cells)]
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(width) if index in (0, 6) else cell.rjust(width)
+      for index, (cell, width) in enumerate(zip(line, widths))
+    ).rstrip()
+    for line in cells
+  )
+
+
+def _figure(value: float, digits: int) -> str:
+  return '-' if math.isinf(value) else f'{value:.{digits}f}'
+
+
+def advice(rows: Sequence[Row], parameters: int) -> str:
+  """Returns a line for each setting that is not usable."""
+  lines = []
+  for scenario, outlook in rows:
+    ways = planning.advice(scenario, outlook, parameters)
+    if ways:
+      lines.append(
+        f'{scenario.unit} level, ε {outlook.epsilon:g} is '
+        f'{outlook.verdict.value}. What would help: {ways}.'
+      )
+  return '\n'.join(
+    textwrap.fill(line, 80, subsequent_indent='  ') for line in lines
+  )
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Row], parameters: int) -> None:
+  """Writes every figure, one line a row."""
+  with open(path, 'w', newline='', encoding='utf-8') as file:
+    writer: csv.DictWriter[str] | None = None
+    for scenario, outlook in rows:
+      line: dict[str, Any] = {
+        **dataclasses.asdict(scenario),
+        'parameters': parameters,
+        **dataclasses.asdict(outlook),
+        'verdict': outlook.verdict.value,
+      }
+      if writer is None:
+        writer = csv.DictWriter(file, list(line))
+        writer.writeheader()
+      writer.writerow(line)
+
+
+def draw(rows: Sequence[Row]) -> Any:
+  """Returns the figure: noise over the run against ε, with the limits."""
+  figure, axes = plots.new(
+    'Noise against what training could move',
+    x='ε of the whole training',
+    y='noise over the run',
+  )
+  axes.set_xscale('log')
+  axes.set_yscale('log')
+  for index, unit in enumerate(_UNITS):
+    points = [
+      (o.epsilon, o.noise_over_run)
+      for s, o in rows
+      if s.unit == unit and math.isfinite(o.noise_over_run)
+    ]
+    if points:
+      axes.plot(
+        *zip(*points),
+        marker='o',
+        label=f'{unit} level',
+        color=plots.color(index),
+      )
+  for limit, text in (
+    (planning.USABLE_NOISE, 'usable below'),
+    (planning.HOPELESS_NOISE, 'hopeless above'),
+  ):
+    plots.level(axes, limit, text, plots.color(6))
+  plots.plain_log_ticks(axes.xaxis, sorted({o.epsilon for _, o in rows}))
+  plots.legend(axes)
+  return figure
+
+
+def main(values: absl_flags.FlagValues) -> None:
+  """Runs the command."""
+  _validate.one_of(('adaptive', 'fixed'), clipping=values.clipping)
+  epsilons = parse_epsilons(values.epsilons)
+  if math.inf in epsilons:
+    raise _validate.InputError(
+      'epsilons must be finite here, got inf, which needs no noise'
+    )
+  data = describe_data(values.dataset)
+  planned = scenarios(values, data)
+  parameters = values.num_parameters or count_parameters(
+    values.model, values.image_size, data
+  )
+  rows = [
+    Row(s, s.outlook(epsilon=epsilon, parameters=parameters))
+    for s in planned
+    for epsilon in epsilons
+  ]
+  for s in planned:
+    print(
+      f'{s.unit} level: {s.expected_cohort:g} of {s.population:,} {s.unit}s '
+      f'expected in each of {s.rounds} rounds, {values.clipping} clipping, '
+      f'{parameters:,} parameters'
+    )
+  print(f'\n{table(rows)}\n')
+  print(
+    "noise/clip: the noise's norm over the clip norm, a round; over run: the "
+    'same\nover the longest way that all rounds could move the weights, usable '
+    f'up to {planning.USABLE_NOISE:g},\nhopeless above '
+    f'{planning.HOPELESS_NOISE:g}.'
+  )
+  found = advice(rows, parameters)
+  if found:
+    print(f'\n{found}')
+  if values.output_dir:
+    folder = pathlib.Path(values.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / 'plan.csv', rows, parameters)
+    plots.save(draw(rows), folder, 'plan')
+    print(f'\nplan.csv, plan.png and plan.svg in {folder}')
+
+
+def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+  """Defines the flags; those of `experiments.train` mean the same."""
+  put = {'flag_values': values}
+  absl_flags.DEFINE_list('epsilons', '1,2,4,8', 'budgets to look at', **put)
+  absl_flags.DEFINE_string(
+    'dataset',
+    _DEFAULTS.dataset,
+    'gives records, channels and classes: synthetic or medmnist/NAME',
+    **put,
+  )
+  absl_flags.DEFINE_integer(
+    'image_size', _DEFAULTS.image_size, 'pixels a side', **put
+  )
+  absl_flags.DEFINE_string(
+    'model', _DEFAULTS.model, 'its parameters decide the noise', **put
+  )
+  absl_flags.DEFINE_integer(
+    'num_parameters',
+    None,
+    'instead of --model: how many there are',
+    lower_bound=1,
+    **put,
+  )
+  absl_flags.DEFINE_integer('num_clients', 300, 'how many clients', **put)
+  absl_flags.DEFINE_float(
+    'clients_per_round', None, 'expected cohort [num_clients / 10]', **put
+  )
+  absl_flags.DEFINE_integer(
+    'num_records', None, 'how many images [as the data set]', **put
+  )
+  absl_flags.DEFINE_float(
+    'expected_batch_size', None, 'records a round [num_records / 20]', **put
+  )
+  absl_flags.DEFINE_integer(
+    'rounds', _DEFAULTS.rounds, 'rounds of training', **put
+  )
+  absl_flags.DEFINE_float(
+    'target_delta', None, 'δ [number of units ** -1.1]', **put
+  )
+  absl_flags.DEFINE_string(
+    'clipping', _DEFAULTS.clipping, 'adaptive or fixed', **put
+  )
+  absl_flags.DEFINE_string('output_dir', None, 'for CSV and plot', **put)
+
+
+if __name__ == '__main__':
+  define_flags()
+  flags.run(functools.partial(main, absl_flags.FLAGS))

@@ -1,0 +1,93 @@
+"""Tests of the planning command."""
+
+import contextlib
+import csv
+import io
+import pathlib
+
+from absl import flags as absl_flags
+from absl.testing import absltest
+from absl.testing import parameterized
+from PIL import Image
+
+from experiments import plan
+from tff_medical import _validate
+
+
+def _run(*arguments):
+  """Runs the command with few parameters; returns what it prints."""
+  values = absl_flags.FlagValues()
+  plan.define_flags(values)
+  values(['plan', *arguments])
+  printed = io.StringIO()
+  with contextlib.redirect_stdout(printed):
+    plan.main(values)
+  return printed.getvalue()
+
+
+class PlanTest(parameterized.TestCase):
+  def test_a_line_for_each_unit_and_epsilon(self):
+    printed = _run('--epsilons=8,2', '--num_parameters=5000', '--rounds=20')
+    lines = [x.split() for x in printed.splitlines()]
+    table = [x[:2] for x in lines if len(x) > 6 and x[1] in ('2', '8')]
+    self.assertEqual(
+      table,
+      [['client', '2'], ['client', '8'], ['record', '2'], ['record', '8']],
+    )
+
+  def test_the_hopeless_is_called_so(self):
+    printed = _run(
+      '--epsilons=1',
+      '--num_clients=20',
+      '--clients_per_round=10',
+      '--num_parameters=100000',
+    )
+    text = ' '.join(printed.split())
+    self.assertIn('client level, ε 1 is hopeless. What would help:', text)
+    self.assertIn('protect records', text)
+
+  def test_files(self):
+    folder = pathlib.Path(self.create_tempdir().full_path, 'new')
+    _run('--epsilons=4', '--num_parameters=5000', f'--output_dir={folder}')
+    with open(folder / 'plan.csv', encoding='utf-8') as file:
+      rows = list(csv.DictReader(file))
+    self.assertEqual([r['unit'] for r in rows], ['client', 'record'])
+    self.assertEqual(rows[0]['parameters'], '5000')
+    self.assertGreater(float(rows[0]['noise_multiplier']), 0.3)
+    self.assertIn('<svg', (folder / 'plan.svg').read_text(encoding='utf-8'))
+    with Image.open(folder / 'plan.png') as image:
+      self.assertGreater(len(set(image.convert('L').getdata())), 20)
+
+  @parameterized.parameters(
+    ('synthetic', 3000, 14_260),
+    ('medmnist/pneumoniamnist', 4708, 14_194),
+    ('medmnist/dermamnist', 7007, None),
+  )
+  def test_data_sets(self, dataset, records, parameters):
+    data = plan.describe_data(dataset)
+    self.assertEqual(data.num_records, records)
+    if parameters:
+      self.assertEqual(plan.count_parameters('cnn_small', 28, data), parameters)
+
+  @parameterized.parameters(
+    (['--epsilons=2,x'], "epsilons.*'x'"),
+    (['--epsilons=-1'], 'epsilons'),
+    (['--epsilons=nan'], 'epsilons'),
+    (['--epsilons='], 'epsilons must name at least one'),
+    (['--epsilons=inf'], 'epsilons must be finite'),
+    (['--dataset=medmnist/pneumonia'], 'did you mean'),
+    (['--model=cnn_smal'], "did you mean 'cnn_small'"),
+    (['--clipping=none'], 'clipping'),
+    (['--clients_per_round=301'], 'clients_per_round must be at most'),
+    (['--expected_batch_size=-3'], 'expected_batch_size'),
+    (['--num_clients=0'], 'num_clients'),
+    (['--rounds=0'], 'rounds'),
+    (['--target_delta=2'], 'delta'),
+  )
+  def test_refuses(self, arguments, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      _run(*arguments)
+
+
+if __name__ == '__main__':
+  absltest.main()
