@@ -11,7 +11,6 @@ import tensorflow_federated as tff
 from tests.learning import unit_models
 from tff_medical import models
 from tff_medical.learning import augmentation
-from tff_medical.learning import unit_convolution
 from tff_medical.learning import unit_gradients
 
 
@@ -85,6 +84,33 @@ class UnitGradientsTest(parameterized.TestCase):
       found.mean(axis=0), unit_models.flat(expected), rtol=1e-3, atol=1e-5
     )
 
+  @parameterized.parameters(1, 3)
+  def test_layers_without_a_rule(self, images):
+    """A weight that is used in a function of it, and twice."""
+
+    def predict(weights, x, training=True):
+      del training
+      matrix, scale = weights[0]
+      x = tf.reshape(x, (-1, 60)) @ tf.sin(matrix)
+      return x * tf.reshape(scale, (1, 3)) + tf.reduce_sum(scale)
+
+    weights = unit_models.weights()
+    weights = (np.ones((60, 3), np.float32), weights[-1])
+    model = tff.learning.models.FunctionalModel(
+      initial_weights=(weights, ()),
+      predict_on_batch_fn=tf.function(predict),
+      loss_fn=unit_models.loss,
+      input_spec=unit_models.model().input_spec,
+    )
+    data = unit_models.units(0, 4, images)
+    found = _run(model, weights, data)
+    expected = unit_models.gradients_one_by_one(weights, data, predict)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+  def test_leaves_functions_to_run_as_before(self):
+    _run(unit_models.model(), unit_models.weights(), unit_models.units(0, 1))
+    self.assertFalse(tf.config.functions_run_eagerly())
+
   def test_averages_over_views(self):
     """A constant image looks the same from every shift."""
     data = unit_models.units(0, 2, images=2)
@@ -94,54 +120,6 @@ class UnitGradientsTest(parameterized.TestCase):
     found = _run(unit_models.model(), weights, data, views)
     expected = unit_models.gradients_one_by_one(weights, data)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-
-
-class UnitConvolutionTest(parameterized.TestCase):
-  @parameterized.product(
-    channels=(1, 6),
-    strides=(1, 2, 3),
-    padding=('SAME', 'VALID'),
-    kernel=((1, 1), (3, 3), (2, 5)),
-  )
-  def test_gradients_are_those_of_tensorflow(
-    self, channels, strides, padding, kernel
-  ):
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(2, 9, 10, channels)).astype(np.float32)
-    filters = rng.normal(size=(*kernel, channels, 3)).astype(np.float32)
-
-    def gradients():
-      inputs = [tf.constant(images), tf.constant(filters)]
-      output = tf.nn.conv2d(*inputs, strides, padding)
-      return tf.gradients(tf.reduce_sum(tf.sin(output)), inputs)
-
-    with tf.Graph().as_default() as graph:
-      expected = gradients()
-      with unit_convolution.vectorizable_convolutions():
-        found = gradients()
-      with tf.compat.v1.Session(graph=graph) as session:
-        expected, found = session.run((expected, found))
-    for a, b in zip(found, expected):
-      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-  def test_leaves_other_convolutions_to_tensorflow(self):
-    images = np.random.default_rng(0).normal(size=(2, 8, 8, 4))
-    filters = np.ones((3, 3, 2, 6))  # Two groups of channels, dilated.
-    with tf.Graph().as_default() as graph:
-      inputs = [tf.constant(images), tf.constant(filters)]
-      with unit_convolution.vectorizable_convolutions():
-        output = tf.nn.conv2d(*inputs, 1, 'SAME', dilations=2)
-        gradient = tf.gradients(output, inputs[1])
-      with tf.compat.v1.Session(graph=graph):
-        self.assertEqual(gradient[0].shape, filters.shape)
-      types = [op.type for op in graph.get_operations()]
-    self.assertIn('Conv2DBackpropFilter', types)
-
-  def test_restores_how_functions_run(self):
-    with tf.Graph().as_default():
-      with unit_convolution.vectorizable_convolutions():
-        self.assertTrue(tf.config.functions_run_eagerly())
-    self.assertFalse(tf.config.functions_run_eagerly())
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ import tensorflow_federated as tff
 SHAPE = (6, 5, 2)
 
 
-def _predict(weights, x, training=True):
+def predict(weights, x, training=True):
   del training
   kernel, scale, wide, matrix, bias = weights[0]
   x = tf.nn.conv2d(x, kernel, 2, 'SAME') * scale
@@ -21,7 +21,7 @@ def _predict(weights, x, training=True):
   return tf.reduce_mean(x, axis=(1, 2)) @ matrix + bias
 
 
-def _loss(output, label, sample_weight=None):
+def loss(output, label, sample_weight=None):
   del sample_weight
   if label.shape.rank == 2:
     losses = tf.nn.sigmoid_cross_entropy_with_logits(
@@ -42,8 +42,8 @@ def model(multi_label=False):
   y = tf.TensorSpec((None, 3) if multi_label else (None,), tf.int64)
   return tff.learning.models.FunctionalModel(
     initial_weights=(weights(), ()),
-    predict_on_batch_fn=tf.function(_predict),
-    loss_fn=_loss,
+    predict_on_batch_fn=tf.function(predict),
+    loss_fn=loss,
     input_spec=collections.OrderedDict(
       x=tf.TensorSpec((None, *SHAPE), tf.float32), y=y
     ),
@@ -63,21 +63,19 @@ def units(seed, count, images=1, multi_label=False):
   )
 
 
-def gradients_one_by_one(trainable, data):
+def gradients_one_by_one(trainable, data, predict=predict):
   """Returns the flat gradient of each unit, [units, parameters]."""
   found = []
   for x, y, mask in zip(data['x'], data['y'], data['mask']):
     variables = [tf.Variable(w) for w in trainable]
     with tf.GradientTape() as tape:
       losses = [
-        _loss(
-          _predict((variables, ()), x[k : k + 1]), tf.constant(y[k : k + 1])
-        )
+        loss(predict((variables, ()), x[k : k + 1]), tf.constant(y[k : k + 1]))
         for k in np.flatnonzero(mask)
       ]
-      loss = tf.add_n(losses) / len(losses) if losses else tf.constant(0.0)
+      total = tf.add_n(losses) / len(losses) if losses else tf.constant(0.0)
     gradient = tape.gradient(
-      loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+      total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     found.append(flat(gradient))
   return np.array(found)

@@ -2,21 +2,27 @@
 
 A unit is one image or all images of a patient; its gradient is that of the mean
 loss over its images (Abadi et al. 2016, arXiv 1607.00133, for records). All
-units of a batch are computed at once by `tf.vectorized_map`, which works for any
-model whose images do not influence each other, and so needs no batch norm.
+units of a batch are computed at once, for any model whose images do not
+influence each other, and so needs no batch norm: by the rules of
+`layer_gradients`, or by `tf.vectorized_map` for a model with other layers.
+
+Measured with 28 x 28 images on a CPU, a step so takes FACTOR times as long as
+the plain gradient of the batch; by `tf.vectorized_map` it would be 1.9 to 2.5.
 """
 
 from __future__ import annotations
 
 import collections
-from typing import Any
+from collections.abc import Iterator
+import contextlib
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical.learning import augmentation as augmentation_lib
-from tff_medical.learning import unit_convolution
+from tff_medical.learning import layer_gradients
 
+_Weights = tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]
 Batch = collections.OrderedDict[str, tf.Tensor]
 
 
@@ -54,30 +60,92 @@ def unit_gradients(
   Returns:
     [B, ...] for each trainable weight; exactly 0 for units that are padding.
   """
-  trainable = tuple(weights.trainable)
-  every_weight = (trainable, tuple(weights.non_trainable))
+  # Tensors of their own, so that what uses them can be found.
+  trainable = tuple(tf.identity(w) for w in weights.trainable)
   batch = _without_padding(batch)
   x = _views(batch['x'], augmentation)
+  every_weight = (trainable, tuple(weights.non_trainable))
+  arguments = (model, every_weight, x, batch['y'], batch['mask'])
+  found = _by_rules(*arguments)
+  return _vectorized(*arguments) if found is None else found
 
-  def gradient(unit: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> Any:
-    x, y, mask = unit
-    views = x.shape[1]
-    with unit_convolution.vectorizable_convolutions():
-      flat = tf.reshape(x, (-1, *x.shape[2:].as_list()))
-      output = model.predict_on_batch(every_weight, flat, True)
-    output = tf.reshape(output, (-1, views, *output.shape[1:].as_list()))
-    losses = tf.vectorized_map(
-      lambda image: model.loss(
-        image[0], tf.repeat(image[1][tf.newaxis], views, axis=0)
-      ),
-      (output, y),
-    )
-    loss = tf.math.divide_no_nan(
-      tf.reduce_sum(mask * losses), tf.reduce_sum(mask)
-    )
-    return tuple(tf.gradients(loss, trainable, unconnected_gradients='zero'))
 
-  return tf.vectorized_map(gradient, (x, batch['y'], batch['mask']))
+def _by_rules(
+  model: tff.learning.models.FunctionalModel,
+  weights: _Weights,
+  x: tf.Tensor,
+  y: tf.Tensor,
+  mask: tf.Tensor,
+) -> tuple[tf.Tensor, ...] | None:
+  """Returns the gradients, or None if the model uses a weight without a rule."""
+  shape = tf.shape(x)
+  with _inlined_functions():
+    loss = tf.reduce_sum(_losses(model, weights, x, y, mask))
+  uses = [(i, op) for i, w in enumerate(weights[0]) for op in w.consumers()]
+  of_outputs = tf.gradients(loss, [op.outputs[0] for _, op in uses])
+  found: list[list[tf.Tensor]] = [[] for _ in weights[0]]
+  for (i, op), gradient in zip(uses, of_outputs):
+    if gradient is None:
+      continue
+    rule = layer_gradients.find_rule(op, weights[0][i])
+    if rule is None:
+      return None
+    found[i].append(rule(op, gradient, (shape[0], shape[1] * shape[2])))
+  return tuple(
+    tf.add_n(parts) if parts else tf.zeros((shape[0], *w.shape), w.dtype)
+    for parts, w in zip(found, weights[0])
+  )
+
+
+def _vectorized(
+  model: tff.learning.models.FunctionalModel,
+  weights: _Weights,
+  x: tf.Tensor,
+  y: tf.Tensor,
+  mask: tf.Tensor,
+) -> tuple[tf.Tensor, ...]:
+  """Returns the gradients for any model, in about twice the time."""
+
+  def gradient(unit: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+    one_unit = (values[tf.newaxis] for values in unit)
+    loss = _losses(model, weights, *one_unit)
+    return tuple(tf.gradients(loss, weights[0], unconnected_gradients='zero'))
+
+  return tf.vectorized_map(gradient, (x, y, mask))
+
+
+@contextlib.contextmanager
+def _inlined_functions() -> Iterator[None]:
+  """Makes a `tf.function` called inside part of the graph that calls it."""
+  eagerly = tf.config.functions_run_eagerly()
+  tf.config.run_functions_eagerly(True)
+  try:
+    yield
+  finally:
+    tf.config.run_functions_eagerly(eagerly)
+
+
+def _losses(
+  model: tff.learning.models.FunctionalModel,
+  weights: _Weights,
+  x: tf.Tensor,
+  y: tf.Tensor,
+  mask: tf.Tensor,
+) -> tf.Tensor:
+  """Returns each unit's loss [B] of x [B, K, views, ...]: means over images."""
+  shape = tf.shape(x)
+  flat = tf.reshape(x, (-1, *x.shape[3:].as_list()))
+  output = model.predict_on_batch(weights, flat, True)
+  output = tf.reshape(output, (-1, x.shape[2], *output.shape[1:].as_list()))
+  labels = tf.reshape(y, (-1, 1, *y.shape[2:].as_list()))
+  losses = tf.vectorized_map(
+    lambda image: model.loss(*image),
+    (output, tf.repeat(labels, x.shape[2], axis=1)),
+  )
+  losses = tf.reshape(losses, shape[:2])
+  return tf.math.divide_no_nan(
+    tf.reduce_sum(mask * losses, axis=1), tf.reduce_sum(mask, axis=1)
+  )
 
 
 def _without_padding(batch: Batch) -> Batch:

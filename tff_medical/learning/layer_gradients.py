@@ -1,0 +1,199 @@
+"""What a layer's weight contributes to the gradient of each unit.
+
+Why: `tf.vectorized_map` computes the filter gradients of a convolution unit by
+unit, and spends thousands of small operations on shapes. The gradient with
+respect to a layer's output, on the other hand, is that of a whole batch, as
+images do not influence each other; from it and the layer's input each unit's
+gradient of the weight follows by one batched product (as in Rochette et al.
+2019, arXiv 1912.06015). The rules here do that for the operations that
+convolutions, dense layers, biases and normalisations are made of.
+
+>>> x = tf.random.normal([2, 5, 5, 3])
+>>> patches(x, (3, 3), (2, 2), (3, 3)).shape
+TensorShape([2, 9, 27])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+_Rule = Callable[[tf.Operation, tf.Tensor, tf.Tensor], tf.Tensor]
+
+# Up to so many channels a convolution copies patches faster than a gather.
+_FEW_CHANNELS = 4
+
+
+def find_rule(op: tf.Operation, weight: tf.Tensor) -> _Rule | None:
+  """Returns the rule for an operation that takes `weight`, or None.
+
+  A rule takes the operation, the gradient of its output [N, ...] and [B, n], how
+  the N images make B units of n. It returns [B, ...], as `weight` is shaped.
+  """
+  for rule, applies in _RULES.get(op.type, ()):
+    if applies(op, weight):
+      return rule
+  return None
+
+
+def patches(
+  images: tf.Tensor,
+  kernel: Sequence[int],
+  strides: Sequence[int],
+  outputs: Sequence[int],
+) -> tf.Tensor:
+  """Returns what each output of a convolution sees.
+
+  Args:
+    images: Float [N, H, W, C], of which N alone may be unknown.
+    kernel: Its height and width.
+    strides: Its steps along [H, W].
+    outputs: Height and width of its output. Where it needs more pixels than
+      there are, zeros are added around as for the padding 'SAME'.
+
+  Returns:
+    [N, outputs, kernel height * kernel width * C], outputs in rows.
+  """
+  channels = images.shape[3]
+  zeros = [
+    max((outputs[i] - 1) * strides[i] + kernel[i] - images.shape[1 + i], 0)
+    for i in range(2)
+  ]
+  around = [(0, 0), *((n // 2, n - n // 2) for n in zeros), (0, 0)]
+  features = kernel[0] * kernel[1] * channels
+  find = _by_convolution if channels <= _FEW_CHANNELS else _by_gather
+  found = find(tf.pad(images, around), kernel, strides, outputs)
+  return tf.reshape(found, (-1, outputs[0] * outputs[1], features))
+
+
+def _by_convolution(
+  padded: tf.Tensor,
+  kernel: Sequence[int],
+  strides: Sequence[int],
+  outputs: Sequence[int],
+) -> tf.Tensor:
+  channels = padded.shape[3]
+  features = kernel[0] * kernel[1] * channels
+  identity = np.eye(features, dtype=padded.dtype.as_numpy_dtype)
+  identity = identity.reshape((kernel[0], kernel[1], channels, features))
+  found = tf.nn.conv2d(padded, identity, list(strides), 'VALID')
+  return found[:, : outputs[0], : outputs[1]]
+
+
+def _by_gather(
+  padded: tf.Tensor,
+  kernel: Sequence[int],
+  strides: Sequence[int],
+  outputs: Sequence[int],
+) -> tf.Tensor:
+  height, width, channels = padded.shape[1:]
+  rows, columns = (
+    np.arange(outputs[i])[:, np.newaxis] * strides[i] + np.arange(kernel[i])
+    for i in range(2)
+  )
+  pixels = rows[:, np.newaxis, :, np.newaxis] * width
+  pixels = pixels + columns[np.newaxis, :, np.newaxis, :]
+  return tf.gather(
+    tf.reshape(padded, (-1, height * width, channels)),
+    pixels.reshape(outputs[0] * outputs[1], -1).astype(np.int32),
+    axis=1,
+  )
+
+
+def _by_unit(values: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
+  """Returns [B, n * ..., C] of values [N, ..., C]."""
+  features = values.shape[-1]
+  rows = values.shape[1:-1].num_elements()
+  return tf.reshape(values, (units[0], units[1] * rows, features))
+
+
+def _is_convolution(op: tf.Operation, weight: tf.Tensor) -> bool:
+  images, kernel = op.inputs
+  return (
+    kernel is weight
+    and op.get_attr('data_format') == b'NHWC'
+    and op.get_attr('padding') in (b'SAME', b'VALID')
+    and list(op.get_attr('dilations')) == [1, 1, 1, 1]
+    and images.shape[1:].is_fully_defined()
+    and images.shape[3] == kernel.shape[2]
+  )
+
+
+def _convolution(
+  op: tf.Operation, gradient: tf.Tensor, units: tf.Tensor
+) -> tf.Tensor:
+  images, kernel = op.inputs
+  seen = patches(
+    images,
+    kernel.shape[:2],
+    op.get_attr('strides')[1:3],
+    op.outputs[0].shape[1:3],
+  )
+  gradient = tf.ensure_shape(gradient, op.outputs[0].shape)
+  product = tf.matmul(
+    _by_unit(seen, units), _by_unit(gradient, units), transpose_a=True
+  )
+  return tf.reshape(product, (units[0], *kernel.shape))
+
+
+def _is_product(op: tf.Operation, weight: tf.Tensor) -> bool:
+  return (
+    op.inputs[1] is weight
+    and op.inputs[0] is not weight
+    and not op.get_attr('transpose_a')
+    and not op.get_attr('transpose_b')
+  )
+
+
+def _product(
+  op: tf.Operation, gradient: tf.Tensor, units: tf.Tensor
+) -> tf.Tensor:
+  gradient = tf.ensure_shape(gradient, op.outputs[0].shape)
+  return tf.matmul(
+    _by_unit(op.inputs[0], units), _by_unit(gradient, units), transpose_a=True
+  )
+
+
+def _is_by_channel(op: tf.Operation, weight: tf.Tensor) -> bool:
+  """Whether the weight is one number for each channel, of each image."""
+  shape = op.outputs[0].shape
+  return (
+    weight.shape.rank == 1
+    and shape.rank > 1
+    and shape[0] is None
+    and shape[1:].is_fully_defined()
+    and shape[-1] == weight.shape[0]
+    and op.inputs[0] is not op.inputs[1]
+  )
+
+
+def _sum(op: tf.Operation, gradient: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
+  gradient = tf.ensure_shape(gradient, op.outputs[0].shape)
+  return tf.reduce_sum(_by_unit(gradient, units), axis=1)
+
+
+def _is_scale(index: int) -> Callable[[tf.Operation, tf.Tensor], bool]:
+  return lambda op, weight: (
+    op.inputs[index] is weight and _is_by_channel(op, weight)
+  )
+
+
+def _scale(index: int) -> _Rule:
+  def rule(
+    op: tf.Operation, gradient: tf.Tensor, units: tf.Tensor
+  ) -> tf.Tensor:
+    return _sum(op, gradient * op.inputs[1 - index], units)
+
+  return rule
+
+
+_RULES = {
+  'Conv2D': ((_convolution, _is_convolution),),
+  'MatMul': ((_product, _is_product),),
+  'BiasAdd': ((_sum, _is_by_channel),),
+  'Add': ((_sum, _is_by_channel),),
+  'AddV2': ((_sum, _is_by_channel),),
+  'Mul': tuple((_scale(i), _is_scale(i)) for i in range(2)),
+}
