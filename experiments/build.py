@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+import functools
+from typing import Any, TypeVar, Union
 
 from absl import logging
 import numpy as np
@@ -16,9 +17,18 @@ from tff_medical import tasks
 from tff_medical.data import loading
 from tff_medical.data import partition as partition_lib
 from tff_medical.data import units as units_lib
+from tff_medical.learning import client_training
 from tff_medical.privacy import calibration
+from tff_medical.privacy import distributed_mechanism
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
+from tff_medical.privacy import tree_mechanism
+
+Mechanism = Union[
+  mechanisms.GaussianMechanism,
+  tree_mechanism.TreeMechanism,
+  distributed_mechanism.DistributedMechanism,
+]
 
 _T = TypeVar('_T')
 
@@ -102,7 +112,7 @@ def build_mechanism(
   settings: settings_lib.Settings,
   population: int,
   progress: Callable[[str], None],
-) -> mechanisms.GaussianMechanism:
+) -> Mechanism:
   """Returns the mechanism, its noise calibrated if an epsilon is the target.
 
   Args:
@@ -110,12 +120,7 @@ def build_mechanism(
     population: How many units there are.
     progress: Called with a line after every step of the calibration.
   """
-  mechanism = mechanisms.GaussianMechanism(
-    sampling=_build_sampling(settings, population),
-    clipping=_build_clipping(settings),
-    noise_multiplier=settings.noise_multiplier or 0.0,
-    privacy_unit=settings.privacy_unit,
-  )
+  mechanism = _build_mechanism(settings, population)
   if settings.target_epsilon is None:
     return mechanism
   return calibration.calibrate(
@@ -124,6 +129,34 @@ def build_mechanism(
     delta=_resolved(settings.target_delta),
     rounds=settings.rounds,
     progress=progress,
+  )
+
+
+def _build_mechanism(
+  settings: settings_lib.Settings, population: int
+) -> Mechanism:
+  noise_multiplier = settings.noise_multiplier or 0.0
+  if settings.mechanism == 'tree':
+    return tree_mechanism.TreeMechanism(
+      sampling=tree_mechanism.TreeSampling(
+        population,
+        int(_resolved(settings.clients_per_round)),
+        _resolved(settings.rounds_per_tree),
+      ),
+      clipping=mechanisms.FixedClipping(_resolved(settings.clip_norm)),
+      noise_multiplier=noise_multiplier,
+    )
+  if settings.mechanism == 'distributed':
+    return distributed_mechanism.DistributedMechanism(
+      sampling=sampling_lib.FullParticipation(population),
+      clipping=mechanisms.FixedClipping(_resolved(settings.clip_norm)),
+      noise_multiplier=noise_multiplier,
+    )
+  return mechanisms.GaussianMechanism(
+    sampling=_build_sampling(settings, population),
+    clipping=_build_clipping(settings),
+    noise_multiplier=noise_multiplier,
+    privacy_unit=settings.privacy_unit,
   )
 
 
@@ -158,9 +191,7 @@ def _build_clipping(
 
 
 def build_process(
-  settings: settings_lib.Settings,
-  task: tasks.Task,
-  mechanism: mechanisms.GaussianMechanism,
+  settings: settings_lib.Settings, task: tasks.Task, mechanism: Mechanism
 ) -> tff.learning.templates.LearningProcess:
   """Returns the learning process that the settings describe."""
   server_optimizer = learning.build_server_optimizer(
@@ -168,15 +199,39 @@ def build_process(
     learning_rate=_resolved(settings.server_learning_rate),
     momentum=settings.server_momentum or 0.0,
   )
-  if settings.privacy_unit != 'client':
+  if (
+    isinstance(mechanism, mechanisms.GaussianMechanism)
+    and mechanism.privacy_unit != 'client'
+  ):
+    views = settings.augmentations
     return learning.build_dp_sgd(
-      task.tff_model, mechanism, server_optimizer=server_optimizer
+      task.tff_model,
+      mechanism,
+      server_optimizer=server_optimizer,
+      augmentation=learning.Augmentation(views) if views else None,
     )
+  learning_rate = _resolved(settings.client_learning_rate)
+  schedule = _resolved(settings.client_learning_rate_schedule)
+  scheduled = schedule != 'constant'
   return learning.build_dp_fed_avg(
     task.tff_model,
     mechanism,
-    client_optimizer=tff.learning.optimizers.build_sgdm(
-      _resolved(settings.client_learning_rate)
-    ),
+    client_optimizer=functools.partial(_client_optimizer, settings)
+    if scheduled
+    else _client_optimizer(settings, learning_rate),
+    client_learning_rate=client_training.build_schedule(
+      schedule, learning_rate=learning_rate, rounds=settings.rounds
+    )
+    if scheduled
+    else None,
     server_optimizer=server_optimizer,
+  )
+
+
+def _client_optimizer(
+  settings: settings_lib.Settings, learning_rate: Any
+) -> tff.learning.optimizers.Optimizer:
+  return client_training.with_proximal_term(
+    tff.learning.optimizers.build_sgdm(learning_rate),
+    settings.proximal_strength or 0.0,
   )

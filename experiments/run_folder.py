@@ -146,8 +146,11 @@ def _refuse_other_run(path: pathlib.Path, wanted: Mapping[str, Any]) -> None:
     ) from None
   now = export.plain_json(wanted)
   free = set(_MAY_CHANGE)
-  if now['settings']['target_epsilon'] is None:
-    free.add('rounds')  # The noise was not calibrated for their number.
+  settings = now['settings']
+  if settings['target_epsilon'] is None and settings[
+    'client_learning_rate_schedule'
+  ] in (None, 'constant'):
+    free.add('rounds')  # Nothing was chosen for their number.
   changed = [
     f'--{name} ({there.get(name)} there, {value} now)'
     for name, value in now['settings'].items()

@@ -16,7 +16,9 @@ from tff_medical.data import partition as partition_lib
 from tff_medical.privacy import accounting
 from tff_medical.privacy import mechanisms
 
+MECHANISMS = ('gaussian', 'tree', 'distributed')
 SAMPLINGS = ('poisson', 'all')
+SCHEDULES = ('constant', 'linear', 'cosine')
 CLIPPINGS = ('adaptive', 'fixed', 'none')
 RUNTIMES = ('local', 'tff')
 
@@ -39,8 +41,8 @@ def _field(
     help_text: For --help.
     choices: The allowed values, or () for any.
     used_with: Fields and the values of them that make use of this one.
-    then: The default where it is used; a mapping gives it by the value of the
-      one field that `used_with` names.
+    then: The default where it is used, or a function that gives it for the
+      settings whose earlier fields are resolved.
   """
   return dataclasses.field(
     default=default,
@@ -86,25 +88,41 @@ class Settings:
     'clients',
     mechanisms.PRIVACY_UNITS,
   )
+  mechanism: Optional[str] = _field(
+    None,
+    'gaussian: the server adds noise each round; tree: DP-FTRL, needs no secret '
+    'sampling; distributed: clients add the noise, secure summation [gaussian; '
+    '--privacy_unit=client]',
+    MECHANISMS,
+    used_with=_CLIENT,
+    then='gaussian',
+  )
   rounds: int = _field(100, 'rounds of training')
   rounds_per_eval: int = _field(10, 'rounds between evaluations')
   client_sampling: Optional[str] = _field(
     None,
     'each client joins each round on its own, or all in every round [poisson; '
-    '--privacy_unit=client]',
+    '--mechanism=gaussian]',
     SAMPLINGS,
-    used_with=_CLIENT,
+    used_with={'mechanism': ('gaussian',)},
     then='poisson',
   )
   clients_per_round: Optional[float] = _field(
     None,
-    'expected cohort [num_clients / 10; --client_sampling=poisson]',
-    used_with={'client_sampling': ('poisson',)},
+    'cohort, expected if Poisson [num_clients / 10; --client_sampling=poisson, '
+    '--mechanism=tree]',
+    used_with={'draws_cohorts': (True,)},
   )
   max_clients_per_round: Optional[int] = _field(
     None,
     'cap on the cohort [no cap; --client_sampling=poisson]',
     used_with={'client_sampling': ('poisson',)},
+  )
+  rounds_per_tree: Optional[int] = _field(
+    None,
+    'each client joins a tree at most once [as many as the clients suffice for; '
+    '--mechanism=tree]',
+    used_with={'mechanism': ('tree',)},
   )
   client_epochs: Optional[int] = _field(
     None,
@@ -124,6 +142,20 @@ class Settings:
     used_with=_CLIENT,
     then=0.1,
   )
+  client_learning_rate_schedule: Optional[str] = _field(
+    None,
+    'over the rounds, to 0 but for constant [constant; --privacy_unit=client]',
+    SCHEDULES,
+    used_with=_CLIENT,
+    then='constant',
+  )
+  proximal_strength: Optional[float] = _field(
+    None,
+    "FedProx's mu: holds clients near the global model [0; "
+    '--privacy_unit=client]',
+    used_with=_CLIENT,
+    then=0.0,
+  )
   expected_batch_size: Optional[float] = _field(
     None,
     'records or patients expected in a round, over all clients [a twentieth '
@@ -136,6 +168,13 @@ class Settings:
     '--privacy_unit=record, patient]',
     used_with=_UNIT,
     then=32,
+  )
+  augmentations: Optional[int] = _field(
+    None,
+    'shifted views of each image whose gradients are averaged before clipping, '
+    '0 is none [0; --privacy_unit=record, patient]',
+    used_with=_UNIT,
+    then=0,
   )
   max_images_per_patient: Optional[int] = _field(
     None,
@@ -150,7 +189,7 @@ class Settings:
     None,
     "the server optimizer's step [client 1.0, record and patient 0.5]",
     used_with={'privacy_unit': mechanisms.PRIVACY_UNITS},
-    then={'client': 1.0, 'record': 0.5, 'patient': 0.5},
+    then=lambda s: 1.0 if s.privacy_unit == 'client' else 0.5,
   )
   server_momentum: Optional[float] = _field(
     None,
@@ -158,14 +197,18 @@ class Settings:
     used_with={'server_optimizer': ('sgd',)},
     then=0.9,
   )
-  clipping: str = _field(
-    'adaptive', 'of what a unit contributes; none is no privacy', CLIPPINGS
+  clipping: Optional[str] = _field(
+    None,
+    'of what a unit contributes; none is no privacy [adaptive with '
+    '--mechanism=gaussian, else fixed]',
+    CLIPPINGS,
+    then=lambda s: 'adaptive' if s.mechanism == 'gaussian' else 'fixed',
   )
   clip_norm: Optional[float] = _field(
     None,
     'L2 norm, the first one if adaptive [adaptive 0.1, fixed 1.0]',
     used_with=_CLIPPED,
-    then={'adaptive': 0.1, 'fixed': 1.0},
+    then=lambda s: {'adaptive': 0.1, 'fixed': 1.0}[s.clipping],
   )
   target_unclipped_quantile: Optional[float] = _field(
     None,
@@ -222,6 +265,11 @@ class Settings:
   output_dir: Optional[str] = _field(None, 'folder of the results')
 
   @property
+  def draws_cohorts(self) -> bool:
+    """Whether a round has some of the clients, by `clients_per_round`."""
+    return self.client_sampling == 'poisson' or self.mechanism == 'tree'
+
+  @property
   def is_private(self) -> bool:
     """Whether noise is added."""
     return bool(self.target_epsilon or self.noise_multiplier)
@@ -244,6 +292,7 @@ class Settings:
       settings, 'epsilon_budget', settings.target_epsilon
     )
     _check_values(settings)
+    _check_mechanism(settings)
     _check_noise(settings)
     return settings
 
@@ -256,9 +305,17 @@ class Settings:
         client.
     """
     settings = dataclasses.replace(self, num_clients=num_clients)
-    if settings.client_sampling == 'poisson':
-      settings = _with_default(settings, 'clients_per_round', num_clients / 10)
+    if settings.draws_cohorts:
+      cohort = num_clients / 10
+      if settings.mechanism == 'tree':
+        cohort = max(1, num_clients // 10)
+      settings = _with_default(settings, 'clients_per_round', cohort)
       _check_below(settings, 'clients_per_round', num_clients, 'clients')
+    if settings.mechanism == 'tree':
+      enough = int(num_clients // (settings.clients_per_round or 1))
+      settings = _with_default(
+        settings, 'rounds_per_tree', min(settings.rounds, enough)
+      )
     if settings.privacy_unit != 'client':
       settings = _with_default(settings, 'expected_batch_size', num_units / 20)
       what = f'{settings.privacy_unit}s'
@@ -291,9 +348,8 @@ def _resolve_field(
       f'{field.name}={value} would be ignored with {reason}; leave it out'
     )
   then = field.metadata['then']
-  if isinstance(then, Mapping):
-    (other,) = field.metadata['used_with']
-    then = then[getattr(settings, other)]
+  if callable(then):
+    then = then(settings)
   settings = _with_default(settings, field.name, then)
   if field.metadata['choices']:
     value = getattr(settings, field.name)
@@ -309,6 +365,9 @@ def _why_ignored(settings: Settings, name: str) -> str:
       continue
     if other == 'is_private':
       return 'no noise'
+    if other == 'draws_cohorts':
+      other = 'client_sampling'
+      mode = settings.client_sampling
     return (mode is None and _why_ignored(settings, other)) or f'{other}={mode}'
   return ''
 
@@ -321,6 +380,7 @@ def _check_values(settings: Settings) -> None:
       _validate.positive_int,
       'rounds rounds_per_eval image_size num_clients client_epochs '
       'client_batch_size max_clients_per_round microbatch_size '
+      'rounds_per_tree '
       'max_images_per_patient client_threads clients_per_device',
     ),
     (
@@ -329,13 +389,38 @@ def _check_values(settings: Settings) -> None:
       'clients_per_round expected_batch_size clip_norm target_epsilon '
       'epsilon_budget',
     ),
-    (_validate.non_negative, 'seed cohort_seed noise_multiplier'),
+    (
+      _validate.non_negative,
+      'seed cohort_seed noise_multiplier proximal_strength augmentations',
+    ),
   ):
     for name in names.split():
       if getattr(settings, name) is not None:
         checked(**{name: getattr(settings, name)})
   if settings.target_delta is not None:
     _validate.in_range(0, 1, target_delta=settings.target_delta)
+
+
+def _check_mechanism(settings: Settings) -> None:
+  mechanism = settings.mechanism
+  if mechanism not in ('tree', 'distributed'):
+    return
+  if settings.clipping != 'fixed':
+    raise _validate.InputError(
+      f'clipping must be fixed with mechanism={mechanism}, got '
+      f'{settings.clipping}'
+    )
+  if mechanism == 'distributed' and settings.runtime != 'local':
+    raise _validate.InputError(
+      'runtime must be local with mechanism=distributed, got '
+      f"{settings.runtime}: TFF's own runtime has no secure sums"
+    )
+  cohort = settings.clients_per_round
+  if mechanism == 'tree' and cohort is not None and cohort != int(cohort):
+    raise _validate.InputError(
+      f'clients_per_round must be a whole number with mechanism=tree, got '
+      f'{cohort:g}'
+    )
 
 
 def _check_noise(settings: Settings) -> None:

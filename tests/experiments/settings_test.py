@@ -9,6 +9,7 @@ from absl.testing import parameterized
 from experiments import flags
 from experiments import settings as settings_lib
 from tff_medical import _validate
+from tff_medical.learning import client_training
 
 
 def _read(*arguments):
@@ -114,6 +115,18 @@ class SettingsTest(parameterized.TestCase):
     (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
     (['--partition=random'], 'partition must be one of'),
     (['--privacy_unit=site'], 'privacy_unit must be one of'),
+    (['--mechanism=tree', '--client_sampling=all'], 'client_sampling.*tree'),
+    (['--mechanism=tree', '--clipping=adaptive'], 'clipping must be fixed'),
+    (['--mechanism=tree', '--clients_per_round=2.5'], 'whole number'),
+    (['--mechanism=distributed', '--runtime=tff'], 'runtime must be local'),
+    (
+      ['--mechanism=distributed', '--clients_per_round=5'],
+      'clients_per_round=5.0 would be ignored with mechanism=distributed',
+    ),
+    (['--privacy_unit=record', '--mechanism=tree'], 'mechanism=tree would be'),
+    (['--rounds_per_tree=5'], 'rounds_per_tree.*ignored.*mechanism=gaussian'),
+    (['--proximal_strength=-1'], 'proximal_strength'),
+    (['--client_learning_rate_schedule=step'], 'schedule must be one of'),
     (['--runtime=tff', '--client_threads=2'], 'client_threads.*runtime=tff'),
     (['--client_threads=0'], 'client_threads'),
     (['--runtime=gpu'], 'runtime must be one of'),
@@ -160,6 +173,16 @@ class SettingsTest(parameterized.TestCase):
     settings = _read('--target_epsilon=8', cohort, *arguments)
     with self.assertRaisesRegex(_validate.InputError, message):
       settings.for_population(num_clients, num_units)
+
+  def test_tree_takes_the_rounds_that_the_clients_suffice_for(self):
+    settings = _read('--target_epsilon=8', '--mechanism=tree', '--rounds=50')
+    self.assertEqual(settings.clipping, 'fixed')
+    settings = settings.for_population(300, 300)
+    self.assertEqual(settings.clients_per_round, 30)
+    self.assertEqual(settings.rounds_per_tree, 10)
+
+  def test_schedules_are_those_of_the_library(self):
+    self.assertEqual(settings_lib.SCHEDULES, client_training.SCHEDULES)
 
   def test_output_dir_is_needed(self):
     with self.assertRaisesRegex(_validate.InputError, 'output_dir'):

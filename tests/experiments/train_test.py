@@ -189,6 +189,49 @@ class TrainTest(parameterized.TestCase):
     card = export.load_card(self.temp / 'a' / 'saved_model')
     self.assertIn('cohort seed by the user', ' '.join(card['not_covered']))
 
+  @parameterized.parameters(
+    ({'mechanism': 'tree', 'clients_per_round': 3.0}, 'dp_ftrl'),
+    (
+      {
+        'mechanism': 'distributed',
+        'clients_per_round': None,
+        'noise_multiplier': 3.0,
+      },
+      'distributed',
+    ),
+    ({'max_clients_per_round': 8}, 'dp_fed_avg'),
+    ({'client_sampling': 'all', 'clients_per_round': None}, 'dp_fed_avg'),
+    (
+      {'proximal_strength': 0.1, 'client_learning_rate_schedule': 'cosine'},
+      'dp_fed_avg',
+    ),
+    (
+      {'privacy_unit': 'record', 'clients_per_round': None, 'augmentations': 2},
+      'dp_sgd',
+    ),
+    (
+      {
+        'privacy_unit': 'patient',
+        'clients_per_round': None,
+        'partition': 'natural_site',
+        'num_clients': None,
+        'dataset': 'synthetic',
+        'data_dir': None,
+      },
+      'dp_sgd',
+    ),
+  )
+  def test_every_mechanism_trains_and_states_what_it_is(self, changed, name):
+    outcome = self._run(rounds=2, **changed)
+    self.assertEqual(outcome.rounds, 2)
+    card = export.load_card(self.output / 'saved_model')
+    self.assertIn(name, card['mechanism']['mechanism'])
+    self.assertEqual(card['unit'], changed.get('privacy_unit', 'client'))
+    self.assertLess(card['epsilon'], np.inf)
+    self.assertTrue(
+      all(np.all(np.isfinite(w)) for w in outcome.weights.trainable)
+    )
+
   def test_runs_on_tff_s_own_runtime_in_a_process_of_its_own(self):
     log = self.temp / 'log'
     with open(log, 'wb') as file:
