@@ -27,6 +27,7 @@ from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import optimizers
 from tff_medical.learning import unit_gradients
+from tff_medical.privacy import gaussian_query
 from tff_medical.privacy import mechanisms
 
 _Gradients = tuple[tf.Tensor, ...]
@@ -59,7 +60,7 @@ def build_dp_sgd(
   batches' size does not change its result.
 
   The guarantee holds for what `next` returns, if every round is charged for
-  `mechanism.round_event()`. There are no training metrics, as their sums would
+  `mechanism.charge_event()`. There are no training metrics, as their sums would
   carry no noise. A unit whose gradient's norm is not finite counts as a unit
   with the gradient zero.
 
@@ -98,7 +99,7 @@ class _QuerySum:
   def __init__(self, mechanism: mechanisms.GaussianMechanism):
     self._clipping = mechanism.clipping
     self._query = tfp.NormalizedQuery(
-      _sum_query(mechanism),
+      gaussian_query.sum_query(mechanism),
       denominator=float(mechanism.sampling.expected_cohort),
     )
     self._state = (
@@ -147,30 +148,6 @@ class _QuerySum:
     """Returns the noised gradient and the state of the next round."""
     result, new_state, _ = self._query.get_noised_result(total, state[0])
     return tuple(result), self._state(new_state)
-
-
-def _sum_query(
-  mechanism: mechanisms.GaussianMechanism,
-) -> tfp.SumAggregationDPQuery:
-  clipping = mechanism.clipping
-  if isinstance(clipping, mechanisms.AdaptiveClipping):
-    return tfp.QuantileAdaptiveClipSumQuery(
-      initial_l2_norm_clip=float(clipping.clip_norm),
-      noise_multiplier=float(mechanism.value_noise_multiplier),
-      target_unclipped_quantile=float(clipping.target_unclipped_quantile),
-      learning_rate=float(clipping.clip_learning_rate),
-      clipped_count_stddev=float(mechanism.count_stddev)
-      if mechanism.is_private
-      else 0.0,
-      expected_num_records=float(mechanism.sampling.expected_cohort),
-      geometric_update=True,
-    )
-  if isinstance(clipping, mechanisms.FixedClipping):
-    return tfp.GaussianSumQuery(
-      l2_norm_clip=float(clipping.clip_norm),
-      stddev=float(clipping.clip_norm * mechanism.value_noise_multiplier),
-    )
-  return tfp.NoPrivacySumQuery()
 
 
 def _clip_factors(norms: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
