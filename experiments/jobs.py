@@ -1,0 +1,171 @@
+"""Runs commands side by side, each with its own cores or GPU.
+
+What: `run` starts one process for each `Job` as slots come free. A slot is a
+share of the cores, or a GPU where there are any: side by side, each cell's
+start, calibration and evaluation, which use one core, overlap with the others'
+rounds. Why processes: TensorFlow keeps one set of devices and threads a
+process. If this process dies, even by SIGKILL, the kernel interrupts the
+children (Linux), which save their round and end; so nothing is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import ctypes
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from typing import IO
+
+from tff_medical import _validate
+
+_POLL_SECS = 0.5
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A command, and the file that gets all it prints."""
+
+  name: str
+  command: Sequence[str]
+  log: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """What one process may use."""
+
+  cores: frozenset[int]
+  environment: Mapping[str, str]
+
+
+def available_cores() -> list[int]:
+  """Returns the numbers of the cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
+def visible_gpus() -> list[str]:
+  """Returns the GPUs that children may use, without TensorFlow."""
+  if 'CUDA_VISIBLE_DEVICES' in os.environ:
+    named = os.environ['CUDA_VISIBLE_DEVICES'].split(',')
+    return [name for name in named if name and name != '-1']
+  with contextlib.suppress(OSError, subprocess.SubprocessError):
+    listed = subprocess.run(
+      ['nvidia-smi', '--list-gpus'], check=True, capture_output=True, timeout=30
+    )
+    return [str(i) for i in range(len(listed.stdout.splitlines()))]
+  return []
+
+
+def slots(
+  count: int | None, cores: Sequence[int], gpus: Sequence[str]
+) -> list[Slot]:
+  """Divides cores and GPUs.
+
+  Args:
+    count: How many slots; by default one a GPU or, without any, one a core.
+    cores: Dealt out evenly; with more slots than cores, cores are shared.
+    gpus: Dealt out in turn; shared ones are told to grow into their memory.
+  """
+  if count is None:
+    count = len(gpus) or len(cores)
+  _validate.positive_int(jobs=count)
+  found = []
+  for index in range(count):
+    own = cores[index::count] or [cores[index % len(cores)]]
+    environment = {'TF_CPP_MIN_LOG_LEVEL': '2'}
+    if gpus:
+      environment['CUDA_VISIBLE_DEVICES'] = gpus[index % len(gpus)]
+      environment['TF_FORCE_GPU_ALLOW_GROWTH'] = 'true'
+    found.append(Slot(frozenset(own), environment))
+  return found
+
+
+@dataclasses.dataclass
+class _Running:
+  job: Job
+  process: subprocess.Popen[bytes]
+  log: IO[bytes]
+
+
+def run(
+  jobs: Sequence[Job],
+  where: Sequence[Slot],
+  *,
+  on_end: Callable[[Job, int], None],
+  on_poll: Callable[[Sequence[str]], None] = lambda names: None,
+) -> None:
+  """Runs all jobs, one in each slot at a time, in their order.
+
+  Args:
+    jobs: What to run.
+    where: The slots.
+    on_end: Is called with a job and its exit code.
+    on_poll: Is called every half second with the names of those that run.
+
+  Raises:
+    KeyboardInterrupt: After the children were interrupted and have ended; a
+      second one ends them at once.
+  """
+  waiting = list(jobs)
+  running: dict[int, _Running] = {}
+  try:
+    while waiting or running:
+      for index, slot in enumerate(where):
+        if waiting and index not in running:
+          running[index] = _start(waiting.pop(0), slot)
+      time.sleep(_POLL_SECS)
+      for index, one in list(running.items()):
+        if one.process.poll() is not None:
+          del running[index]
+          one.log.close()
+          on_end(one.job, one.process.returncode)
+      on_poll([one.job.name for one in running.values()])
+  except BaseException:
+    _end([one.process for one in running.values()])
+    raise
+
+
+def _start(job: Job, slot: Slot) -> _Running:
+  job.log.parent.mkdir(parents=True, exist_ok=True)
+  log = open(job.log, 'ab')  # noqa: SIM115, closed when the process ends
+
+  def prepare() -> None:
+    """Runs in the child before the command."""
+    if hasattr(os, 'sched_setaffinity'):
+      os.sched_setaffinity(0, slot.cores)
+    with contextlib.suppress(OSError, AttributeError):
+      ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+  process = subprocess.Popen(
+    list(job.command),
+    stdin=subprocess.DEVNULL,
+    stdout=log,
+    stderr=log,
+    env={**os.environ, **slot.environment},
+    # Ctrl-C in a terminal would reach the child beside the signal from here.
+    start_new_session=True,
+    preexec_fn=prepare,
+  )
+  return _Running(job, process, log)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+  """Interrupts processes and waits for them; a second Ctrl-C ends them."""
+  for process in processes:
+    process.send_signal(signal.SIGINT)
+  try:
+    for process in processes:
+      process.wait()
+  except KeyboardInterrupt:
+    for process in processes:
+      process.kill()
+      process.wait()
+    raise

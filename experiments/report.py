@@ -1,0 +1,36 @@
+"""Writes a sweep's report.html, plots and results.csv again.
+
+    python -m experiments.report --sweep_dir=study
+
+As `experiments.tradeoff` does at its end; worth running again once cells were
+audited, or on a folder that came from elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from absl import flags as absl_flags
+
+from experiments import flags
+from tff_medical import _validate
+from tff_medical import report
+from tff_medical import study
+
+
+def main(values: absl_flags.FlagValues) -> None:
+  """Runs the command."""
+  if values.sweep_dir is None:
+    raise _validate.InputError('sweep_dir must be given: --sweep_dir=FOLDER')
+  sweep = study.read(values.sweep_dir)
+  study.write_csv(sweep)
+  path = report.write(sweep)
+  print('\n'.join(report.headlines(sweep)))
+  print(f'Report in {path}')
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string(
+    'sweep_dir', None, 'the --output_dir of experiments.tradeoff'
+  )
+  flags.run(functools.partial(main, absl_flags.FLAGS))

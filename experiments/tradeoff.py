@@ -1,0 +1,364 @@
+"""How much accuracy each privacy budget costs: trains every cell, and reports.
+
+    python -m experiments.tradeoff --epsilons=1,2,4,8,inf --seeds=3 \
+        --dataset=medmnist/pneumoniamnist --num_clients=470 --output_dir=study
+    python -m experiments.tradeoff \
+        --flagfile=experiments/presets/tradeoff_quick.flags --output_dir=quick
+
+All flags of `experiments.train` set what the cells have in common. A cell is
+one ε and one seed; ε inf is federated training without privacy. For each seed
+there are also the references of `experiments.references`. Started again with
+the same --output_dir, cells that are done are not done again and those that
+were stopped go on; more epsilons or seeds may be asked for. The folder gets
+results.csv, report.html, plots/, cells/NAME (each a run's folder) and logs/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import datetime
+import functools
+import math
+import pathlib
+import shlex
+import sys
+import time
+from typing import Any
+
+from absl import flags as absl_flags
+import tqdm
+
+from experiments import flags
+from experiments import jobs as jobs_lib
+from experiments import plan
+from experiments import run_folder as run_folder_lib
+from experiments import settings as settings_lib
+from tff_medical import _validate
+from tff_medical import report
+from tff_medical import study
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+# The sweep decides on them, cell by cell.
+_OWN = ('target_epsilon', 'noise_multiplier', 'epsilon_budget', 'cohort_seed')
+# They change where or how fast cells run, never what they are.
+_MAY_CHANGE = (
+  'output_dir',
+  'data_dir',
+  'runtime',
+  'rounds_per_eval',
+  'client_threads',
+  'client_devices',
+  'clients_per_device',
+  'microbatch_size',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+  """A cell to be done, with its settings."""
+
+  cell: study.Cell
+  settings: settings_lib.Settings
+
+  def job(self, folder: pathlib.Path) -> jobs_lib.Job:
+    """Returns the command that does it."""
+    name = self.cell.name
+    module = 'train' if self.cell.kind == study.FEDERATED else 'references'
+    command = [sys.executable, '-m', f'experiments.{module}']
+    if self.cell.kind != study.FEDERATED:
+      command.append(f'--kind={self.cell.kind}')
+    command += _arguments(self.settings)
+    return jobs_lib.Job(name, command, folder / 'logs' / f'{name}.log')
+
+
+def plan_cells(
+  base: settings_lib.Settings, epsilons: Sequence[float], seeds: int
+) -> list[_Planned]:
+  """Returns all cells of a sweep, the seeds in turn.
+
+  Args:
+    base: What the cells have in common; `seed` is the first of theirs.
+    epsilons: inf is no privacy.
+    seeds: How many seeds.
+
+  Raises:
+    InputError: A setting cannot be used, or is the sweep's to decide.
+  """
+  _validate.positive_int(seeds=seeds)
+  for name in _OWN:
+    if getattr(base, name) is not None:
+      raise _validate.InputError(
+        f'{name} is decided for each cell, got {getattr(base, name)}; leave it '
+        'out and give --epsilons'
+      )
+  if base.output_dir is None:
+    raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
+  cells = []
+  for seed in range(base.seed, base.seed + seeds):
+    for kind in (study.CENTRAL, study.PER_SITE):
+      cells.append(study.Cell(f'{kind}_seed_{seed}', kind, math.inf, seed))
+    for epsilon in sorted(epsilons, reverse=True):
+      name = f'eps_{epsilon:g}_seed_{seed}'
+      cells.append(study.Cell(name, study.FEDERATED, epsilon, seed))
+  planned = [_Planned(cell, _settings(base, cell)) for cell in cells]
+  for one in planned:
+    one.settings.resolve()
+  return planned
+
+
+def _settings(
+  base: settings_lib.Settings, cell: study.Cell
+) -> settings_lib.Settings:
+  """Returns the settings of one cell."""
+  folder = pathlib.Path(base.output_dir or '') / 'cells' / cell.name
+  settings = dataclasses.replace(base, seed=cell.seed, output_dir=str(folder))
+  if math.isinf(cell.epsilon):
+    return without_privacy(settings)
+  return dataclasses.replace(settings, target_epsilon=cell.epsilon)
+
+
+def without_privacy(
+  settings: settings_lib.Settings,
+) -> settings_lib.Settings:
+  """Returns settings without clipping, and without what depends on it."""
+  dropped = {'clipping', 'is_private'}
+  changed: dict[str, Any] = {}
+  fields = dataclasses.fields(settings)
+  while True:
+    found = {
+      field.name
+      for field in fields
+      if dropped & set(field.metadata['used_with'])
+    }
+    if found <= dropped:
+      break
+    dropped |= found
+  for field in fields:
+    if field.name in dropped:
+      changed[field.name] = field.default
+  changed['clipping'] = 'none'
+  return dataclasses.replace(settings, **changed)
+
+
+def _arguments(settings: settings_lib.Settings) -> list[str]:
+  """Returns the flags that give these settings."""
+  return [
+    f'--{field.name}={getattr(settings, field.name)}'
+    for field in dataclasses.fields(settings)
+    if getattr(settings, field.name) != field.default
+  ]
+
+
+def claim(
+  folder: pathlib.Path,
+  base: settings_lib.Settings,
+  planned: Sequence[_Planned],
+  command: str,
+) -> None:
+  """Writes `sweep.json`, with the cells of earlier starts too.
+
+  Raises:
+    InputError: The folder belongs to a sweep with other settings.
+  """
+  path = folder / study.SWEEP_FILE
+  settings = dataclasses.asdict(base)
+  entries = {one.cell.name: _entry(one.cell) for one in planned}
+  if path.exists():
+    there = study.read(folder).info
+    _refuse_other_sweep(folder, there.get('settings', {}), settings)
+    entries = {**{c['name']: c for c in there['cells']}, **entries}
+  elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise _validate.InputError(
+      f'output_dir {folder} holds other files (no {study.SWEEP_FILE}); choose '
+      'a new folder'
+    )
+  folder.mkdir(parents=True, exist_ok=True)
+  run_folder_lib.write_json(
+    path,
+    {
+      'command': command,
+      'settings': settings,
+      'versions': run_folder_lib.versions(),
+      'cells': list(entries.values()),
+    },
+  )
+
+
+def _entry(cell: study.Cell) -> dict[str, Any]:
+  return {
+    'name': cell.name,
+    'kind': cell.kind,
+    'epsilon': cell.epsilon,
+    'seed': cell.seed,
+  }
+
+
+def _refuse_other_sweep(
+  folder: pathlib.Path, there: dict[str, Any], now: dict[str, Any]
+) -> None:
+  changed = [
+    f'--{name} ({there.get(name)} there, {value} now)'
+    for name, value in now.items()
+    if name not in _MAY_CHANGE and name != 'seed' and there.get(name) != value
+  ]
+  if changed:
+    raise _validate.InputError(
+      f'output_dir {folder} belongs to a sweep with another '
+      f'{", ".join(changed)}; use the same or choose another output_dir'
+    )
+
+
+class _Progress:
+  """The bar over all cells, with the parts done of those that run."""
+
+  def __init__(self, folder: pathlib.Path, planned: Sequence[_Planned]):
+    self._folder = folder
+    self._rounds = {
+      p.cell.name: p.settings.rounds
+      for p in planned
+      if p.cell.kind == study.FEDERATED
+    }
+    self._done = 0
+    self._started = time.monotonic()
+    self._bar = tqdm.tqdm(
+      total=len(planned),
+      bar_format='{l_bar}{bar}| {n:.1f}/{total} cells '
+      '[{elapsed}<{remaining}{postfix}]',
+    )
+
+  def end(self) -> None:
+    """Counts a cell that has ended."""
+    self._done += 1
+
+  def poll(self, names: Sequence[str]) -> None:
+    """Shows how far the cells that run have come."""
+    done = self._done + sum(map(self._part, names))
+    self._bar.n = done
+    elapsed = time.monotonic() - self._started
+    if done:
+      left = datetime.timedelta(
+        seconds=elapsed / done * (self._bar.total - done)
+      )
+      end = datetime.datetime.now() + left
+      self._bar.set_postfix_str(
+        f'end {end:%H:%M}, {len(names)} running', refresh=False
+      )
+    self._bar.refresh()
+
+  def close(self) -> None:
+    """Leaves the bar as it is."""
+    self._bar.close()
+
+  def _part(self, name: str) -> float:
+    path = self._folder / 'cells' / name / 'metrics.csv'
+    if name not in self._rounds or not path.exists():
+      return 0.0
+    lines = path.read_bytes().count(b'\n') - 1
+    return min(1.0, max(0, lines) / self._rounds[name])
+
+
+def run(
+  base: settings_lib.Settings,
+  *,
+  epsilons: Sequence[float],
+  seeds: int,
+  jobs: int | None,
+  command: str,
+) -> int:
+  """Does what is not done yet, then writes results.csv and the report.
+
+  Returns:
+    The exit code: of an interrupted sweep, of one with failed cells, or 0.
+  """
+  planned = plan_cells(base, epsilons, seeds)
+  gpus = jobs_lib.visible_gpus()
+  where = jobs_lib.slots(jobs, jobs_lib.available_cores(), gpus)
+  folder = pathlib.Path(base.output_dir or '')
+  claim(folder, base, planned, command)
+  done = {c.name for c in study.read(folder).cells if c.is_done}
+  todo = [one for one in planned if one.cell.name not in done]
+  if len(todo) < len(planned):
+    print(f'{len(planned) - len(todo)} of {len(planned)} cells are done.')
+  failed: list[str] = []
+  progress = _Progress(folder, todo)
+
+  def on_end(job: jobs_lib.Job, code: int) -> None:
+    progress.end()
+    if code:
+      failed.append(f'{job.name}: {_last_line(job.log)}')
+    study.write_csv(study.read(folder))
+
+  interrupted = False
+  try:
+    jobs_lib.run(
+      [one.job(folder) for one in todo],
+      where[: max(1, len(todo))],
+      on_end=on_end,
+      on_poll=progress.poll,
+    )
+  except KeyboardInterrupt:
+    interrupted = True
+  finally:
+    progress.close()
+  return _finish(folder, failed, interrupted)
+
+
+def _finish(
+  folder: pathlib.Path, failed: Sequence[str], interrupted: bool
+) -> int:
+  """Writes and prints what there is; returns the exit code."""
+  sweep = study.read(folder)
+  study.write_csv(sweep)
+  path = report.write(sweep)
+  print('\n'.join(report.headlines(sweep)))
+  print(f'Results in {folder / "results.csv"}, report in {path}')
+  for line in failed:
+    print(f'error: cell {line}', file=sys.stderr)
+  if interrupted:
+    print('Interrupted; start the same command again to go on.')
+    return EXIT_INTERRUPTED
+  return EXIT_FAILED if failed else 0
+
+
+def _last_line(log: pathlib.Path) -> str:
+  lines = log.read_text(encoding='utf-8', errors='replace').splitlines()
+  last = next((line for line in reversed(lines) if line.strip()), '')
+  return f'{last.split(chr(13))[-1].strip()} (see {log})'
+
+
+def main(
+  read_settings: Callable[[], settings_lib.Settings],
+  values: absl_flags.FlagValues,
+) -> int:
+  """Runs the command; returns its exit code."""
+  return run(
+    read_settings(),
+    epsilons=plan.parse_epsilons(values.epsilons),
+    seeds=values.seeds,
+    jobs=values.jobs,
+    command=shlex.join(['python', '-m', 'experiments.tradeoff', *sys.argv[1:]]),
+  )
+
+
+def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+  """Defines the sweep's own flags."""
+  absl_flags.DEFINE_list(
+    'epsilons', '1,2,4,8,inf', 'budgets; inf is no privacy', flag_values=values
+  )
+  absl_flags.DEFINE_integer(
+    'seeds', 3, 'runs of each, from --seed on', flag_values=values
+  )
+  absl_flags.DEFINE_integer(
+    'jobs',
+    None,
+    'cells at once [one for each GPU, or else for each core]',
+    flag_values=values,
+  )
+
+
+if __name__ == '__main__':
+  define_flags()
+  flags.run(functools.partial(main, flags.define_settings(), absl_flags.FLAGS))

@@ -1,0 +1,92 @@
+"""The frame of a report: one page, its style, and what it may load: nothing."""
+
+from __future__ import annotations
+
+import html
+
+# Styles are inline, so they are all that is allowed.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+_CSS = """
+:root {
+  color-scheme: light dark;
+  --ink: #1b1f24; --soft: #57606a; --page: #fff; --card: #f6f8fa;
+  --line: #d8dee4; --accent: #0063a6;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e6e9ec; --soft: #9aa4ae; --page: #14181d; --card: #1c2229;
+    --line: #333c46; --accent: #6cb6ff;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 1080px; padding: 1.5rem 1rem 4rem;
+  background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+}
+header { border-bottom: 3px solid var(--accent); margin-bottom: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
+header p { color: var(--soft); margin: 0 0 .8rem; }
+.findings { padding-left: 1.2rem; margin: 0; }
+.findings li { margin: .25rem 0; }
+.figures {
+  display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr));
+}
+figure {
+  margin: 0; padding: .75rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: 8px;
+}
+figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
+figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto,
+  sans-serif; }
+figcaption { color: var(--soft); font-size: .85rem; margin-top: .4rem; }
+.files { opacity: .75; white-space: nowrap; }
+.table {
+  overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;
+  margin: .5rem 0;
+}
+table { border-collapse: collapse; width: 100%; font-size: .875rem; }
+th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+th:first-child { text-align: left; font-weight: 600; position: sticky; left: 0;
+  background: var(--page); }
+thead th { border-bottom: 1px solid var(--line); color: var(--soft);
+  font-weight: 600; }
+thead th, thead th:first-child { background: var(--card); }
+tbody tr + tr > * { border-top: 1px solid var(--line); }
+pre { background: var(--card); border: 1px solid var(--line); padding: .75rem;
+  border-radius: 8px; white-space: pre-wrap; overflow-wrap: anywhere; }
+details { margin: .5rem 0; }
+details td { text-align: left; white-space: normal; overflow-wrap: anywhere;
+  font-family: ui-monospace, Consolas, monospace; font-size: .8rem; }
+summary { cursor: pointer; color: var(--accent); }
+"""
+
+
+def page(*, title: str, subtitle: str, body: str, extra_css: str = '') -> str:
+  """Returns a whole HTML page.
+
+  Args:
+    title: Of the page and its first heading; escaped here.
+    subtitle: The line beneath it; escaped here.
+    body: HTML.
+    extra_css: Goes after the page's own style.
+  """
+  return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{_CSS}{extra_css}</style>
+</head>
+<body>
+<header><h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p></header>
+{body}
+</body>
+</html>
+"""
