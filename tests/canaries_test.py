@@ -129,6 +129,17 @@ class FeedTest(absltest.TestCase):
       float(tf.reduce_min(next(iter(datasets[0]))['x'])), 0
     )
 
+  def test_absent_canaries_may_send_zero(self):
+    canaries = canaries_lib.Canaries(np.arange(_COUNT) % 2 == 0, key=1)
+    feed = canaries_lib.CanaryFeed(
+      canary_runs.client_feed(5),
+      canaries,
+      canary_runs.SHAPE,
+      keeps_absent=True,
+    )
+    sizes = [len(list(d)) for d in feed(np.array([5, 6, 7, 8, 9]))]
+    self.assertEqual(sizes, [1, 1, 1, 0, 0])
+
   def test_canaries_of_units_form_one_more_site(self):
     feed = canaries_lib.CanaryFeed(
       canary_runs.unit_feed(9), _canaries(), canary_runs.SHAPE

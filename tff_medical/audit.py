@@ -91,6 +91,11 @@ class Scores:
   dimensions: int
   rounds: int
 
+  @property
+  def standardized_final(self) -> np.ndarray:
+    """`final` in standard deviations of canaries that do not take part, [m]."""
+    return self.final * np.sqrt(self.dimensions)
+
   def log_false_positive_rates(self) -> dict[str, np.ndarray]:
     """Returns, [m] each, how likely one that is not in scores as high.
 

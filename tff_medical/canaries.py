@@ -181,12 +181,15 @@ class CanaryFeed:
     canaries: Who they are.
     image_shape: (H, W, C).
     label_shape: () or, multi-label, (K,); the label plays no part.
+    keeps_absent: Whether clients that do not take part are there without data,
+      and send zero: where each client adds its share of the noise, it must.
   """
 
   inner: feeds.ClientFeed | feeds.UnitFeed
   canaries: Canaries
   image_shape: tuple[int, ...]
   label_shape: tuple[int, ...] = ()
+  keeps_absent: bool = False
 
   @property
   def num_units(self) -> int:
@@ -197,16 +200,18 @@ class CanaryFeed:
     """Returns the datasets of a round; canaries of units form one more site."""
     others = self.inner.num_units
     numbers = indices[indices >= others] - others
-    numbers = numbers[self.canaries.included[numbers]]
+    included = self.canaries.included[numbers]
     datasets = list(self.inner(indices[indices < others]))
     if isinstance(self.inner, feeds.UnitFeed):
-      return [*datasets, self._site(numbers, self.inner.microbatch_size)]
-    return [*datasets, *(self._client(n) for n in numbers)]
+      site = self._site(numbers[included], self.inner.microbatch_size)
+      return [*datasets, site]
+    datasets += [self._client(numbers[[n]]) for n in np.flatnonzero(included)]
+    if self.keeps_absent:
+      datasets += [self._client(numbers[:0])] * int((~included).sum())
+    return datasets
 
-  def _client(self, number: int) -> tf.data.Dataset:
-    return runtime.tensor_dataset(
-      self._examples(np.array([number])), batch_size=1
-    )
+  def _client(self, numbers: np.ndarray) -> tf.data.Dataset:
+    return runtime.tensor_dataset(self._examples(numbers), batch_size=1)
 
   def _site(self, numbers: np.ndarray, batch_size: int) -> tf.data.Dataset:
     arrays = self._examples(numbers)

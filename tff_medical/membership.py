@@ -47,6 +47,8 @@ class Attack:
       taken for members.
     false_positive_rates: float [n], of the ROC curve.
     true_positive_rates: float [n].
+    members: How many members there were.
+    others: How many others.
   """
 
   name: str
@@ -54,6 +56,8 @@ class Attack:
   tpr_at_1_fpr: float
   false_positive_rates: np.ndarray
   true_positive_rates: np.ndarray
+  members: int
+  others: int
 
 
 def predict(
@@ -148,6 +152,8 @@ def _attack(result: data_structures.SingleAttackResult) -> Attack:
     tpr_at_1_fpr=auditing.tpr_at_fpr(scores, is_member, 0.01),
     false_positive_rates=result.roc_curve.fpr,
     true_positive_rates=result.roc_curve.tpr,
+    members=int(is_member.sum()),
+    others=int((~is_member).sum()),
   )
 
 

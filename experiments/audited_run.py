@@ -1,0 +1,297 @@
+"""The training of a finished run once more, with canaries, for the audit.
+
+Noise multiplier, sampling rate, rounds and δ stay those of the run, and so does
+its ε; as the canaries join the population, cohorts grow with it. With adaptive
+clipping the target quantile is lowered, so that the clip norm follows the same
+quantile of the others: canaries are always clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import tempfile
+from typing import Any
+
+import tensorflow_federated as tff
+
+from experiments import build
+from experiments import run_folder as run_folder_lib
+from experiments import settings as settings_lib
+from tff_medical import _validate
+from tff_medical import audit
+from tff_medical import canaries as canaries_lib
+from tff_medical import tasks
+from tff_medical.privacy import accounting
+from tff_medical.privacy import auditing
+from tff_medical.privacy import card as card_lib
+from tff_medical.privacy import interface
+from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.program import checkpoints as checkpoints_lib
+from tff_medical.program import training
+
+CONFIDENCE = 0.95
+AUDITED = (
+  'This is an audited training: units with contributions of the auditor took '
+  'part. Its model is of no use and was thrown away.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+  """What the folder of a run says.
+
+  Attributes:
+    folder: The run's.
+    settings: With the noise multiplier in place of a target ε, and the rounds
+      that were trained.
+    summary: How it ended.
+  """
+
+  folder: run_folder_lib.RunFolder
+  settings: settings_lib.Settings
+  summary: dict[str, Any]
+
+  @classmethod
+  def load(cls, path: str) -> FinishedRun:
+    """Reads config.json and summary.json.
+
+    Raises:
+      InputError: They are missing, damaged or of another version.
+    """
+    folder = run_folder_lib.RunFolder(pathlib.Path(path))
+    try:
+      config = json.loads(folder.config.read_text(encoding='utf-8'))
+      summary = json.loads(folder.summary.read_text(encoding='utf-8'))
+      noise_multiplier = summary['noise_multiplier']
+      values = {
+        **config['settings'],
+        'cohort_seed': None,
+        'epsilon_budget': None,
+        'rounds': summary['rounds'],
+      }
+      if values['clipping'] != 'none':
+        values.update(noise_multiplier=noise_multiplier, target_epsilon=None)
+      settings = settings_lib.Settings(**values)
+    except OSError as error:
+      raise _validate.InputError(
+        f'{path} is not the folder of a run that has ended '
+        f'({error.strerror}: {error.filename}); let experiments.train finish'
+      ) from None
+    except (ValueError, KeyError, TypeError) as error:
+      raise _validate.InputError(
+        f'{path} is damaged or of another version ({error}); train again'
+      ) from None
+    return cls(folder, settings, summary)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _AuditedTask(tasks.Task):
+  """A task whose model is wrapped, to train on canaries, too."""
+
+  wrap: Callable[[Any], Any] = lambda model: model
+
+  @functools.cached_property
+  def tff_model(self) -> tff.learning.models.FunctionalModel:
+    return self.wrap(super().tff_model)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CanaryAudit:
+  """What the repeated training showed.
+
+  Attributes:
+    canaries: Who they were.
+    scores: How much each seemed to take part.
+    findings: Lower bounds beside upper bounds.
+    delta: At which the ledger states ε.
+    epsilon: The ledger's.
+    card: The privacy card of the repeated training.
+  """
+
+  canaries: canaries_lib.Canaries
+  scores: audit.Scores
+  findings: list[audit.Finding]
+  delta: float
+  epsilon: float
+  card: dict[str, Any]
+
+  @property
+  def is_violation(self) -> bool:
+    """Whether a lower bound exceeds its upper bound."""
+    return any(f.is_violation for f in self.findings)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns it as plain values; bounds at the top are those at `delta`."""
+    stated = [f for f in self.findings if f.delta == self.delta]
+    best = max(stated, key=lambda f: f.lower)
+    included = self.canaries.included
+    by_view = {
+      'final_model': self.scores.final,
+      'every_round': self.scores.every_round,
+      'best_round': self.scores.best_round,
+    }
+    return {
+      'lower_bound': best.lower,
+      'upper_bound': self.epsilon,
+      'delta': self.delta,
+      'confidence': CONFIDENCE,
+      'exceeds_upper_bound': self.is_violation,
+      'method': f'{best.method} on {best.statistic}: '
+      f'{audit.METHODS[best.method]}',
+      'canaries': len(included),
+      'canaries_included': int(included.sum()),
+      'dimensions': self.scores.dimensions,
+      'epsilon_estimate': auditing.gaussian_estimate(
+        self.scores.standardized_final[included], self.delta
+      ),
+      'attack_auc': {
+        k: auditing.attack_auc(v, included) for k, v in by_view.items()
+      },
+      'tpr_at_1_fpr': {
+        k: auditing.tpr_at_fpr(v, included, 0.01) for k, v in by_view.items()
+      },
+      'bounds': [dataclasses.asdict(f) for f in self.findings],
+      'card': self.card,
+    }
+
+
+def repeat_with_canaries(
+  run: FinishedRun,
+  ledger_path: pathlib.Path,
+  count: int,
+  on_round: Callable[[training.RoundReport], None],
+) -> CanaryAudit:
+  """Trains again with `count` canaries, and looks for them.
+
+  Args:
+    run: The run, with a guarantee to audit.
+    ledger_path: The file of the repeated training's ledger; must be new.
+    count: How many canaries, of which about half take part.
+    on_round: Is called after each round.
+
+  Raises:
+    InputError: The run has no guarantee, or its data is not there.
+    KeyboardInterrupt: The user interrupted it.
+  """
+  if not run.settings.is_private:
+    raise _validate.InputError(
+      f'{run.folder.path} was trained without noise, so there is no guarantee '
+      'to audit; give --canaries=0 for membership inference alone'
+    )
+  canaries = canaries_lib.Canaries.draw(count)
+  task, feed, settings = _with_canaries(run.settings, canaries)
+  mechanism = build.build_mechanism(settings, feed.num_units, lambda _: None)
+  process = build.build_process(settings, task, mechanism)
+  steps = audit.Steps(
+    process.get_model_weights(process.initialize()),
+    settings.server_momentum or 0.0,
+  )
+  delta = settings.target_delta or accounting.default_delta(feed.num_units)
+  with ledger_lib.PrivacyLedger(ledger_path, mechanism, delta=delta) as ledger:
+    with tempfile.TemporaryDirectory(dir=ledger_path.parent) as temporary:
+      checkpoints = checkpoints_lib.Checkpoints(temporary)
+      outcome = training.train(
+        process,
+        sampling=mechanism.sampling,
+        client_datasets=feed,
+        ledger=ledger,
+        checkpoints=checkpoints,
+        cohort_seed=checkpoints.cohort_seed(),
+        rounds=settings.rounds,
+        evaluate=steps,
+        rounds_per_eval=1,
+        on_round=on_round,
+      )
+    if outcome.reason is training.StopReason.INTERRUPTED:
+      raise KeyboardInterrupt
+    card = card_lib.build_card(
+      mechanism,
+      ledger,
+      rounds=outcome.rounds,
+      dataset=task.data.name,
+      test_metrics={},
+    )
+    epsilon = ledger.epsilon
+  scores = audit.scores(canaries, steps)
+  return CanaryAudit(
+    canaries=canaries,
+    scores=scores,
+    findings=audit.findings(
+      scores,
+      canaries.included,
+      upper=functools.partial(_epsilon_at, mechanism, settings.rounds),
+      delta=delta,
+      confidence=CONFIDENCE,
+    ),
+    delta=delta,
+    epsilon=epsilon,
+    card={**card, 'audited': AUDITED},
+  )
+
+
+def _epsilon_at(
+  mechanism: interface.Mechanism, rounds: int, delta: float
+) -> float:
+  return accounting.epsilon(
+    mechanism.charge_event(), rounds=mechanism.charges_for(rounds), delta=delta
+  )
+
+
+def _with_canaries(
+  settings: settings_lib.Settings, canaries: canaries_lib.Canaries
+) -> tuple[tasks.Task, canaries_lib.CanaryFeed, settings_lib.Settings]:
+  """Returns task, feed and settings of the population with canaries."""
+  task = build.build_task(settings)
+  inner = build.build_feed(settings, task)
+  length = canaries_lib.gradient_length(
+    settings.clip_norm or 0.0, settings.client_learning_rate or 1.0
+  )
+  audited = _AuditedTask(
+    data=task.data,
+    partition=task.partition,
+    model=task.model,
+    seed=task.seed,
+    wrap=functools.partial(
+      canaries_lib.with_canaries,
+      canaries=canaries,
+      length=length,
+      by_unit=settings.privacy_unit != 'client',
+    ),
+  )
+  feed = canaries_lib.CanaryFeed(
+    inner,
+    canaries,
+    task.data.image_shape,
+    (task.data.num_classes,) if task.data.multi_label else (),
+    keeps_absent=settings.mechanism == 'distributed',
+  )
+  return audited, feed, _enlarge(settings, inner.num_units, canaries)
+
+
+def _enlarge(
+  settings: settings_lib.Settings,
+  others: int,
+  canaries: canaries_lib.Canaries,
+) -> settings_lib.Settings:
+  """Returns settings with the same sampling rate for more units."""
+  scale = (others + len(canaries)) / others
+  changed: dict[str, Any] = {}
+  if settings.clients_per_round is not None:
+    changed['clients_per_round'] = settings.clients_per_round * scale
+  if settings.max_clients_per_round is not None:
+    changed['max_clients_per_round'] = math.ceil(
+      settings.max_clients_per_round * scale
+    )
+  if settings.expected_batch_size is not None:
+    changed['expected_batch_size'] = settings.expected_batch_size * scale
+  if settings.target_unclipped_quantile is not None:
+    present = others + int(canaries.included.sum())
+    changed['target_unclipped_quantile'] = (
+      settings.target_unclipped_quantile * others / present
+    )
+  return dataclasses.replace(settings, **changed)
