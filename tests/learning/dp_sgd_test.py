@@ -57,30 +57,6 @@ def _clipped(gradients, clip_norm):
   return gradients * np.minimum(1, clip_norm / np.maximum(norms, 1e-30))
 
 
-def _line(size=1):
-  """A model of one weight [size], 0 at first, with squared loss."""
-  return tff.learning.models.FunctionalModel(
-    initial_weights=((np.zeros(size, np.float32),), ()),
-    predict_on_batch_fn=tf.function(
-      lambda weights, x, training: tf.reduce_sum(weights[0][0] * x, axis=1)
-    ),
-    loss_fn=lambda output, label, sample_weight=None: tf.reduce_mean(
-      tf.square(output - label)
-    ),
-    input_spec=collections.OrderedDict(
-      x=tf.TensorSpec((None, size)), y=tf.TensorSpec((None,))
-    ),
-  )
-
-
-def _points(x, y):
-  """Returns units of `_line`, given as [units] or [units, images]."""
-  x, y = (np.array(v, np.float32).reshape(len(x), -1) for v in (x, y))
-  return collections.OrderedDict(
-    x=x[..., np.newaxis], y=y, mask=np.ones_like(y)
-  )
-
-
 def _no_units(sites, size=2000):
   empty = collections.OrderedDict(
     x=np.zeros((0, 1, size), np.float32),
@@ -121,17 +97,18 @@ class BuildDpSgdTest(parameterized.TestCase):
   def test_clips_as_computed_by_hand(self):
     """One weight w = 0, loss (w x - y)^2: the gradient of a unit is -2 x y."""
     process = learning.build_dp_sgd(
-      _line(), _mechanism(mechanisms.FixedClipping(1.0))
+      unit_models.line(), _mechanism(mechanisms.FixedClipping(1.0))
     )
-    data = _points([0.25, 3.0, -5.0], [1.0, 1.0, 1.0])
+    data = unit_models.points([0.25, 3.0, -5.0], [1.0, 1.0, 1.0])
     step = _step(process, _sites(data, (1, 2)))
     np.testing.assert_allclose(step, (-0.5 - 1.0 + 1.0) / _EXPECTED, rtol=1e-6)
 
   def test_images_of_a_patient_are_clipped_together(self):
     process = learning.build_dp_sgd(
-      _line(), _mechanism(mechanisms.FixedClipping(1.0), unit='patient')
+      unit_models.line(),
+      _mechanism(mechanisms.FixedClipping(1.0), unit='patient'),
     )
-    data = _points([[3.0, 2.0]], [[1.0, 1.0]])
+    data = unit_models.points([[3.0, 2.0]], [[1.0, 1.0]])
     step = _step(process, _sites(data, (1,)))
     np.testing.assert_allclose(step, -1.0 / _EXPECTED, rtol=1e-6)
 
@@ -150,14 +127,14 @@ class BuildDpSgdTest(parameterized.TestCase):
     (mechanisms.AdaptiveClipping(0.5),),
   )
   def test_a_unit_that_is_not_finite_counts_as_gradient_zero(self, clipping):
-    process = learning.build_dp_sgd(_line(), _mechanism(clipping))
+    process = learning.build_dp_sgd(unit_models.line(), _mechanism(clipping))
     state = process.initialize()
     results = [
-      process.next(state, _sites(_points(x, [1.0] * 3), (3,))).state
+      process.next(state, _sites(unit_models.points(x, [1.0] * 3), (3,))).state
       for x in ([0.1, np.nan, 0.2], [0.1, np.inf, 0.2], [0.1, 1e30, 0.2])
     ]
     expected = process.next(
-      state, _sites(_points([0.1, 0.0, 0.2], [1.0] * 3), (3,))
+      state, _sites(unit_models.points([0.1, 0.0, 0.2], [1.0] * 3), (3,))
     ).state
     for result in results:
       np.testing.assert_array_equal(
@@ -172,10 +149,12 @@ class BuildDpSgdTest(parameterized.TestCase):
     (mechanisms.FixedClipping(0.5),), (mechanisms.AdaptiveClipping(0.5),)
   )
   def test_padding_is_neither_summed_nor_counted(self, clipping):
-    process = learning.build_dp_sgd(_line(), _mechanism(clipping))
+    process = learning.build_dp_sgd(unit_models.line(), _mechanism(clipping))
     state = process.initialize()
-    alone = process.next(state, _sites(_points([3.0], [1.0]), (1,))).state
-    padded_data = _points([3.0, np.nan, 4.0], [1.0, 1.0, 1.0])
+    alone = process.next(
+      state, _sites(unit_models.points([3.0], [1.0]), (1,))
+    ).state
+    padded_data = unit_models.points([3.0, np.nan, 4.0], [1.0, 1.0, 1.0])
     padded_data['mask'][1:] = 0
     padded = process.next(state, _sites(padded_data, (3,))).state
     tf.nest.map_structure(np.testing.assert_array_equal, padded, alone)
@@ -183,7 +162,7 @@ class BuildDpSgdTest(parameterized.TestCase):
   def test_clip_norm_follows_the_quantile(self):
     """Andrew et al. 2021: C exp(-0.2 (b - 0.5)), b over the expected units."""
     process = learning.build_dp_sgd(
-      _line(), _mechanism(mechanisms.AdaptiveClipping(1.0))
+      unit_models.line(), _mechanism(mechanisms.AdaptiveClipping(1.0))
     )
     state, clip_norm = process.initialize(), 1.0
     x = np.array([0.1, 0.2, 0.45, 0.48, 0.6, 3.0, 4.0, 5.0])
@@ -191,7 +170,9 @@ class BuildDpSgdTest(parameterized.TestCase):
       # The gradient at the weight w is 2 x (w x - y).
       norms = np.abs(2 * x * (_weights(process, state) * x - 1))
       unclipped = np.mean(norms <= clip_norm)
-      state = process.next(state, _sites(_points(x, [1.0] * 8))).state
+      state = process.next(
+        state, _sites(unit_models.points(x, [1.0] * 8))
+      ).state
       clip_norm *= np.exp(-0.2 * (unclipped - 0.5))
       self.assertAlmostEqual(
         aggregators.clip_norm(state.aggregator), clip_norm, places=5
@@ -231,7 +212,7 @@ class BuildDpSgdTest(parameterized.TestCase):
   )
   def test_noise_has_the_stated_deviation_without_units_too(self, clipping):
     mechanism = _mechanism(clipping, noise_multiplier=0.7)
-    process = learning.build_dp_sgd(_line(2000), mechanism)
+    process = learning.build_dp_sgd(unit_models.line(2000), mechanism)
     state = process.initialize()
     drawn = [_step(process, sites, state) for sites in ([], [], _no_units(2))]
     expected = 0.5 * mechanism.value_noise_multiplier / _EXPECTED
@@ -242,15 +223,15 @@ class BuildDpSgdTest(parameterized.TestCase):
   def test_noise_of_the_count_has_the_stated_deviation(self):
     """Without units b is 0.5 of nothing, so the count's noise moves the clip."""
     mechanism = _mechanism(mechanisms.AdaptiveClipping(1.0), 0.5)
-    process = learning.build_dp_sgd(_line(), mechanism)
+    process = learning.build_dp_sgd(unit_models.line(), mechanism)
     state = process.initialize()
     clips = [
       aggregators.clip_norm(process.next(state, []).state.aggregator)
-      for _ in range(1000)
+      for _ in range(600)
     ]
     below = 0.5 - np.log(clips) / 0.2
     expected = mechanism.count_stddev / _EXPECTED
-    self.assertAlmostEqual(np.std(below) / expected, 1.0, delta=0.08)
+    self.assertAlmostEqual(np.std(below) / expected, 1.0, delta=0.12)
 
   def test_publishes_nothing_of_the_units(self):
     process = learning.build_dp_sgd(
@@ -280,7 +261,7 @@ class BuildDpSgdTest(parameterized.TestCase):
     )
 
   def test_weights_can_be_set(self):
-    process = learning.build_dp_sgd(_line(), _mechanism(None))
+    process = learning.build_dp_sgd(unit_models.line(), _mechanism(None))
     weights = tff.learning.models.ModelWeights(([np.float32(3)],), ())
     state = process.set_model_weights(process.initialize(), weights)
     np.testing.assert_array_equal(_weights(process, state), 3)

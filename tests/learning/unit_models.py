@@ -83,3 +83,27 @@ def gradients_one_by_one(trainable, data, predict=predict):
 
 def flat(values):
   return np.concatenate([np.ravel(v) for v in values])
+
+
+def line(size=1):
+  """A model of one weight [size], 0 at first, with squared loss."""
+  return tff.learning.models.FunctionalModel(
+    initial_weights=((np.zeros(size, np.float32),), ()),
+    predict_on_batch_fn=tf.function(
+      lambda weights, x, training: tf.reduce_sum(weights[0][0] * x, axis=1)
+    ),
+    loss_fn=lambda output, label, sample_weight=None: tf.reduce_mean(
+      tf.square(output - label)
+    ),
+    input_spec=collections.OrderedDict(
+      x=tf.TensorSpec((None, size)), y=tf.TensorSpec((None,))
+    ),
+  )
+
+
+def points(x, y):
+  """Returns units of `line`, given as [units] or [units, images]."""
+  x, y = (np.array(v, np.float32).reshape(len(x), -1) for v in (x, y))
+  return collections.OrderedDict(
+    x=x[..., np.newaxis], y=y, mask=np.ones_like(y)
+  )

@@ -3,6 +3,8 @@
 from tff_medical.learning.augmentation import Augmentation
 from tff_medical.learning.dp_fed_avg import build_dp_fed_avg
 from tff_medical.learning.dp_sgd import build_dp_sgd
+from tff_medical.learning.local_dp_sgd import build_local_dp_sgd
+from tff_medical.learning.local_dp_sgd import step_arrays
 from tff_medical.learning.optimizers import SERVER_OPTIMIZERS
 from tff_medical.learning.optimizers import build_server_optimizer
 
@@ -11,5 +13,7 @@ __all__ = [
   'Augmentation',
   'build_dp_fed_avg',
   'build_dp_sgd',
+  'build_local_dp_sgd',
   'build_server_optimizer',
+  'step_arrays',
 ]

@@ -26,6 +26,7 @@ import tensorflow_privacy as tfp
 from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import optimizers
+from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
 from tff_medical.privacy import gaussian_query
 from tff_medical.privacy import mechanisms
@@ -103,7 +104,7 @@ class _QuerySum:
       denominator=float(mechanism.sampling.expected_cohort),
     )
     self._state = (
-      NoClippingState if mechanism.clipping is None else (ClippingState)
+      NoClippingState if mechanism.clipping is None else ClippingState
     )
 
   def initial_state(self) -> Any:
@@ -127,19 +128,21 @@ class _QuerySum:
       gradients: Of the units, [B, ...].
       is_unit: Float [B]: 0 for padding, which is not summed or counted.
     """
-    norms = unit_gradients.global_norms(gradients)
+    norms = unit_clipping.global_norms(gradients)
     finite = tf.math.is_finite(norms)
     norms = tf.where(finite, norms, 0.0)
-    total = functools.partial(_weighted_sum, gradients, finite)
+    total = functools.partial(unit_clipping.weighted_sum, gradients, finite)
     if self._clipping is None:
       return total(is_unit)
     if isinstance(self._clipping, mechanisms.FixedClipping):
-      return total(is_unit * _clip_factors(norms, params))
+      return total(is_unit * unit_clipping.clip_factors(norms, params))
     quantile = params.quantile_estimator_params
     below = tf.cast(norms <= quantile.current_estimate, tf.float32)
     zero = self._query.initial_sample_state(())
     return zero._replace(
-      sum_state=total(is_unit * _clip_factors(norms, params.sum_params)),
+      sum_state=total(
+        is_unit * unit_clipping.clip_factors(norms, params.sum_params)
+      ),
       # TensorFlow Privacy counts -0.5 or 0.5, to halve the sensitivity.
       quantile_estimator_state=tf.reduce_sum(is_unit * (below - 0.5)),
     )
@@ -148,33 +151,6 @@ class _QuerySum:
     """Returns the noised gradient and the state of the next round."""
     result, new_state, _ = self._query.get_noised_result(total, state[0])
     return tuple(result), self._state(new_state)
-
-
-def _clip_factors(norms: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
-  """Returns by what to scale units with these finite norms, [B]."""
-  return clip_norm / tf.maximum(norms, clip_norm)
-
-
-def _weighted_sum(
-  gradients: _Gradients, finite: tf.Tensor, weights: tf.Tensor
-) -> _Gradients:
-  """Returns the sum over units of [B, ...], those not finite left out."""
-  weights = tf.where(finite, weights, 0.0)
-
-  def finite_rows(rows: tf.Tensor) -> tf.Tensor:
-    # The weight 0 alone would not do: 0 times NaN is NaN.
-    return tf.cond(
-      tf.reduce_all(finite),
-      lambda: rows,
-      lambda: tf.where(finite[:, tf.newaxis], rows, tf.zeros_like(rows)),
-    )
-
-  def total(values: tf.Tensor) -> tf.Tensor:
-    shape = values.shape[1:]
-    rows = finite_rows(tf.reshape(values, (-1, shape.num_elements())))
-    return tf.reshape(tf.linalg.matvec(rows, weights, transpose_a=True), shape)
-
-  return tuple(total(values) for values in gradients)
 
 
 def _site_sum(

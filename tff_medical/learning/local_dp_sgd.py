@@ -1,0 +1,215 @@
+"""Local DP-SGD: sites train with noise of their own, the server averages.
+
+The guarantee is that of `privacy.local_mechanism`: what a site sends is private
+before it leaves, so nobody has to be trusted. The price is that each site's
+noise is as large as the whole federation's in `dp_sgd`, for a batch that is
+smaller by the number of sites.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical.learning import augmentation as augmentation_lib
+from tff_medical.learning import optimizers
+from tff_medical.learning import unit_clipping
+from tff_medical.learning import unit_gradients
+from tff_medical.privacy import local_mechanism
+from tff_medical.privacy import noise
+
+
+def step_arrays(
+  steps: Sequence[Mapping[str, np.ndarray]], expected_units: float
+) -> collections.OrderedDict[str, np.ndarray]:
+  """Returns a site's data of a round, every step padded to the same size.
+
+  Put it into `runtime.tensor_dataset` with the batch size len(x) // steps, so
+  that each batch is one step.
+
+  Args:
+    steps: For each step the arrays x, y and mask of the units drawn, maybe none.
+    expected_units: How many units a step of this site is expected to have.
+  """
+  width = max(1, *(len(step['mask']) for step in steps))
+
+  def padded(name: str) -> np.ndarray:
+    return np.concatenate(
+      [
+        np.pad(
+          step[name],
+          [(0, width - len(step[name]))] + [(0, 0)] * (step[name].ndim - 1),
+        )
+        for step in steps
+      ]
+    )
+
+  arrays = collections.OrderedDict(
+    (name, padded(name)) for name in ('x', 'y', 'mask')
+  )
+  rows = width * len(steps)
+  arrays['expected_units'] = np.full(rows, expected_units, np.float32)
+  return arrays
+
+
+def step_spec(
+  model: tff.learning.models.FunctionalModel,
+) -> collections.OrderedDict[str, tf.TensorSpec]:
+  """Returns what a step is made of: as `step_arrays` says."""
+  spec = unit_gradients.batch_spec(model)
+  spec['expected_units'] = tf.TensorSpec((None,), tf.float32)
+  return spec
+
+
+def build_local_dp_sgd(
+  model: tff.learning.models.FunctionalModel,
+  mechanism: local_mechanism.LocalGaussianMechanism,
+  *,
+  client_optimizer: tff.learning.optimizers.Optimizer,
+  server_optimizer: tff.learning.optimizers.Optimizer | None = None,
+  augmentation: augmentation_lib.Augmentation | None = None,
+) -> tff.learning.templates.LearningProcess:
+  """Returns a learning process that runs in any TFF context.
+
+  Each batch of a site's dataset is one step; see `step_arrays`. The server
+  averages the sites' changes of the model, weighted by their expected units. A
+  site whose model is not finite after its steps is left out.
+
+  Args:
+    model: As for `build_dp_sgd`.
+    mechanism: Clipping, noise and sampling; without clipping the process is
+      FedAvg on the same draws.
+    client_optimizer: Takes a site's steps.
+    server_optimizer: Takes the averaged change for a gradient. By default SGD
+      with learning rate 1: the change is added.
+    augmentation: Averages each unit's gradient over views of its images.
+  """
+
+  @tff.tensorflow.computation
+  def initial_weights() -> Any:
+    trainable, non_trainable = model.initial_weights
+    return tff.learning.models.ModelWeights(
+      tuple(tf.convert_to_tensor(w) for w in trainable),
+      tuple(tf.convert_to_tensor(w) for w in non_trainable),
+    )
+
+  weights_type = initial_weights.type_signature.result
+  return tff.learning.templates.compose_learning_process(
+    initial_weights,
+    tff.learning.templates.build_broadcast_process(weights_type),
+    _client_work(
+      _LocalTraining(model, mechanism, client_optimizer, augmentation),
+      weights_type,
+      tff.SequenceType(tff.types.tensorflow_to_type(step_spec(model))),
+    ),
+    tff.aggregators.MeanFactory(no_nan_division=True).create(
+      weights_type.trainable, tff.TensorType(np.float32)
+    ),
+    tff.learning.templates.build_apply_optimizer_finalizer(
+      server_optimizer
+      or optimizers.build_server_optimizer('sgd', learning_rate=1.0),
+      weights_type,
+    ),
+  )
+
+
+class _LocalTraining:
+  """The steps of one site: a function of TensorFlow values."""
+
+  def __init__(
+    self,
+    model: tff.learning.models.FunctionalModel,
+    mechanism: local_mechanism.LocalGaussianMechanism,
+    optimizer: tff.learning.optimizers.Optimizer,
+    augmentation: augmentation_lib.Augmentation | None,
+  ):
+    self._model = model
+    self._mechanism = mechanism
+    self._optimizer = optimizer
+    self._augmentation = augmentation
+    self._noise = noise.SecretNoise()
+
+  def noised_mean(
+    self,
+    weights: tff.learning.models.ModelWeights,
+    batch: unit_gradients.Batch,
+    expected: tf.Tensor,
+  ) -> unit_clipping.Gradients:
+    """Returns the noised sum of clipped gradients over the expected units."""
+    gradients = unit_gradients.unit_gradients(
+      self._model, weights, batch, self._augmentation
+    )
+    norms = unit_clipping.global_norms(gradients)
+    finite = tf.math.is_finite(norms)
+    factors = tf.reduce_max(batch['mask'], axis=1)
+    clipping = self._mechanism.clipping
+    if clipping is not None:
+      factors *= unit_clipping.clip_factors(
+        norms, tf.constant(clipping.clip_norm)
+      )
+    total = unit_clipping.weighted_sum(gradients, finite, factors)
+    if clipping is not None and self._mechanism.is_private:
+      stddev = clipping.clip_norm * self._mechanism.noise_multiplier
+      total = tuple(t + self._noise.normal(tf.shape(t), stddev) for t in total)
+    return tuple(tf.math.divide_no_nan(t, expected) for t in total)
+
+  def train(
+    self, initial: tff.learning.models.ModelWeights, data: tf.data.Dataset
+  ) -> tff.learning.templates.ClientResult:
+    """Returns the site's change of the weights, and its expected units."""
+    start = tuple(initial.trainable)
+    specs = tuple(tf.TensorSpec(w.shape, w.dtype) for w in start)
+
+    @tf.autograph.experimental.do_not_convert
+    def step(state: Any, batch: Any) -> Any:
+      trainable, optimizer_state, _ = state
+      expected = tf.reduce_max(batch['expected_units'])
+      gradient = self.noised_mean(
+        tff.learning.models.ModelWeights(trainable, initial.non_trainable),
+        batch,
+        expected,
+      )
+      optimizer_state, trainable = self._optimizer.next(
+        optimizer_state, trainable, gradient
+      )
+      return tuple(trainable), optimizer_state, expected
+
+    state = (start, self._optimizer.initialize(specs), tf.constant(0.0))
+    trained, _, weight = data.reduce(state, step)
+    update = tf.nest.map_structure(tf.subtract, start, trained)
+    finite = tf.math.is_finite(tf.linalg.global_norm(update))
+    return tff.learning.templates.ClientResult(
+      update=tuple(tf.where(finite, u, tf.zeros_like(u)) for u in update),
+      update_weight=tf.where(finite, weight, 0.0),
+    )
+
+
+def _client_work(
+  training: _LocalTraining, weights_type: tff.Type, data_type: tff.Type
+) -> tff.learning.templates.ClientWorkProcess:
+  """Returns the training as TFF's client work, without state or metrics."""
+
+  @tff.tensorflow.computation(weights_type, data_type)
+  def train(weights: Any, data: Any) -> Any:
+    return training.train(weights, data)
+
+  @tff.federated_computation
+  def initialize() -> Any:
+    return tff.federated_value((), tff.SERVER)
+
+  @tff.federated_computation(
+    initialize.type_signature.result,
+    tff.FederatedType(weights_type, tff.CLIENTS),
+    tff.FederatedType(data_type, tff.CLIENTS),
+  )
+  def next_round(state: Any, weights: Any, data: Any) -> Any:
+    result = tff.federated_map(train, (weights, data))
+    metrics = tff.federated_value((), tff.SERVER)
+    return tff.templates.MeasuredProcessOutput(state, result, metrics)
+
+  return tff.learning.templates.ClientWorkProcess(initialize, next_round)
