@@ -1,0 +1,205 @@
+"""Measures presets over seeds: a CSV, the README's table, their own headers.
+
+    python -m experiments.measure_presets --data_dir=FOLDER_WITH_NPZ \
+        --names=pneumoniamnist_fedavg,pneumoniamnist_dp_eps8 --seeds=3 \
+        --output_dir=runs/presets
+
+Each preset is run once a seed by the command in its header; a run that is
+complete in --output_dir is not done again. results/presets.csv gets a line for
+each run, the line "# reached:" in a preset's header the mean and spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import csv
+import functools
+import json
+import pathlib
+import re
+import statistics
+import sys
+from typing import Any
+
+from absl import flags as absl_flags
+import tqdm
+
+from experiments import flags
+from experiments import jobs
+from tff_medical import _validate
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+PRESETS = _ROOT / 'experiments' / 'presets'
+RESULTS = _ROOT / 'results' / 'presets.csv'
+_METRICS = ('auc', 'accuracy', 'balanced_accuracy')
+_FIELDS = (
+  'preset',
+  'seed',
+  'privacy_unit',
+  'epsilon',
+  'delta',
+  'noise_multiplier',
+  *_METRICS,
+  'seconds',
+  'ledger_sha256',
+)
+
+
+def row(preset: str, seed: int, summary: dict[str, Any]) -> dict[str, Any]:
+  """Returns the line of a run in the CSV, from its summary.json."""
+  values = {
+    'preset': preset,
+    'seed': seed,
+    'epsilon': summary['epsilon_pld'],
+    **{name: summary['metrics'][name] for name in _METRICS},
+    **summary,
+  }
+  return {name: values[name] for name in _FIELDS}
+
+
+def merge(old: Sequence[dict], new: Sequence[dict]) -> list[dict]:
+  """Returns the lines of both by preset and seed; the new ones count."""
+  both = {(r['preset'], str(r['seed'])): r for r in (*old, *new)}
+  return [both[key] for key in sorted(both)]
+
+
+def reached(rows: Sequence[dict]) -> str:
+  """Returns mean and spread over the seeds of one preset, in a line."""
+  parts = [
+    f'{name.replace("_", " ").replace("auc", "AUC")} {_spread(rows, name)}'
+    for name in _METRICS
+  ]
+  epsilon = max(float(r['epsilon']) for r in rows)
+  privacy = (
+    'no privacy'
+    if epsilon == float('inf')
+    else f'ε {epsilon:.3f} at δ {float(rows[0]["delta"]):.3g}'
+  )
+  seconds = statistics.median(float(r['seconds']) for r in rows)
+  return (
+    f'{privacy}; test {", ".join(parts)} (mean and standard deviation of '
+    f'{len(rows)} seeds), {seconds:.0f} s'
+  )
+
+
+def table(rows: Sequence[dict]) -> str:
+  """Returns the table of the README, in Markdown, a line for each preset."""
+  lines = [
+    '| preset | unit | ε | δ | test AUC | accuracy | balanced accuracy | s |',
+    '|---|---|---|---|---|---|---|---|',
+  ]
+  for preset in sorted({r['preset'] for r in rows}):
+    own = [r for r in rows if r['preset'] == preset]
+    epsilon = max(float(r['epsilon']) for r in own)
+    private = epsilon < float('inf')
+    cells = [
+      f'`{preset}`',
+      own[0]['privacy_unit'] if private else '-',
+      f'{epsilon:.2f}' if private else 'none',
+      f'{float(own[0]["delta"]):.1e}' if private else '-',
+      *(_spread(own, name) for name in _METRICS),
+      f'{statistics.median(float(r["seconds"]) for r in own):.0f}',
+    ]
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def read_results(path: pathlib.Path) -> list[dict]:
+  """Returns the lines of the CSV; none if it is missing."""
+  if not path.exists():
+    return []
+  with open(path, newline='', encoding='utf-8') as file:
+    return list(csv.DictReader(file))
+
+
+def write_results(path: pathlib.Path, rows: Sequence[dict]) -> None:
+  """Writes the CSV."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'w', newline='', encoding='utf-8') as file:
+    writer = csv.DictWriter(file, _FIELDS)
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def write_header(path: pathlib.Path, line: str) -> None:
+  """Puts what was reached into the header of a preset."""
+  text = re.sub(
+    r'^# reached: .*$', f'# reached: {line}', path.read_text(), flags=re.M
+  )
+  path.write_text(text)
+
+
+def _spread(rows: Sequence[dict], name: str) -> str:
+  values = [float(r[name]) for r in rows]
+  spread = statistics.stdev(values) if len(values) > 1 else 0.0
+  return f'{statistics.mean(values):.3f} ± {spread:.3f}'
+
+
+def _run_folder(folder: pathlib.Path, name: str, seed: int) -> pathlib.Path:
+  return folder / f'{name}.{seed}'
+
+
+def _is_complete(run: pathlib.Path) -> bool:
+  return (run / 'saved_model').exists() and (run / 'summary.json').exists()
+
+
+def _run_all(
+  names: Sequence[str], seeds: int, data_dir: str, folder: pathlib.Path
+) -> None:
+  """Runs what is not complete yet."""
+  folder.mkdir(parents=True, exist_ok=True)
+  waiting = []
+  for seed in range(seeds):
+    for name in names:
+      run = _run_folder(folder, name, seed)
+      if not _is_complete(run):
+        command = (
+          f'{sys.executable} -m experiments.train '
+          f'--flagfile={PRESETS / name}.flags --data_dir={data_dir} '
+          f'--seed={seed} --output_dir={run}'
+        )
+        log = folder / f'{run.name}.log'
+        waiting.append(jobs.Job(run.name, command.split(), log))
+  where = jobs.slots(None, jobs.available_cores(), jobs.visible_gpus())
+  with tqdm.tqdm(total=len(waiting), unit='run') as bar:
+
+    def on_end(job: jobs.Job, code: int) -> None:
+      bar.update()
+      if code:
+        tqdm.tqdm.write(f'{job.name} failed ({code}); see {job.log}')
+
+    jobs.run(waiting, where, on_end=on_end)
+
+
+def main(values: absl_flags.FlagValues) -> None:
+  """Runs the command."""
+  known = sorted(p.stem for p in PRESETS.glob('*mnist*.flags'))
+  names = values.names or known
+  for name in names:
+    _validate.one_of(known, names=name)
+  _validate.positive_int(seeds=values.seeds)
+  if values.data_dir is None or values.output_dir is None:
+    raise _validate.InputError('data_dir and output_dir must be given')
+  folder = pathlib.Path(values.output_dir)
+  _run_all(names, values.seeds, values.data_dir, folder)
+  found = [
+    row(name, seed, json.loads((run / 'summary.json').read_text()))
+    for name in names
+    for seed in range(values.seeds)
+    if _is_complete(run := _run_folder(folder, name, seed))
+  ]
+  rows = merge(read_results(RESULTS), found)
+  write_results(RESULTS, rows)
+  for name in names:
+    own = [r for r in rows if r['preset'] == name]
+    if own:
+      write_header(PRESETS / f'{name}.flags', reached(own))
+  print(table(rows))
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_list('names', None, 'presets [all of MedMNIST]')
+  absl_flags.DEFINE_integer('seeds', 3, 'runs of each preset')
+  absl_flags.DEFINE_string('data_dir', None, 'folder with NAME.npz')
+  absl_flags.DEFINE_string('output_dir', None, 'folder of the runs')
+  flags.run(functools.partial(main, absl_flags.FLAGS))
