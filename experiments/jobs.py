@@ -19,7 +19,7 @@ import pathlib
 import signal
 import subprocess
 import time
-from typing import IO
+from typing import NamedTuple
 
 from tff_medical import _validate
 
@@ -88,11 +88,9 @@ def slots(
   return found
 
 
-@dataclasses.dataclass
-class _Running:
+class _Running(NamedTuple):
   job: Job
   process: subprocess.Popen[bytes]
-  log: IO[bytes]
 
 
 def run(
@@ -125,7 +123,6 @@ def run(
       for index, one in list(running.items()):
         if one.process.poll() is not None:
           del running[index]
-          one.log.close()
           on_end(one.job, one.process.returncode)
       on_poll([one.job.name for one in running.values()])
   except BaseException:
@@ -135,7 +132,6 @@ def run(
 
 def _start(job: Job, slot: Slot) -> _Running:
   job.log.parent.mkdir(parents=True, exist_ok=True)
-  log = open(job.log, 'ab')  # noqa: SIM115, closed when the process ends
 
   def prepare() -> None:
     """Runs in the child before the command."""
@@ -144,17 +140,18 @@ def _start(job: Job, slot: Slot) -> _Running:
     with contextlib.suppress(OSError, AttributeError):
       ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
-  process = subprocess.Popen(
-    list(job.command),
-    stdin=subprocess.DEVNULL,
-    stdout=log,
-    stderr=log,
-    env={**os.environ, **slot.environment},
-    # Ctrl-C in a terminal would reach the child beside the signal from here.
-    start_new_session=True,
-    preexec_fn=prepare,
-  )
-  return _Running(job, process, log)
+  with open(job.log, 'ab') as log:  # The child keeps it open.
+    process = subprocess.Popen(
+      list(job.command),
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=log,
+      env={**os.environ, **slot.environment},
+      # Ctrl-C in a terminal would reach the child beside the signal from here.
+      start_new_session=True,
+      preexec_fn=prepare,
+    )
+  return _Running(job, process)
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

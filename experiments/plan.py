@@ -222,7 +222,8 @@ def draw(rows: Sequence[Row]) -> Any:
     (planning.HOPELESS_NOISE, 'hopeless above'),
   ):
     plots.level(axes, limit, text, plots.color(6))
-  plots.plain_log_ticks(axes.xaxis, sorted({o.epsilon for _, o in rows}))
+  plots.plain_ticks(axes.xaxis, sorted({o.epsilon for _, o in rows}))
+  plots.plain_ticks(axes.yaxis)
   plots.legend(axes)
   return figure
 

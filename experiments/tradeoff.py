@@ -41,6 +41,9 @@ from tff_medical import study
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
+# Seconds between lines of progress that go to a file.
+_LOG_SECS = 30
+
 # The sweep decides on them, cell by cell.
 _OWN = ('target_epsilon', 'noise_multiplier', 'epsilon_budget', 'cohort_seed')
 # They change where or how fast cells run, never what they are.
@@ -222,6 +225,7 @@ class _Progress:
       if p.cell.kind == study.FEDERATED
     }
     self._done = 0
+    self._shown = 0.0
     self._started = time.monotonic()
     self._bar = tqdm.tqdm(
       total=len(planned),
@@ -246,7 +250,10 @@ class _Progress:
       self._bar.set_postfix_str(
         f'end {end:%H:%M}, {len(names)} running', refresh=False
       )
-    self._bar.refresh()
+    now = time.monotonic()
+    if now - self._shown >= (0 if sys.stderr.isatty() else _LOG_SECS):
+      self._shown = now
+      self._bar.refresh()
 
   def close(self) -> None:
     """Leaves the bar as it is."""

@@ -54,6 +54,7 @@ _SIZE_INCHES = (4.8, 3.4)
 _STYLE = {
   'font.size': 9.5,
   'svg.fonttype': 'none',
+  'axes.facecolor': 'none',
   'axes.edgecolor': _INK,
   'axes.labelcolor': _INK,
   'axes.titlecolor': _INK,
@@ -107,25 +108,37 @@ def legend(axes: axes_lib.Axes) -> None:
 
 
 def level(axes: axes_lib.Axes, value: float, text: str, shade: str) -> None:
-  """Draws a dashed line across the axes, named at its right end."""
+  """Draws a dashed line across the axes, named at its left end."""
   axes.axhline(value, linestyle='--', linewidth=1.2, color=shade)
   axes.text(
-    1.0,
+    0.01,
     value,
     text,
     transform=axes.get_yaxis_transform(),
-    horizontalalignment='right',
     verticalalignment='bottom',
     fontsize=8,
     color=shade,
   )
 
 
-def plain_log_ticks(axis: Any, values: Sequence[float]) -> None:
-  """Labels a log axis with these values, written as people do."""
-  axis.set_major_locator(ticker.FixedLocator(list(values)))
+def plain_ticks(axis: Any, values: Sequence[float] = ()) -> None:
+  """Writes the ticks of a logarithmic axis as people do.
+
+  Args:
+    axis: `axes.xaxis` or `axes.yaxis`.
+    values: Where the ticks are; by default at 1, 2 and 5 times powers of ten.
+  """
+  if values:
+    axis.set_major_locator(ticker.FixedLocator(list(values)))
+  else:
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
   axis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f'{v:g}'))
   axis.set_minor_locator(ticker.NullLocator())
+
+
+def whole_numbers(axis: Any) -> None:
+  """Puts an axis's ticks at whole numbers."""
+  axis.set_major_locator(ticker.MaxNLocator(integer=True))
 
 
 def save(

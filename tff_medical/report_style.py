@@ -26,30 +26,31 @@ body {
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 }
 header { border-bottom: 3px solid var(--accent); margin-bottom: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem;
+  overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
 header p { color: var(--soft); margin: 0 0 .8rem; }
 .findings { padding-left: 1.2rem; margin: 0; }
-.findings li { margin: .25rem 0; }
+.findings li { margin: .25rem 0; overflow-wrap: anywhere; }
 .figures {
   display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr));
 }
 figure {
-  margin: 0; padding: .75rem; background: var(--card);
+  margin: 0; padding: .75rem; min-width: 0; background: var(--card);
   border: 1px solid var(--line); border-radius: 8px;
 }
 figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
 figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto,
   sans-serif; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .4rem; }
-.files { opacity: .75; white-space: nowrap; }
+.files { opacity: .75; overflow-wrap: anywhere; }
 .table {
   overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;
   margin: .5rem 0;
 }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; }
-th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap;
+th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 th:first-child { text-align: left; font-weight: 600; position: sticky; left: 0;
   background: var(--page); }

@@ -126,7 +126,6 @@ class Cell:
 
   def row(self) -> dict[str, Any]:
     """Returns the cell as a line of results.csv, '' for what is not known."""
-    classes, sites = _known(self.by_class()), _known(self.by_site())
     private = self.kind == FEDERATED and math.isfinite(self.epsilon)
     values = {
       'cell': self.name,
@@ -139,8 +138,8 @@ class Cell:
       'seed': self.seed,
       'noise_multiplier': self.summary.get('noise_multiplier', ''),
       'rounds': self.summary.get('rounds', ''),
-      'worst_class_sensitivity': min(classes, default=math.nan),
-      'site_accuracy_gap': max(sites) - min(sites) if sites else math.nan,
+      'worst_class_sensitivity': min(_known(self.by_class()), default=math.nan),
+      'site_accuracy_gap': gap(self.by_site()),
       'seconds': number(self.summary.get('seconds')),
       'status': self.summary.get('stop_reason', 'missing'),
       'ledger_sha256': self.summary.get('ledger_sha256', ''),
@@ -238,6 +237,12 @@ def mean(values: Iterable[float]) -> float:
   """Returns the mean of what is not NaN, or NaN."""
   known = [v for v in values if not math.isnan(v)]
   return sum(known) / len(known) if known else math.nan
+
+
+def gap(values: Mapping[str, float]) -> float:
+  """Returns the highest minus the lowest known value, NaN if there is none."""
+  known = _known(values)
+  return max(known) - min(known) if known else math.nan
 
 
 def _known(values: Mapping[str, float]) -> list[float]:

@@ -8,7 +8,7 @@ would claim more than is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ def all_plots(sweep: study.Sweep) -> list[Plot]:
     tradeoff(sweep, 'balanced_accuracy', 'balanced accuracy'),
     by_part(sweep, 'classes'),
     by_part(sweep, 'sites'),
+    gaps(sweep),
     paths(sweep, 'auc', 'Test AUC during training', 'test AUC'),
     paths(sweep, 'clip_norm', "The clip norm's path", 'clip norm'),
     paths(sweep, 'epsilon', 'ε against rounds', 'ε spent'),
@@ -109,6 +110,34 @@ def by_part(sweep: study.Sweep, what: str) -> Plot | None:
   return Plot(what, caption, figure)
 
 
+def gaps(sweep: study.Sweep) -> Plot | None:
+  """Returns the gaps between the best and the worst class and site."""
+  figure, axes = plots.new(
+    'Gap between best and worst', x='ε (∞: no privacy)', y='best minus worst'
+  )
+  position = _epsilon_axis(axes, sweep)
+  groups = list(study.groups(sweep.measured()).values())
+  for index, (what, (_, y, values_of)) in enumerate(_PARTS.items()):
+    means = [
+      study.mean(study.gap(values_of(cell)) for cell in group)
+      for group in groups
+    ]
+    if all(map(math.isnan, means)):
+      continue
+    axes.plot(
+      [position[group[0].epsilon] for group in groups],
+      means,
+      marker='o',
+      color=plots.color(index),
+      label=f'{y} of {what}',
+    )
+  if not axes.lines:
+    return None
+  axes.set_ylim(bottom=0)
+  plots.legend(axes)
+  return Plot('gaps', 'Means over seeds of the gap within each run.', figure)
+
+
 _PARTS: dict[str, tuple[str, str, Callable[[study.Cell], dict[str, float]]]] = {
   'classes': (
     'Whom the noise hurts: classes',
@@ -142,17 +171,19 @@ def paths(sweep: study.Sweep, column: str, title: str, y: str) -> Plot | None:
     return None
   if column == 'clip_norm' and min(drawn) > 0:
     axes.set_yscale('log')
+    plots.plain_ticks(axes.yaxis)
+  plots.whole_numbers(axes.xaxis)
   plots.legend(axes)
   return Plot(f'path_{column}', 'A line is one seed.', figure)
 
 
 def _points(
-  rounds: Sequence[dict[str, float] | object], column: str
+  rounds: Sequence[Mapping[str, float]], column: str
 ) -> list[tuple[float, float]]:
   """Returns (round, value) where the value is known and finite."""
   found = []
   for row in rounds:
-    if isinstance(row, dict) and math.isfinite(row.get(column, math.nan)):
+    if math.isfinite(row.get(column, math.nan)):
       found.append((row.get('round', math.nan), row[column]))
   return found
 

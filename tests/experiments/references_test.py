@@ -1,0 +1,105 @@
+"""Tests of training without federation and without privacy."""
+
+import json
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest
+import numpy as np
+
+from experiments import references
+from experiments import settings as settings_lib
+from tests.experiments import npz
+from tff_medical import _validate
+from tff_medical import tasks
+from tff_medical.data import images
+from tff_medical.data import partition
+from tff_medical.data import phantoms
+
+
+class ReferencesTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.temp = pathlib.Path(self.create_tempdir().full_path)
+    self.output = self.temp / 'run'
+    self.data_dir = npz.write(self.temp)
+
+  def _run(self, kind, **settings):
+    settings = settings_lib.Settings(
+      dataset='medmnist/breastmnist',
+      data_dir=self.data_dir,
+      clipping='none',
+      output_dir=str(self.output),
+      **settings,
+    )
+    references.run(kind, settings)
+    return json.loads((self.output / 'summary.json').read_text())
+
+  def test_central_learns_from_all_images(self):
+    summary = self._run('central', num_clients=12)
+    self.assertEqual(summary['stop_reason'], 'completed')
+    self.assertEqual(summary['epsilon_pld'], 'inf')
+    self.assertGreater(summary['metrics']['auc'], 0.95)
+    self.assertTrue((self.output / 'config.json').exists())
+
+  def test_clients_too_small_to_train_alone_are_skipped(self):
+    summary = self._run('per_site', num_clients=21)
+    self.assertEqual(summary['stop_reason'], 'skipped')
+    self.assertIn('21 clients have too few', summary['stop_message'])
+    self.assertEqual(summary['metrics'], {})
+
+  def test_few_clients_train_alone_each_on_its_own(self):
+    trained = []
+
+    def train(task, rows, seed):
+      del task, seed
+      trained.append(rows)
+      return {'auc': len(trained) / 10}
+
+    with mock.patch.object(references, '_train', train):
+      summary = self._run('per_site', num_clients=3)
+    self.assertAlmostEqual(summary['metrics']['auc'], 0.2)
+    self.assertLen(trained, 3)
+    np.testing.assert_array_equal(
+      np.sort(np.concatenate(trained)), np.arange(60)
+    )
+
+  def test_natural_sites_are_tested_on_their_own_images(self):
+    spec = phantoms.PhantomSpec(
+      num_train=60, num_validation=20, num_test=20, num_sites=2
+    )
+    splits = phantoms.generate(spec)
+    data = images.ImageData(
+      'synthetic',
+      **splits,
+      class_names=phantoms.CLASS_NAMES[:4],
+      site_names=phantoms.site_names(spec),
+    )
+    task = tasks.Task(
+      data,
+      partition.iid(data.train, 15, np.random.default_rng(0)),
+      'cnn_small',
+    )
+    sites = references._sites(task)
+    self.assertLen(sites, 2)
+    for number, site in enumerate(sites):
+      self.assertEqual(set(data.train.sites[site.rows]), {number})
+    found = [
+      {'auc': 0.5, 'site/0/auc': 0.6, 'site/1/auc': 0.1},
+      {'auc': 0.7, 'site/0/auc': 0.2, 'site/1/auc': 0.8},
+    ]
+    with mock.patch.object(references, '_train', side_effect=found):
+      metrics = references._metrics(task, sites, seed=0)
+    self.assertAlmostEqual(metrics.pop('auc'), 0.6)
+    self.assertEqual(metrics, {'site/0/auc': 0.6, 'site/1/auc': 0.8})
+
+  def test_refuses(self):
+    with self.assertRaisesRegex(_validate.InputError, 'kind must be one of'):
+      self._run('alone')
+    with self.assertRaisesRegex(_validate.InputError, 'num_clients'):
+      self._run('central', num_clients=61)
+    self.assertFalse(self.output.exists())
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,231 @@
+"""Tests of the sweep: its cells, that it goes on, what it leaves."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import math
+import pathlib
+import shutil
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from experiments import jobs
+from experiments import settings as settings_lib
+from experiments import tradeoff
+from tests.experiments import npz
+from tff_medical import _validate
+from tff_medical import study
+
+
+class TradeoffTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.temp = pathlib.Path(self.create_tempdir().full_path)
+    self.output = self.temp / 'sweep'
+    self.base = settings_lib.Settings(
+      dataset='medmnist/breastmnist',
+      data_dir=npz.write(self.temp),
+      num_clients=30,
+      clients_per_round=15.0,
+      rounds=3,
+      output_dir=str(self.output),
+    )
+
+  def _run(self, epsilons=(40.0, math.inf), seeds=1, **changed):
+    """Runs a sweep; returns the exit code and what it prints."""
+    printed = io.StringIO()
+    with (
+      contextlib.redirect_stdout(printed),
+      contextlib.redirect_stderr(printed),
+    ):
+      code = tradeoff.run(
+        dataclasses.replace(self.base, **changed),
+        epsilons=epsilons,
+        seeds=seeds,
+        jobs=2,
+        command='python -m experiments.tradeoff',
+      )
+    return code, printed.getvalue()
+
+  @contextlib.contextmanager
+  def _fake_cells(self, fails=()):
+    """Cells end at once; yields the jobs that were started."""
+    started = []
+
+    def run(todo, where, *, on_end, on_poll):
+      del where
+      for job in todo:
+        started.append(job)
+        job.log.parent.mkdir(exist_ok=True)
+        job.log.write_text('Traceback\nerror: no luck\n')
+        code = 2 if job.name in fails else 0
+        if not code:
+          folder = self.output / 'cells' / job.name
+          folder.mkdir(parents=True, exist_ok=True)
+          summary = {'stop_reason': 'completed', 'metrics': {'auc': 0.5}}
+          (folder / 'summary.json').write_text(json.dumps(summary))
+        on_poll([job.name])
+        on_end(job, code)
+
+    with mock.patch.object(jobs, 'run', run):
+      yield started
+
+  def _rows(self):
+    with open(self.output / 'results.csv', newline='') as file:
+      return {row['cell']: row for row in csv.DictReader(file)}
+
+  def test_real_cells_in_processes_of_their_own(self):
+    """Two cells are done for real; the others count as done before."""
+    with self._fake_cells():
+      self._run()
+    for name in ('central_seed_0', 'eps_40_seed_0'):
+      shutil.rmtree(self.output / 'cells' / name)
+    code, printed = self._run()
+    self.assertEqual(code, 0, printed)
+    rows = self._rows()
+    self.assertCountEqual(
+      rows,
+      ['central_seed_0', 'per_site_seed_0', 'eps_40_seed_0', 'eps_inf_seed_0'],
+    )
+    private = rows['eps_40_seed_0']
+    self.assertBetween(float(private['epsilon']), 35, 40)
+    self.assertEqual(private['unit'], 'client')
+    self.assertAlmostEqual(float(private['delta']), 30**-1.1, places=5)
+    self.assertLen(private['ledger_sha256'], 64)
+    self.assertGreater(float(rows['central_seed_0']['auc']), 0.9)
+    self.assertEqual(rows['eps_inf_seed_0']['epsilon'], '')
+    self.assertIn(
+      private['ledger_sha256'], (self.output / 'report.html').read_text('utf-8')
+    )
+
+  def test_nothing_is_done_twice(self):
+    with self._fake_cells():
+      self._run()
+    before = (self.output / 'results.csv').read_text()
+    with self._fake_cells() as started:
+      self._run()
+    self.assertEmpty(started)
+    self.assertEqual((self.output / 'results.csv').read_text(), before)
+
+  def test_only_what_is_missing_is_done(self):
+    with self._fake_cells():
+      self._run(seeds=2)
+    shutil.rmtree(self.output / 'cells' / 'eps_inf_seed_1')
+    path = self.output / 'cells' / 'eps_40_seed_0' / 'summary.json'
+    path.write_text('{"stop_reason": "interrupted", "metrics": {}}')
+    with self._fake_cells() as started:
+      _, printed = self._run(seeds=2)
+    self.assertEqual(
+      [job.name for job in started], ['eps_40_seed_0', 'eps_inf_seed_1']
+    )
+    self.assertIn('6 of 8 cells are done', printed)
+
+  def test_more_epsilons_and_seeds_may_be_asked_for(self):
+    with self._fake_cells():
+      self._run()
+    with self._fake_cells() as started:
+      self._run(epsilons=[4.0])
+    self.assertEqual([job.name for job in started], ['eps_4_seed_0'])
+    self.assertLen(self._rows(), 5)
+
+  def test_a_cell_that_fails_stops_no_other_and_is_named(self):
+    with self._fake_cells(fails=['eps_40_seed_0']) as started:
+      code, printed = self._run()
+    self.assertEqual(code, 1)
+    self.assertLen(started, 4)
+    self.assertIn('error: cell eps_40_seed_0: error: no luck', printed)
+    self.assertEqual(self._rows()['eps_40_seed_0']['status'], 'missing')
+    with self._fake_cells() as started:
+      code, _ = self._run()
+    self.assertEqual([job.name for job in started], ['eps_40_seed_0'])
+    self.assertEqual(code, 0)
+
+  def test_an_interrupt_leaves_what_there_is(self):
+    with mock.patch.object(jobs, 'run', side_effect=KeyboardInterrupt):
+      code, printed = self._run()
+    self.assertEqual(code, 130)
+    self.assertIn('start the same command again', printed)
+    self.assertTrue((self.output / 'report.html').exists())
+
+  def test_commands(self):
+    """A cell's flags give exactly its settings."""
+    with self._fake_cells() as started:
+      self._run(epsilons=[40.0], target_delta=0.01)
+    commands = {job.name: job.command for job in started}
+    private = commands['eps_40_seed_0']
+    self.assertIn('experiments.train', private)
+    self.assertIn('--target_epsilon=40.0', private)
+    self.assertIn('--target_delta=0.01', private)
+    self.assertIn(f'--output_dir={self.output}/cells/eps_40_seed_0', private)
+    central = commands['central_seed_0']
+    self.assertIn('experiments.references', central)
+    self.assertIn('--kind=central', central)
+    self.assertIn('--clipping=none', central)
+    self.assertFalse([a for a in central if a.startswith('--target')])
+
+  @parameterized.parameters(
+    {'clipping': 'fixed', 'clip_norm': 2.0},
+    {'target_unclipped_quantile': 0.7, 'target_delta': 0.01},
+    {
+      'privacy_unit': 'record',
+      'clients_per_round': None,
+      'expected_batch_size': 30.0,
+    },
+  )
+  def test_without_privacy_nothing_is_left_of_it(self, **changed):
+    settings = tradeoff.without_privacy(
+      dataclasses.replace(self.base, **changed)
+    ).resolve()
+    self.assertEqual(settings.clipping, 'none')
+    self.assertIsNone(settings.clip_norm)
+    self.assertIsNone(settings.target_delta)
+    self.assertEqual(settings.rounds, 3)
+    self.assertEqual(
+      settings.expected_batch_size, changed.get('expected_batch_size')
+    )
+
+  def test_seeds_start_at_the_given_one(self):
+    base = dataclasses.replace(self.base, seed=5)
+    planned = tradeoff.plan_cells(base, [2.0], 2)
+    self.assertEqual({p.settings.seed for p in planned}, {5, 6})
+    names = {p.cell.name for p in planned if p.cell.kind == study.FEDERATED}
+    self.assertEqual(names, {'eps_2_seed_5', 'eps_2_seed_6'})
+
+  @parameterized.parameters(
+    ({'target_epsilon': 3.0}, 'target_epsilon is decided for each cell'),
+    ({'noise_multiplier': 1.0}, 'noise_multiplier is decided'),
+    ({'cohort_seed': 1}, 'cohort_seed is decided'),
+    ({'clipping': 'none'}, 'target_epsilon.*ignored'),
+    ({'dirichlet_alpha': 0.1}, 'dirichlet_alpha.*ignored'),
+    ({'output_dir': None}, 'output_dir'),
+    ({'rounds': 0}, 'rounds'),
+  )
+  def test_refuses_before_anything_is_written(self, changed, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      self._run(**changed)
+    self.assertFalse(self.output.exists())
+
+  def test_refuses_another_sweep_s_folder(self):
+    with self._fake_cells():
+      self._run()
+    with self.assertRaisesRegex(
+      _validate.InputError, r'--rounds \(3 there, 4 now\)'
+    ):
+      self._run(rounds=4)
+    with self._fake_cells() as started:
+      self._run(client_threads=1)  # Changes nothing of what cells are.
+    self.assertEmpty(started)
+
+  def test_refuses_a_folder_with_other_files(self):
+    self.output.mkdir()
+    (self.output / 'thesis.tex').write_text('precious')
+    with self.assertRaisesRegex(_validate.InputError, 'holds other files'):
+      self._run()
+
+
+if __name__ == '__main__':
+  absltest.main()
