@@ -8,6 +8,7 @@ import gc
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import grpc
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -646,6 +647,23 @@ class ParityTest(parameterized.TestCase):
     with self.assertRaises((TypeError, ValueError)) as actual:
       run_in('local', comp, value)
     self.assertIsInstance(expected.exception, type(actual.exception))
+
+  @parameterized.parameters('local', 'tff')
+  def test_a_failing_computation_is_an_rpc_error(self, name):
+    @tff.tensorflow.computation(np.int32)
+    def check(x):
+      with tf.control_dependencies([tf.debugging.assert_less(x, 3, 'large')]):
+        return tf.identity(x)
+
+    at_server = tff.federated_computation(
+      lambda x: tff.federated_map(check, x), server(np.int32)
+    )
+    at_clients = tff.federated_computation(
+      lambda x: tff.federated_map(check, x), clients(np.int32)
+    )
+    for comp, value in ((check, 5), (at_server, 5), (at_clients, [1, 5])):
+      with self.assertRaisesRegex(grpc.RpcError, 'large'):
+        run_in(name, comp, value)
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ import functools
 import threading
 from typing import Any
 
+import grpc
 import tensorflow as tf
 
 from tff_medical.runtime import devices
@@ -34,7 +35,15 @@ class Slot:
   device: str
 
 
-class ClientError(RuntimeError):
+class ComputationError(RuntimeError, grpc.RpcError):
+  """A computation failed while it ran.
+
+  TFF's default runtime is another program, so there every such error is a
+  `grpc.RpcError`. It is one here too, for programs that catch it.
+  """
+
+
+class ClientError(ComputationError):
   """The computation of one client failed.
 
   Attributes:

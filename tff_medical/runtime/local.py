@@ -184,6 +184,10 @@ class LocalContext(tff.framework.SyncContext):
         raise cohort_lib.ClientError(
           f'In computation {_name(comp)}: {error}', error.client_index
         ) from error.__cause__
+      except tf.errors.OpError as error:
+        raise cohort_lib.ComputationError(
+          f'In computation {_name(comp)}: {error}'
+        ) from error
     at_clients = [leaf.node.at_clients for leaf in plan.traced.result]
     return values.emit_result(
       zip(result, at_clients), type_spec.result, clients
