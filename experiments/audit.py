@@ -71,9 +71,9 @@ def audit(
   """
   _validate.non_negative(canaries=canaries)
   run = audited_run.FinishedRun.load(run_dir)
-  runs = {'audited run': run}
+  runs = {'run': run}
   if reference_run_dir is not None:
-    runs['reference run'] = audited_run.FinishedRun.load(reference_run_dir)
+    runs['reference'] = audited_run.FinishedRun.load(reference_run_dir)
   folder = run.folder.path / 'audit'
   if folder.exists():
     raise _validate.InputError(
@@ -98,7 +98,7 @@ def _find(
   canaries: int,
 ) -> dict[str, Any]:
   """Returns the results of both attacks; writes ledger and plot."""
-  run = runs['audited run']
+  run = runs['run']
   found: dict[str, Any] = {
     'claimed_epsilon': run.summary['epsilon_pld'],
     'ledger_sha256': run.summary['ledger_sha256'],
@@ -107,6 +107,8 @@ def _find(
     found.update(_audit_canaries(run, folder, canaries))
   attacks = {name: _attack_members(of) for name, of in runs.items()}
   _plot(attacks, folder)
+  best = next(iter(attacks['run'].values()))
+  found.update(attack_auc=best.auc, tpr_at_1_fpr=best.tpr_at_1_fpr)
   found['membership_inference'] = {
     name: {split: _describe(best) for split, best in by_split.items()}
     for name, by_split in attacks.items()
@@ -186,7 +188,8 @@ def _plot(
   axes.set_yscale('log')
   axes.set_xlim(lowest, 1)
   axes.set_ylim(lowest, 1)
-  plots.legend(axes)
+  # Curves better than chance leave this corner empty.
+  axes.legend(loc='lower right', fontsize=8, frameon=False)
   plots.save(figure, folder, 'roc')
 
 
@@ -229,7 +232,7 @@ def _canary_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         f'{bound["delta"]:.3g}',
       )
     )
-  auc, found_at = found['attack_auc'], found['tpr_at_1_fpr']
+  auc, found_at = found['canary_auc'], found['canary_tpr_at_1_fpr']
   rows.append(('ε estimated', f'{float(found["epsilon_estimate"]):.4f}'))
   for view, text in (
     ('final_model', 'canaries, final model'),

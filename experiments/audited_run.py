@@ -149,10 +149,10 @@ class CanaryAudit:
       'epsilon_estimate': auditing.gaussian_estimate(
         self.scores.standardized_final[included], self.delta
       ),
-      'attack_auc': {
+      'canary_auc': {
         k: auditing.attack_auc(v, included) for k, v in by_view.items()
       },
-      'tpr_at_1_fpr': {
+      'canary_tpr_at_1_fpr': {
         k: auditing.tpr_at_fpr(v, included, 0.01) for k, v in by_view.items()
       },
       'bounds': [dataclasses.asdict(f) for f in self.findings],
@@ -270,10 +270,10 @@ def _with_canaries(
     (task.data.num_classes,) if task.data.multi_label else (),
     keeps_absent=settings.mechanism == 'distributed',
   )
-  return audited, feed, _enlarge(settings, inner.num_units, canaries)
+  return audited, feed, enlarge(settings, inner.num_units, canaries)
 
 
-def _enlarge(
+def enlarge(
   settings: settings_lib.Settings,
   others: int,
   canaries: canaries_lib.Canaries,

@@ -1,0 +1,185 @@
+"""Tests of the audit command on tiny runs, honest and broken ones."""
+
+import contextlib
+import io
+import json
+import pathlib
+import shutil
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from experiments import audit
+from experiments import audited_run
+from experiments import build
+from experiments import settings as settings_lib
+from experiments import train
+from tests.experiments import npz
+from tff_medical import _validate
+from tff_medical import canaries as canaries_lib
+from tff_medical.program import training
+
+_CLIENT = {'num_clients': 12, 'clients_per_round': 6.0}
+_RECORD = {'privacy_unit': 'record', 'num_clients': 3}
+_PRIVATE = {'clipping': 'fixed', 'noise_multiplier': 3.0}
+
+
+class AuditTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.runs = pathlib.Path(cls.enter_context(tempfile.TemporaryDirectory()))
+    cls._train('private', **_CLIENT, **_PRIVATE)
+    cls._train('plain', **_CLIENT, clipping='none')
+
+  @classmethod
+  def _train(cls, name, **changed):
+    settings = settings_lib.Settings(
+      dataset='medmnist/breastmnist',
+      data_dir=npz.write(cls.runs),
+      rounds=3,
+      output_dir=str(cls.runs / name),
+      **changed,
+    )
+    train.run(settings)
+
+  def setUp(self):
+    super().setUp()
+    self.temp = pathlib.Path(self.create_tempdir().full_path)
+
+  def _copy(self, name):
+    """Returns a copy of a run's folder, to be audited."""
+    return pathlib.Path(shutil.copytree(self.runs / name, self.temp / name))
+
+  def _main(self, folder, canaries=100, reference=None):
+    """Returns the exit code, what was printed, and audit.json."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+      code = audit.main(str(folder), canaries, reference)
+    found = json.loads((folder / 'audit.json').read_text())
+    return code, printed.getvalue(), found
+
+  def test_honest_run_beside_one_without_privacy(self):
+    folder = self._copy('private')
+    code, printed, found = self._main(
+      folder, reference=str(self.runs / 'plain')
+    )
+    self.assertEqual(code, 0)
+    self.assertIn('No lower bound exceeds its upper bound', printed)
+    summary = json.loads((folder / 'summary.json').read_text())
+    self.assertAlmostEqual(found['upper_bound'], summary['epsilon_pld'])
+    self.assertEqual(found['delta'], summary['delta'])
+    self.assertBetween(found['lower_bound'], 0, found['upper_bound'])
+    self.assertEqual(found['canaries'], 100)
+    self.assertBetween(found['canaries_included'], 20, 80)
+    self.assertIn('audited training', found['card']['audited'])
+    self.assertEqual(
+      found['card']['mechanism']['population'], 112, 'canaries are counted'
+    )
+    for name in ('run', 'reference'):
+      attack = found['membership_inference'][name]['validation']
+      self.assertEqual((attack['members'], attack['others']), (60, 12))
+      self.assertBetween(attack['auc'], 0, 1)
+    self.assertEqual(
+      found['attack_auc'],
+      found['membership_inference']['run']['validation']['auc'],
+    )
+    self.assertEqual(
+      {p.name for p in (folder / 'audit').iterdir()},
+      {'privacy_ledger.jsonl', 'roc.png', 'roc.svg'},
+    )
+    with self.assertRaisesRegex(_validate.InputError, 'an earlier audit'):
+      self._main(folder)
+
+  def test_a_build_that_leaves_the_noise_out_is_exit_code_1(self):
+    folder = self._copy('private')
+    real = build.build_process
+
+    def without_noise(settings, task, mechanism):
+      return real(settings, task, mechanism.with_noise(0.0))
+
+    with mock.patch.object(build, 'build_process', without_noise):
+      code, printed, found = self._main(folder, canaries=200)
+    self.assertEqual(code, audit.EXIT_BROKEN_PROMISE)
+    self.assertIn('BROKEN', printed)
+    self.assertTrue(found['exceeds_upper_bound'])
+    self.assertGreater(found['lower_bound'], found['upper_bound'])
+
+  def test_record_level_and_adaptive_clipping(self):
+    self._train(
+      'record', **_RECORD, noise_multiplier=0.2, expected_batch_size=6.0
+    )
+    folder = self._copy('record')
+    code, _, found = self._main(folder)
+    self.assertEqual(code, 0)
+    summary = json.loads((folder / 'summary.json').read_text())
+    self.assertAlmostEqual(found['upper_bound'], summary['epsilon_pld'])
+    self.assertEqual(found['card']['unit'], 'record')
+
+  def test_without_privacy_there_is_membership_inference_alone(self):
+    folder = self._copy('plain')
+    with self.assertRaisesRegex(_validate.InputError, 'no guarantee to audit'):
+      self._main(folder)
+    self.assertFalse((folder / 'audit').exists())
+    code, printed, found = self._main(folder, canaries=0)
+    self.assertEqual(code, 0)
+    self.assertNotIn('lower_bound', found)
+    self.assertIn('claimed ε', printed)
+    self.assertEqual(found['claimed_epsilon'], 'inf')
+
+  def test_interrupted_leaves_nothing(self):
+    folder = self._copy('private')
+    before = sorted(folder.iterdir())
+    stopped = training.Outcome(1, training.StopReason.INTERRUPTED, None, {})
+    with mock.patch.object(training, 'train', return_value=stopped):
+      code = audit.main(str(folder), 100, None)
+    self.assertEqual(code, audit.EXIT_INTERRUPTED)
+    self.assertEqual(sorted(folder.iterdir()), before)
+
+  def test_refuses_what_is_no_finished_run(self):
+    for run_dir, message in (
+      (None, 'run_dir must be given'),
+      (str(self.temp / 'nothing'), 'not the folder of a run that has ended'),
+    ):
+      with self.assertRaisesRegex(_validate.InputError, message):
+        audit.main(run_dir, 100, None)
+    (self.temp / 'config.json').write_text('{"settings": {"no_such": 1}}')
+    (self.temp / 'summary.json').write_text('{"noise_multiplier": 1}')
+    with self.assertRaisesRegex(_validate.InputError, 'damaged'):
+      audit.main(str(self.temp), 100, None)
+    with self.assertRaisesRegex(_validate.InputError, 'canaries'):
+      audit.main(str(self.temp), -1, None)
+
+
+class EnlargeTest(parameterized.TestCase):
+  @parameterized.parameters(
+    {**_CLIENT, **_PRIVATE},
+    {**_CLIENT, 'noise_multiplier': 0.5},
+    {**_CLIENT, **_PRIVATE, 'max_clients_per_round': 9},
+    {'num_clients': 12, 'client_sampling': 'all', **_PRIVATE},
+    {**_RECORD, **_PRIVATE},
+  )
+  def test_mechanism_stays_the_same_for_more_units(self, **changed):
+    settings = settings_lib.Settings(output_dir='x', **changed).resolve()
+    settings = settings.for_population(settings.num_clients, 12)
+    canaries = canaries_lib.Canaries(np.arange(36) < 12, key=0)
+    larger = audited_run.enlarge(settings, 12, canaries)
+    before, after = (
+      build.build_mechanism(s, n, print)
+      for s, n in ((settings, 12), (larger, 48))
+    )
+    self.assertAlmostEqual(after.sampling.rate, before.sampling.rate)
+    self.assertEqual(after.noise_multiplier, before.noise_multiplier)
+    self.assertEqual(after.sampling.population, 48)
+    if changed.get('max_clients_per_round'):
+      self.assertEqual(after.sampling.max_cohort, 36)
+    if 'clipping' not in changed:
+      # Half of 12, of the 24 that take part, of which the canaries are clipped.
+      self.assertAlmostEqual(after.clipping.target_unclipped_quantile, 0.25)
+
+
+if __name__ == '__main__':
+  absltest.main()
