@@ -121,10 +121,16 @@ def scenarios(
       cohort,
       rounds=values.rounds,
       delta=values.target_delta or accounting.default_delta(population),
-      adaptive=values.clipping == 'adaptive',
+      adaptive=_clipping(values, unit) == 'adaptive',
     )
     for unit, population, cohort in zip(_UNITS, populations, cohorts)
   ]
+
+
+def _clipping(values: absl_flags.FlagValues, unit: str) -> str:
+  """Returns the kind of clipping; the default is that of `settings`."""
+  default = 'adaptive' if unit == 'client' else 'fixed'
+  return values.clipping or default
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -230,7 +236,8 @@ def draw(rows: Sequence[Row]) -> Any:
 
 def main(values: absl_flags.FlagValues) -> None:
   """Runs the command."""
-  _validate.one_of(('adaptive', 'fixed'), clipping=values.clipping)
+  if values.clipping is not None:
+    _validate.one_of(('adaptive', 'fixed'), clipping=values.clipping)
   epsilons = parse_epsilons(values.epsilons)
   if math.inf in epsilons:
     raise _validate.InputError(
@@ -249,7 +256,8 @@ def main(values: absl_flags.FlagValues) -> None:
   for s in planned:
     print(
       f'{s.unit} level: {s.expected_cohort:g} of {s.population:,} {s.unit}s '
-      f'expected in each of {s.rounds} rounds, {values.clipping} clipping, '
+      f'expected in each of {s.rounds} rounds, {_clipping(values, s.unit)} '
+      f'clipping, '
       f'{parameters:,} parameters'
     )
   print(f'\n{table(rows)}\n')
@@ -310,7 +318,7 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     'target_delta', None, 'δ [number of units ** -1.1]', **put
   )
   absl_flags.DEFINE_string(
-    'clipping', _DEFAULTS.clipping, 'adaptive or fixed', **put
+    'clipping', None, 'adaptive or fixed [client adaptive, record fixed]', **put
   )
   absl_flags.DEFINE_string('output_dir', None, 'for CSV and plot', **put)
 

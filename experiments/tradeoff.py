@@ -126,24 +126,23 @@ def _settings(
 def without_privacy(
   settings: settings_lib.Settings,
 ) -> settings_lib.Settings:
-  """Returns settings without clipping, and without what depends on it."""
-  dropped = {'clipping', 'is_private'}
-  changed: dict[str, Any] = {}
-  fields = dataclasses.fields(settings)
-  while True:
-    found = {
-      field.name
-      for field in fields
-      if dropped & set(field.metadata['used_with'])
-    }
-    if found <= dropped:
-      break
-    dropped |= found
+  """Returns settings without clipping and noise, and what depends on them.
+
+  What other modes depend on stays: a field that has no use in the plain mode is
+  left out, as giving it would be refused.
+  """
+  fields = [f for f in dataclasses.fields(settings) if f.metadata['used_with']]
+  defaults: dict[str, Any] = {f.name: f.default for f in fields}
+  plain = dataclasses.replace(settings, clipping='none', **defaults)
   for field in fields:
-    if field.name in dropped:
-      changed[field.name] = field.default
-  changed['clipping'] = 'none'
-  return dataclasses.replace(settings, **changed)
+    modes = plain.resolve()
+    if field.name != 'mechanism' and all(
+      getattr(modes, other) in allowed
+      for other, allowed in field.metadata['used_with'].items()
+    ):
+      value = getattr(settings, field.name)
+      plain = dataclasses.replace(plain, **{field.name: value})
+  return plain
 
 
 def _arguments(settings: settings_lib.Settings) -> list[str]:

@@ -62,15 +62,15 @@ class PlanningTest(parameterized.TestCase):
       check(noise(400, 40, parameters), planning.USABLE_NOISE)
 
   def test_cohort_needed(self):
-    scenario = planning.Scenario('client', 2000, 20, 50, 1e-3)
-    outlook = scenario.outlook(epsilon=2.0, parameters=_PARAMETERS)
+    scenario = planning.Scenario('client', 2000, 20, 20, 1e-3)
+    outlook = scenario.outlook(epsilon=1.0, parameters=_PARAMETERS)
     self.assertGreater(outlook.noise_over_run, planning.USABLE_NOISE)
     self.assertBetween(outlook.cohort_needed, 21, 1999)
     for share, check in ((1.0, self.assertLess), (0.85, self.assertGreater)):
       cohort = outlook.cohort_needed * share
       noise = (
-        planning.Scenario('client', 2000, cohort, 50, 1e-3)
-        .outlook(epsilon=2.0, parameters=_PARAMETERS)
+        planning.Scenario('client', 2000, cohort, 20, 1e-3)
+        .outlook(epsilon=1.0, parameters=_PARAMETERS)
         .noise_over_run
       )
       check(noise, planning.USABLE_NOISE * 1.001)

@@ -32,6 +32,7 @@ class TradeoffTest(parameterized.TestCase):
       num_clients=30,
       clients_per_round=15.0,
       rounds=3,
+      clipping='fixed',  # Calibrates faster.
       output_dir=str(self.output),
     )
 
@@ -82,7 +83,7 @@ class TradeoffTest(parameterized.TestCase):
     """Two cells are done for real; the others count as done before."""
     with self._fake_cells():
       self._run()
-    for name in ('central_seed_0', 'eps_40_seed_0'):
+    for name in ('per_site_seed_0', 'eps_40_seed_0'):
       shutil.rmtree(self.output / 'cells' / name)
     code, printed = self._run()
     self.assertEqual(code, 0, printed)
@@ -96,7 +97,9 @@ class TradeoffTest(parameterized.TestCase):
     self.assertEqual(private['unit'], 'client')
     self.assertAlmostEqual(float(private['delta']), 30**-1.1, places=5)
     self.assertLen(private['ledger_sha256'], 64)
-    self.assertGreater(float(rows['central_seed_0']['auc']), 0.9)
+    self.assertBetween(float(private['auc']), 0, 1)
+    self.assertEqual(rows['per_site_seed_0']['status'], 'skipped')
+    self.assertIn('30 clients have too few images', printed)
     self.assertEqual(rows['eps_inf_seed_0']['epsilon'], '')
     self.assertIn(
       private['ledger_sha256'], (self.output / 'report.html').read_text('utf-8')
@@ -168,25 +171,34 @@ class TradeoffTest(parameterized.TestCase):
     self.assertFalse([a for a in central if a.startswith('--target')])
 
   @parameterized.parameters(
-    {'clipping': 'fixed', 'clip_norm': 2.0},
-    {'target_unclipped_quantile': 0.7, 'target_delta': 0.01},
+    {'clip_norm': 2.0},
+    {
+      'clipping': 'adaptive',
+      'target_unclipped_quantile': 0.7,
+      'target_delta': 0.01,
+    },
+    {'mechanism': 'tree', 'rounds_per_tree': 2},
+    {'mechanism': 'distributed', 'clip_norm': 0.5},
+    {'client_sampling': 'all', 'clients_per_round': None},
     {
       'privacy_unit': 'record',
       'clients_per_round': None,
       'expected_batch_size': 30.0,
+      'client_threads': 1,
     },
   )
   def test_without_privacy_nothing_is_left_of_it(self, **changed):
-    settings = tradeoff.without_privacy(
-      dataclasses.replace(self.base, **changed)
-    ).resolve()
-    self.assertEqual(settings.clipping, 'none')
-    self.assertIsNone(settings.clip_norm)
-    self.assertIsNone(settings.target_delta)
-    self.assertEqual(settings.rounds, 3)
-    self.assertEqual(
-      settings.expected_batch_size, changed.get('expected_batch_size')
-    )
+    base = dataclasses.replace(self.base, **changed)
+    plain = tradeoff.without_privacy(base)
+    self.assertEqual(plain.clipping, 'none')
+    for name in 'clip_norm target_delta mechanism rounds_per_tree'.split():
+      self.assertIsNone(getattr(plain, name))
+    for name in (
+      'rounds num_clients clients_per_round client_sampling privacy_unit '
+      'expected_batch_size client_threads'
+    ).split():
+      self.assertEqual(getattr(plain, name), getattr(base, name), name)
+    self.assertFalse(plain.resolve().is_private)
 
   def test_seeds_start_at_the_given_one(self):
     base = dataclasses.replace(self.base, seed=5)
