@@ -20,6 +20,7 @@ from tff_medical.data import units as units_lib
 from tff_medical.learning import client_training
 from tff_medical.privacy import calibration
 from tff_medical.privacy import distributed_mechanism
+from tff_medical.privacy import local_mechanism
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
 from tff_medical.privacy import tree_mechanism
@@ -28,6 +29,7 @@ Mechanism = Union[
   mechanisms.GaussianMechanism,
   tree_mechanism.TreeMechanism,
   distributed_mechanism.DistributedMechanism,
+  local_mechanism.LocalGaussianMechanism,
 ]
 
 _T = TypeVar('_T')
@@ -77,8 +79,11 @@ def build_task(settings: settings_lib.Settings) -> tasks.Task:
 
 def build_feed(
   settings: settings_lib.Settings, task: tasks.Task
-) -> feeds.ClientFeed | feeds.UnitFeed:
-  """Returns what turns the units drawn for a round into client datasets."""
+) -> feeds.ClientFeed | feeds.UnitFeed | feeds.LocalStepsFeed:
+  """Returns what turns the units drawn for a round into client datasets.
+
+  With mechanism=local its sampling is that of `build_mechanism`.
+  """
   if settings.privacy_unit == 'client':
     return feeds.ClientFeed(
       task.clients,
@@ -100,6 +105,15 @@ def build_feed(
         len(task.data.train),
         settings.max_images_per_patient,
       )
+  if settings.mechanism == 'local':
+    return feeds.LocalStepsFeed(
+      task.data.train,
+      units,
+      num_clients=task.num_clients,
+      sampling=_build_local_sampling(
+        settings.for_population(task.num_clients, len(units)), len(units)
+      ),
+    )
   return feeds.UnitFeed(
     task.data.train,
     units,
@@ -152,11 +166,29 @@ def _build_mechanism(
       clipping=mechanisms.FixedClipping(_resolved(settings.clip_norm)),
       noise_multiplier=noise_multiplier,
     )
+  if settings.mechanism == 'local':
+    clip_norm = settings.clip_norm
+    return local_mechanism.LocalGaussianMechanism(
+      sampling=_build_local_sampling(settings, population),
+      clipping=mechanisms.FixedClipping(clip_norm) if clip_norm else None,
+      noise_multiplier=noise_multiplier,
+      privacy_unit=settings.privacy_unit,
+    )
   return mechanisms.GaussianMechanism(
     sampling=_build_sampling(settings, population),
     clipping=_build_clipping(settings),
     noise_multiplier=noise_multiplier,
     privacy_unit=settings.privacy_unit,
+  )
+
+
+def _build_local_sampling(
+  settings: settings_lib.Settings, population: int
+) -> local_mechanism.LocalPoissonSampling:
+  return local_mechanism.LocalPoissonSampling(
+    population,
+    rate=_resolved(settings.expected_batch_size) / population,
+    steps=_resolved(settings.local_steps),
   )
 
 
@@ -199,16 +231,27 @@ def build_process(
     learning_rate=_resolved(settings.server_learning_rate),
     momentum=settings.server_momentum or 0.0,
   )
+  views = settings.augmentations
+  augmentation = learning.Augmentation(views) if views else None
+  if isinstance(mechanism, local_mechanism.LocalGaussianMechanism):
+    return learning.build_local_dp_sgd(
+      task.tff_model,
+      mechanism,
+      client_optimizer=tff.learning.optimizers.build_sgdm(
+        _resolved(settings.client_learning_rate)
+      ),
+      server_optimizer=server_optimizer,
+      augmentation=augmentation,
+    )
   if (
     isinstance(mechanism, mechanisms.GaussianMechanism)
     and mechanism.privacy_unit != 'client'
   ):
-    views = settings.augmentations
     return learning.build_dp_sgd(
       task.tff_model,
       mechanism,
       server_optimizer=server_optimizer,
-      augmentation=learning.Augmentation(views) if views else None,
+      augmentation=augmentation,
     )
   learning_rate = _resolved(settings.client_learning_rate)
   schedule = _resolved(settings.client_learning_rate_schedule)

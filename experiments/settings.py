@@ -16,7 +16,14 @@ from tff_medical.data import partition as partition_lib
 from tff_medical.privacy import accounting
 from tff_medical.privacy import mechanisms
 
-MECHANISMS = ('gaussian', 'tree', 'distributed')
+MECHANISMS = ('gaussian', 'tree', 'distributed', 'local')
+# What each mechanism can protect.
+_UNITS = {
+  'gaussian': ('client', 'record', 'patient'),
+  'tree': ('client',),
+  'distributed': ('client',),
+  'local': ('record', 'patient'),
+}
 SAMPLINGS = ('poisson', 'all')
 SCHEDULES = ('constant', 'linear', 'cosine')
 CLIPPINGS = ('adaptive', 'fixed', 'none')
@@ -88,14 +95,12 @@ class Settings:
     'clients',
     mechanisms.PRIVACY_UNITS,
   )
-  mechanism: Optional[str] = _field(
-    None,
-    'gaussian: the server adds noise each round; tree: DP-FTRL, needs no secret '
-    'sampling; distributed: clients add the noise, secure summation [gaussian; '
-    '--privacy_unit=client]',
+  mechanism: str = _field(
+    'gaussian',
+    'gaussian: the server adds the noise; tree: DP-FTRL, needs no secret '
+    'sampling; distributed: clients add the noise, secure summation; local: '
+    'sites add the noise, for records or patients',
     MECHANISMS,
-    used_with=_CLIENT,
-    then='gaussian',
   )
   rounds: int = _field(100, 'rounds of training')
   rounds_per_eval: int = _field(10, 'rounds between evaluations')
@@ -104,7 +109,7 @@ class Settings:
     'each client joins each round on its own, or all in every round [poisson; '
     '--mechanism=gaussian]',
     SAMPLINGS,
-    used_with={'mechanism': ('gaussian',)},
+    used_with={**_CLIENT, 'mechanism': ('gaussian',)},
     then='poisson',
   )
   clients_per_round: Optional[float] = _field(
@@ -138,8 +143,8 @@ class Settings:
   )
   client_learning_rate: Optional[float] = _field(
     None,
-    'SGD step on a client [0.1; --privacy_unit=client]',
-    used_with=_CLIENT,
+    'SGD step on a client [0.1; --privacy_unit=client, --mechanism=local]',
+    used_with={'trains_on_clients': (True,)},
     then=0.1,
   )
   client_learning_rate_schedule: Optional[str] = _field(
@@ -158,15 +163,21 @@ class Settings:
   )
   expected_batch_size: Optional[float] = _field(
     None,
-    'records or patients expected in a round, over all clients [a twentieth '
+    'records or patients expected in a step, over all clients [a twentieth '
     'of them; --privacy_unit=record, patient]',
     used_with=_UNIT,
+  )
+  local_steps: Optional[int] = _field(
+    None,
+    'steps of a client in a round, each charged [5; --mechanism=local]',
+    used_with={'mechanism': ('local',)},
+    then=5,
   )
   microbatch_size: Optional[int] = _field(
     None,
     'records or patients whose gradients are held at once, bounds memory [32; '
     '--privacy_unit=record, patient]',
-    used_with=_UNIT,
+    used_with={**_UNIT, 'mechanism': ('gaussian',)},
     then=32,
   )
   augmentations: Optional[int] = _field(
@@ -187,9 +198,9 @@ class Settings:
   )
   server_learning_rate: Optional[float] = _field(
     None,
-    "the server optimizer's step [client 1.0, record and patient 0.5]",
+    "the server optimizer's step [1.0; 0.5 if --privacy_unit=record, patient]",
     used_with={'privacy_unit': mechanisms.PRIVACY_UNITS},
-    then=lambda s: 1.0 if s.privacy_unit == 'client' else 0.5,
+    then=lambda s: 1.0 if s.trains_on_clients else 0.5,
   )
   server_momentum: Optional[float] = _field(
     None,
@@ -199,10 +210,10 @@ class Settings:
   )
   clipping: Optional[str] = _field(
     None,
-    'of what a unit contributes; none is no privacy [adaptive with '
+    'of what a unit contributes; none is no privacy [adaptive with clients and '
     '--mechanism=gaussian, else fixed]',
     CLIPPINGS,
-    then=lambda s: 'adaptive' if s.mechanism == 'gaussian' else 'fixed',
+    then=lambda s: 'adaptive' if s.client_sampling else 'fixed',
   )
   clip_norm: Optional[float] = _field(
     None,
@@ -268,6 +279,11 @@ class Settings:
   def draws_cohorts(self) -> bool:
     """Whether a round has some of the clients, by `clients_per_round`."""
     return self.client_sampling == 'poisson' or self.mechanism == 'tree'
+
+  @property
+  def trains_on_clients(self) -> bool:
+    """Whether clients take steps, rather than sum gradients."""
+    return self.privacy_unit == 'client' or self.mechanism == 'local'
 
   @property
   def is_private(self) -> bool:
@@ -365,9 +381,11 @@ def _why_ignored(settings: Settings, name: str) -> str:
       continue
     if other == 'is_private':
       return 'no noise'
+    if other == 'trains_on_clients':
+      other = 'privacy_unit'
     if other == 'draws_cohorts':
       other = 'client_sampling'
-      mode = settings.client_sampling
+    mode = getattr(settings, other)
     return (mode is None and _why_ignored(settings, other)) or f'{other}={mode}'
   return ''
 
@@ -380,7 +398,7 @@ def _check_values(settings: Settings) -> None:
       _validate.positive_int,
       'rounds rounds_per_eval image_size num_clients client_epochs '
       'client_batch_size max_clients_per_round microbatch_size '
-      'rounds_per_tree '
+      'rounds_per_tree local_steps '
       'max_images_per_patient client_threads clients_per_device',
     ),
     (
@@ -403,12 +421,19 @@ def _check_values(settings: Settings) -> None:
 
 def _check_mechanism(settings: Settings) -> None:
   mechanism = settings.mechanism
-  if mechanism not in ('tree', 'distributed'):
-    return
-  if settings.clipping != 'fixed':
+  units = _UNITS[mechanism]
+  if settings.privacy_unit not in units:
     raise _validate.InputError(
-      f'clipping must be fixed with mechanism={mechanism}, got '
-      f'{settings.clipping}'
+      f'privacy_unit must be {" or ".join(units)} with mechanism={mechanism}, '
+      f'got {settings.privacy_unit}'
+    )
+  if mechanism == 'gaussian':
+    return
+  allowed = ('fixed', 'none') if mechanism == 'local' else ('fixed',)
+  if settings.clipping not in allowed:
+    raise _validate.InputError(
+      f'clipping must be {" or ".join(allowed)} with mechanism={mechanism}, '
+      f'got {settings.clipping}'
     )
   if mechanism == 'distributed' and settings.runtime != 'local':
     raise _validate.InputError(
@@ -418,7 +443,7 @@ def _check_mechanism(settings: Settings) -> None:
   cohort = settings.clients_per_round
   if mechanism == 'tree' and cohort is not None and cohort != int(cohort):
     raise _validate.InputError(
-      f'clients_per_round must be a whole number with mechanism=tree, got '
+      'clients_per_round must be a whole number with mechanism=tree, got '
       f'{cohort:g}'
     )
 

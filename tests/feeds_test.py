@@ -10,6 +10,7 @@ from tff_medical import feeds
 from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
 from tff_medical.data import units as units_lib
+from tff_medical.privacy import local_mechanism
 
 _PARTITION = (np.array([0, 3, 4]), np.array([1, 2, 5]))
 
@@ -62,6 +63,28 @@ class UnitFeedTest(absltest.TestCase):
     units = units_lib.record_units(_PARTITION)
     with self.assertRaisesRegex(_validate.InputError, 'microbatch_size'):
       feeds.UnitFeed(_split(), units, 2, microbatch_size=0)
+
+
+class LocalStepsFeedTest(absltest.TestCase):
+  def test_a_batch_for_every_step_padded_to_one_size(self):
+    sampling = local_mechanism.LocalPoissonSampling(6, rate=0.5, steps=2)
+    feed = feeds.LocalStepsFeed(
+      _split(), units_lib.record_units(_PARTITION), 2, sampling
+    )
+    self.assertEqual(feed.num_units, 6)
+    # Units 1, 2 and 5 in the first step, 2 and 3 in the second.
+    first, second = feed(np.array([1, 2, 5, 6 + 2, 6 + 3]))
+    self.assertEqual(_masked(first), [[], [3]])
+    self.assertEqual(_masked(second), [[1, 2, 5], [2]])
+    batch = next(second.as_numpy_iterator())
+    np.testing.assert_array_equal(batch['expected_units'], [1.5] * 3)
+
+
+def _masked(dataset):
+  return [
+    batch['y'][batch['mask'] == 1].tolist()
+    for batch in dataset.as_numpy_iterator()
+  ]
 
 
 if __name__ == '__main__':

@@ -3,7 +3,7 @@
 A feed is what the training program calls with the indices that the mechanism's
 sampling drew. If a client is the unit, it returns the datasets of the clients
 drawn; if a record or a patient is, one dataset a client (site), which holds the
-client's drawn units and may be empty.
+client's drawn units and may be empty, or its drawn units of several steps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from tff_medical import runtime
 from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
 from tff_medical.data import units as units_lib
+from tff_medical.learning import local_dp_sgd
+from tff_medical.privacy import local_mechanism
 
 # Client datasets are kept as float tensors while all of them fit into this.
 _MAX_KEPT_BYTES = 2 * 2**30
@@ -108,3 +110,46 @@ class UnitFeed:
       )
       for own in self.units.by_client(indices, self.num_clients)
     ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LocalStepsFeed:
+  """The drawn records or patients of every step of every client.
+
+  Attributes:
+    split: The training split.
+    units: Its units.
+    num_clients: How many datasets a round has.
+    sampling: Draws the units of each step.
+  """
+
+  split: images.Split
+  units: units_lib.Units
+  num_clients: int
+  sampling: local_mechanism.LocalPoissonSampling
+
+  @property
+  def num_units(self) -> int:
+    """The population of the mechanism's sampling."""
+    return len(self.units)
+
+  def __call__(self, drawn: np.ndarray) -> list[tf.data.Dataset]:
+    """Returns a dataset for each client, with one batch for each step."""
+    by_step = [
+      self.units.by_client(units, self.num_clients)
+      for units in self.sampling.by_step(drawn)
+    ]
+    sizes = np.bincount(self.units.clients, minlength=self.num_clients)
+    return [
+      self._dataset([step[client] for step in by_step], int(sizes[client]))
+      for client in range(self.num_clients)
+    ]
+
+  def _dataset(self, steps: list[np.ndarray], size: int) -> tf.data.Dataset:
+    arrays = local_dp_sgd.step_arrays(
+      [self.units.arrays(self.split, own) for own in steps],
+      expected_units=self.sampling.rate * size,
+    )
+    return runtime.tensor_dataset(
+      arrays, batch_size=len(arrays['x']) // len(steps)
+    )

@@ -211,6 +211,16 @@ class TrainTest(parameterized.TestCase):
     ),
     (
       {
+        'privacy_unit': 'record',
+        'mechanism': 'local',
+        'clients_per_round': None,
+        'num_clients': 3,
+        'noise_multiplier': 1.0,
+      },
+      'local_dp_sgd',
+    ),
+    (
+      {
         'privacy_unit': 'patient',
         'clients_per_round': None,
         'partition': 'natural_site',
