@@ -25,6 +25,7 @@ from experiments import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import audit
 from tff_medical import canaries as canaries_lib
+from tff_medical import feeds
 from tff_medical import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import auditing
@@ -248,6 +249,11 @@ def _with_canaries(
   """Returns task, feed and settings of the population with canaries."""
   task = build.build_task(settings)
   inner = build.build_feed(settings, task)
+  if isinstance(inner, feeds.LocalStepsFeed):
+    raise _validate.InputError(
+      'canaries cannot be put into a run with mechanism=local, where each site '
+      'adds its own noise; give --canaries=0 for membership inference alone'
+    )
   length = canaries_lib.gradient_length(
     settings.clip_norm or 0.0, settings.client_learning_rate or 1.0
   )

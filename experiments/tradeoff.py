@@ -133,10 +133,12 @@ def without_privacy(
   """
   fields = [f for f in dataclasses.fields(settings) if f.metadata['used_with']]
   defaults: dict[str, Any] = {f.name: f.default for f in fields}
+  if settings.mechanism != 'local':
+    defaults['mechanism'] = 'gaussian'  # The others clip and add noise.
   plain = dataclasses.replace(settings, clipping='none', **defaults)
   for field in fields:
     modes = plain.resolve()
-    if field.name != 'mechanism' and all(
+    if all(
       getattr(modes, other) in allowed
       for other, allowed in field.metadata['used_with'].items()
     ):
