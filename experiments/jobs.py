@@ -135,6 +135,8 @@ def _start(job: Job, slot: Slot) -> _Running:
 
   def prepare() -> None:
     """Runs in the child before the command."""
+    # A shell's background job ignores it, and would hand that on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(os, 'sched_setaffinity'):
       os.sched_setaffinity(0, slot.cores)
     with contextlib.suppress(OSError, AttributeError):

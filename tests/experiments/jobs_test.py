@@ -108,7 +108,10 @@ class JobsTest(parameterized.TestCase):
       'jobs.run([job], jobs.slots(1, [0], []), on_end=print)'
     )
     parent = subprocess.Popen(
-      [sys.executable, '-c', code, _PATIENT, str(self.folder)], cwd=_ROOT
+      [sys.executable, '-c', code, _PATIENT, str(self.folder)],
+      cwd=_ROOT,
+      # As a shell starts what ends in &.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     _wait_for(self.folder / 'started')
     parent.send_signal(signal.SIGKILL)
