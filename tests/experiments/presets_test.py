@@ -1,5 +1,6 @@
 """Tests that every preset can be run and says what it reached."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -20,7 +21,10 @@ class PresetsTest(parameterized.TestCase):
     values = absl_flags.FlagValues()
     read = flags.define_settings(values)
     values(['train', f'--flagfile={path}', '--output_dir=x'], known_only=True)
-    self.assertGreater(read().resolve().rounds, 0)
+    settings = read()
+    if path.name.startswith('tradeoff'):  # Its cells decide the budget.
+      settings = dataclasses.replace(settings, target_epsilon=1.0)
+    self.assertGreater(settings.resolve().rounds, 0)
     header = ''.join(
       line for line in path.open() if line.lstrip().startswith('#')
     )

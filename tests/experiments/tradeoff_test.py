@@ -191,7 +191,8 @@ class TradeoffTest(parameterized.TestCase):
     base = dataclasses.replace(self.base, **changed)
     plain = tradeoff.without_privacy(base)
     self.assertEqual(plain.clipping, 'none')
-    for name in 'clip_norm target_delta mechanism rounds_per_tree'.split():
+    self.assertEqual(plain.mechanism, 'gaussian')
+    for name in 'clip_norm target_delta rounds_per_tree'.split():
       self.assertIsNone(getattr(plain, name))
     for name in (
       'rounds num_clients clients_per_round client_sampling privacy_unit '
