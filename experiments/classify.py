@@ -23,10 +23,12 @@ from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from absl import app, flags
+from absl import app
+from absl import flags
 import tensorflow as tf
 
-from tff_medical import _validate, export
+from tff_medical import _validate
+from tff_medical import export
 
 _SAVED_MODEL = flags.DEFINE_string(
   'saved_model', None, 'Folder of the exported model.'

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 from scipy import special
 from sklearn import metrics as sklearn_metrics
 import tensorflow as tf
 
-from tff_medical import _validate, evaluation, models
+from tff_medical import _validate
+from tff_medical import evaluation
+from tff_medical import models
 
 _BINARY = ('normal', 'pneumonia')
 

@@ -11,13 +11,17 @@ import sys
 import tempfile
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 from scipy import special
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical import _validate, evaluation, export, models
+from tff_medical import _validate
+from tff_medical import evaluation
+from tff_medical import export
+from tff_medical import models
 
 # Runs where nothing but TensorFlow is imported.
 _SERVE = """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 from PIL import Image
 import tensorflow as tf

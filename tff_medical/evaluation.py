@@ -37,7 +37,8 @@ from scipy import special
 from sklearn import metrics as sklearn_metrics
 import tensorflow as tf
 
-from tff_medical import _validate, models
+from tff_medical import _validate
+from tff_medical import models
 
 _EPSILON = 1e-15  # a probability of 0 costs a loss of 35, not infinity
 

@@ -36,7 +36,9 @@ import uuid
 import numpy as np
 import tensorflow as tf
 
-from tff_medical import _validate, models, serving
+from tff_medical import _validate
+from tff_medical import models
+from tff_medical import serving
 
 CLASS_NAMES_FILE = 'class_names.txt'
 PRIVACY_CARD_FILE = 'privacy_card.json'

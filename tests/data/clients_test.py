@@ -1,13 +1,15 @@
 import collections
 import time
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
-from tff_medical.data import clients, images
+from tff_medical.data import clients
+from tff_medical.data import images
 
 
 def _split(n=6, multi_label=False):

@@ -1,4 +1,5 @@
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from tff_medical import _validate

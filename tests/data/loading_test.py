@@ -5,11 +5,14 @@ import subprocess
 import sys
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from tff_medical import _validate
-from tff_medical.data import images, loading, phantoms
+from tff_medical.data import images
+from tff_medical.data import loading
+from tff_medical.data import phantoms
 
 _SPEC = phantoms.PhantomSpec(num_train=40, num_validation=10, num_test=20)
 

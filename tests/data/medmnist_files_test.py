@@ -9,11 +9,14 @@ import pathlib
 import socket
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tff_medical.data import loading, medmnist, medmnist_info
+from tff_medical.data import loading
+from tff_medical.data import medmnist
+from tff_medical.data import medmnist_info
 
 _FOLDER = pathlib.Path(__file__).parents[2] / '../shared/medmnist'
 _NAMES = ('pneumoniamnist', 'breastmnist', 'retinamnist')

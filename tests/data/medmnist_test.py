@@ -9,12 +9,15 @@ import re
 import threading
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import tensorflow_datasets as tfds
 
 from tff_medical import _validate
-from tff_medical.data import loading, medmnist, medmnist_info
+from tff_medical.data import loading
+from tff_medical.data import medmnist
+from tff_medical.data import medmnist_info
 
 _COUNTS = {'train': 12, 'val': 4, 'test': 6}
 

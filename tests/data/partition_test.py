@@ -1,10 +1,12 @@
 import itertools
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 
 from tff_medical import _validate
-from tff_medical.data import images, partition
+from tff_medical.data import images
+from tff_medical.data import partition
 
 
 def _split(n=200, classes=4, patients=False, multi_label=False, seed=0):

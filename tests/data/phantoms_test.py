@@ -1,12 +1,14 @@
 import dataclasses
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 from sklearn import linear_model
 import tensorflow as tf
 
 from tff_medical import _validate
-from tff_medical.data import images, phantoms
+from tff_medical.data import images
+from tff_medical.data import phantoms
 
 _SMALL = phantoms.PhantomSpec(num_train=240, num_validation=40, num_test=60)
 

@@ -4,7 +4,8 @@ from absl.testing import absltest
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tff_medical.data import phantoms, synthetic
+from tff_medical.data import phantoms
+from tff_medical.data import synthetic
 
 _SPEC = phantoms.PhantomSpec(
   num_train=40, num_validation=10, num_test=20, num_sites=3, channels=3

@@ -15,11 +15,13 @@ import numpy as np
 from experiments import audit
 from experiments import audited_run
 from experiments import build
+from experiments import run_folder
 from experiments import settings as settings_lib
 from experiments import train
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import canaries as canaries_lib
+from tff_medical.privacy import accounting
 from tff_medical.program import training
 
 _CLIENT = {'num_clients': 12, 'clients_per_round': 6.0}
@@ -109,15 +111,38 @@ class AuditTest(parameterized.TestCase):
     self.assertGreater(found['lower_bound'], found['upper_bound'])
 
   def test_record_level_and_adaptive_clipping(self):
-    self._train(
-      'record', **_RECORD, noise_multiplier=0.2, expected_batch_size=6.0
+    settings = settings_lib.Settings(
+      dataset='medmnist/breastmnist',
+      data_dir=npz.write(self.temp),
+      privacy_unit='record',
+      num_clients=3,
+      expected_batch_size=6.0,
+      noise_multiplier=0.2,
+      rounds=3,
+      output_dir=str(self.temp),
     )
-    folder = self._copy('record')
-    code, _, found = self._main(folder)
-    self.assertEqual(code, 0)
-    summary = json.loads((folder / 'summary.json').read_text())
-    self.assertAlmostEqual(found['upper_bound'], summary['epsilon_pld'])
+    settings = settings.resolve().for_population(3, 60)
+    mechanism = build.build_mechanism(settings, 60, print)
+    folder = run_folder.RunFolder(self.temp)
+    rounds = []
+    found = audited_run.repeat_with_canaries(
+      audited_run.FinishedRun(folder, settings, {}),
+      self.temp / 'ledger.jsonl',
+      100,
+      rounds.append,
+    ).describe()
+    self.assertLen(rounds, 3)
+    self.assertFalse(found['exceeds_upper_bound'])
+    self.assertAlmostEqual(
+      found['upper_bound'],
+      accounting.epsilon(
+        mechanism.charge_event(), rounds=3, delta=found['delta']
+      ),
+    )
     self.assertEqual(found['card']['unit'], 'record')
+    self.assertEqual(found['card']['mechanism']['population'], 160)
+    # With a tenth in each of 3 rounds and little noise, some are found.
+    self.assertGreater(found['canary_auc']['best_round'], 0.5)
 
   def test_without_privacy_there_is_membership_inference_alone(self):
     folder = self._copy('plain')

@@ -10,13 +10,17 @@ import subprocess
 import sys
 import tempfile
 
-from absl.testing import absltest, flagsaver, parameterized
+from absl.testing import absltest
+from absl.testing import flagsaver
+from absl.testing import parameterized
 import numpy as np
 from scipy import special
 import tensorflow as tf
 
 from experiments import classify
-from tff_medical import evaluation, export, models
+from tff_medical import evaluation
+from tff_medical import export
+from tff_medical import models
 
 _ROOT = pathlib.Path(classify.__file__).parent.parent
 _COUNT = 4

@@ -26,7 +26,7 @@ class PresetsTest(parameterized.TestCase):
       settings = dataclasses.replace(settings, target_epsilon=1.0)
     self.assertGreater(settings.resolve().rounds, 0)
     header = ''.join(
-      line for line in path.open() if line.lstrip().startswith('#')
+      line for line in path.read_text().splitlines() if line.startswith('#')
     )
     self.assertRegex(header, r'python -m experiments\.\w+|make demo')
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical import _validate, models
+from tff_medical import _validate
+from tff_medical import models
 
 
 def _functional(model, multi_label):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 
-from tff_medical import _validate, models
+from tff_medical import _validate
+from tff_medical import models
 
 
 def _images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

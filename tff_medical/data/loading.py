@@ -29,7 +29,9 @@ from absl import logging
 import numpy as np
 
 from tff_medical import _validate
-from tff_medical.data import images, medmnist_info, phantoms
+from tff_medical.data import images
+from tff_medical.data import medmnist_info
+from tff_medical.data import phantoms
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds

@@ -35,7 +35,8 @@ import requests
 import tensorflow_datasets as tfds
 
 from tff_medical import _validate
-from tff_medical.data import images, medmnist_info
+from tff_medical.data import images
+from tff_medical.data import medmnist_info
 
 # Names of the splits in the files, by those used here.
 _FILE_SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}

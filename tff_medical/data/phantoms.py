@@ -28,7 +28,8 @@ import numpy as np
 from scipy import ndimage
 
 from tff_medical import _validate
-from tff_medical.data import images, lesion_shapes
+from tff_medical.data import images
+from tff_medical.data import lesion_shapes
 
 CLASS_NAMES = lesion_shapes.NAMES
 CHANNELS = (1, 3)

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tff_medical.data import images, phantoms
+from tff_medical.data import images
+from tff_medical.data import phantoms
 
 LICENSE = 'Generated; no rights reserved (CC0 1.0)'
 _CITATION = """\

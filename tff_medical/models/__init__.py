@@ -8,7 +8,10 @@
 14194
 """
 
-from tff_medical.models.checks import check_federated, restore_eager
-from tff_medical.models.factory import MODELS, build, loss
+from tff_medical.models.checks import check_federated
+from tff_medical.models.checks import restore_eager
+from tff_medical.models.factory import MODELS
+from tff_medical.models.factory import build
+from tff_medical.models.factory import loss
 
 __all__ = ['MODELS', 'build', 'check_federated', 'loss', 'restore_eager']

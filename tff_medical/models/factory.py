@@ -36,7 +36,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tff_medical import _validate
-from tff_medical.models import cnn, resnet
+from tff_medical.models import cnn
+from tff_medical.models import resnet
 
 
 class _Entry(NamedTuple):

@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from tff_medical.runtime import loops
 
+_FRAME_ATTR = 'frame_name'
+
 
 def node_name(tensor_name: str) -> str:
   """Returns the node that a tensor or a control input comes from."""
@@ -35,6 +37,26 @@ def ancestors(
       found.add(name)
       todo.extend(node_name(i) for i in nodes[name].input)
   return found
+
+
+def in_loop(nodes: Mapping[str, Any], name: str) -> bool:
+  """Returns whether the node `name` is in the frame of a loop."""
+  seen: set[tuple[str, int]] = set()
+  todo = [(name, 0)]  # With the number of frames around it that are known.
+  while todo:
+    name, depth = todo.pop()
+    if (name, depth) in seen:
+      continue
+    seen.add((name, depth))
+    op = nodes[name].op
+    if op in ('Enter', 'RefEnter'):
+      if depth == 0:
+        return True
+      depth -= 1
+    elif op in ('Exit', 'RefExit'):
+      depth += 1
+    todo.extend((node_name(i), depth) for i in nodes[name].input)
+  return False
 
 
 def by_name(graph_def: tf.compat.v1.GraphDef) -> dict[str, Any]:
@@ -63,6 +85,13 @@ def _drop_control_inputs(
     node.input.extend(inputs)
 
 
+def _rename_frames(graph_def: tf.compat.v1.GraphDef, prefix: str) -> None:
+  for node in graph_def.node:
+    if _FRAME_ATTR in node.attr:
+      name = node.attr[_FRAME_ATTR].s
+      node.attr[_FRAME_ATTR].s = f'{prefix}/'.encode() + name
+
+
 class Importer:
   """Imports a graph in pieces, cut where a dataset is reduced."""
 
@@ -76,6 +105,8 @@ class Importer:
     self._nodes = by_name(graph_def)
     self._args = args
     self._scope = scope
+    graph = tf.compat.v1.get_default_graph()
+    self._frames = graph.unique_name(f'{scope}_frames')
     self._outputs: dict[str, Sequence[tf.Tensor]] = {}
     self._operations: dict[str, tf.Operation] = {}
     library = subgraph(graph_def, ())
@@ -91,6 +122,8 @@ class Importer:
   def _reduce(self, node: Any) -> None:
     """Puts a loop in the place of `node`, if it reduces a dataset."""
     if node.op != 'ReduceDataset' or node.name in self._outputs:
+      return
+    if in_loop(self._nodes, node.name):
       return
     for name in ancestors(self._nodes, [node.name]) - {node.name}:
       self._reduce(self._nodes[name])
@@ -147,6 +180,7 @@ class Importer:
         elif source in self._operations:
           outside[name] = self._after(source)
     _drop_control_inputs(graph_def, piece | {n[1:] for n in outside})
+    _rename_frames(graph_def, self._frames)
     imported = tf.graph_util.import_graph_def(
       graph_def,
       input_map=outside,
