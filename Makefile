@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/python -m experiments.classify --saved_model=runs/demo/saved_model runs/demo/test_images/*.png
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
