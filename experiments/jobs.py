@@ -5,7 +5,9 @@ share of the cores, or a GPU where there are any: side by side, each cell's
 start, calibration and evaluation, which use one core, overlap with the others'
 rounds. Why processes: TensorFlow keeps one set of devices and threads a
 process. If this process dies, even by SIGKILL, the kernel interrupts the
-children (Linux), which save their round and end; so nothing is left behind.
+children (Linux), so nothing is left behind that would hold their folders. It
+does so once for each thread that dies here, so a child may have no time to save
+the round it is in: that one is repeated, and paid for twice.
 """
 
 from __future__ import annotations
