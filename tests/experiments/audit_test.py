@@ -116,7 +116,7 @@ class AuditTest(parameterized.TestCase):
       data_dir=npz.write(self.temp),
       privacy_unit='record',
       num_clients=3,
-      expected_batch_size=6.0,
+      expected_batch_size=30.0,
       noise_multiplier=0.2,
       rounds=3,
       output_dir=str(self.temp),
@@ -141,8 +141,8 @@ class AuditTest(parameterized.TestCase):
     )
     self.assertEqual(found['card']['unit'], 'record')
     self.assertEqual(found['card']['mechanism']['population'], 160)
-    # With a tenth in each of 3 rounds and little noise, some are found.
-    self.assertGreater(found['canary_auc']['best_round'], 0.5)
+    # With half in each of 3 rounds and little noise, most are found.
+    self.assertGreater(found['canary_auc']['best_round'], 0.6)
 
   def test_without_privacy_there_is_membership_inference_alone(self):
     folder = self._copy('plain')

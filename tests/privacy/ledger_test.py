@@ -191,6 +191,13 @@ class PrivacyLedgerTest(parameterized.TestCase):
       book.charge(2)
       self.assertNotEqual(book.digest, digest)
 
+  def test_runs_with_the_same_settings_have_other_digests(self):
+    with self._open() as book:
+      first = book.digest
+    self.path.unlink()
+    with self._open() as book:
+      self.assertNotEqual(book.digest, first)
+
   def test_close_gives_up_the_lock(self):
     self._open().close()
     self._open().close()

@@ -139,6 +139,90 @@ def loops_and_conditions():
   return tff.tensorflow.computation(collatz, np.int32)(27)
 
 
+@tf.function
+def _halvings(x):
+  count = 0
+  while x > 1:
+    x = x // 2
+    count += 1
+  return count
+
+
+@case
+def several_computations_with_loops():
+  number = np.int32
+  halvings = tff.tensorflow.computation(_halvings, number)
+
+  @tff.tensorflow.computation(number, number)
+  @tf.function
+  def accumulate(total, value):
+    while value > 0:
+      total += value
+      value -= 1
+    return total
+
+  merge = tff.tensorflow.computation(lambda a, b: a + b, number, number)
+
+  @tff.federated_computation(clients(number))
+  def comp(value):
+    counts = tff.federated_map(halvings, value)
+    total = tff.federated_aggregate(counts, 0, accumulate, merge, halvings)
+    return tff.federated_map(halvings, counts), total
+
+  return comp([3, 20, 100])
+
+
+@case
+def epochs_in_a_loop():
+  spec = tff.SequenceType(
+    collections.OrderedDict(x=tff.TensorType(np.float32, [None, 1]))
+  )
+
+  @tff.tensorflow.computation(spec)
+  def work(dataset):
+    weight = tf.Variable(1.0)
+
+    @tf.function
+    def train():
+      batches = 0
+      for _ in tf.range(3):
+        batches = dataset.reduce(batches, lambda n, _: n + 1)
+        for batch in dataset:
+          weight.assign_add(tf.reduce_sum(batch['x']))
+      return weight.read_value(), batches
+
+    return train()
+
+  data = [{'x': np.arange(n, dtype=np.float32)[:, None]} for n in (3, 5)]
+  comp = tff.federated_computation(
+    lambda x: tff.federated_map(work, x), clients(spec)
+  )
+  return [
+    comp([tf.data.Dataset.from_tensor_slices(d).batch(2) for d in data]),
+    comp([runtime.tensor_dataset(d, batch_size=2) for d in data]),
+  ]
+
+
+@case
+def loops_over_sequences():
+  spec = tff.SequenceType(np.int32)
+
+  @tff.tensorflow.computation(np.int32, np.int32)
+  def fold(total, value):
+    extra = tf.Variable(1)
+    extra.assign_add(_halvings(value))
+    return _halvings(total) + extra.read_value()
+
+  @tff.federated_computation(clients(spec))
+  def comp(data):
+    inner = tff.federated_computation(
+      lambda s: tff.sequence_reduce(s, 0, fold), spec
+    )
+    return tff.federated_map(inner, data)
+
+  return comp([[100, 20, 3], [7], []])
+
+
 @case
 def a_function_as_argument():
   increment = tff.tensorflow.computation(lambda x: x + 1, np.int32)
@@ -318,6 +402,31 @@ def federated_select():
     size = tff.federated_value(3, tff.SERVER)
     rows = tff.federated_select(keys, size, value, gather)
     return tff.federated_map(total, rows)
+
+  return comp(
+    [np.array([0, 1], np.int32), np.array([2, 2], np.int32)],
+    np.array([1, 10, 100], np.float32),
+  )
+
+
+@case
+def federated_select_with_a_loop():
+  row = tff.TensorType(np.float32, [3])
+
+  @tff.tensorflow.computation(row, np.int32)
+  @tf.function
+  def sum_up_to(values, key):
+    total = 0.0
+    for i in tf.range(key + 1):
+      total += values[i]
+    return total
+
+  @tff.federated_computation(
+    clients(tff.TensorType(np.int32, [2])), server(row)
+  )
+  def comp(keys, value):
+    size = tff.federated_value(3, tff.SERVER)
+    return tff.federated_select(keys, size, value, sum_up_to)
 
   return comp(
     [np.array([0, 1], np.int32), np.array([2, 2], np.int32)],

@@ -24,6 +24,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 import types
 from typing import Any
 
@@ -219,8 +220,10 @@ class PrivacyLedger:
       # A crash while writing: its round never ran, so nothing was released.
       self._file.truncate(sum(map(len, lines)))
     if not records:
-      self._append(header)
+      # Two runs with the same settings must not have the same digests.
+      self._append({**header, 'run_id': secrets.token_hex(16)})
       return
+    records[0].pop('run_id', None)
     _refuse_other_run(self._path, records[0], json.loads(json.dumps(header)))
     for record in records[1:]:
       self._count(record['round'], record['charges'])

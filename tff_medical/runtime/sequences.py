@@ -47,6 +47,19 @@ def _leaves(components: Sequence[tf.Tensor], element: tff.Type) -> list:
   return [component for _, component in pairs]
 
 
+def _call_apart(
+  function: Callable[..., Sequence[tf.Tensor]], *args: tf.Tensor
+) -> Sequence[tf.Tensor]:
+  """Calls a function of tensors as a graph of its own.
+
+  In the graphs of its functions TensorFlow puts operations with an effect in
+  order, and in doing so breaks loops that TFF has lowered.
+  """
+  specs = [tf.TensorSpec(arg.shape, arg.dtype) for arg in args]
+  apart = tf.compat.v1.wrap_function(lambda *args: list(function(*args)), specs)
+  return apart(*args)
+
+
 def _close(
   dataset: tf.data.Dataset,
   function: Callable[..., Sequence[tf.Tensor]],
@@ -57,7 +70,7 @@ def _close(
 
   @tf.autograph.experimental.do_not_convert
   def mapped(*args: Any) -> tuple[tf.Tensor, ...]:
-    leaves = function(*args)
+    leaves = _call_apart(function, *args)
     return tuple(leaves[i] for i in order)
 
   return tf.data.experimental.to_variant(dataset.map(mapped))
@@ -95,10 +108,15 @@ def reduce(
   function: Callable[[Sequence, Sequence], Sequence[tf.Tensor]],
 ) -> list[tf.Tensor]:
   """Folds `function(state, leaves)` over a sequence."""
+  size = len(state)
 
   @tf.autograph.experimental.do_not_convert
   def step(state: Sequence, components: Sequence) -> tuple[tf.Tensor, ...]:
-    return tuple(function(state, _leaves(components, element)))
+    def apart(*args: tf.Tensor) -> Sequence[tf.Tensor]:
+      state, components = args[:size], args[size:]
+      return function(state, _leaves(components, element))
+
+    return tuple(_call_apart(apart, *state, *components))
 
   with tf.device('/device:CPU:0'):
     return list(_open(sequence, element).reduce(tuple(state), step))
