@@ -488,7 +488,7 @@ def quantized():
 @case
 def private_without_noise():
   factory = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
-    1e-4, 4.0
+    1e-4, 4.0, clipped_count_stddev=1e-3
   )
   return [measured for _, measured in aggregate(factory, _vectors())][:1]
 
