@@ -13,6 +13,7 @@ from typing import Any
 from absl import app
 from absl import flags
 from absl import logging
+import psutil
 
 from experiments import settings as settings_lib
 from tff_medical import _validate
@@ -103,6 +104,11 @@ def _end_tff_runtime() -> None:
     def invoke(self, comp: Any, arg: Any) -> Any:
       raise RuntimeError('the program has ended')
 
+  # TFF ends it by SIGINT and waits, for ever where a shell started this program
+  # in the background: its processes ignore that signal.
+  for child in psutil.Process().children():
+    if child.name() == 'worker_binary':
+      child.kill()
   tff.framework.set_default_context(NoContext())
   gc.collect()
 
