@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import csv
+import decimal
 import functools
 import json
 import pathlib
@@ -73,7 +74,7 @@ def reached(rows: Sequence[dict]) -> str:
   privacy = (
     'no privacy'
     if epsilon == float('inf')
-    else f'ε {epsilon:.3f} at δ {float(rows[0]["delta"]):.3g}'
+    else f'ε {_round_up(epsilon, 3)} at δ {float(rows[0]["delta"]):.3g}'
   )
   seconds = statistics.median(float(r['seconds']) for r in rows)
   return (
@@ -95,7 +96,7 @@ def table(rows: Sequence[dict]) -> str:
     cells = [
       f'`{preset}`',
       own[0]['privacy_unit'] if private else '-',
-      f'{epsilon:.2f}' if private else 'none',
+      _round_up(epsilon, 2) if private else 'none',
       f'{float(own[0]["delta"]):.1e}' if private else '-',
       *(_spread(own, name) for name in _METRICS),
       f'{statistics.median(float(r["seconds"]) for r in own):.0f}',
@@ -127,6 +128,13 @@ def write_header(path: pathlib.Path, line: str) -> None:
     r'^# reached: .*$', f'# reached: {line}', path.read_text(), flags=re.M
   )
   path.write_text(text)
+
+
+def _round_up(epsilon: float, digits: int) -> str:
+  """Returns so many digits, which promise no more than `epsilon` does."""
+  exact = decimal.Decimal(repr(epsilon))
+  step = decimal.Decimal(1).scaleb(-digits)
+  return str(exact.quantize(step, rounding=decimal.ROUND_CEILING))
 
 
 def _spread(rows: Sequence[dict], name: str) -> str:
