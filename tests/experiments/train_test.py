@@ -368,6 +368,8 @@ class TrainTest(parameterized.TestCase):
       self._command(*arguments),
       check=False,
       cwd=_ROOT,
+      # Another test's import may have set the level of TensorFlow's logs.
+      env={k: v for k, v in os.environ.items() if k != 'TF_CPP_MIN_LOG_LEVEL'},
       capture_output=True,
       text=True,
     )
