@@ -252,6 +252,7 @@ def build_process(
       mechanism,
       server_optimizer=server_optimizer,
       augmentation=augmentation,
+      count_broken=bool(settings.publish_broken_units),
     )
   learning_rate = _resolved(settings.client_learning_rate)
   schedule = _resolved(settings.client_learning_rate_schedule)
@@ -268,6 +269,7 @@ def build_process(
     if scheduled
     else None,
     server_optimizer=server_optimizer,
+    count_broken=bool(settings.publish_broken_units),
   )
 
 

@@ -21,6 +21,7 @@ from tff_medical import _validate
 EXIT_BAD_INPUT = 2
 
 _DEFINE = {
+  bool: flags.DEFINE_boolean,
   int: flags.DEFINE_integer,
   float: flags.DEFINE_float,
   str: flags.DEFINE_string,

@@ -273,6 +273,16 @@ class Settings:
     'clients that train at once on each device [1; --runtime=local]',
     used_with={'runtime': ('local',)},
   )
+  publish_broken_units: Optional[bool] = _field(
+    None,
+    'adds to metrics.csv how many clients, records or patients a round left out '
+    'as broken; no noise, so ε does not cover it [no; --mechanism=gaussian, '
+    'tree]',
+    # With secure sums nobody sees more than sums; with local noise nothing is
+    # left out that was not noised before.
+    used_with={'mechanism': ('gaussian', 'tree')},
+    then=False,
+  )
   output_dir: Optional[str] = _field(None, 'folder of the results')
 
   @property

@@ -88,6 +88,7 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
         rounds_per_eval=settings.rounds_per_eval,
         release_managers=_release_managers(folder),
         on_round=lambda report: _show_round(bar, report),
+        publish_broken_units=bool(settings.publish_broken_units),
       )
     card = card_lib.build_card(
       mechanism,
@@ -96,6 +97,7 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
       dataset=task.data.name,
       test_metrics=dict(outcome.metrics),
       cohort_seed_was_given=settings.cohort_seed is not None,
+      broken_units_are_published=bool(settings.publish_broken_units),
     )
   _finish(folder, task, outcome, card, time.monotonic() - started)
   return outcome

@@ -1,9 +1,13 @@
 """Tests of the datasets that a round's units train on."""
 
 import collections
+import pathlib
 
 from absl.testing import absltest
+from absl.testing import parameterized
 import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
 
 from tff_medical import _validate
 from tff_medical import feeds
@@ -47,6 +51,133 @@ class ClientFeedTest(absltest.TestCase):
   def test_refuses(self):
     with self.assertRaisesRegex(_validate.InputError, 'client_batch_size'):
       self._feed(batch_size=0)
+
+
+class OtherClientDataTest(parameterized.TestCase):
+  """Client data of TFF's, read from files of which some cannot be read."""
+
+  def setUp(self):
+    super().setUp()
+    self.split = _split()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    for client, rows in enumerate(_PARTITION):
+      for row in rows:
+        path = self.folder / f'{client}_{row}.png'
+        tf.io.write_file(str(path), tf.io.encode_png(self.split.images[row]))
+
+  def _dataset(self, client_id):
+    """Returns the images of a client's PNG files, as a user would read them."""
+    paths = sorted(self.folder.glob(f'{client_id}_*.png'))
+    if not paths:
+      raise FileNotFoundError(f'no images of client {client_id}')
+    labels = [int(path.stem.split('_')[1]) for path in paths]
+
+    def read(path, label):
+      image = tf.io.decode_png(tf.io.read_file(path), channels=1)
+      x = tf.ensure_shape(tf.cast(image, tf.float32) / 255, (2, 2, 1))
+      return collections.OrderedDict(x=x, y=label)
+
+    return tf.data.Dataset.from_tensor_slices(
+      ([str(p) for p in paths], np.array(labels, np.int64))
+    ).map(read)
+
+  def _feed(self, client_ids=('0', '1'), create=None):
+    create = create or self._dataset
+    data = _FromFunction(client_ids, create, self._dataset('1').element_spec)
+    return feeds.ClientFeed(data, batch_size=2)
+
+  def test_gives_what_image_client_data_gives(self):
+    clients = clients_lib.ImageClientData(self.split, _PARTITION)
+    ours = feeds.ClientFeed(clients, batch_size=2)(np.array([0, 1]))
+    feed = self._feed()
+    theirs = feed(np.array([0, 1]))
+    for a, b in zip(ours, theirs):
+      self.assertEqual(a.element_spec, b.element_spec)
+      for batch, other in zip(a.as_numpy_iterator(), b.as_numpy_iterator()):
+        np.testing.assert_allclose(batch['x'], other['x'], rtol=1e-6)
+        np.testing.assert_array_equal(batch['y'], other['y'])
+    self.assertIs(feed(np.array([1]))[0], theirs[1])
+
+  def _damage(self, path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+  def _remove(self, path):
+    for other in path.parent.glob(f'{path.stem[0]}_*.png'):
+      other.unlink()
+
+  def _resize(self, path):
+    tf.io.write_file(str(path), tf.io.encode_png(np.zeros((3, 2, 1), np.uint8)))
+
+  @parameterized.parameters('_damage', '_remove', '_resize')
+  def test_a_client_that_cannot_be_read_takes_part_without_data(self, fault):
+    feed = self._feed()
+    image = self.folder / '0_3.png'
+    getattr(self, fault)(image)
+    with self.assertLogs(level='WARNING') as logs:
+      first, second = feed(np.array([0, 1]))
+      feed(np.array([0]))
+    self.assertLen(logs.output, 1)
+    self.assertIn('client 0 cannot be read', logs.output[0])
+    self.assertEmpty(_labels(first))
+    self.assertEqual(first.element_spec, second.element_spec)
+    self.assertEqual(_labels(second), [[1, 2], [5]])
+
+  def test_a_client_that_is_mended_takes_part_again(self):
+    feed = self._feed()
+    image = self.folder / '0_3.png'
+    whole = image.read_bytes()
+    self._damage(image)
+    feed(np.array([0]))
+    image.write_bytes(whole)
+    self.assertEqual(_labels(feed(np.array([0]))[0]), [[0, 3], [4]])
+
+  def test_a_failing_generator_and_another_type(self):
+    spec = self._dataset('1').element_spec
+
+    def fail():
+      raise RuntimeError('the scanner is off')
+      yield
+
+    def create(client_id):
+      if client_id == 'a':
+        return tf.data.Dataset.from_generator(fail, output_signature=spec)
+      return self._dataset('1').map(
+        lambda e: collections.OrderedDict(x=e['x'], y=tf.cast(e['y'], tf.int32))
+      )
+
+    feed = self._feed(('a', 'b'), create)
+    self.assertEqual(list(map(_labels, feed(np.arange(2)))), [[], []])
+
+  def test_a_full_memory_is_no_client_s_fault(self):
+    def create(client_id):
+      raise tf.errors.ResourceExhaustedError(None, None, 'OOM')
+
+    with self.assertRaises(tf.errors.ResourceExhaustedError):
+      self._feed(create=create)(np.array([0]))
+
+
+class _FromFunction(tff.simulation.datasets.ClientData):
+  """Client data as a user might write it."""
+
+  def __init__(self, client_ids, create, element_spec):
+    self._ids = list(client_ids)
+    self._create = create
+    self._spec = element_spec
+
+  @property
+  def client_ids(self):
+    return self._ids
+
+  @property
+  def element_type_structure(self):
+    return self._spec
+
+  @property
+  def serializable_dataset_fn(self):
+    return self._create
+
+  def create_tf_dataset_for_client(self, client_id):
+    return self._create(client_id)
 
 
 class UnitFeedTest(absltest.TestCase):

@@ -4,15 +4,22 @@ A feed is what the training program calls with the indices that the mechanism's
 sampling drew. If a client is the unit, it returns the datasets of the clients
 drawn; if a record or a patient is, one dataset a client (site), which holds the
 client's drawn units and may be empty, or its drawn units of several steps.
+
+A client whose data cannot be read takes part with no data. Its update is then
+zero, by its own computation: what it sends depends on its own data alone, so the
+guarantee holds, and the others' round goes on.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
+import tensorflow_federated as tff
 
 from tff_medical import _validate
 from tff_medical import runtime
@@ -22,8 +29,46 @@ from tff_medical.data import units as units_lib
 from tff_medical.learning import local_dp_sgd
 from tff_medical.privacy import local_mechanism
 
-# Client datasets are kept as float tensors while all of them fit into this.
+# Client datasets are kept as tensors while all of them fit into this.
 _MAX_KEPT_BYTES = 2 * 2**30
+_READ_BATCH = 256
+# What reading a client's data raises where files are missing or damaged,
+# examples have another shape, or a generator fails.
+_UNREADABLE = (OSError, ValueError, KeyError, tf.errors.OpError)
+
+
+def read_client(
+  clients: tff.simulation.datasets.ClientData, client_id: str
+) -> collections.OrderedDict[str, np.ndarray]:
+  """Returns all examples of a client, stacked.
+
+  Args:
+    clients: Client data whose examples are mappings of arrays.
+    client_id: One of its `client_ids`.
+
+  Raises:
+    OSError, ValueError, KeyError, tf.errors.OpError: They cannot be read, or
+      are not of the shape and type that `clients.element_type_structure` says.
+  """
+  if isinstance(clients, clients_lib.ImageClientData):
+    return clients.client_arrays(client_id)
+  dataset = clients.create_tf_dataset_for_client(client_id)
+  batches = list(dataset.batch(_READ_BATCH).as_numpy_iterator())
+  arrays = _no_examples(clients)
+  for name, empty in arrays.items():
+    if any(batch[name].dtype != empty.dtype for batch in batches):
+      raise ValueError(f'{name} is not {empty.dtype}')
+    arrays[name] = np.concatenate([empty, *(b[name] for b in batches)])
+  return arrays
+
+
+def _no_examples(
+  clients: tff.simulation.datasets.ClientData,
+) -> collections.OrderedDict[str, np.ndarray]:
+  return collections.OrderedDict(
+    (name, np.zeros((0, *spec.shape), spec.dtype.as_numpy_dtype))
+    for name, spec in clients.element_type_structure.items()
+  )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,12 +76,13 @@ class ClientFeed:
   """The whole training data of each client drawn, in batches.
 
   Attributes:
-    clients: The client data; clients are drawn by their position in its ids.
+    clients: The client data, of this project or any of TFF's whose examples are
+      mappings of arrays; clients are drawn by their position in its ids.
     batch_size: Images in one step on a client.
     epochs: Passes over a client's images in one round.
   """
 
-  clients: clients_lib.ImageClientData
+  clients: tff.simulation.datasets.ClientData
   batch_size: int
   epochs: int = 1
 
@@ -55,26 +101,57 @@ class ClientFeed:
     return [self._dataset(int(index)) for index in indices]
 
   @functools.cached_property
-  def _kept(self) -> dict[int, tf.data.Dataset]:
-    return {}
-
-  @functools.cached_property
-  def _keeps(self) -> bool:
-    pixels = int(np.prod(self.clients.element_type_structure['x'].shape))
-    total = sum(self.clients.num_examples.values())
-    return 4 * pixels * total <= _MAX_KEPT_BYTES
+  def _memory(self) -> _Memory:
+    return _Memory()
 
   def _dataset(self, index: int) -> tf.data.Dataset:
-    if index in self._kept:
-      return self._kept[index]
+    memory = self._memory
+    if index in memory.kept:
+      return memory.kept[index]
+    arrays = self._arrays(index)
     dataset = runtime.tensor_dataset(
-      self.clients.client_arrays(self.clients.client_ids[index]),
-      batch_size=self.batch_size,
-      epochs=self.epochs,
+      arrays, batch_size=self.batch_size, epochs=self.epochs
     )
-    if self._keeps:
-      self._kept[index] = dataset
+    size = sum(values.nbytes for values in arrays.values())
+    if index not in memory.unreadable and memory.size + size <= _MAX_KEPT_BYTES:
+      memory.kept[index] = dataset
+      memory.size += size
     return dataset
+
+  def _arrays(self, index: int) -> collections.OrderedDict[str, np.ndarray]:
+    """Returns the examples of a client; none if they cannot be read."""
+    client_id = self.clients.client_ids[index]
+    try:
+      arrays = read_client(self.clients, client_id)
+    except tf.errors.ResourceExhaustedError:
+      raise  # The memory of this machine, not the client's data.
+    except _UNREADABLE as error:
+      if index not in self._memory.unreadable:
+        # For whoever runs this and can mend it; it is part of no result.
+        logging.warning(
+          'client %s cannot be read and takes part without data: %s',
+          client_id,
+          error,
+        )
+      self._memory.unreadable.add(index)
+      return _no_examples(self.clients)
+    self._memory.unreadable.discard(index)
+    return arrays
+
+
+class _Memory:
+  """What a feed remembers of the clients that were drawn.
+
+  Attributes:
+    kept: Their datasets, as far as they fit into memory.
+    size: Bytes of these.
+    unreadable: Those that could not be read the last time.
+  """
+
+  def __init__(self) -> None:
+    self.kept: dict[int, tf.data.Dataset] = {}
+    self.size = 0
+    self.unreadable: set[int] = set()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -130,6 +130,10 @@ class SettingsTest(parameterized.TestCase):
       ['--privacy_unit=record', '--client_learning_rate=1'],
       'client_learning_rate.*ignored with privacy_unit=record',
     ),
+    (
+      ['--mechanism=distributed', '--publish_broken_units'],
+      'publish_broken_units=True would be ignored with mechanism=distributed',
+    ),
     (['--rounds_per_tree=5'], 'rounds_per_tree.*ignored.*mechanism=gaussian'),
     (['--proximal_strength=-1'], 'proximal_strength'),
     (['--client_learning_rate_schedule=step'], 'schedule must be one of'),

@@ -123,6 +123,15 @@ class TrainTest(parameterized.TestCase):
       if path.is_file() and path.name != 'cohort_seed.secret':
         self.assertNotIn(seed.strip().encode(), path.read_bytes(), path)
 
+  @parameterized.parameters(
+    {}, {'privacy_unit': 'record', 'clients_per_round': None}
+  )
+  def test_broken_units_are_published_on_request(self, **changed):
+    self._run(publish_broken_units=True, **changed)
+    self.assertEqual([r['broken_units'] for r in self._metrics()], ['0'] * 4)
+    card = export.load_card(self.output / 'saved_model')
+    self.assertIn('broken units', ' '.join(card['not_covered']))
+
   def test_calibrates_to_the_target_and_keeps_it(self):
     self._run(noise_multiplier=None, target_epsilon=30.0)
     summary = self._json('summary.json')

@@ -12,6 +12,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import learning
+from tff_medical.learning import client_training
+from tff_medical.privacy import aggregators
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
 
@@ -149,6 +151,39 @@ class BuildDpFedAvgTest(parameterized.TestCase):
     without = process.next(state, [_client(0), _client(2)]).state
     np.testing.assert_allclose(
       _weights(process, with_broken), _weights(process, without), rtol=1e-6
+    )
+
+  @parameterized.parameters((None,), ('cosine',))
+  def test_counts_broken_clients_if_asked(self, schedule):
+    process = learning.build_dp_fed_avg(
+      _functional_model(),
+      _mechanism(mechanisms.FixedClipping(1.0)),
+      client_optimizer=_sgd if schedule else _sgd(),
+      client_learning_rate=client_training.build_schedule(
+        schedule, learning_rate=0.5, rounds=3
+      )
+      if schedule
+      else None,
+      count_broken=True,
+    )
+    clients = [_client(0), _client(1, broken=True), _client(2, count=0)]
+    output = process.next(process.initialize(), clients)
+    self.assertEqual(aggregators.broken_units(output.metrics), 2)
+    output = process.next(output.state, clients[:1])
+    self.assertEqual(aggregators.broken_units(output.metrics), 0)
+
+  def test_a_client_without_data_sends_the_zero_update(self):
+    process = learning.build_dp_fed_avg(
+      _functional_model(),
+      _mechanism(mechanisms.FixedClipping(1.0)),
+      client_optimizer=_sgd(),
+    )
+    state = process.initialize()
+    clients = [_client(0), _client(1)]
+    with_empty = process.next(state, [*clients, _client(2, count=0)]).state
+    np.testing.assert_array_equal(
+      _weights(process, with_empty),
+      _weights(process, process.next(state, clients).state),
     )
 
   @parameterized.parameters((mechanisms.AdaptiveClipping(), 0.1), (None, 0.0))

@@ -145,6 +145,25 @@ class BuildDpSgdTest(parameterized.TestCase):
         aggregators.clip_norm(expected.aggregator),
       )
 
+  @parameterized.parameters((None,), (mechanisms.AdaptiveClipping(0.5),))
+  def test_counts_units_that_are_not_finite_if_asked(self, clipping):
+    mechanism = _mechanism(clipping)
+    process = learning.build_dp_sgd(
+      unit_models.line(), mechanism, count_broken=True
+    )
+    plain = learning.build_dp_sgd(unit_models.line(), mechanism)
+    data = unit_models.points([np.nan, 1.0, np.inf, np.nan, 1e30], [1.0] * 5)
+    data['mask'][3] = 0  # Padding, and so no unit.
+    state = process.initialize()
+    output = process.next(state, _sites(data, (2, 3)))
+    self.assertEqual(aggregators.broken_units(output.metrics), 3)
+    expected = plain.next(state, _sites(data, (2, 3))).state
+    np.testing.assert_array_equal(
+      _weights(process, output.state), _weights(plain, expected)
+    )
+    output = process.next(output.state, [])
+    self.assertEqual(aggregators.broken_units(output.metrics), 0)
+
   @parameterized.parameters(
     (mechanisms.FixedClipping(0.5),), (mechanisms.AdaptiveClipping(0.5),)
   )

@@ -44,6 +44,9 @@ class BuildCardTest(absltest.TestCase):
     self.assertIn('PoissonSampled', said['charge_event'])
     self.assertIn('cohort seed must stay secret', said['text'])
     self.assertIn('cohort seed by the user', said['text'])
+    self.assertNotIn('broken units', said['text'])
+    said = self._card(mechanism, [1], broken_units_are_published=True)
+    self.assertIn('counts of broken units', said['text'])
 
   def test_of_trees(self):
     mechanism = tree_mechanism.TreeMechanism(

@@ -25,7 +25,7 @@ _SPEC = collections.OrderedDict(
 )
 
 
-def _process(mechanism):
+def _process(mechanism, **changed):
   keras_model = tf.keras.Sequential(
     [
       tf.keras.layers.InputLayer((2,)),
@@ -41,6 +41,7 @@ def _process(mechanism):
     model,
     mechanism,
     client_optimizer=tff.learning.optimizers.build_sgdm(0.1),
+    **changed,
   )
 
 
@@ -136,6 +137,28 @@ class TrainTest(absltest.TestCase):
     np.testing.assert_allclose(
       outcome.metrics['norm'], np.linalg.norm(outcome.weights.trainable[0])
     )
+
+  def test_broken_units_are_told_only_if_asked(self):
+    """Clients 0 to 9 have NaN in their data."""
+    self.process = _process(self.mechanism, count_broken=True)
+
+    def broken_datasets(indices):
+      self.cohorts.append(list(indices))
+      return [_dataset(np.nan if i < 10 else i) for i in indices]
+
+    with self._ledger() as ledger:
+      self._train(
+        ledger,
+        rounds=2,
+        client_datasets=broken_datasets,
+        publish_broken_units=True,
+      )
+      outcome = self._train(ledger, rounds=3, client_datasets=broken_datasets)
+    told = [value.get('broken_units') for _, value in self.recorder.released]
+    broken = [sum(i < 10 for i in cohort) for cohort in self.cohorts]
+    self.assertEqual(told, [*broken[:2], None])
+    self.assertGreater(sum(broken[:2]), 0)
+    self.assertTrue(np.isfinite(outcome.metrics['norm']))
 
   def test_resumes_after_the_last_saved_round(self):
     with self._ledger() as ledger:

@@ -2,8 +2,9 @@
 
 McMahan et al. 2018 (arXiv 1710.06963), with the adaptive clipping of Andrew et
 al. 2021 (arXiv 1905.03871) or as the DP-FTRL of Kairouz et al. 2021 (arXiv
-2103.00039) where the mechanism asks for it. The parts are TFF's own: its client work trains the clients, its aggregator around TensorFlow
-Privacy's query clips, sums and adds noise, its finalizer applies the result.
+2103.00039) where the mechanism asks for it. The parts are TFF's own: its client
+work trains the clients, its aggregator around TensorFlow Privacy's query clips,
+sums and adds noise, its finalizer applies the result.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def build_dp_fed_avg(
   client_optimizer: ClientOptimizer,
   client_learning_rate: client_training.Schedule | None = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
+  count_broken: bool = False,
 ) -> tff.learning.templates.LearningProcess:
   """Returns a learning process that runs in any TFF context.
 
@@ -55,14 +57,22 @@ def build_dp_fed_avg(
       learning rate, as `client_training.build_schedule` makes it.
     server_optimizer: Takes the aggregated update for a gradient. By default SGD
       with learning rate 1: the update is added.
+    count_broken: Whether the metrics tell how many clients had no data or an
+      update that is not finite; see `aggregators.broken_units`. Epsilon does not
+      cover that count.
   """
-  aggregator = aggregators.build_aggregator(mechanism)
+  unweighted = aggregators.build_aggregator(mechanism)
+  aggregator = (
+    aggregators.BrokenCountFactory(unweighted)
+    if count_broken
+    else tff.aggregators.as_weighted_aggregator(unweighted)
+  )
   if server_optimizer is None:
     server_optimizer = optimizers.build_server_optimizer(
       'sgd', learning_rate=1.0
     )
   if client_learning_rate is None:
-    return tff.learning.algorithms.build_unweighted_fed_avg(
+    return tff.learning.algorithms.build_weighted_fed_avg(
       model_fn=model,
       client_optimizer_fn=client_optimizer,
       server_optimizer_fn=server_optimizer,
@@ -74,7 +84,7 @@ def build_dp_fed_avg(
     client_learning_rate_fn=client_learning_rate,
     client_optimizer_fn=client_optimizer,
     server_optimizer_fn=server_optimizer,
-    model_aggregator=tff.aggregators.as_weighted_aggregator(aggregator),
+    model_aggregator=aggregator,
     metrics_aggregator=_no_metrics,
   )
 

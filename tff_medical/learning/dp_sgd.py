@@ -52,6 +52,7 @@ def build_dp_sgd(
   *,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
   augmentation: augmentation_lib.Augmentation | None = None,
+  count_broken: bool = False,
 ) -> tff.learning.templates.LearningProcess:
   """Returns a learning process that runs in any TFF context.
 
@@ -72,6 +73,8 @@ def build_dp_sgd(
     server_optimizer: Takes the noised mean for a gradient. By default SGD with
       learning rate 1.
     augmentation: Averages each unit's gradient over views of its images.
+    count_broken: Whether the metrics tell how many units' gradients were not
+      finite; see `aggregators.broken_units`. Epsilon does not cover that count.
 
   Raises:
     InputError: The mechanism protects clients.
@@ -87,6 +90,7 @@ def build_dp_sgd(
     server_optimizer
     or optimizers.build_server_optimizer('sgd', learning_rate=1.0),
     augmentation,
+    count_broken,
   )
 
 
@@ -119,16 +123,20 @@ class _QuerySum:
     return self._query.initial_sample_state(gradients)
 
   def clipped_sum(
-    self, params: Any, gradients: _Gradients, is_unit: tf.Tensor
+    self,
+    params: Any,
+    gradients: _Gradients,
+    norms: tf.Tensor,
+    is_unit: tf.Tensor,
   ) -> Any:
-    """Returns the sum over units.
+    """Returns the sum over units, those left out whose norm is not finite.
 
     Args:
       params: From the server.
       gradients: Of the units, [B, ...].
+      norms: Float [B], theirs.
       is_unit: Float [B]: 0 for padding, which is not summed or counted.
     """
-    norms = unit_clipping.global_norms(gradients)
     finite = tf.math.is_finite(norms)
     norms = tf.where(finite, norms, 0.0)
     total = functools.partial(unit_clipping.weighted_sum, gradients, finite)
@@ -161,7 +169,7 @@ def _site_sum(
   weights: tff.learning.models.ModelWeights,
   data: tf.data.Dataset,
 ) -> Any:
-  """Returns the sum over all units of one site."""
+  """Returns the sum over all units of one site, and how many are broken."""
 
   @tf.autograph.experimental.do_not_convert
   def add_batch(total: Any, batch: unit_gradients.Batch) -> Any:
@@ -169,12 +177,16 @@ def _site_sum(
       model, weights, batch, augmentation
     )
     is_unit = tf.reduce_max(batch['mask'], axis=1)
-    return tf.nest.map_structure(
-      tf.add, total, query.clipped_sum(params, gradients, is_unit)
+    norms = unit_clipping.global_norms(gradients)
+    broken = tf.logical_and(is_unit > 0, ~tf.math.is_finite(norms))
+    added = (
+      query.clipped_sum(params, gradients, norms, is_unit),
+      tf.reduce_sum(tf.cast(broken, tf.int32)),
     )
+    return tf.nest.map_structure(tf.add, total, added)
 
   zeros = tuple(tf.zeros_like(w) for w in weights.trainable)
-  return data.reduce(query.zero(zeros), add_batch)
+  return data.reduce((query.zero(zeros), tf.constant(0)), add_batch)
 
 
 def _compose(
@@ -182,6 +194,7 @@ def _compose(
   query: _QuerySum,
   server_optimizer: tff.learning.optimizers.Optimizer,
   augmentation: augmentation_lib.Augmentation | None,
+  count_broken: bool,
 ) -> tff.learning.templates.LearningProcess:
   """Returns the process around the pure functions.
 
@@ -215,7 +228,7 @@ def _compose(
     return _site_sum(model, query, augmentation, params, weights, data)
 
   noised_mean = tff.tensorflow.computation(
-    query.noised_mean, (site_sum.type_signature.result, query_type)
+    query.noised_mean, (site_sum.type_signature.result[0], query_type)
   )
 
   @tff.federated_computation
@@ -246,7 +259,7 @@ def _compose(
       ),
     )
     gradient, aggregator = tff.federated_map(
-      noised_mean, (tff.federated_sum(sums), state.aggregator)
+      noised_mean, (tff.federated_sum(sums[0]), state.aggregator)
     )
     step = finalizer.next(state.finalizer, state.global_model_weights, gradient)
     new_state = tff.federated_zip(
@@ -258,10 +271,14 @@ def _compose(
         finalizer=step.state,
       )
     )
-    metrics = tff.federated_zip(
-      collections.OrderedDict(finalizer=step.measurements)
+    metrics = collections.OrderedDict(finalizer=step.measurements)
+    if count_broken:
+      metrics['aggregator'] = tff.federated_zip(
+        collections.OrderedDict(broken_units=tff.federated_sum(sums[1]))
+      )
+    return tff.learning.templates.LearningProcessOutput(
+      new_state, tff.federated_zip(metrics)
     )
-    return tff.learning.templates.LearningProcessOutput(new_state, metrics)
 
   @tff.tensorflow.computation(state_type.member)
   def get_model_weights(state: Any) -> Any:

@@ -8,6 +8,7 @@ quantile and a count that carry no noise, so its stated epsilon does not hold.
 
 from __future__ import annotations
 
+import collections
 from typing import Any, Union
 
 import tensorflow as tf
@@ -61,7 +62,7 @@ class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
   """Replaces values whose L2 norm is not finite by zero, on the client.
 
   It has no state and no measurements of its own: a count of the replaced values
-  would be a statistic of client data without noise.
+  would be a statistic of client data without noise. See `BrokenCountFactory`.
   """
 
   def __init__(self, inner: tff.aggregators.UnweightedAggregationFactory):
@@ -75,8 +76,7 @@ class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
 
     @tff.tensorflow.computation(value_type)
     def finite_or_zero(value: Any) -> Any:
-      # The norm, not the values: one that overflows would be clipped to NaN.
-      finite = tf.math.is_finite(tf.linalg.global_norm(tf.nest.flatten(value)))
+      finite = _is_finite(value)
       return tf.nest.map_structure(
         lambda x: tf.where(finite, x, tf.zeros_like(x)), value
       )
@@ -89,6 +89,61 @@ class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
       return inner.next(state, tff.federated_map(finite_or_zero, value))
 
     return tff.templates.AggregationProcess(inner.initialize, next_fn)
+
+
+class BrokenCountFactory(tff.aggregators.WeightedAggregationFactory):
+  """Aggregates without weights, and counts the clients that send nothing.
+
+  These are the clients of weight 0, which TFF's client work gives to a client
+  without data and to one whose model is not finite, and those whose update's norm
+  is not finite. The measurement `broken_units` carries no noise: no epsilon
+  covers it.
+  """
+
+  def __init__(self, inner: tff.aggregators.UnweightedAggregationFactory):
+    self._inner = inner
+
+  def create(
+    self, value_type: tff.types.TensorType, weight_type: tff.types.TensorType
+  ) -> tff.templates.AggregationProcess:
+    """Returns the process for values and weights of these types."""
+    inner = self._inner.create(value_type)
+
+    @tff.tensorflow.computation(value_type, weight_type)
+    def is_broken(value: Any, weight: Any) -> Any:
+      sends = tf.logical_and(tf.not_equal(weight, 0), _is_finite(value))
+      return tf.cast(tf.logical_not(sends), tf.int32)
+
+    @tff.federated_computation(
+      inner.initialize.type_signature.result,
+      tff.FederatedType(value_type, tff.CLIENTS),
+      tff.FederatedType(weight_type, tff.CLIENTS),
+    )
+    def next_fn(state: Any, value: Any, weight: Any) -> Any:
+      broken = tff.federated_map(is_broken, (value, weight))
+      output = inner.next(state, value)
+      measurements = collections.OrderedDict(
+        broken_units=tff.federated_sum(broken), inner=output.measurements
+      )
+      return tff.templates.MeasuredProcessOutput(
+        output.state, output.result, tff.federated_zip(measurements)
+      )
+
+    return tff.templates.AggregationProcess(inner.initialize, next_fn)
+
+
+def _is_finite(value: Any) -> tf.Tensor:
+  # The norm, not the values: one that overflows would be clipped to NaN.
+  return tf.math.is_finite(tf.linalg.global_norm(tf.nest.flatten(value)))
+
+
+def broken_units(metrics: Any) -> int:
+  """Returns how many units of a round had nothing to send, or were not finite.
+
+  Args:
+    metrics: Of `next` of a process that was built with `count_broken`.
+  """
+  return int(metrics['aggregator']['broken_units'])
 
 
 def clip_norm(aggregator_state: Any) -> float | None:

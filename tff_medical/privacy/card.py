@@ -32,6 +32,7 @@ def build_card(
   dataset: str,
   test_metrics: dict[str, float],
   cohort_seed_was_given: bool = False,
+  broken_units_are_published: bool = False,
 ) -> dict[str, Any]:
   """Returns the card of a model.
 
@@ -43,12 +44,18 @@ def build_card(
     dataset: The name of the data.
     test_metrics: Metrics on held-out images.
     cohort_seed_was_given: Whether the cohorts can be drawn again by somebody.
+    broken_units_are_published: Whether each round told how many units were left
+      out.
   """
   not_covered = [*NOT_COVERED, *mechanism.caveats]
   if cohort_seed_was_given and mechanism.sampling.amplifies:
     not_covered.append(
       'This run was given its cohort seed by the user: for anybody who knows '
       'it, epsilon is that of a run without amplification by sampling.'
+    )
+  if broken_units_are_published:
+    not_covered.append(
+      'The counts of broken units by round: they were published without noise.'
     )
   if not mechanism.is_private:
     not_covered = ['Everything: no noise was added, so nothing is promised.']

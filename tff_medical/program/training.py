@@ -61,7 +61,9 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-  """What may be told about a round: nothing that noise does not cover.
+  """What may be told about a round.
+
+  Noise covers all of it, but for `broken_units`, which is there on request.
 
   Attributes:
     round_num: The round, 1 for the first.
@@ -69,6 +71,8 @@ class RoundReport:
     clip_norm: The clip norm of the next round; None without clipping.
     round_secs: Seconds that the round took, saving included.
     metrics: The evaluation after the round, or empty.
+    broken_units: How many units were left out, as their data could not be read
+      or their contribution was not finite; None unless asked for.
   """
 
   round_num: int
@@ -76,6 +80,7 @@ class RoundReport:
   clip_norm: float | None
   round_secs: float
   metrics: Mapping[str, float]
+  broken_units: int | None = None
 
   def values(self) -> collections.OrderedDict[str, float]:
     """Returns the report as flat named numbers."""
@@ -84,6 +89,8 @@ class RoundReport:
     )
     if self.clip_norm is not None:
       values['clip_norm'] = self.clip_norm
+    if self.broken_units is not None:
+      values['broken_units'] = self.broken_units
     values.update(self.metrics)
     return values
 
@@ -101,6 +108,7 @@ def train(
   rounds_per_eval: int,
   release_managers: Sequence[tff.program.ReleaseManager] = (),
   on_round: Callable[[RoundReport], None] = lambda report: None,
+  publish_broken_units: bool = False,
 ) -> Outcome:
   """Runs rounds from the newest checkpoint on, and returns how it ended.
 
@@ -117,6 +125,9 @@ def train(
     rounds_per_eval: Evaluates after each multiple of it, and after the last.
     release_managers: Get each round's values, by round.
     on_round: Is called after each round, for a progress line.
+    publish_broken_units: Publishes how many units each round left out, if the
+      process was built with `count_broken`. The count has no noise: epsilon does
+      not cover it.
 
   Raises:
     OSError: A charge or a checkpoint could not be written. What was saved
@@ -138,7 +149,8 @@ def train(
         reason, message = StopReason.BUDGET_SPENT, str(error)
         break
       cohort = sampling.draw(cohort_seed, round_num)
-      state = process.next(state, list(client_datasets(cohort))).state
+      output = process.next(state, list(client_datasets(cohort)))
+      state = output.state
       checkpoints.save(round_num, state)
       done = round_num
       round_secs = time.monotonic() - started
@@ -151,6 +163,9 @@ def train(
         aggregators.clip_norm(state.aggregator),
         round_secs,
         metrics,
+        aggregators.broken_units(output.metrics)
+        if publish_broken_units
+        else None,
       )
       _release(release_managers, report)
       on_round(report)
