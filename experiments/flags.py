@@ -6,6 +6,7 @@ import atexit
 from collections.abc import Callable, Sequence
 import dataclasses
 import gc
+import shlex
 import sys
 import typing
 from typing import Any
@@ -47,6 +48,36 @@ def define_settings(
     )
 
   return read
+
+
+def changed(
+  settings: settings_lib.Settings, arguments: str
+) -> settings_lib.Settings:
+  """Returns settings with what flags in a text say instead.
+
+  Args:
+    settings: What holds where the text says nothing.
+    arguments: Flags as in a shell, e.g. `--rounds=5 --model=cnn`.
+
+  Raises:
+    InputError: The text has something else than flags of settings.
+  """
+  values = flags.FlagValues()
+  read = define_settings(values)
+  try:
+    rest = values(['', *shlex.split(arguments)])
+  except (flags.Error, ValueError) as error:
+    raise _validate.InputError(f'{arguments!r}: {error}') from None
+  if len(rest) > 1:
+    raise _validate.InputError(
+      f'{arguments!r} must hold flags alone (--name=value), got {rest[1]!r}'
+    )
+  given = {
+    field.name: getattr(read(), field.name)
+    for field in dataclasses.fields(settings)
+    if values[field.name].present
+  }
+  return dataclasses.replace(settings, **given)
 
 
 def _definer(hint: Any) -> Callable[..., Any]:

@@ -17,20 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import datetime
 import functools
 import math
 import pathlib
 import shlex
 import sys
-import time
 from typing import Any
 
 from absl import flags as absl_flags
-import tqdm
 
+from experiments import cells as cells_lib
 from experiments import flags
-from experiments import jobs as jobs_lib
 from experiments import plan
 from experiments import run_folder as run_folder_lib
 from experiments import settings as settings_lib
@@ -41,8 +38,7 @@ from tff_medical import study
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
-# Seconds between lines of progress that go to a file.
-_LOG_SECS = 30
+_PLAIN_FLAGS = 'without_privacy_flags'
 
 # The sweep decides on them, cell by cell.
 _OWN = ('target_epsilon', 'noise_multiplier', 'epsilon_budget', 'cohort_seed')
@@ -66,19 +62,21 @@ class _Planned:
   cell: study.Cell
   settings: settings_lib.Settings
 
-  def job(self, folder: pathlib.Path) -> jobs_lib.Job:
-    """Returns the command that does it."""
-    name = self.cell.name
-    module = 'train' if self.cell.kind == study.FEDERATED else 'references'
-    command = [sys.executable, '-m', f'experiments.{module}']
-    if self.cell.kind != study.FEDERATED:
-      command.append(f'--kind={self.cell.kind}')
-    command += _arguments(self.settings)
-    return jobs_lib.Job(name, command, folder / 'logs' / f'{name}.log')
+  def training(self) -> cells_lib.Training:
+    """Returns what does it."""
+    kind = self.cell.kind
+    if kind == study.FEDERATED:
+      return cells_lib.Training(self.cell.name, self.settings)
+    return cells_lib.Training(
+      self.cell.name, self.settings, 'references', (f'--kind={kind}',)
+    )
 
 
 def plan_cells(
-  base: settings_lib.Settings, epsilons: Sequence[float], seeds: int
+  base: settings_lib.Settings,
+  epsilons: Sequence[float],
+  seeds: int,
+  plain_flags: str = '',
 ) -> list[_Planned]:
   """Returns all cells of a sweep, the seeds in turn.
 
@@ -86,6 +84,8 @@ def plan_cells(
     base: What the cells have in common; `seed` is the first of theirs.
     epsilons: inf is no privacy.
     seeds: How many seeds.
+    plain_flags: Flags that the cells without privacy have instead of those of
+      `base`: what suits noise need not suit them.
 
   Raises:
     InputError: A setting cannot be used, or is the sweep's to decide.
@@ -106,20 +106,22 @@ def plan_cells(
     for epsilon in sorted(epsilons, reverse=True):
       name = f'eps_{epsilon:g}_seed_{seed}'
       cells.append(study.Cell(name, study.FEDERATED, epsilon, seed))
-  planned = [_Planned(cell, _settings(base, cell)) for cell in cells]
+  planned = [
+    _Planned(cell, _settings(base, cell, plain_flags)) for cell in cells
+  ]
   for one in planned:
     one.settings.resolve()
   return planned
 
 
 def _settings(
-  base: settings_lib.Settings, cell: study.Cell
+  base: settings_lib.Settings, cell: study.Cell, plain_flags: str
 ) -> settings_lib.Settings:
   """Returns the settings of one cell."""
-  folder = pathlib.Path(base.output_dir or '') / 'cells' / cell.name
+  folder = cells_lib.cell_folder(pathlib.Path(base.output_dir or ''), cell.name)
   settings = dataclasses.replace(base, seed=cell.seed, output_dir=str(folder))
   if math.isinf(cell.epsilon):
-    return without_privacy(settings)
+    return flags.changed(without_privacy(settings), plain_flags)
   return dataclasses.replace(settings, target_epsilon=cell.epsilon)
 
 
@@ -147,20 +149,12 @@ def without_privacy(
   return plain
 
 
-def _arguments(settings: settings_lib.Settings) -> list[str]:
-  """Returns the flags that give these settings."""
-  return [
-    f'--{field.name}={getattr(settings, field.name)}'
-    for field in dataclasses.fields(settings)
-    if getattr(settings, field.name) != field.default
-  ]
-
-
 def claim(
   folder: pathlib.Path,
   base: settings_lib.Settings,
   planned: Sequence[_Planned],
   command: str,
+  plain_flags: str,
 ) -> None:
   """Writes `sweep.json`, with the cells of earlier starts too.
 
@@ -168,7 +162,7 @@ def claim(
     InputError: The folder belongs to a sweep with other settings.
   """
   path = folder / study.SWEEP_FILE
-  settings = dataclasses.asdict(base)
+  settings = {**dataclasses.asdict(base), _PLAIN_FLAGS: plain_flags}
   entries = {one.cell.name: _entry(one.cell) for one in planned}
   if path.exists():
     there = study.read(folder).info
@@ -215,59 +209,6 @@ def _refuse_other_sweep(
     )
 
 
-class _Progress:
-  """The bar over all cells, with the parts done of those that run."""
-
-  def __init__(self, folder: pathlib.Path, planned: Sequence[_Planned]):
-    self._folder = folder
-    self._rounds = {
-      p.cell.name: p.settings.rounds
-      for p in planned
-      if p.cell.kind == study.FEDERATED
-    }
-    self._done = 0
-    self._shown = 0.0
-    self._started = time.monotonic()
-    self._bar = tqdm.tqdm(
-      total=len(planned),
-      bar_format='{l_bar}{bar}| {n:.1f}/{total} cells '
-      '[{elapsed}<{remaining}{postfix}]',
-    )
-
-  def end(self) -> None:
-    """Counts a cell that has ended."""
-    self._done += 1
-
-  def poll(self, names: Sequence[str]) -> None:
-    """Shows how far the cells that run have come."""
-    done = self._done + sum(map(self._part, names))
-    self._bar.n = done
-    elapsed = time.monotonic() - self._started
-    if done:
-      left = datetime.timedelta(
-        seconds=elapsed / done * (self._bar.total - done)
-      )
-      end = datetime.datetime.now() + left
-      self._bar.set_postfix_str(
-        f'end {end:%H:%M}, {len(names)} running', refresh=False
-      )
-    now = time.monotonic()
-    if now - self._shown >= (0 if sys.stderr.isatty() else _LOG_SECS):
-      self._shown = now
-      self._bar.refresh()
-
-  def close(self) -> None:
-    """Leaves the bar as it is."""
-    self._bar.close()
-
-  def _part(self, name: str) -> float:
-    path = self._folder / 'cells' / name / 'metrics.csv'
-    if name not in self._rounds or not path.exists():
-      return 0.0
-    lines = path.read_bytes().count(b'\n') - 1
-    return min(1.0, max(0, lines) / self._rounds[name])
-
-
 def run(
   base: settings_lib.Settings,
   *,
@@ -275,66 +216,43 @@ def run(
   seeds: int,
   jobs: int | None,
   command: str,
+  plain_flags: str = '',
 ) -> int:
   """Does what is not done yet, then writes results.csv and the report.
 
   Returns:
     The exit code: of an interrupted sweep, of one with failed cells, or 0.
   """
-  planned = plan_cells(base, epsilons, seeds)
-  gpus = jobs_lib.visible_gpus()
-  where = jobs_lib.slots(jobs, jobs_lib.available_cores(), gpus)
+  planned = plan_cells(base, epsilons, seeds, plain_flags)
+  if jobs is not None:
+    _validate.positive_int(jobs=jobs)
   folder = pathlib.Path(base.output_dir or '')
-  claim(folder, base, planned, command)
+  claim(folder, base, planned, command, plain_flags)
   done = {c.name for c in study.read(folder).cells if c.is_done}
-  todo = [one for one in planned if one.cell.name not in done]
+  todo = [one.training() for one in planned if one.cell.name not in done]
   if len(todo) < len(planned):
     print(f'{len(planned) - len(todo)} of {len(planned)} cells are done.')
-  failed: list[str] = []
-  progress = _Progress(folder, todo)
-
-  def on_end(job: jobs_lib.Job, code: int) -> None:
-    progress.end()
-    if code:
-      failed.append(f'{job.name}: {_last_line(job.log)}')
-    study.write_csv(study.read(folder))
-
-  interrupted = False
-  try:
-    jobs_lib.run(
-      [one.job(folder) for one in todo],
-      where[: max(1, len(todo))],
-      on_end=on_end,
-      on_poll=progress.poll,
-    )
-  except KeyboardInterrupt:
-    interrupted = True
-  finally:
-    progress.close()
-  return _finish(folder, failed, interrupted)
+  ended = cells_lib.run(todo, folder, jobs, on_end=lambda: _write_csv(folder))
+  return _finish(folder, ended)
 
 
-def _finish(
-  folder: pathlib.Path, failed: Sequence[str], interrupted: bool
-) -> int:
+def _write_csv(folder: pathlib.Path) -> None:
+  study.write_csv(study.read(folder))
+
+
+def _finish(folder: pathlib.Path, ended: cells_lib.Ended) -> int:
   """Writes and prints what there is; returns the exit code."""
   sweep = study.read(folder)
   study.write_csv(sweep)
   path = report.write(sweep)
   print('\n'.join(report.headlines(sweep)))
   print(f'Results in {folder / "results.csv"}, report in {path}')
-  for line in failed:
+  for line in ended.failed:
     print(f'error: cell {line}', file=sys.stderr)
-  if interrupted:
+  if ended.interrupted:
     print('Interrupted; start the same command again to go on.')
     return EXIT_INTERRUPTED
-  return EXIT_FAILED if failed else 0
-
-
-def _last_line(log: pathlib.Path) -> str:
-  lines = log.read_text(encoding='utf-8', errors='replace').splitlines()
-  last = next((line for line in reversed(lines) if line.strip()), '')
-  return f'{last.split(chr(13))[-1].strip()} (see {log})'
+  return EXIT_FAILED if ended.failed else 0
 
 
 def main(
@@ -347,6 +265,7 @@ def main(
     epsilons=plan.parse_epsilons(values.epsilons),
     seeds=values.seeds,
     jobs=values.jobs,
+    plain_flags=values[_PLAIN_FLAGS].value,
     command=shlex.join(['python', '-m', 'experiments.tradeoff', *sys.argv[1:]]),
   )
 
@@ -358,6 +277,13 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   )
   absl_flags.DEFINE_integer(
     'seeds', 3, 'runs of each, from --seed on', flag_values=values
+  )
+  absl_flags.DEFINE_string(
+    _PLAIN_FLAGS,
+    '',
+    'flags of the cells without privacy instead of the common ones, as in '
+    '"--server_learning_rate=0.1"',
+    flag_values=values,
   )
   absl_flags.DEFINE_integer(
     'jobs',
