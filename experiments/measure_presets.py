@@ -12,71 +12,46 @@ each run, the line "# reached:" in a preset's header the mean and spread.
 from __future__ import annotations
 
 from collections.abc import Sequence
-import csv
-import decimal
 import functools
 import json
 import pathlib
 import re
 import statistics
 import sys
-from typing import Any
 
 from absl import flags as absl_flags
 import tqdm
 
 from experiments import flags
 from experiments import jobs
+from experiments import results
 from tff_medical import _validate
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRESETS = _ROOT / 'experiments' / 'presets'
 RESULTS = _ROOT / 'results' / 'presets.csv'
-_METRICS = ('auc', 'accuracy', 'balanced_accuracy')
-_FIELDS = (
-  'preset',
-  'seed',
-  'privacy_unit',
-  'epsilon',
-  'delta',
-  'noise_multiplier',
-  *_METRICS,
-  'seconds',
-  'ledger_sha256',
-)
-
-
-def row(preset: str, seed: int, summary: dict[str, Any]) -> dict[str, Any]:
-  """Returns the line of a run in the CSV, from its summary.json."""
-  values = {
-    'preset': preset,
-    'seed': seed,
-    'epsilon': summary['epsilon_pld'],
-    **{name: summary['metrics'][name] for name in _METRICS},
-    **summary,
-  }
-  return {name: values[name] for name in _FIELDS}
 
 
 def merge(old: Sequence[dict], new: Sequence[dict]) -> list[dict]:
   """Returns the lines of both by preset and seed; the new ones count."""
-  both = {(r['preset'], str(r['seed'])): r for r in (*old, *new)}
+  both = {(r['name'], str(r['seed'])): r for r in (*old, *new)}
   return [both[key] for key in sorted(both)]
 
 
 def reached(rows: Sequence[dict]) -> str:
   """Returns mean and spread over the seeds of one preset, in a line."""
   parts = [
-    f'{name.replace("_", " ").replace("auc", "AUC")} {_spread(rows, name)}'
-    for name in _METRICS
+    f'{name.replace("_", " ").replace("auc", "AUC")} '
+    f'{results.spread(results.values(rows, name))}'
+    for name in results.METRICS
   ]
-  epsilon = max(float(r['epsilon']) for r in rows)
+  epsilon = max(results.values(rows, 'epsilon'))
   privacy = (
     'no privacy'
     if epsilon == float('inf')
-    else f'ε {_round_up(epsilon, 3)} at δ {float(rows[0]["delta"]):.3g}'
+    else f'ε {results.round_up(epsilon, 3)} at δ {float(rows[0]["delta"]):.3g}'
   )
-  seconds = statistics.median(float(r['seconds']) for r in rows)
+  seconds = statistics.median(results.values(rows, 'seconds'))
   return (
     f'{privacy}; test {", ".join(parts)} (mean and standard deviation of '
     f'{len(rows)} seeds), {seconds:.0f} s'
@@ -85,41 +60,25 @@ def reached(rows: Sequence[dict]) -> str:
 
 def table(rows: Sequence[dict]) -> str:
   """Returns the table of the README, in Markdown, a line for each preset."""
-  lines = [
-    '| preset | unit | ε | δ | test AUC | accuracy | balanced accuracy | s |',
-    '|---|---|---|---|---|---|---|---|',
-  ]
-  for preset in sorted({r['preset'] for r in rows}):
-    own = [r for r in rows if r['preset'] == preset]
-    epsilon = max(float(r['epsilon']) for r in own)
+  lines = []
+  for preset, own in sorted(results.by_name(rows).items()):
+    epsilon = max(results.values(own, 'epsilon'))
     private = epsilon < float('inf')
-    cells = [
-      f'`{preset}`',
-      own[0]['privacy_unit'] if private else '-',
-      _round_up(epsilon, 2) if private else 'none',
-      f'{float(own[0]["delta"]):.1e}' if private else '-',
-      *(_spread(own, name) for name in _METRICS),
-      f'{statistics.median(float(r["seconds"]) for r in own):.0f}',
-    ]
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines)
-
-
-def read_results(path: pathlib.Path) -> list[dict]:
-  """Returns the lines of the CSV; none if it is missing."""
-  if not path.exists():
-    return []
-  with open(path, newline='', encoding='utf-8') as file:
-    return list(csv.DictReader(file))
-
-
-def write_results(path: pathlib.Path, rows: Sequence[dict]) -> None:
-  """Writes the CSV."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'w', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, _FIELDS)
-    writer.writeheader()
-    writer.writerows(rows)
+    seconds = statistics.median(results.values(own, 'seconds'))
+    lines.append(
+      [
+        f'`{preset}`',
+        own[0]['privacy_unit'] if private else '-',
+        results.round_up(epsilon, 2) if private else 'none',
+        f'{float(own[0]["delta"]):.1e}' if private else '-',
+        *(
+          results.spread(results.values(own, name)) for name in results.METRICS
+        ),
+        f'{seconds:.0f}',
+      ]
+    )
+  header = 'preset, unit, ε, δ, test AUC, accuracy, balanced accuracy, s'
+  return results.markdown(header.split(', '), lines)
 
 
 def write_header(path: pathlib.Path, line: str) -> None:
@@ -128,19 +87,6 @@ def write_header(path: pathlib.Path, line: str) -> None:
     r'^# reached: .*$', f'# reached: {line}', path.read_text(), flags=re.M
   )
   path.write_text(text)
-
-
-def _round_up(epsilon: float, digits: int) -> str:
-  """Returns so many digits, which promise no more than `epsilon` does."""
-  exact = decimal.Decimal(repr(epsilon))
-  step = decimal.Decimal(1).scaleb(-digits)
-  return str(exact.quantize(step, rounding=decimal.ROUND_CEILING))
-
-
-def _spread(rows: Sequence[dict], name: str) -> str:
-  values = [float(r[name]) for r in rows]
-  spread = statistics.stdev(values) if len(values) > 1 else 0.0
-  return f'{statistics.mean(values):.3f} ± {spread:.3f}'
 
 
 def _run_folder(folder: pathlib.Path, name: str, seed: int) -> pathlib.Path:
@@ -191,15 +137,15 @@ def main(values: absl_flags.FlagValues) -> None:
   folder = pathlib.Path(values.output_dir)
   _run_all(names, values.seeds, values.data_dir, folder)
   found = [
-    row(name, seed, json.loads((run / 'summary.json').read_text()))
+    results.row(name, seed, json.loads((run / 'summary.json').read_text()))
     for name in names
     for seed in range(values.seeds)
     if _is_complete(run := _run_folder(folder, name, seed))
   ]
-  rows = merge(read_results(RESULTS), found)
-  write_results(RESULTS, rows)
+  rows = merge(results.read(RESULTS), found)
+  results.write(RESULTS, rows)
   for name in names:
-    own = [r for r in rows if r['preset'] == name]
+    own = [r for r in rows if r['name'] == name]
     if own:
       write_header(PRESETS / f'{name}.flags', reached(own))
   print(table(rows))

@@ -322,6 +322,17 @@ class Settings:
     _check_noise(settings)
     return settings
 
+  def without_ignored(self) -> Settings:
+    """Returns these settings without what `resolve` would refuse as ignored."""
+    kept = resolved = self
+    for field in dataclasses.fields(self):
+      if _why_ignored(resolved, field.name):
+        default: Any = {field.name: field.default}
+        kept = dataclasses.replace(kept, **default)
+        resolved = dataclasses.replace(resolved, **default)
+      resolved = _resolve_field(resolved, field)
+    return kept
+
   def for_population(self, num_clients: int, num_units: int) -> Settings:
     """Returns resolved settings with what depends on the data.
 

@@ -128,25 +128,12 @@ def _settings(
 def without_privacy(
   settings: settings_lib.Settings,
 ) -> settings_lib.Settings:
-  """Returns settings without clipping and noise, and what depends on them.
-
-  What other modes depend on stays: a field that has no use in the plain mode is
-  left out, as giving it would be refused.
-  """
-  fields = [f for f in dataclasses.fields(settings) if f.metadata['used_with']]
-  defaults: dict[str, Any] = {f.name: f.default for f in fields}
+  """Returns settings without clipping and noise, and what depends on them."""
+  plain = dataclasses.replace(settings, clipping='none')
   if settings.mechanism != 'local':
-    defaults['mechanism'] = 'gaussian'  # The others clip and add noise.
-  plain = dataclasses.replace(settings, clipping='none', **defaults)
-  for field in fields:
-    modes = plain.resolve()
-    if all(
-      getattr(modes, other) in allowed
-      for other, allowed in field.metadata['used_with'].items()
-    ):
-      value = getattr(settings, field.name)
-      plain = dataclasses.replace(plain, **{field.name: value})
-  return plain
+    # The others clip and add noise.
+    plain = dataclasses.replace(plain, mechanism='gaussian')
+  return plain.without_ignored()
 
 
 def claim(

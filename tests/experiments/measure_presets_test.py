@@ -5,6 +5,7 @@ import pathlib
 from absl.testing import absltest
 
 from experiments import measure_presets
+from experiments import results
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -26,9 +27,9 @@ class MeasurePresetsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.rows = [
-      measure_presets.row('one', 0, _summary(7.99, 0.9, 10)),
-      measure_presets.row('one', 1, _summary(7.98, 0.8, 30)),
-      measure_presets.row('two', 0, _summary('inf', 0.95, 5)),
+      results.row('one', 0, _summary(7.99, 0.9, 10)),
+      results.row('one', 1, _summary(7.98, 0.8, 30)),
+      results.row('two', 0, _summary('inf', 0.95, 5)),
     ]
 
   def test_table_and_header_have_mean_and_spread(self):
@@ -48,10 +49,10 @@ class MeasurePresetsTest(absltest.TestCase):
 
   def test_results_are_kept_and_measured_again(self):
     path = pathlib.Path(self.create_tempdir().full_path, 'presets.csv')
-    self.assertEqual(measure_presets.read_results(path), [])
-    measure_presets.write_results(path, self.rows)
-    again = measure_presets.row('two', 0, _summary('inf', 0.99, 5))
-    merged = measure_presets.merge(measure_presets.read_results(path), [again])
+    self.assertEqual(results.read(path), [])
+    results.write(path, self.rows)
+    again = results.row('two', 0, _summary('inf', 0.99, 5))
+    merged = measure_presets.merge(results.read(path), [again])
     self.assertEqual([float(r['auc']) for r in merged], [0.9, 0.8, 0.99])
 
   def test_header_is_replaced(self):
@@ -63,26 +64,26 @@ class MeasurePresetsTest(absltest.TestCase):
     )
 
   def test_readme_has_the_table_of_the_results(self):
-    rows = measure_presets.read_results(measure_presets.RESULTS)
+    rows = results.read(measure_presets.RESULTS)
     self.assertNotEmpty(rows)
     self.assertIn(
       measure_presets.table(rows), (_ROOT / 'README.md').read_text()
     )
 
   def test_presets_have_what_the_results_say(self):
-    rows = measure_presets.read_results(measure_presets.RESULTS)
+    rows = results.read(measure_presets.RESULTS)
     for path in measure_presets.PRESETS.glob('*mnist*.flags'):
-      own = [r for r in rows if r['preset'] == path.stem]
+      own = [r for r in rows if r['name'] == path.stem]
       self.assertNotEmpty(own, path)
       self.assertIn(
         f'# reached: {measure_presets.reached(own)}\n', path.read_text()
       )
 
   def test_private_pneumonia_is_within_two_points_of_the_non_private(self):
-    rows = measure_presets.read_results(measure_presets.RESULTS)
+    rows = results.read(measure_presets.RESULTS)
 
     def mean_auc(preset):
-      values = [float(r['auc']) for r in rows if r['preset'] == preset]
+      values = [float(r['auc']) for r in rows if r['name'] == preset]
       return sum(values) / len(values)
 
     plain = mean_auc('pneumoniamnist_record_nonprivate')

@@ -201,6 +201,23 @@ class TradeoffTest(parameterized.TestCase):
       self.assertEqual(getattr(plain, name), getattr(base, name), name)
     self.assertFalse(plain.resolve().is_private)
 
+  def test_flags_of_the_cells_without_privacy(self):
+    base = dataclasses.replace(self.base, server_learning_rate=2.0)
+    planned = tradeoff.plan_cells(
+      base, [4.0, math.inf], 1, '--server_learning_rate=0.1 --rounds=7'
+    )
+    found = {
+      p.cell.epsilon: p.settings
+      for p in planned
+      if p.cell.kind == study.FEDERATED
+    }
+    self.assertEqual(found[4.0].server_learning_rate, 2.0)
+    self.assertEqual(found[4.0].rounds, 3)
+    self.assertEqual(found[math.inf].server_learning_rate, 0.1)
+    self.assertEqual(found[math.inf].rounds, 7)
+    with self.assertRaisesRegex(_validate.InputError, 'clip_norm.*ignored'):
+      tradeoff.plan_cells(base, [math.inf], 1, '--clip_norm=1')
+
   def test_seeds_start_at_the_given_one(self):
     base = dataclasses.replace(self.base, seed=5)
     planned = tradeoff.plan_cells(base, [2.0], 2)

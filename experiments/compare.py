@@ -1,0 +1,310 @@
+r"""What helps at one privacy budget: variants of a setting beside each other.
+
+    python -m experiments.compare --target_epsilon=2 --seeds=3 \
+        --dataset=medmnist/pneumoniamnist --num_clients=470 \
+        --variant='larger cohort: --clients_per_round=94' \
+        --variant='larger model: --model=cnn' --output_dir=runs/helps
+
+The flags of `experiments.train` make the base; a variant is a name and the flags
+that it has instead. All are trained at the same ε, which each calibrates its own
+noise for, so that what a variant saves in noise counts. Variants of a seed share
+data, partition and, where shapes are the same, initial weights. Started again, it
+does what is missing. The folder gets results.csv, results.md, comparison.png and
+.svg, cells/NAME (each a run's folder) and logs/.
+
+Looking at test metrics of many variants is tuning, which no ε here covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+import statistics
+import sys
+from typing import Any
+
+from absl import flags as absl_flags
+
+from experiments import cells
+from experiments import flags
+from experiments import results
+from experiments import settings as settings_lib
+from tff_medical import _validate
+from tff_medical import plots
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+BASE = 'base'
+_HEADER = ('variant', 'flags', 'noise', 'test AUC', 'AUC minus base',
+           'balanced accuracy', 's')  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """A name, and the flags that differ from the base."""
+
+  name: str
+  flags: str = ''
+
+  @classmethod
+  def parse(cls, text: str) -> Variant:
+    """Returns the variant that a text `NAME: FLAGS` says.
+
+    >>> Variant.parse('wide: --model=cnn --rounds=5')
+    Variant(name='wide', flags='--model=cnn --rounds=5')
+    """
+    name, colon, changed = text.partition(':')
+    if not colon or not name.strip() or not changed.strip():
+      raise _validate.InputError(
+        f"variant must be 'NAME: --flag=value ...', got {text!r}"
+      )
+    return cls(name.strip(), changed.strip())
+
+  def settings(
+    self, base: settings_lib.Settings, seed: int, folder: pathlib.Path
+  ) -> settings_lib.Settings:
+    """Returns the settings of one training of this variant.
+
+    What the base says and the variant has no use for is left out.
+
+    Raises:
+      InputError: A flag is unknown, or would be ignored.
+    """
+    wanted = flags.changed(base, self.flags)
+    settings = dataclasses.replace(
+      wanted.without_ignored(),
+      seed=seed,
+      output_dir=str(cells.cell_folder(folder, self.cell(seed))),
+    )
+    for field in dataclasses.fields(settings):
+      name = field.name
+      if name not in ('seed', 'output_dir') and (
+        getattr(wanted, name) != getattr(base, name)
+        and getattr(settings, name) != getattr(wanted, name)
+      ):
+        raise _validate.InputError(
+          f'variant {self.name!r}: {name}={getattr(wanted, name)} would be '
+          'ignored; leave it out'
+        )
+    settings.resolve()
+    return settings
+
+  def cell(self, seed: int) -> str:
+    """Returns the name of a training's folder."""
+    return f'{re.sub("[^0-9a-z]+", "_", self.name.lower())}_seed_{seed}'
+
+
+def plan(
+  base: settings_lib.Settings, variants: Sequence[Variant], seeds: int
+) -> dict[str, cells.Training]:
+  """Returns all trainings by the name of their cell, seeds in turn.
+
+  Raises:
+    InputError: A setting or variant cannot be used.
+  """
+  _validate.positive_int(seeds=seeds)
+  if base.output_dir is None:
+    raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
+  if not base.target_epsilon:
+    raise _validate.InputError(
+      'target_epsilon must be given: variants are compared at one ε'
+    )
+  folder = pathlib.Path(base.output_dir)
+  found: dict[str, cells.Training] = {}
+  for seed in range(base.seed, base.seed + seeds):
+    for variant in variants:
+      name = variant.cell(seed)
+      if name in found:
+        raise _validate.InputError(
+          f'variant names must differ, got {variant.name!r} twice or one so '
+          'like it that their folders are the same'
+        )
+      settings = variant.settings(base, seed, folder)
+      if settings.target_epsilon != base.target_epsilon:
+        raise _validate.InputError(
+          f'variant {variant.name!r} has another target_epsilon '
+          f'({settings.target_epsilon}); all are compared at '
+          f'{base.target_epsilon:g}'
+        )
+      found[name] = cells.Training(name, settings)
+  return found
+
+
+def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
+  """Makes the folder this comparison's, or checks that its cells are the same.
+
+  Raises:
+    InputError: It holds other files, or a cell with other flags.
+  """
+  path = folder / 'comparison.json'
+  wanted = {
+    name: [
+      a for a in cells.arguments(training.settings)
+      if not a.startswith(('--output_dir=', '--data_dir='))
+    ]
+    for name, training in planned.items()
+  }  # fmt: skip
+  there = {}
+  if path.exists():
+    there = json.loads(path.read_text(encoding='utf-8'))
+  elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise _validate.InputError(
+      f'output_dir {folder} holds other files (no {path.name}); choose a new '
+      'folder'
+    )
+  for name in sorted(there.keys() & wanted.keys()):
+    if there[name] != wanted[name]:
+      raise _validate.InputError(
+        f'output_dir {folder} has a cell {name} with other flags '
+        f'({" ".join(there[name])}); name the variant differently or choose '
+        'another output_dir'
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  text = json.dumps({**there, **wanted}, indent=2, ensure_ascii=False)
+  path.write_text(text + '\n', encoding='utf-8')
+
+
+def _summary(folder: pathlib.Path, name: str) -> dict[str, Any]:
+  """Returns what a training that came to its end says of it, else nothing."""
+  path = cells.cell_folder(folder, name) / 'summary.json'
+  if not path.exists():
+    return {}
+  summary = json.loads(path.read_text(encoding='utf-8'))
+  return summary if summary['stop_reason'] != 'interrupted' else {}
+
+
+def rows(
+  folder: pathlib.Path, variants: Sequence[Variant], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+  """Returns the lines of results.csv: what is done, variant by variant."""
+  found = []
+  for variant in variants:
+    for seed in seeds:
+      summary = _summary(folder, variant.cell(seed))
+      if summary:
+        line = results.row(variant.name, seed, summary)
+        found.append({**line, 'flags': variant.flags})
+  return found
+
+
+def differences(
+  own: Sequence[Mapping[str, Any]],
+  base: Sequence[Mapping[str, Any]],
+  metric: str,
+) -> list[float]:
+  """Returns a variant's metric minus the base's, for each seed of both."""
+  of_base = {str(r['seed']): float(r[metric]) for r in base}
+  return [
+    float(r[metric]) - of_base[str(r['seed'])]
+    for r in own
+    if str(r['seed']) in of_base
+  ]
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the comparison in Markdown, the best variants first."""
+  groups = results.by_name(lines)
+  base = groups.get(BASE, [])
+  found = []
+  for name, own in sorted(
+    groups.items(),
+    key=lambda item: -statistics.mean(results.values(item[1], 'auc')),
+  ):
+    against = differences(own, base, 'auc')
+    found.append(
+      [
+        f'**{name}**' if name == BASE else name,
+        f'`{own[0]["flags"]}`' if own[0]['flags'] else '',
+        f'{statistics.mean(results.values(own, "noise_multiplier")):.2f}',
+        results.spread(results.values(own, 'auc')),
+        f'{statistics.mean(against):+.3f}' if against and name != BASE else '',
+        results.spread(results.values(own, 'balanced_accuracy')),
+        f'{statistics.median(results.values(own, "seconds")):.0f}',
+      ]
+    )
+  return results.markdown(_HEADER, found)
+
+
+def draw(
+  lines: Sequence[Mapping[str, Any]], epsilon: float, folder: pathlib.Path
+) -> None:
+  """Writes comparison.png and comparison.svg: a line a variant, a dot a seed."""
+  groups = sorted(
+    results.by_name(lines).items(),
+    key=lambda item: statistics.mean(results.values(item[1], 'auc')),
+  )
+  figure, axes = plots.new(f'What helps at ε {epsilon:g}', x='test AUC', y='')
+  figure.set_size_inches(6.4, 1.0 + 0.27 * len(groups))
+  for height, (name, own) in enumerate(groups):
+    aucs = results.values(own, 'auc')
+    shade = plots.color(1 if name == BASE else 0)
+    axes.plot(aucs, [height] * len(aucs), 'o', color=shade, alpha=0.55)
+    axes.plot([statistics.mean(aucs)], [height], '|', color=shade,
+              markersize=13, markeredgewidth=2)  # fmt: skip
+    if name == BASE:
+      axes.axvline(
+        statistics.mean(aucs), color=shade, linestyle='--', linewidth=1
+      )
+  axes.set_yticks(range(len(groups)), [name for name, _ in groups])
+  plots.save(figure, folder, 'comparison')
+
+
+def run(
+  base: settings_lib.Settings,
+  variants: Sequence[Variant],
+  seeds: int,
+  jobs: int | None,
+) -> int:
+  """Does what is not done yet and writes the results; returns the exit code."""
+  variants = [Variant(BASE), *variants]
+  planned = plan(base, variants, seeds)
+  if jobs is not None:
+    _validate.positive_int(jobs=jobs)
+  folder = pathlib.Path(base.output_dir or '')
+  claim(folder, planned)
+  todo = [t for name, t in planned.items() if not _summary(folder, name)]
+  if len(todo) < len(planned):
+    print(f'{len(planned) - len(todo)} of {len(planned)} trainings are done.')
+  ended = cells.run(todo, folder, jobs)
+  lines = rows(folder, variants, range(base.seed, base.seed + seeds))
+  if lines:
+    results.write(folder / 'results.csv', lines)
+    text = table(lines)
+    (folder / 'results.md').write_text(text + '\n', encoding='utf-8')
+    draw(lines, base.target_epsilon or 0.0, folder)
+    print(text)
+  for line in ended.failed:
+    print(f'error: {line}', file=sys.stderr)
+  print(f'Results in {folder}')
+  if ended.interrupted:
+    print('Interrupted; start the same command again to go on.')
+    return EXIT_INTERRUPTED
+  return EXIT_FAILED if ended.failed else 0
+
+
+def main(
+  read_settings: Callable[[], settings_lib.Settings],
+  values: absl_flags.FlagValues,
+) -> int:
+  """Runs the command; returns its exit code."""
+  return run(
+    read_settings(),
+    [Variant.parse(text) for text in values.variant],
+    values.seeds,
+    values.jobs,
+  )
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_multi_string(
+    'variant', [], "'NAME: --flag=value ...', instead of the base's flags"
+  )
+  absl_flags.DEFINE_integer('seeds', 3, 'runs of each, from --seed on')
+  absl_flags.DEFINE_integer(
+    'jobs', None, 'runs at once [one for each GPU, or else for each core]'
+  )
+  flags.run(functools.partial(main, flags.define_settings(), absl_flags.FLAGS))

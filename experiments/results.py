@@ -1,0 +1,103 @@
+"""Lines, means and tables of what finished runs measured.
+
+A line is what `summary.json` of one run says, under a name that it shares with
+the runs of other seeds. Tables have the mean and the standard deviation over
+seeds; epsilon is rounded up, so that no table promises more than was kept.
+
+>>> spread([0.5, 0.75])
+'0.625 ± 0.177'
+>>> round_up(7.9911, 2)
+'8.00'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import csv
+import decimal
+import pathlib
+import statistics
+from typing import Any
+
+METRICS = ('auc', 'accuracy', 'balanced_accuracy')
+FIELDS = (
+  'name',
+  'seed',
+  'privacy_unit',
+  'epsilon',
+  'delta',
+  'noise_multiplier',
+  *METRICS,
+  'seconds',
+  'ledger_sha256',
+)
+
+
+def row(name: str, seed: int, summary: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the line of a run, from its summary.json."""
+  values = {
+    'name': name,
+    'seed': seed,
+    'epsilon': summary['epsilon_pld'],
+    **{metric: summary['metrics'][metric] for metric in METRICS},
+    **summary,
+  }
+  return {field: values[field] for field in FIELDS}
+
+
+def read(path: pathlib.Path) -> list[dict[str, str]]:
+  """Returns the lines of a CSV; none if it is missing."""
+  if not path.exists():
+    return []
+  with open(path, newline='', encoding='utf-8') as file:
+    return list(csv.DictReader(file))
+
+
+def write(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes a CSV; the columns are those of the first line."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'w', newline='', encoding='utf-8') as file:
+    writer = csv.DictWriter(file, list(rows[0]) if rows else FIELDS)
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def by_name(
+  rows: Sequence[Mapping[str, Any]],
+) -> dict[str, list[Mapping[str, Any]]]:
+  """Returns the lines of each name, in the order in which the names come."""
+  found: dict[str, list[Mapping[str, Any]]] = {}
+  for one in rows:
+    found.setdefault(one['name'], []).append(one)
+  return found
+
+
+def values(rows: Sequence[Mapping[str, Any]], field: str) -> list[float]:
+  """Returns a column as numbers."""
+  return [float(one[field]) for one in rows]
+
+
+def spread(numbers: Sequence[float]) -> str:
+  """Returns mean and standard deviation, which is 0 of a single number."""
+  deviation = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+  return f'{statistics.mean(numbers):.3f} ± {deviation:.3f}'
+
+
+def round_up(epsilon: float, digits: int) -> str:
+  """Returns so many digits, which promise no more than `epsilon` does."""
+  exact = decimal.Decimal(repr(epsilon))
+  step = decimal.Decimal(1).scaleb(-digits)
+  return str(exact.quantize(step, rounding=decimal.ROUND_CEILING))
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  """Returns a table in Markdown.
+
+  >>> print(markdown(('a', 'b'), [('1', '2')]))
+  | a | b |
+  |---|---|
+  | 1 | 2 |
+  """
+  rows = [list(header), *map(list, lines)]
+  text = [f'| {" | ".join(cells)} |' for cells in rows]
+  return '\n'.join([text[0], '|' + '---|' * len(header), *text[1:]])

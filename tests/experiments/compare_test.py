@@ -1,0 +1,187 @@
+"""Tests of the comparison of variants at one ε."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from PIL import Image
+
+from experiments import compare
+from experiments import jobs
+from experiments import settings as settings_lib
+from tests.experiments import npz
+from tff_medical import _validate
+
+_WIDE = compare.Variant('Wide model', '--model=cnn')
+_ALL = compare.Variant('all clients', '--client_sampling=all')
+
+
+class CompareTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.temp = pathlib.Path(self.create_tempdir().full_path)
+    self.output = self.temp / 'out'
+    self.base = settings_lib.Settings(
+      dataset='medmnist/breastmnist',
+      data_dir=npz.write(self.temp),
+      num_clients=30,
+      clients_per_round=15.0,
+      rounds=2,
+      clipping='fixed',  # Calibrates faster.
+      target_epsilon=40.0,
+      output_dir=str(self.output),
+    )
+
+  def _run(self, variants=(_WIDE, _ALL), seeds=2, **changed):
+    printed = io.StringIO()
+    with (
+      contextlib.redirect_stdout(printed),
+      contextlib.redirect_stderr(printed),
+    ):
+      code = compare.run(
+        dataclasses.replace(self.base, **changed), variants, seeds, jobs=2
+      )
+    return code, printed.getvalue()
+
+  @contextlib.contextmanager
+  def _fake_cells(self, fails=()):
+    """Trainings end at once with an AUC that their name decides."""
+    started = []
+
+    def run(todo, where, *, on_end, on_poll):
+      del where, on_poll
+      for job in todo:
+        started.append(job)
+        job.log.parent.mkdir(exist_ok=True)
+        job.log.write_text('error: no luck\n')
+        code = 2 if job.name in fails else 0
+        if not code:
+          folder = self.output / 'cells' / job.name
+          folder.mkdir(parents=True, exist_ok=True)
+          seed = int(job.name[-1])
+          auc = {'b': 0.8, 'w': 0.7, 'a': 0.9}[job.name[0]] + seed / 100
+          summary = {
+            'stop_reason': 'completed',
+            'epsilon_pld': 39.9,
+            'delta': 0.01,
+            'noise_multiplier': 1.5,
+            'privacy_unit': 'client',
+            'metrics': {'auc': auc, 'accuracy': 0.5, 'balanced_accuracy': 0.5},
+            'seconds': 3.0,
+            'ledger_sha256': 'abc',
+          }
+          (folder / 'summary.json').write_text(json.dumps(summary))
+        on_end(job, code)
+
+    with mock.patch.object(jobs, 'run', run):
+      yield started
+
+  def test_real_trainings_at_the_same_epsilon(self):
+    code, printed = self._run(variants=[_ALL], seeds=1)
+    self.assertEqual(code, 0, printed)
+    with open(self.output / 'results.csv', newline='') as file:
+      lines = {row['name']: row for row in csv.DictReader(file)}
+    self.assertCountEqual(lines, ['base', 'all clients'])
+    for line in lines.values():
+      self.assertBetween(float(line['epsilon']), 35, 40)
+      self.assertBetween(float(line['auc']), 0, 1)
+    self.assertGreater(
+      float(lines['all clients']['noise_multiplier']),
+      float(lines['base']['noise_multiplier']),
+    )
+
+  def test_table_is_ordered_and_pairs_seeds(self):
+    with self._fake_cells() as started:
+      code, printed = self._run()
+    self.assertEqual(code, 0)
+    self.assertLen(started, 6)
+    lines = (self.output / 'results.md').read_text().splitlines()
+    self.assertStartsWith(lines[2], '| all clients | `--client_sampling=all` |')
+    self.assertStartsWith(lines[3], '| **base** |')
+    self.assertIn('| 0.905 ± 0.007 | +0.100 | 0.500 ± 0.000 | 3 |', lines[2])
+    self.assertIn('| -0.100 |', lines[4])
+    self.assertIn(lines[4], printed)
+    with Image.open(self.output / 'comparison.png') as image:
+      self.assertGreater(image.width, 800)
+    svg = (self.output / 'comparison.svg').read_text()
+    self.assertIn('all clients', svg)
+
+  def test_differences_are_taken_seed_by_seed(self):
+    def lines(**aucs):
+      return [{'seed': s[1:], 'auc': a} for s, a in aucs.items()]
+
+    found = compare.differences(
+      lines(s0=0.5, s1=0.7, s2=0.1), lines(s1=0.4, s0=0.4), 'auc'
+    )
+    self.assertSequenceAlmostEqual(found, [0.1, 0.3])
+
+  def test_goes_on_and_takes_more_variants(self):
+    with self._fake_cells(fails=['base_seed_1']):
+      code, printed = self._run(variants=[_WIDE])
+    self.assertEqual(code, 1)
+    self.assertIn('error: base_seed_1: error: no luck', printed)
+    with self._fake_cells() as started:
+      code, printed = self._run()
+    self.assertEqual(code, 0)
+    self.assertCountEqual(
+      [job.name for job in started],
+      ['base_seed_1', 'all_clients_seed_0', 'all_clients_seed_1'],
+    )
+    self.assertIn('3 of 6 trainings are done', printed)
+
+  def test_refuses_cells_with_other_flags(self):
+    with self._fake_cells():
+      self._run()
+    with self.assertRaisesRegex(_validate.InputError, 'cell .* other flags'):
+      self._run(rounds=3)
+    with self.assertRaisesRegex(_validate.InputError, 'wide_model_seed_0'):
+      self._run([compare.Variant('wide model', '--model=cnn --rounds=3')])
+
+  def test_a_variant_leaves_out_what_it_has_no_use_for(self):
+    settings = _ALL.settings(self.base, 3, self.output)
+    self.assertIsNone(settings.clients_per_round)
+    self.assertEqual(settings.client_sampling, 'all')
+    self.assertEqual(settings.seed, 3)
+    self.assertEqual(settings.target_epsilon, 40)
+
+  @parameterized.parameters(
+    ('wide', "variant must be 'NAME: --flag=value"),
+    (': --model=cnn', 'variant must be'),
+    ('x: --no_such_flag=1', 'no_such_flag'),
+    ('x: cnn', 'flags alone'),
+    ('x: --clipping=fixd', "did you mean 'fixed'"),
+    ('x: --rounds=abc', 'rounds'),
+    ('x: --local_steps=3', 'local_steps=3 would be ignored'),
+    ('x: --target_epsilon=3', 'another target_epsilon'),
+    ('base: --rounds=3', 'names must differ'),
+  )
+  def test_refuses_a_variant(self, text, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      self._run([compare.Variant.parse(text)])
+    self.assertFalse(self.output.exists())
+
+  @parameterized.parameters(
+    ({'target_epsilon': None, 'noise_multiplier': 1.0}, 'target_epsilon must'),
+    ({'output_dir': None}, 'output_dir'),
+    ({'rounds': 0}, 'rounds'),
+  )
+  def test_refuses_a_base(self, changed, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      self._run(**changed)
+    self.assertFalse(self.output.exists())
+
+  def test_refuses_a_folder_with_other_files(self):
+    self.output.mkdir()
+    (self.output / 'thesis.tex').write_text('precious')
+    with self.assertRaisesRegex(_validate.InputError, 'holds other files'):
+      self._run()
+
+
+if __name__ == '__main__':
+  absltest.main()
