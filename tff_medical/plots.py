@@ -89,6 +89,21 @@ def new(
   return figure, axes
 
 
+def grid(
+  count: int, columns: int
+) -> tuple[figure_lib.Figure, list[axes_lib.Axes]]:
+  """Returns a figure with `count` sets of axes, in rows of so many."""
+  rows = -(-count // columns)
+  width, height = _SIZE_INCHES
+  with matplotlib.rc_context(_STYLE):
+    figure = figure_lib.Figure(
+      figsize=(width * columns, height * rows), layout='constrained'
+    )
+    return figure, [
+      figure.add_subplot(rows, columns, number + 1) for number in range(count)
+    ]
+
+
 def color(index: int) -> str:
   """Returns the colour of a series; they repeat after the last one."""
   return SERIES[index % len(SERIES)]

@@ -144,6 +144,36 @@ class AuditTest(parameterized.TestCase):
     # With half in each of 3 rounds and little noise, most are found.
     self.assertGreater(found['canary_auc']['best_round'], 0.6)
 
+  @parameterized.parameters(
+    {
+      'mechanism': 'tree',
+      'num_clients': 12,
+      'clients_per_round': 4.0,
+      'rounds_per_tree': 3,
+    },
+    {'mechanism': 'distributed', 'num_clients': 12},
+  )
+  def test_other_mechanisms_honest_and_without_noise(self, **changed):
+    """The whole command: a run, its audit, and that of a broken build."""
+    name = changed['mechanism']
+    self._train(name, noise_multiplier=4.0, **changed)
+    folder = self._copy(name)
+    code, _, found = self._main(folder, canaries=200)
+    self.assertEqual(code, 0, found)
+    summary = json.loads((folder / 'summary.json').read_text())
+    self.assertAlmostEqual(found['upper_bound'], summary['epsilon_pld'])
+    self.assertEqual(found['card']['mechanism']['population'], 212)
+    shutil.rmtree(folder / 'audit')
+    real = build.build_process
+
+    def without_noise(settings, task, mechanism):
+      return real(settings, task, mechanism.with_noise(0.0))
+
+    with mock.patch.object(build, 'build_process', without_noise):
+      code, printed, found = self._main(folder, canaries=200)
+    self.assertEqual(code, audit.EXIT_BROKEN_PROMISE, found)
+    self.assertIn('BROKEN', printed)
+
   def test_without_privacy_there_is_membership_inference_alone(self):
     folder = self._copy('plain')
     with self.assertRaisesRegex(_validate.InputError, 'no guarantee to audit'):

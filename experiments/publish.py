@@ -1,0 +1,235 @@
+"""Puts results into the repository and renews the README's tables and figure.
+
+    python -m experiments.publish \
+        --sweep_dirs=runs/pneumonia_client,runs/pneumonia_record \
+        --comparison_dirs=runs/helps_client
+
+Of each sweep (`experiments.tradeoff`) the report, its plots and results.csv go to
+results/NAME, of each comparison (`experiments.compare`) results.csv and figure;
+NAME is that of the folder. Without folders the README alone is renewed, from what
+lies in results/. In the README what stands between `<!-- NAME -->` and
+`<!-- end -->` is written by this command, and a test holds it against the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
+import pathlib
+import re
+import shutil
+
+from absl import flags as absl_flags
+from matplotlib import axes as axes_lib
+
+from experiments import compare
+from experiments import flags
+from experiments import measure_presets
+from experiments import results
+from tff_medical import _validate
+from tff_medical import plots
+from tff_medical import report
+from tff_medical import study
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = _ROOT / 'README.md'
+RESULTS = _ROOT / 'results'
+FIGURE = 'tradeoff'
+_STUDY_FILES = ('results.csv', 'report.html', 'plots')
+_COMPARISON_FILES = ('results.csv', 'comparison.png', 'comparison.svg')
+_COLUMNS_OF_FIGURE = 2
+
+
+def copy_study(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Writes a sweep's report anew, and copies what is to be published.
+
+  Raises:
+    InputError: The folder is not that of a sweep, or cells are missing.
+  """
+  sweep = study.read(folder)
+  missing = [cell.name for cell in sweep.cells if not cell.is_done]
+  if missing:
+    raise _validate.InputError(
+      f'sweep_dirs: {folder} has {len(missing)} cells to do ({missing[0]}, '
+      '...); start experiments.tradeoff again'
+    )
+  study.write_csv(sweep)
+  report.write(sweep)
+  _copy(folder, target, _STUDY_FILES)
+
+
+def copy_comparison(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies what is to be published of a comparison.
+
+  Raises:
+    InputError: The folder is not that of a comparison.
+  """
+  if not (folder / 'comparison.png').exists():
+    raise _validate.InputError(
+      f'comparison_dirs: {folder} holds no comparison; give the --output_dir '
+      'of experiments.compare'
+    )
+  _copy(folder, target, _COMPARISON_FILES)
+
+
+def _copy(
+  folder: pathlib.Path, target: pathlib.Path, names: Sequence[str]
+) -> None:
+  target.mkdir(parents=True, exist_ok=True)
+  for name in names:
+    if (folder / name).is_dir():
+      shutil.rmtree(target / name, ignore_errors=True)
+      shutil.copytree(folder / name, target / name)
+    else:
+      shutil.copy(folder / name, target / name)
+
+
+def studies(folder: pathlib.Path) -> dict[str, list[dict[str, str]]]:
+  """Returns the lines of results.csv of each study, by its name."""
+  found = {}
+  for path in sorted(folder.glob('*/results.csv')):
+    lines = results.read(path)
+    if lines and 'cell' in lines[0]:
+      found[path.parent.name] = lines
+  return found
+
+
+def comparisons(folder: pathlib.Path) -> dict[str, list[dict[str, str]]]:
+  """Returns the lines of results.csv of each comparison, by its name."""
+  found = {}
+  for path in sorted(folder.glob('*/results.csv')):
+    lines = results.read(path)
+    if lines and 'flags' in lines[0]:
+      found[path.parent.name] = lines
+  return found
+
+
+def _groups(
+  lines: Sequence[Mapping[str, str]], metric: str
+) -> dict[tuple[str, float], list[float]]:
+  """Returns the values of a metric by kind and ε."""
+  found: dict[tuple[str, float], list[float]] = {}
+  for line in lines:
+    if line[metric]:
+      key = (line['kind'], float(line['target_epsilon']))
+      found.setdefault(key, []).append(float(line[metric]))
+  return found
+
+
+def study_table(
+  found: Mapping[str, Sequence[Mapping[str, str]]], metric: str
+) -> str:
+  """Returns a line a study and a column a budget, in Markdown."""
+  groups = {name: _groups(lines, metric) for name, lines in found.items()}
+  keys = sorted({key for group in groups.values() for key in group}, key=_order)
+  lines = [
+    [
+      f'[{name}](results/{name}/report.html)',
+      *(results.spread(group[key]) if key in group else '' for key in keys),
+    ]
+    for name, group in groups.items()
+  ]
+  return results.markdown(['', *map(_label, keys)], lines)
+
+
+def _order(key: tuple[str, float]) -> tuple[int, float]:
+  return study.KINDS.index(key[0]), key[1]
+
+
+def _label(key: tuple[str, float]) -> str:
+  kind, epsilon = key
+  if kind != study.FEDERATED:
+    return study.LABELS[kind]
+  return 'no privacy' if math.isinf(epsilon) else f'ε {epsilon:g}'
+
+
+def draw(
+  found: Mapping[str, Sequence[Mapping[str, str]]], folder: pathlib.Path
+) -> None:
+  """Writes the figure of all studies: test AUC against ε."""
+  figure, panels = plots.grid(len(found), _COLUMNS_OF_FIGURE)
+  for axes, (name, lines) in zip(panels, found.items()):
+    axes.set_title(name.replace('_', ' '))
+    _draw_panel(axes, _groups(lines, 'auc'))
+  plots.save(figure, folder, FIGURE)
+
+
+def _draw_panel(
+  axes: axes_lib.Axes, groups: Mapping[tuple[str, float], Sequence[float]]
+) -> None:
+  epsilons = sorted(e for kind, e in groups if kind == study.FEDERATED)
+  means = []
+  for position, epsilon in enumerate(epsilons):
+    aucs = groups[study.FEDERATED, epsilon]
+    means.append(study.mean(aucs))
+    axes.plot([position] * len(aucs), aucs, 'o', color=plots.color(0))
+  axes.plot(range(len(epsilons)), means, color=plots.color(0))
+  for index, kind in enumerate((study.CENTRAL, study.PER_SITE), start=1):
+    if (kind, math.inf) in groups:
+      level = study.mean(groups[kind, math.inf])
+      plots.level(axes, level, study.LABELS[kind], plots.color(index))
+  axes.set_xticks(
+    range(len(epsilons)),
+    ['no privacy' if math.isinf(e) else f'ε {e:g}' for e in epsilons],
+  )
+  axes.set_ylabel('test AUC')
+
+
+def blocks(folder: pathlib.Path) -> dict[str, str]:
+  """Returns what belongs between the README's marks, by their name."""
+  found = {
+    'presets': measure_presets.table(results.read(folder / 'presets.csv'))
+  }
+  if all_studies := studies(folder):
+    found['studies'] = study_table(all_studies, 'auc')
+  for name, lines in comparisons(folder).items():
+    found[name] = compare.table(lines)
+  return found
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+  """Returns a text with each table between its marks.
+
+  >>> print(fill('<!-- a -->old<!-- end -->', {'a': '| 1 |'}))
+  <!-- a -->
+  | 1 |
+  <!-- end -->
+
+  Raises:
+    InputError: A table has no mark.
+  """
+  for name, table in tables.items():
+    pattern = rf'(<!-- {re.escape(name)} -->).*?(<!-- end -->)'
+    if not re.search(pattern, text, re.S):
+      raise _validate.InputError(
+        f'the README has no <!-- {name} --> ... <!-- end --> to fill'
+      )
+    replacement: Callable[[re.Match[str]], str] = functools.partial(
+      _between, table
+    )
+    text = re.sub(pattern, replacement, text, flags=re.S)
+  return text
+
+
+def _between(table: str, match: re.Match[str]) -> str:
+  return f'{match[1]}\n{table}\n{match[2]}'
+
+
+def main(values: absl_flags.FlagValues) -> None:
+  """Runs the command."""
+  for paths, copy in (
+    (values.sweep_dirs, copy_study),
+    (values.comparison_dirs, copy_comparison),
+  ):
+    for path in map(pathlib.Path, paths):
+      copy(path, RESULTS / path.name)
+  if found := studies(RESULTS):
+    draw(found, RESULTS)
+  README.write_text(fill(README.read_text('utf-8'), blocks(RESULTS)), 'utf-8')
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_list('sweep_dirs', [], 'folders of experiments.tradeoff')
+  absl_flags.DEFINE_list('comparison_dirs', [], 'of experiments.compare')
+  flags.run(functools.partial(main, absl_flags.FLAGS))

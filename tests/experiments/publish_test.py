@@ -1,0 +1,130 @@
+"""Tests of what is published: files, tables, figure, and the README itself."""
+
+import csv
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest
+
+from experiments import publish
+from experiments import results
+from tests import sweeps
+from tff_medical import _validate
+from tff_medical import study
+
+
+def _line(kind, epsilon, auc):
+  return {'kind': kind, 'target_epsilon': epsilon, 'auc': auc, 'cell': 'x'}
+
+
+class PublishTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.temp = pathlib.Path(self.create_tempdir().full_path)
+    self.results = self.temp / 'results'
+    self.readme = self.temp / 'README.md'
+    self.readme.write_text(
+      '# Before\n<!-- presets -->old<!-- end -->\n'
+      'between <!-- studies -->\nold\n<!-- end -->\nafter\n'
+    )
+    self.results.mkdir()
+    summary = {
+      'epsilon_pld': 7.991,
+      'delta': 1e-3,
+      'noise_multiplier': 1.0,
+      'privacy_unit': 'record',
+      'metrics': {'auc': 0.9, 'accuracy': 0.8, 'balanced_accuracy': 0.7},
+      'seconds': 3.0,
+      'ledger_sha256': 'abc',
+    }
+    results.write(self.results / 'presets.csv', [results.row('p', 0, summary)])
+    for name, path in (('RESULTS', self.results), ('README', self.readme)):
+      self.enter_context(mock.patch.object(publish, name, path))
+
+  def _main(self, sweeps_at=(), comparisons_at=()):
+    publish.main(
+      mock.Mock(
+        sweep_dirs=[str(p) for p in sweeps_at],
+        comparison_dirs=[str(p) for p in comparisons_at],
+      )
+    )
+    return self.readme.read_text()
+
+  def _sweep(self):
+    """Returns the folder of a sweep of which every cell is done."""
+    folder = sweeps.write(str(self.temp / 'my_study'))
+    sweep = study.read(folder)
+    for cell in sweep.cells:
+      if not cell.is_done:
+        path = folder / 'cells' / cell.name / 'summary.json'
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"stop_reason": "completed", "metrics": {"auc": 0.9}}')
+    return folder
+
+  def test_a_study_is_copied_and_fills_the_readme(self):
+    text = self._main([self._sweep()])
+    target = self.results / 'my_study'
+    self.assertTrue((target / 'report.html').exists())
+    self.assertTrue((target / 'plots' / 'tradeoff_auc.svg').exists())
+    with open(target / 'results.csv', newline='') as file:
+      self.assertNotEmpty(list(csv.DictReader(file)))
+    self.assertTrue((self.results / 'tradeoff.png').exists())
+    self.assertIn('[my_study](results/my_study/report.html)', text)
+    self.assertIn('| ε 1 | ε 8 | no privacy | central | per site |', text)
+    self.assertIn('| 0.810 ± 0.014 | 0.910 ± 0.014 |', text)
+    self.assertIn('| `p` | record | 8.00 | 1.0e-03 | 0.900 ± 0.000 |', text)
+    self.assertNotIn('old', text)
+    self.assertStartsWith(text, '# Before\n<!-- presets -->\n| preset')
+    self.assertEndsWith(text, '<!-- end -->\nafter\n')
+    self.assertEqual(self._main(), text)  # From what lies in results alone.
+
+  def test_refuses_a_study_that_is_not_done(self):
+    folder = sweeps.write(str(self.temp / 'half'))
+    with self.assertRaisesRegex(_validate.InputError, '1 cells to do'):
+      self._main([folder])
+    self.assertFalse((self.results / 'half').exists())
+
+  def test_refuses_other_folders(self):
+    for sweeps_at, comparisons_at in (([self.temp], []), ([], [self.temp])):
+      with self.assertRaises(_validate.InputError):
+        self._main(sweeps_at, comparisons_at)
+
+  def test_a_comparison_needs_its_place(self):
+    folder = self.temp / 'helps'
+    folder.mkdir()
+    (folder / 'comparison.png').touch()
+    (folder / 'comparison.svg').touch()
+    lines = results.read(self.results / 'presets.csv')
+    results.write(
+      folder / 'results.csv', [{**lines[0], 'name': 'base', 'flags': ''}]
+    )
+    with self.assertRaisesRegex(_validate.InputError, '<!-- helps -->'):
+      self._main([], [folder])
+    self.readme.write_text(
+      self.readme.read_text() + '<!-- helps --><!-- end -->'
+    )
+    self.assertIn('| **base** |', self._main())
+
+  def test_columns_are_ordered(self):
+    lines = [
+      _line(study.CENTRAL, 'inf', '0.9'),
+      _line(study.FEDERATED, 'inf', '0.8'),
+      _line(study.FEDERATED, '10', '0.7'),
+      _line(study.FEDERATED, '2', '0.6'),
+      _line(study.PER_SITE, 'inf', ''),
+    ]
+    table = publish.study_table({'a': lines}, 'auc')
+    self.assertEqual(
+      table.splitlines()[0], '|  | ε 2 | ε 10 | no privacy | central |'
+    )
+
+
+class ReadmeTest(absltest.TestCase):
+  def test_shows_what_lies_in_results(self):
+    """Else: python -m experiments.publish."""
+    text = publish.README.read_text('utf-8')
+    self.assertEqual(publish.fill(text, publish.blocks(publish.RESULTS)), text)
+
+
+if __name__ == '__main__':
+  absltest.main()
