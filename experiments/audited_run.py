@@ -185,7 +185,9 @@ def repeat_with_canaries(
       'to audit; give --canaries=0 for membership inference alone'
     )
   canaries = canaries_lib.Canaries.draw(count)
-  task, feed, settings = _with_canaries(run.settings, canaries)
+  # An attacker may see every round's model, of which the average is less.
+  every_model = dataclasses.replace(run.settings, ema_decay=0.0)
+  task, feed, settings = _with_canaries(every_model, canaries)
   mechanism = build.build_mechanism(settings, feed.num_units, lambda _: None)
   process = build.build_process(settings, task, mechanism)
   steps = audit.Steps(

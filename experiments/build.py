@@ -18,6 +18,7 @@ from tff_medical.data import loading
 from tff_medical.data import partition as partition_lib
 from tff_medical.data import units as units_lib
 from tff_medical.learning import client_training
+from tff_medical.learning import weight_averaging
 from tff_medical.privacy import calibration
 from tff_medical.privacy import distributed_mechanism
 from tff_medical.privacy import local_mechanism
@@ -231,6 +232,20 @@ def build_process(
     learning_rate=_resolved(settings.server_learning_rate),
     momentum=settings.server_momentum or 0.0,
   )
+  if not settings.ema_decay:
+    return _build_process(settings, task, mechanism, server_optimizer)
+  averaging = weight_averaging.Averaging(server_optimizer, settings.ema_decay)
+  return weight_averaging.with_averaged_model(
+    _build_process(settings, task, mechanism, averaging)
+  )
+
+
+def _build_process(
+  settings: settings_lib.Settings,
+  task: tasks.Task,
+  mechanism: Mechanism,
+  server_optimizer: tff.learning.optimizers.Optimizer,
+) -> tff.learning.templates.LearningProcess:
   views = settings.augmentations
   augmentation = learning.Augmentation(views) if views else None
   if isinstance(mechanism, local_mechanism.LocalGaussianMechanism):

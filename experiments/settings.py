@@ -208,6 +208,11 @@ class Settings:
     used_with={'server_optimizer': ('sgd',)},
     then=0.9,
   )
+  ema_decay: float = _field(
+    0.0,
+    "exports the moving average of the rounds' models, at no cost in privacy; "
+    'below 1, 0 is the last model',
+  )
   clipping: Optional[str] = _field(
     None,
     'of what a unit contributes; none is no privacy [adaptive with clients and '
@@ -430,12 +435,15 @@ def _check_values(settings: Settings) -> None:
     ),
     (
       _validate.non_negative,
-      'seed cohort_seed noise_multiplier proximal_strength augmentations',
+      'seed cohort_seed noise_multiplier proximal_strength augmentations '
+      'ema_decay',
     ),
   ):
     for name in names.split():
       if getattr(settings, name) is not None:
         checked(**{name: getattr(settings, name)})
+  if settings.ema_decay:
+    _validate.in_range(0, 1, ema_decay=settings.ema_decay)
   if settings.target_delta is not None:
     _validate.in_range(0, 1, target_delta=settings.target_delta)
 

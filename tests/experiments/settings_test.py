@@ -136,6 +136,8 @@ class SettingsTest(parameterized.TestCase):
     ),
     (['--rounds_per_tree=5'], 'rounds_per_tree.*ignored.*mechanism=gaussian'),
     (['--proximal_strength=-1'], 'proximal_strength'),
+    (['--ema_decay=1'], 'ema_decay'),
+    (['--ema_decay=-.1'], 'ema_decay'),
     (['--client_learning_rate_schedule=step'], 'schedule must be one of'),
     (['--runtime=tff', '--client_threads=2'], 'client_threads.*runtime=tff'),
     (['--client_threads=0'], 'client_threads'),

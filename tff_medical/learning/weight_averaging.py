@@ -1,0 +1,126 @@
+"""The moving average of the rounds' models, as the model that is used.
+
+Noise makes the last model of a private training a matter of luck. The average of
+those of many rounds keeps the signal and loses much of the noise (Polyak & Juditsky
+1992; with differential privacy De et al. 2022, arXiv 2204.13650, section 3.3), and
+costs nothing: it is computed from what was released anyway. Clients go on training
+the last model.
+
+The average lives in the state of the server's optimizer, so that it is saved
+with it and works with every process that takes one:
+
+>>> optimizer = Averaging(tff.learning.optimizers.build_sgdm(1.0), decay=0.5)
+>>> state, weight = optimizer.initialize(tf.TensorSpec(())), tf.constant(0.0)
+>>> for gradient in (-1.0, -2.0):  # The weights are 1, then 3.
+...   state, weight = optimizer.next(state, weight, tf.constant(gradient))
+>>> round(float(state['total'] / state['mass']), 4)  # (1 / 4 + 3 / 2) / (3 / 4)
+2.3333
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import _validate
+
+
+class Averaging(tff.learning.optimizers.Optimizer):
+  """Takes the steps of another optimizer, and averages where they lead.
+
+  The state holds `total`, the weights after each step summed with weights that
+  fall by `decay` a step, and `mass`, the sum of these: 0 before the first step.
+  """
+
+  def __init__(self, inner: tff.learning.optimizers.Optimizer, decay: float):
+    """Averages with this decay, in (0, 1): about 1 / (1 - decay) steps count."""
+    _validate.in_range(0, 1, ema_decay=decay)
+    self._inner = inner
+    self._decay = decay
+
+  def initialize(self, specs: Any) -> collections.OrderedDict:
+    """Returns the state before the first step."""
+    return collections.OrderedDict(
+      inner=self._inner.initialize(specs),
+      total=tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), specs),
+      mass=tf.constant(0.0),
+    )
+
+  def next(
+    self, state: collections.OrderedDict, weights: Any, gradients: Any
+  ) -> tuple[collections.OrderedDict, Any]:
+    """Returns the state and the weights after a step."""
+    inner, weights = self._inner.next(state['inner'], weights, gradients)
+    total = tf.nest.map_structure(self._average, state['total'], weights)
+    mass = self._average(state['mass'], 1.0)
+    state = collections.OrderedDict(inner=inner, total=total, mass=mass)
+    return state, weights
+
+  def _average(self, old: Any, new: Any) -> Any:
+    return self._decay * old + (1 - self._decay) * new
+
+  def get_hparams(self, state: collections.OrderedDict) -> Any:
+    """Returns those of the inner optimizer."""
+    return self._inner.get_hparams(state['inner'])
+
+  def set_hparams(
+    self, state: collections.OrderedDict, hparams: Any
+  ) -> collections.OrderedDict:
+    """Returns the state with these of the inner optimizer."""
+    inner = self._inner.set_hparams(state['inner'], hparams)
+    return collections.OrderedDict({**state, 'inner': inner})
+
+
+def with_averaged_model(
+  process: tff.learning.templates.LearningProcess,
+) -> tff.learning.templates.LearningProcess:
+  """Returns the process whose model weights are the average.
+
+  Args:
+    process: Its server optimizer is an `Averaging`. `next` stays as it is;
+      setting the model weights starts the average anew.
+  """
+  state_type = process.initialize.type_signature.result.member
+  weights_type = process.get_model_weights.type_signature.result
+
+  @tff.tensorflow.computation(state_type)
+  def get_model_weights(state: Any) -> Any:
+    weights, kept = state.global_model_weights, state.finalizer
+    started = kept['mass'] > 0
+    trainable = tf.nest.map_structure(
+      lambda last, total: tf.where(
+        started, tf.math.divide_no_nan(total, kept['mass']), last
+      ),
+      tuple(weights.trainable),
+      tuple(kept['total']),
+    )
+    return tff.learning.models.ModelWeights(
+      type(weights.trainable)(trainable), weights.non_trainable
+    )
+
+  @tff.tensorflow.computation(state_type, weights_type)
+  def set_model_weights(state: Any, weights: Any) -> Any:
+    finalizer = collections.OrderedDict(
+      inner=state.finalizer['inner'],
+      total=tf.nest.map_structure(tf.zeros_like, state.finalizer['total']),
+      mass=tf.constant(0.0),
+    )
+    return tff.learning.templates.LearningAlgorithmState(
+      global_model_weights=weights,
+      distributor=state.distributor,
+      client_work=state.client_work,
+      aggregator=state.aggregator,
+      finalizer=finalizer,
+    )
+
+  return tff.learning.templates.LearningProcess(
+    process.initialize,
+    process.next,
+    get_model_weights,
+    set_model_weights,
+    get_hparams_fn=process.get_hparams,
+    set_hparams_fn=process.set_hparams,
+  )
