@@ -1,4 +1,4 @@
-"""Puts results into the repository and renews the README's tables and figure.
+"""Puts results into the repository and renews the tables and figure made of them.
 
     python -m experiments.publish \
         --sweep_dirs=runs/pneumonia_client,runs/pneumonia_record \
@@ -6,14 +6,15 @@
 
 Of each sweep (`experiments.tradeoff`) the report, its plots and results.csv go to
 results/NAME, of each comparison (`experiments.compare`) results.csv and figure;
-NAME is that of the folder. Without folders the README alone is renewed, from what
-lies in results/. In the README what stands between `<!-- NAME -->` and
-`<!-- end -->` is written by this command, and a test holds it against the files.
+NAME is that of the folder. Without folders only the tables are renewed, from what
+lies in results/. In the pages (README.md, docs/results.md) what stands between
+`<!-- NAME -->` and `<!-- end -->` is written by this command, and a test holds it
+against the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import math
 import pathlib
@@ -33,12 +34,13 @@ from tff_medical import report
 from tff_medical import study
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-README = _ROOT / 'README.md'
+PAGES = (_ROOT / 'README.md', _ROOT / 'docs' / 'results.md')
 RESULTS = _ROOT / 'results'
 FIGURE = 'tradeoff'
 _STUDY_FILES = ('results.csv', 'report.html', 'plots')
 _COMPARISON_FILES = ('results.csv', 'comparison.png', 'comparison.svg')
 _COLUMNS_OF_FIGURE = 2
+_MARKED = r'(<!-- (\w+) -->)(.*?)(<!-- end -->)'
 
 
 def copy_study(folder: pathlib.Path, target: pathlib.Path) -> None:
@@ -177,7 +179,7 @@ def _draw_panel(
 
 
 def blocks(folder: pathlib.Path) -> dict[str, str]:
-  """Returns what belongs between the README's marks, by their name."""
+  """Returns what belongs between the marks of the pages, by their name."""
   found = {
     'presets': measure_presets.table(results.read(folder / 'presets.csv'))
   }
@@ -189,31 +191,38 @@ def blocks(folder: pathlib.Path) -> dict[str, str]:
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-  """Returns a text with each table between its marks.
+  """Returns a text with each table between its marks, where it has them.
 
-  >>> print(fill('<!-- a -->old<!-- end -->', {'a': '| 1 |'}))
+  >>> print(fill('<!-- a -->old<!-- end -->', {'a': '| 1 |', 'b': '| 2 |'}))
   <!-- a -->
   | 1 |
   <!-- end -->
+  """
+
+  def between(match: re.Match[str]) -> str:
+    table = tables.get(match[2], match[3].strip())
+    return f'{match[1]}\n{table}\n{match[4]}'
+
+  return re.sub(_MARKED, between, text, flags=re.S)
+
+
+def fill_pages(
+  pages: Sequence[pathlib.Path], tables: Mapping[str, str]
+) -> dict[pathlib.Path, str]:
+  """Returns the new text of each page.
 
   Raises:
-    InputError: A table has no mark.
+    InputError: A table has its mark on none of them.
   """
-  for name, table in tables.items():
-    pattern = rf'(<!-- {re.escape(name)} -->).*?(<!-- end -->)'
-    if not re.search(pattern, text, re.S):
+  texts = {page: page.read_text('utf-8') for page in pages}
+  marked = {m[2] for t in texts.values() for m in re.finditer(_MARKED, t, re.S)}
+  for name in tables:
+    if name not in marked:
       raise _validate.InputError(
-        f'the README has no <!-- {name} --> ... <!-- end --> to fill'
+        f'no page has <!-- {name} --> ... <!-- end --> to fill: '
+        f'{", ".join(page.name for page in pages)}'
       )
-    replacement: Callable[[re.Match[str]], str] = functools.partial(
-      _between, table
-    )
-    text = re.sub(pattern, replacement, text, flags=re.S)
-  return text
-
-
-def _between(table: str, match: re.Match[str]) -> str:
-  return f'{match[1]}\n{table}\n{match[2]}'
+  return {page: fill(text, tables) for page, text in texts.items()}
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -226,7 +235,8 @@ def main(values: absl_flags.FlagValues) -> None:
       copy(path, RESULTS / path.name)
   if found := studies(RESULTS):
     draw(found, RESULTS)
-  README.write_text(fill(README.read_text('utf-8'), blocks(RESULTS)), 'utf-8')
+  for page, text in fill_pages(PAGES, blocks(RESULTS)).items():
+    page.write_text(text, 'utf-8')
 
 
 if __name__ == '__main__':

@@ -27,6 +27,8 @@ class PublishTest(absltest.TestCase):
       '# Before\n<!-- presets -->old<!-- end -->\n'
       'between <!-- studies -->\nold\n<!-- end -->\nafter\n'
     )
+    self.more = self.temp / 'results.md'
+    self.more.write_text('nothing\n')
     self.results.mkdir()
     summary = {
       'epsilon_pld': 7.991,
@@ -38,8 +40,11 @@ class PublishTest(absltest.TestCase):
       'ledger_sha256': 'abc',
     }
     results.write(self.results / 'presets.csv', [results.row('p', 0, summary)])
-    for name, path in (('RESULTS', self.results), ('README', self.readme)):
-      self.enter_context(mock.patch.object(publish, name, path))
+    for name, value in (
+      ('RESULTS', self.results),
+      ('PAGES', (self.readme, self.more)),
+    ):
+      self.enter_context(mock.patch.object(publish, name, value))
 
   def _main(self, sweeps_at=(), comparisons_at=()):
     publish.main(
@@ -100,10 +105,9 @@ class PublishTest(absltest.TestCase):
     )
     with self.assertRaisesRegex(_validate.InputError, '<!-- helps -->'):
       self._main([], [folder])
-    self.readme.write_text(
-      self.readme.read_text() + '<!-- helps --><!-- end -->'
-    )
-    self.assertIn('| **base** |', self._main())
+    self.more.write_text('<!-- helps -->\n<!-- end -->\n')
+    self._main()
+    self.assertIn('| **base** |', self.more.read_text())
 
   def test_columns_are_ordered(self):
     lines = [
@@ -119,11 +123,12 @@ class PublishTest(absltest.TestCase):
     )
 
 
-class ReadmeTest(absltest.TestCase):
-  def test_shows_what_lies_in_results(self):
+class PagesTest(absltest.TestCase):
+  def test_show_what_lies_in_results(self):
     """Else: python -m experiments.publish."""
-    text = publish.README.read_text('utf-8')
-    self.assertEqual(publish.fill(text, publish.blocks(publish.RESULTS)), text)
+    found = publish.fill_pages(publish.PAGES, publish.blocks(publish.RESULTS))
+    for page, text in found.items():
+      self.assertEqual(text, page.read_text('utf-8'), page)
 
 
 if __name__ == '__main__':
