@@ -42,7 +42,7 @@ for name, out in (
   for key, value in out.items():
     arrays[f'{name}_{key}'] = value.numpy()
 np.savez(found, **arrays)
-for package in ('tensorflow_federated', 'tff_medical'):
+for package in ('tensorflow_federated', 'tff_medical', 'kymatio'):
   assert package not in sys.modules, package
 """
 
@@ -53,9 +53,9 @@ def _card(**changes):
   return {**card, **changes}
 
 
-def _model(outputs=2, channels=1):
+def _model(outputs=2, channels=1, name='cnn_small'):
   model = models.build(
-    'cnn_small',
+    name,
     input_shape=(28, 28, channels),
     num_outputs=outputs,
     seed=0,
@@ -90,9 +90,13 @@ class _InFolder(parameterized.TestCase):
 
 
 class ServingTest(_InFolder):
-  @parameterized.parameters((False, 1), (True, 3))
-  def test_a_process_with_tensorflow_alone_agrees(self, multi_label, channels):
-    model = _model(3, channels)
+  @parameterized.parameters(
+    ('cnn_small', False, 1), ('cnn_small', True, 3), ('scattering', False, 3)
+  )
+  def test_a_process_with_tensorflow_alone_agrees(
+    self, name, multi_label, channels
+  ):
+    model = _model(3, channels, name)
     names = ('a', 'b', 'c')
     _save(self.path, model, class_names=names, multi_label=multi_label)
     images = _images(channels)

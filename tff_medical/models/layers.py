@@ -37,12 +37,15 @@ class GroupNorm(tf.keras.layers.GroupNormalization):
       inputs: Float feature maps [N, H, W, C].
 
     Returns:
-      [N, H, W, C]: mean 0 and variance 1 in each group, scaled and shifted.
+      [N, H, W, C]: mean 0 and variance 1 in each group, scaled and shifted
+      if the layer has the weights for it.
     """
     centred = inputs - self._group_means(inputs)
     variance = self._group_means(tf.square(centred))
-    scale = tf.math.rsqrt(variance + self.epsilon) * self.gamma
-    return centred * scale + self.beta
+    scale = tf.math.rsqrt(variance + self.epsilon)
+    if self.scale:
+      scale *= self.gamma
+    return centred * scale + self.beta if self.center else centred * scale
 
   def _group_means(self, values: tf.Tensor) -> tf.Tensor:
     """Means over [H, W] and a group's channels, as [N, 1, 1, C]."""
@@ -95,6 +98,13 @@ def logits(
 ) -> tf.Tensor:
   """Logits [N, num_outputs] from the mean of the feature maps over [H, W]."""
   x = tf.keras.layers.GlobalAveragePooling2D()(x)
+  return dense_logits(x, num_outputs, seeds)
+
+
+def dense_logits(
+  x: tf.Tensor, num_outputs: int, seeds: Iterator[int | None]
+) -> tf.Tensor:
+  """Logits [N, num_outputs], a dense layer on features [N, F]."""
   initializer = tf.keras.initializers.GlorotUniform(seed=next(seeds))
   return tf.keras.layers.Dense(
     num_outputs, kernel_initializer=initializer, name='logits'
