@@ -15,10 +15,7 @@ import collections
 from collections.abc import Callable, Sequence
 import dataclasses
 import gc
-import json
-import platform
 import statistics
-import time
 from typing import Any
 
 from absl import app
@@ -28,6 +25,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments import bare_tensorflow
+from experiments import timing
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.runtime import devices
@@ -182,20 +180,6 @@ _CONTENDER_FNS = {
 }
 
 
-def measure(
-  contenders: dict[str, Callable[[], None]], warm_up: int, rounds: int
-) -> dict[str, list[float]]:
-  """Returns the seconds of each round, the contenders taking turns."""
-  seconds: dict[str, list[float]] = {name: [] for name in contenders}
-  for number in range(warm_up + rounds):
-    for name, run in contenders.items():
-      start = time.perf_counter()
-      run()
-      if number >= warm_up:
-        seconds[name].append(time.perf_counter() - start)
-  return seconds
-
-
 def summarize(
   work: Workload, seconds: dict[str, list[float]]
 ) -> dict[str, Any]:
@@ -206,28 +190,13 @@ def summarize(
   for name, values in seconds.items():
     if name == 'local' or 'local' not in seconds:
       continue
-    pairs = list(zip(seconds['local'], values))
-    summary[f'local_to_{name}'] = statistics.median(a / b for a, b in pairs)
+    summary[f'local_to_{name}'] = timing.median_ratio(seconds['local'], values)
     if name == 'floor':
-      overhead = statistics.median(a - b for a, b in pairs)
+      overhead = statistics.median(
+        a - b for a, b in zip(seconds['local'], values)
+      )
       summary['millis_a_client_over_floor'] = 1000 * overhead / work.clients
   return summary
-
-
-def _print_table(results: dict[str, dict[str, Any]]) -> None:
-  for name, summary in results.items():
-    print(f'\n{name}')
-    for key, value in summary.items():
-      shown = f'{value:.3f}' if isinstance(value, float) else value
-      print(f'  {key:28} {shown}')
-
-
-def _devices() -> list[str]:
-  """Returns what the machine computes with."""
-  gpus = tf.config.list_physical_devices('GPU')
-  details = [tf.config.experimental.get_device_details(g) for g in gpus]
-  names = [d.get('device_name', 'GPU') for d in details]
-  return [f'{devices.available_cores()} CPU cores', *names]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -249,20 +218,13 @@ def main(argv: Sequence[str]) -> None:
     contenders = {
       c: _CONTENDER_FNS[c](work, context) for c in _CONTENDERS.value
     }
-    seconds = measure(contenders, _WARM_UP.value, _ROUNDS.value)
+    seconds = timing.measure(contenders, _WARM_UP.value, _ROUNDS.value)
     results[name] = summarize(work, seconds)
     del contenders
     gc.collect()  # TFF stops its worker program when its context is gone.
-  _print_table(results)
+  timing.print_table(results)
   if _JSON.value:
-    report = {
-      'machine': platform.processor() or platform.machine(),
-      'devices': _devices(),
-      'rounds': _ROUNDS.value,
-      'results': results,
-    }
-    with open(_JSON.value, 'w', encoding='utf-8') as file:
-      json.dump(report, file, indent=2)
+    timing.write_json(_JSON.value, results, rounds=_ROUNDS.value)
 
 
 if __name__ == '__main__':

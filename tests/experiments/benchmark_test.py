@@ -18,13 +18,6 @@ _SMALL = benchmark.Workload(clients=6, images=8, batch_size=4)
 
 
 class BenchmarkTest(parameterized.TestCase):
-  def test_measures_in_turns_after_warm_up(self):
-    calls = []
-    contenders = {name: lambda n=name: calls.append(n) for name in 'ab'}
-    seconds = benchmark.measure(contenders, warm_up=1, rounds=3)
-    self.assertEqual(''.join(calls), 'abababab')
-    self.assertEqual({n: len(s) for n, s in seconds.items()}, {'a': 3, 'b': 3})
-
   def test_ratios_are_medians_within_rounds(self):
     seconds = {'local': [1.0, 2.0, 9.0], 'tff': [4.0, 4.0, 9.0]}
     seconds['floor'] = [1.0, 1.0, 9.0]
