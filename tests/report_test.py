@@ -42,6 +42,7 @@ _PLOTS = (
   'path_auc',
   'path_clip_norm',
   'path_epsilon',
+  'audits',
 )
 
 
@@ -149,6 +150,7 @@ class ReportTest(absltest.TestCase):
     self.assertIn('What an attacker gets', page)
     self.assertIn('<th>ε at least</th>', page)
     self.assertIn('<td>1.25</td>', page)
+    self.assertIn('All of the audit of eps_8_seed_0', page)
     self.assertIn('membership.attack_auc', page)
     self.assertIn('&lt;script&gt;alert(1)', page)
 

@@ -35,14 +35,23 @@ _COLUMNS = {
   'seconds': 's',
   'status': 'status',
 }
-# What an audit may say, in this order; the rest follows.
+# What an audit may say, in this order; the rest is there to be opened.
 _AUDIT = {
-  'lower_bound': 'ε at least',
   'upper_bound': 'ε at most',
+  'lower_bound': 'ε at least',
   'confidence': 'confidence',
-  'attack_auc': 'attack AUC',
-  'tpr_at_1_fpr': 'TPR at 1 % FPR',
+  'epsilon_estimate': 'ε estimated',
+  'exceeds_upper_bound': 'broken',
+  'canary_auc.every_round': 'canaries AUC, every model',
+  'canary_auc.final_model': 'last model',
+  'attack_auc': 'members AUC',
+  'tpr_at_1_fpr': 'found at 1 % FPR',
 }
+_AUDIT_NOTE = (
+  'ε at most is what the ledger states, ε at least what canaries in a repeated '
+  'training prove. AUC: how well an attacker tells canaries, or members among the '
+  'training images, from others; .5 is guessing.'
+)
 
 _PARTS: dict[str, Callable[[study.Cell], dict[str, float]]] = {
   'sensitivity to class': study.Cell.by_class,
@@ -258,17 +267,26 @@ def _part_tables(sweep: study.Sweep) -> str:
 
 def _audits(sweep: study.Sweep) -> str:
   """What was found in the audit.json of each cell, whatever its keys."""
-  audited = [(c.name, _flat(c.audit)) for c in sweep.cells if c.audit]
+  audited = {c.name: _flat(c.audit) for c in sweep.cells if c.audit}
   if not audited:
     return ''
-  present = {key for _, values in audited for key in values}
-  keys = [k for k in _AUDIT if k in present]
-  keys += sorted(present - set(_AUDIT))
+  present = {key for values in audited.values() for key in values}
+  keys = [key for key in _AUDIT if key in present]
   rows = [
     [name, *(_figure(values.get(key, '')) for key in keys)]
-    for name, values in audited
+    for name, values in audited.items()
   ]
-  return table(('cell', *(_AUDIT.get(k, k) for k in keys)), rows)
+  everything = (
+    _details(f'All of the audit of {name}', _pairs(values))
+    for name, values in audited.items()
+  )
+  return '\n'.join(
+    (
+      f'<p class="note">{html.escape(_AUDIT_NOTE)}</p>',
+      table(('cell', *(_AUDIT[key] for key in keys)), rows),
+      *everything,
+    )
+  )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

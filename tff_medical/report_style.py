@@ -44,6 +44,7 @@ figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
 figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto,
   sans-serif; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .4rem; }
+.note { color: var(--soft); font-size: .85rem; margin: .4rem 0; }
 .files { opacity: .75; overflow-wrap: anywhere; }
 .table {
   overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;

@@ -41,6 +41,7 @@ def all_plots(sweep: study.Sweep) -> list[Plot]:
     paths(sweep, 'auc', 'Test AUC during training', 'test AUC'),
     paths(sweep, 'clip_norm', "The clip norm's path", 'clip norm'),
     paths(sweep, 'epsilon', 'ε against rounds', 'ε spent'),
+    audits(sweep),
   ]
   return [plot for plot in found if plot is not None]
 
@@ -175,6 +176,42 @@ def paths(sweep: study.Sweep, column: str, title: str, y: str) -> Plot | None:
   plots.whole_numbers(axes.xaxis)
   plots.legend(axes)
   return Plot(f'path_{column}', 'A line is one seed.', figure)
+
+
+def audits(sweep: study.Sweep) -> Plot | None:
+  """Returns what the audits prove, beside what the ledgers state."""
+  found = {
+    name: [
+      (study.number(c.audit['upper_bound']), study.number(c.audit.get(name)))
+      for c in sweep.measured()
+      if 'upper_bound' in c.audit
+    ]
+    for name in ('lower_bound', 'epsilon_estimate')
+  }
+  stated = [x for x, _ in found['lower_bound'] if math.isfinite(x)]
+  if not stated:
+    return None
+  figure, axes = plots.new(
+    'Promised and proven',
+    x='ε that the ledger states',
+    y='ε that canaries show',
+  )
+  ends = [0, 1.05 * max(stated)]
+  axes.plot(ends, ends, color=plots.color(6), label='stated: at most')
+  for index, (name, label) in enumerate(
+    (('epsilon_estimate', 'estimated'), ('lower_bound', 'proven: at least'))
+  ):
+    points = [(x, y) for x, y in found[name] if math.isfinite(y)]
+    if points:
+      axes.plot(*zip(*points), 'o', color=plots.color(index), label=label)
+  axes.set_ylim(bottom=0)
+  plots.legend(axes)
+  return Plot(
+    'audits',
+    'A dot is an audited cell: what canaries in its repeated training show. A '
+    'proven ε above the line would disprove the promise.',
+    figure,
+  )
 
 
 def _points(
