@@ -90,7 +90,7 @@ def audit(
   if reference_run_dir is not None:
     runs['reference'] = audited_run.FinishedRun.load(reference_run_dir)
   if inversion_images:
-    inversion_audit.check(run)
+    inversion_audit.check(run, inversion_images)
   folder = run.folder.path / 'audit'
   if folder.exists():
     raise _validate.InputError(

@@ -44,8 +44,13 @@ _BLIND = 'blind'
 _MIN_PIXELS = 11  # The window of SSIM.
 
 
-def check(run: audited_run.FinishedRun) -> None:
-  """Raises `InputError` unless the run adds one noise to clipped updates."""
+def check(run: audited_run.FinishedRun, images: int) -> None:
+  """Checks that so many of the run's images can be attacked.
+
+  Raises:
+    InputError: The run does not add one noise to the sum of clipped updates, or
+      there are fewer training images, or they are too small to compare.
+  """
   settings = run.settings
   if settings.mechanism != 'gaussian' or not settings.is_private:
     what = (
@@ -54,6 +59,16 @@ def check(run: audited_run.FinishedRun) -> None:
     raise _validate.InputError(
       'inversion_images needs a run with mechanism=gaussian, clipping and '
       f'noise, got one with {what}; give --inversion_images=0'
+    )
+  train = build.build_task(settings).data.train
+  if images > len(train):
+    raise _validate.InputError(
+      f'inversion_images must be at most {len(train)}, the number of training '
+      f'images, got {images}'
+    )
+  if min(train.image_shape[:2]) < _MIN_PIXELS:
+    raise _validate.InputError(
+      f'inversion_images needs images of at least {_MIN_PIXELS} pixels a side'
     )
 
 
@@ -69,22 +84,10 @@ def invert(
 
   Returns:
     Means over the images, by what the attacker saw.
-
-  Raises:
-    InputError: There are fewer images, or they are too small to compare.
   """
   settings = run.settings
   task = build.build_task(settings)
   train = task.data.train
-  if images > len(train):
-    raise _validate.InputError(
-      f'inversion_images must be at most {len(train)}, the number of training '
-      f'images, got {images}'
-    )
-  if min(train.image_shape[:2]) < _MIN_PIXELS:
-    raise _validate.InputError(
-      f'inversion_images needs images of at least {_MIN_PIXELS} pixels a side'
-    )
   units = build.build_feed(settings, task).num_units
   mechanism = build.build_mechanism(settings, units, lambda _: None)
   assert isinstance(mechanism, mechanisms.GaussianMechanism)  # See `check`.
