@@ -1,20 +1,23 @@
 """Gradient inversion on a run's first round: what updates show of an image.
 
-Training images are drawn, and each is taken for all that a client (or, at record
-level, a record's unit) holds. The attacker of `tff_medical.inversion` knows the
-initial weights and the label, and tries to see the image in
+Training images are drawn, and each is taken for all that a client, or the unit at
+record level, holds; a client trains on it by plain SGD, a unit's gradient is that
+of the image as it is. The attacker of `tff_medical.inversion` knows the initial
+weights and the label, and tries to see the image in
 
 - raw: the update as it is computed;
 - clipped: what is left of it at the clip norm, which is shorter, has the same
   direction and so hides nothing;
 - noised: the clipped update with the noise that the round's sum carries, as for
-  someone who sees what is released and knows all other contributions.
+  someone who sees what is released and knows all other contributions. That this
+  attack fails is no proof that none succeeds; what proves something is ε.
 
 `blind` is the guess of one who sees nothing, the mean training image. The noise
-is drawn anew and published nowhere. The figure shows training images beside the
-reconstructions: it must not leave those who may see the data, and the report
-does not show it. No ε covers the figures in audit.json either; they are means
-over images.
+is drawn anew, not the run's. `labels_told` is the share of labels that the bias
+of the head gives away. The figure shows training images beside the
+reconstructions: it must not leave those who may see the data, and the report does
+not show it. No ε covers the figures in audit.json either; they are means over
+images.
 """
 
 from __future__ import annotations
