@@ -3,16 +3,20 @@ r"""Audits a finished run: what an attacker really gets, beside what is promised
     python -m experiments.audit --run_dir=runs/first
     python -m experiments.audit --run_dir=runs/first --canaries=1000 \
         --reference_run_dir=runs/without_privacy
+    python -m experiments.audit --run_dir=runs/first --canaries=0 \
+        --inversion_images=4
 
-Two attacks. Canaries: the training is repeated, with the same noise, sampling
+Attacks of three kinds. Canaries: the training is repeated, with the same noise, sampling
 rate and number of rounds, and with units that send random directions, of which
 half take part; how well they are found proves a lower bound on ε, which must not
 exceed the ledger's upper bound. Membership inference: on the exported model,
-and on that of a run without privacy if there is one to compare with.
+and on that of a run without privacy if there is one to compare with. On request,
+gradient inversion: what a client's update shows of an image (`inversion_audit`).
 
 It writes audit.json into the run's folder, and beside it the folder `audit` with
 roc.png, roc.svg and the ledger of the repeated training: that one costs the data
-its ε once more, and its model is thrown away. Exit code 1 says that a lower
+its ε once more, and its model is thrown away. With --inversion_images there are
+inversion.png and inversion.svg, which show training images: keep them secret. Exit code 1 says that a lower
 bound exceeds its upper bound, so that the promise is not kept.
 """
 
@@ -31,6 +35,7 @@ import tqdm
 from experiments import audited_run
 from experiments import build
 from experiments import flags
+from experiments import inversion_audit
 from experiments import run_folder as run_folder_lib
 from tff_medical import _validate
 from tff_medical import membership
@@ -53,10 +58,19 @@ _REFERENCE_RUN_DIR = absl_flags.DEFINE_string(
   None,
   'folder of a run without privacy on the same data, to compare with',
 )
+_INVERSION_IMAGES = absl_flags.DEFINE_integer(
+  'inversion_images',
+  0,
+  'how many training images to reconstruct from updates; the figure that is '
+  'written shows them',
+)
 
 
 def audit(
-  run_dir: str, canaries: int, reference_run_dir: str | None = None
+  run_dir: str,
+  canaries: int,
+  reference_run_dir: str | None = None,
+  inversion_images: int = 0,
 ) -> dict[str, Any]:
   """Audits a run and writes audit.json; returns what is in it.
 
@@ -64,16 +78,19 @@ def audit(
     run_dir: The run's folder.
     canaries: How many; with 0 there is membership inference alone.
     reference_run_dir: Of a run without privacy, or None.
+    inversion_images: How many training images to reconstruct.
 
   Raises:
     InputError: A folder is not that of a finished run, or was audited before.
     KeyboardInterrupt: The user interrupted the training; nothing is left.
   """
-  _validate.non_negative(canaries=canaries)
+  _validate.non_negative(canaries=canaries, inversion_images=inversion_images)
   run = audited_run.FinishedRun.load(run_dir)
   runs = {'run': run}
   if reference_run_dir is not None:
     runs['reference'] = audited_run.FinishedRun.load(reference_run_dir)
+  if inversion_images:
+    inversion_audit.check(run, inversion_images)
   folder = run.folder.path / 'audit'
   if folder.exists():
     raise _validate.InputError(
@@ -84,7 +101,7 @@ def audit(
   shutil.rmtree(unfinished, ignore_errors=True)
   unfinished.mkdir()
   try:
-    found = _find(runs, unfinished, canaries)
+    found = _find(runs, unfinished, canaries, inversion_images)
     unfinished.rename(folder)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -96,8 +113,9 @@ def _find(
   runs: Mapping[str, audited_run.FinishedRun],
   folder: pathlib.Path,
   canaries: int,
+  inversion_images: int,
 ) -> dict[str, Any]:
-  """Returns the results of both attacks; writes ledger and plot."""
+  """Returns the results of all attacks; writes ledger and plots."""
   run = runs['run']
   found: dict[str, Any] = {
     'claimed_epsilon': run.summary['epsilon_pld'],
@@ -113,6 +131,8 @@ def _find(
     name: {split: _describe(best) for split, best in by_split.items()}
     for name, by_split in attacks.items()
   }
+  if inversion_images:
+    found['inversion'] = inversion_audit.invert(run, folder, inversion_images)
   return found
 
 
@@ -208,6 +228,8 @@ def summary_lines(found: Mapping[str, Any]) -> list[str]:
           f'{split} images ({attack["attack"]})',
         )
       )
+  if 'inversion' in found:
+    rows += inversion_audit.summary_rows(found['inversion'])
   width = max(len(name) for name, _ in rows)
   lines = [f'{name:<{width}}  {text}' for name, text in rows]
   if 'lower_bound' in found:
@@ -258,12 +280,17 @@ def _verdict(found: Mapping[str, Any]) -> str:
   return 'No lower bound exceeds its upper bound.'
 
 
-def main(run_dir: str | None, canaries: int, reference: str | None) -> int:
+def main(
+  run_dir: str | None,
+  canaries: int,
+  reference: str | None,
+  inversion_images: int = 0,
+) -> int:
   """Runs the command; returns its exit code."""
   if not run_dir:
     raise _validate.InputError('run_dir must be given: --run_dir=FOLDER')
   try:
-    found = audit(run_dir, canaries, reference)
+    found = audit(run_dir, canaries, reference, inversion_images)
   except KeyboardInterrupt:
     print('interrupted; nothing was left', file=sys.stderr)
     return EXIT_INTERRUPTED
@@ -274,5 +301,10 @@ def main(run_dir: str | None, canaries: int, reference: str | None) -> int:
 
 if __name__ == '__main__':
   flags.run(
-    lambda: main(_RUN_DIR.value, _CANARIES.value, _REFERENCE_RUN_DIR.value)
+    lambda: main(
+      _RUN_DIR.value,
+      _CANARIES.value,
+      _REFERENCE_RUN_DIR.value,
+      _INVERSION_IMAGES.value,
+    )
   )

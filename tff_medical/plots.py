@@ -26,6 +26,7 @@ import matplotlib
 from matplotlib import axes as axes_lib
 from matplotlib import figure as figure_lib
 from matplotlib import ticker
+import numpy as np
 
 # On white, and on the dark page. Okabe & Ito's, told apart by the colour-blind.
 SERIES = (
