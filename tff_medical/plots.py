@@ -105,6 +105,33 @@ def grid(
     ]
 
 
+def image_grid(
+  title: str, columns: Sequence[str], rows: Sequence[Sequence[np.ndarray]]
+) -> figure_lib.Figure:
+  """Returns a figure of images side by side, pixels as they are.
+
+  Args:
+    title: Of the figure.
+    columns: A heading for each column.
+    rows: Float images [H, W, 1 or 3] in 0..1, one a column.
+  """
+  side = _SIZE_INCHES[0] / len(columns)
+  with matplotlib.rc_context(_STYLE):
+    figure = figure_lib.Figure(
+      figsize=(_SIZE_INCHES[0], side * (len(rows) + 0.6)), layout='constrained'
+    )
+    figure.suptitle(title, x=0.01, ha='left', fontsize=10.5, weight='bold')
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes in grid.flat:
+      axes.set_axis_off()
+    for axes, heading in zip(grid[0], columns):
+      axes.set_title(heading, loc='center', fontsize=8.5, weight='normal')
+    for line, images in zip(grid, rows):
+      for axes, image in zip(line, images):
+        axes.imshow(image.squeeze(), cmap='gray', vmin=0, vmax=1)
+  return figure
+
+
 def color(index: int) -> str:
   """Returns the colour of a series; they repeat after the last one."""
   return SERIES[index % len(SERIES)]
