@@ -32,6 +32,9 @@ _SCALE = 2  # Features are means over about 2 ** _SCALE pixels.
 _ANGLES = 8
 _PATHS = (1, _ANGLES, _ANGLES, _ANGLES**2)
 _GROUPS = 27
+# Moduli of the second order vary by some 1e-5: Keras's 1e-3 would silence them,
+# which costs 0.02 of the AUC on PneumoniaMNIST at epsilon 1.
+_EPSILON = 1e-5
 # Keeps the gradient of a modulus finite where an image is flat.
 _TINY = 1e-12
 
@@ -44,7 +47,9 @@ def build(
   """Features, group norm, one dense layer."""
   inputs, x = layers.pixels(input_shape)
   x = Scattering()(x)
-  x = layers.GroupNorm(groups=_GROUPS, center=False, scale=False)(x)
+  x = layers.GroupNorm(
+    groups=_GROUPS, epsilon=_EPSILON, center=False, scale=False
+  )(x)
   x = tf.keras.layers.Flatten()(x)
   x = layers.dense_logits(x, num_outputs, layers.layer_seeds(seed))
   return tf.keras.Model(inputs, x)
