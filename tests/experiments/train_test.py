@@ -201,6 +201,21 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(config['settings']['initial_model'], public)
     self.assertEqual(config['initial_model_sha256'], earlier.digest)
 
+  def test_recipe_by_its_two_commands(self):
+    data = f'--data_dir={npz.write(self.temp, "pneumoniamnist")}'
+    reference = [sys.executable, '-m', 'experiments.references', data]
+    reference += ['--kind=central', '--dataset=medmnist/pneumoniamnist']
+    reference += ['--num_clients=3', f'--output_dir={self.temp / "public"}']
+    public = str(self.temp / 'public' / 'saved_model')
+    for command in (
+      reference,
+      self._command(initial_model=public, rounds=1),
+    ):
+      subprocess.run(command, cwd=_ROOT, check=True, capture_output=True)
+    card = export.load_card(self.output / 'saved_model')
+    self.assertEqual(card['initial_model']['epsilon'], 'inf')
+    self.assertLess(card['epsilon'], float('inf'))
+
   def test_goes_on_only_with_the_same_initial_model(self):
     public = self._public_model()
     self._run(initial_model=public, rounds=1)
