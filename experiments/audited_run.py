@@ -218,6 +218,7 @@ def repeat_with_canaries(
       rounds=outcome.rounds,
       dataset=task.data.name,
       test_metrics={},
+      initial_model=task.provenance,
     )
     epsilon = ledger.epsilon
   scores = audit.scores(canaries, steps)
@@ -264,6 +265,7 @@ def _with_canaries(
     partition=task.partition,
     model=task.model,
     seed=task.seed,
+    initial_model=task.initial_model,
     wrap=functools.partial(
       canaries_lib.with_canaries,
       canaries=canaries,

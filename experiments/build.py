@@ -13,6 +13,7 @@ import tensorflow_federated as tff
 from experiments import settings as settings_lib
 from tff_medical import feeds
 from tff_medical import learning
+from tff_medical import pretrained
 from tff_medical import tasks
 from tff_medical.data import loading
 from tff_medical.data import partition as partition_lib
@@ -55,6 +56,9 @@ def warn_of_large_delta(delta: float, population: int) -> None:
 
 def build_task(settings: settings_lib.Settings) -> tasks.Task:
   """Loads the data, spreads it over clients and binds it to the model."""
+  initial_model = None
+  if settings.initial_model is not None:
+    initial_model = pretrained.load(settings.initial_model)
   data = loading.load(
     settings.dataset,
     image_size=settings.image_size,
@@ -75,6 +79,7 @@ def build_task(settings: settings_lib.Settings) -> tasks.Task:
     partition=partition,
     model=settings.model,
     seed=settings.seed,
+    initial_model=initial_model,
   )
 
 

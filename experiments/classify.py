@@ -64,7 +64,9 @@ def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
 
 def guarantee(card: Mapping[str, Any]) -> str:
   """The card's guarantee in one line."""
-  trained = f'trained on {card["dataset"]} for {card["rounds"]} rounds'
+  trained = f'trained on {card["dataset"]}'
+  if card['rounds']:
+    trained += f' for {card["rounds"]} rounds'
   relation = card['neighboring_relation'].replace('_', ' ')
   if card['epsilon'] == 'inf':
     return f'Model {trained} WITHOUT a privacy guarantee (epsilon is infinite)'

@@ -57,8 +57,8 @@ class _Data(NamedTuple):
 def describe_data(dataset: str) -> _Data:
   """Returns a data set's training records, channels and model outputs."""
   _validate.one_of(loading.DATASETS, dataset=dataset)
-  if dataset == 'synthetic':
-    spec = phantoms.PhantomSpec()
+  if dataset in loading.SYNTHETIC:
+    spec = phantoms.PhantomSpec(channels=loading.SYNTHETIC[dataset])
     return _Data(spec.num_train, spec.channels, spec.num_classes)
   info = medmnist_info.BY_NAME[dataset.split('/')[1]]
   return _Data(info.counts[0], info.channels, len(info.class_names))

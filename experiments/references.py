@@ -7,12 +7,15 @@
 `per_site` trains one model for each site on its own images, as if nobody had
 worked together. Plain Keras, Adam, the epoch with the least validation loss:
 what somebody without TFF would do. The folder gets config.json and
-summary.json as that of a run; there is no ledger, as nothing is promised.
+summary.json as that of a run; there is no ledger, as nothing is promised. That
+of `central` gets saved_model, too: where its images are public, private training
+may start from it by --initial_model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import pathlib
 import time
@@ -28,10 +31,12 @@ from experiments import run_folder as run_folder_lib
 from experiments import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import evaluation
+from tff_medical import export
 from tff_medical import models
 from tff_medical import study
 from tff_medical import tasks
 from tff_medical.data import clients as clients_lib
+from tff_medical.privacy import card as card_lib
 
 KINDS = (study.CENTRAL, study.PER_SITE)
 # With more clients than this, and no sites, one alone has too few images.
@@ -54,34 +59,66 @@ def run(kind: str, settings: settings_lib.Settings) -> None:
 
   Args:
     kind: One of `KINDS`.
-    settings: Without privacy; of them data, partition, model and seed matter.
+    settings: Without privacy, which is their default here; of them data,
+      partition, model, initial model and seed matter.
   """
   started = time.monotonic()
   _validate.one_of(KINDS, kind=kind)
-  settings = settings.resolve()
+  settings = dataclasses.replace(
+    settings, clipping=settings.clipping or 'none'
+  ).resolve()
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.output_dir or ''))
   folder.check()
   task = build.build_task(settings)
-  folder.claim(settings, task.data.source_digest)
-  if kind == study.CENTRAL:
-    sites = [_Site(np.arange(len(task.data.train)), None)]
-    message = 'one model trained on all images'
-  else:
-    sites = _sites(task)
-    message = f'a model of its own for each of {len(sites)} sites'
+  folder.claim(settings, task)
+  train = _train_central if kind == study.CENTRAL else _train_per_site
+  reason, message, metrics = train(task, folder)
   summary = {
     'rounds': 0,
-    'stop_reason': 'completed' if sites else 'skipped',
-    'stop_message': message
-    if sites
-    else f'{task.num_clients} clients have too few images each to train alone, '
-    'and the data has no sites',
+    'stop_reason': reason,
+    'stop_message': message,
     'epsilon_pld': float('inf'),
-    'metrics': _metrics(task, sites, settings.seed) if sites else {},
+    'metrics': metrics,
     'seconds': time.monotonic() - started,
   }
   run_folder_lib.write_json(folder.summary, summary)
   print(f'{kind}: {summary["stop_message"]}')
+
+
+def _train_central(
+  task: tasks.Task, folder: run_folder_lib.RunFolder
+) -> tuple[str, str, dict[str, float]]:
+  """Trains on all images and exports; returns reason, message, metrics."""
+  model = _fit(task, np.arange(len(task.data.train)))
+  metrics = _evaluate(task, model)
+  export.save(
+    folder.saved_model,
+    model,
+    class_names=task.data.class_names,
+    multi_label=task.data.multi_label,
+    privacy_card=card_lib.build_open_card(
+      dataset=task.data.name,
+      test_metrics=metrics,
+      initial_model=task.provenance,
+    ),
+  )
+  return 'completed', 'one model trained on all images', metrics
+
+
+def _train_per_site(
+  task: tasks.Task, folder: run_folder_lib.RunFolder
+) -> tuple[str, str, dict[str, float]]:
+  """Trains a model for each site; returns reason, message, metrics."""
+  del folder  # Several models, none of which is of use to another site.
+  sites = _sites(task)
+  if not sites:
+    message = (
+      f'{task.num_clients} clients have too few images each to train alone, '
+      'and the data has no sites'
+    )
+    return 'skipped', message, {}
+  message = f'a model of its own for each of {len(sites)} sites'
+  return 'completed', message, _metrics(task, sites)
 
 
 def _sites(task: tasks.Task) -> list[_Site]:
@@ -96,16 +133,12 @@ def _sites(task: tasks.Task) -> list[_Site]:
   return [_Site(rows, None) for rows in task.partition]
 
 
-def _metrics(
-  task: tasks.Task, sites: Sequence[_Site], seed: int
-) -> dict[str, float]:
-  """Returns the metrics of one model, or of several their means.
+def _metrics(task: tasks.Task, sites: Sequence[_Site]) -> dict[str, float]:
+  """Returns the means of the metrics of the sites' models.
 
-  Of several, those of a site are of its own model on its own test images.
+  Those of a site are of its own model on its own test images.
   """
-  found = [_train(task, site.rows, seed) for site in sites]
-  if len(found) == 1:
-    return found[0]
+  found = [_evaluate(task, _fit(task, site.rows)) for site in sites]
   means = {
     name: study.mean(metrics[name] for metrics in found)
     for name in found[0]
@@ -117,16 +150,11 @@ def _metrics(
   return means
 
 
-def _train(task: tasks.Task, rows: np.ndarray, seed: int) -> dict[str, float]:
-  """Trains a model on some training images; returns its test metrics."""
+def _fit(task: tasks.Task, rows: np.ndarray) -> tf.keras.Model:
+  """Returns a model trained on some training images."""
   data = task.data
-  tf.keras.utils.set_random_seed(seed)
-  model = models.build(
-    task.model,
-    input_shape=data.image_shape,
-    num_outputs=data.num_classes,
-    seed=seed,
-  )
+  tf.keras.utils.set_random_seed(task.seed)
+  model = task.build_model()
   model.compile(
     tf.keras.optimizers.Adam(_LEARNING_RATE), models.loss(data.multi_label)
   )
@@ -145,6 +173,12 @@ def _train(task: tasks.Task, rows: np.ndarray, seed: int) -> dict[str, float]:
     ],
     verbose=0,
   )
+  return model
+
+
+def _evaluate(task: tasks.Task, model: tf.keras.Model) -> dict[str, float]:
+  """Returns the metrics on the test images."""
+  data = task.data
   return dict(
     evaluation.evaluate(
       model,

@@ -2,7 +2,8 @@
 
 | file                  | what it holds                                        |
 |-----------------------|------------------------------------------------------|
-| config.json           | every resolved setting, versions, the data's digest  |
+| config.json           | every resolved setting, versions, digests of the     |
+|                       | data and of the initial model                        |
 | metrics.csv           | ε, clip norm and test metrics, one line a round      |
 | tensorboard/          | the same for TensorBoard                             |
 | privacy_ledger.jsonl  | every round that was paid for                        |
@@ -25,6 +26,7 @@ from typing import Any
 from experiments import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import export
+from tff_medical import tasks
 
 _PACKAGES = (
   'tensorflow',
@@ -38,6 +40,7 @@ _PACKAGES = (
 _MAY_CHANGE = (
   'output_dir',
   'data_dir',
+  'initial_model',  # Its digest must not.
   'rounds_per_eval',
   'runtime',
   'client_threads',
@@ -45,6 +48,8 @@ _MAY_CHANGE = (
   'clients_per_device',
   'microbatch_size',
 )
+
+_DIGESTS = {'data_digest': 'data', 'initial_model_sha256': '--initial_model'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,23 +78,26 @@ class RunFolder:
         'a new folder'
       )
 
-  def claim(self, settings: settings_lib.Settings, data_digest: str) -> bool:
+  def claim(self, settings: settings_lib.Settings, task: tasks.Task) -> bool:
     """Makes the folder this run's, or checks that it is.
 
     Args:
       settings: Fully resolved.
-      data_digest: Identifies the data.
+      task: Its data and its initial model are identified by digests.
 
     Returns:
       Whether the run was started before.
 
     Raises:
-      InputError: The folder belongs to a run with other settings or data.
+      InputError: The folder belongs to a run with other settings, data or
+        initial model.
     """
     self.check()
+    initial = task.initial_model
     config = {
       'settings': _public(settings),
-      'data_digest': data_digest,
+      'data_digest': task.data.source_digest,
+      'initial_model_sha256': initial.digest if initial else None,
       'versions': versions(),
     }
     if self.config.exists():
@@ -139,7 +147,7 @@ def _refuse_other_run(path: pathlib.Path, wanted: Mapping[str, Any]) -> None:
   try:
     found = json.loads(path.read_text(encoding='utf-8'))
     there = found['settings']
-    digest = found['data_digest']
+    digests = {name: found[name] for name in _DIGESTS}
   except (ValueError, KeyError, TypeError):
     raise _validate.InputError(
       f'{path} is damaged; choose another output_dir'
@@ -156,8 +164,11 @@ def _refuse_other_run(path: pathlib.Path, wanted: Mapping[str, Any]) -> None:
     for name, value in now['settings'].items()
     if name not in free and there.get(name) != value
   ]
-  if digest != now['data_digest']:
-    changed.append(f'data ({digest} there, {now["data_digest"]} now)')
+  changed += [
+    f'{what} ({digests[name]} there, {now[name]} now)'
+    for name, what in _DIGESTS.items()
+    if digests[name] != now[name]
+  ]
   if changed:
     raise _validate.InputError(
       f'output_dir {path.parent} belongs to a run with another '

@@ -67,13 +67,19 @@ class Settings:
   """What `experiments.train` needs to know. See each field's help."""
 
   dataset: str = _field(
-    'synthetic', 'synthetic, or medmnist/NAME for a MedMNIST v2 set'
+    'synthetic',
+    'synthetic (grey), synthetic_rgb, or medmnist/NAME for a MedMNIST v2 set',
   )
   data_dir: Optional[str] = _field(
     None, 'folder with NAME.npz; without it MedMNIST sets are downloaded'
   )
   image_size: int = _field(28, 'pixels a side: 28, 64, 128 or 224')
   model: str = _field('cnn_small', 'model name, see tff_medical.models')
+  initial_model: Optional[str] = _field(
+    None,
+    'saved_model folder of an earlier run, public or paid for, whose weights '
+    'training starts from',
+  )
   partition: str = _field(
     'iid', 'how images go to clients', partition_lib.KINDS
   )

@@ -67,7 +67,7 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   if mechanism.is_private:
     build.warn_of_large_delta(delta, feed.num_units)
   process = build.build_process(settings, task, mechanism)
-  folder.claim(settings, task.data.source_digest)
+  folder.claim(settings, task)
   with ledger_lib.PrivacyLedger(
     folder.ledger,
     mechanism,
@@ -98,6 +98,7 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
       test_metrics=dict(outcome.metrics),
       cohort_seed_was_given=settings.cohort_seed is not None,
       broken_units_are_published=bool(settings.publish_broken_units),
+      initial_model=task.provenance,
     )
   _finish(folder, task, outcome, card, time.monotonic() - started)
   return outcome

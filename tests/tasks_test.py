@@ -67,6 +67,21 @@ class TaskTest(absltest.TestCase):
     np.testing.assert_array_equal(weights[0], weights[1])
     self.assertFalse(np.allclose(weights[0], weights[2]))
 
+  def test_starts_from_the_weights_of_an_earlier_model(self):
+    earlier = models.build(
+      'cnn_small', input_shape=(8, 8, 1), num_outputs=2, seed=9
+    )
+    weights = tuple(earlier.get_weights())
+    taken = {}
+    for names in (('dark', 'bright'), ('cat', 'dog')):
+      initial = models.InitialModel('public', weights, names, card={})
+      task = _task(initial_model=initial)
+      taken[names] = task.tff_model.initial_weights[0]
+      np.testing.assert_array_equal(taken[names][0], weights[0])
+    fresh = _task().tff_model.initial_weights[0]
+    np.testing.assert_array_equal(taken['dark', 'bright'][-2], weights[-2])
+    np.testing.assert_array_equal(taken['cat', 'dog'][-2], fresh[-2])
+
   def test_evaluates_the_weights_it_is_given_over_all_and_by_site(self):
     task = _task()
     trainable = tuple(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -30,12 +31,14 @@ class Task:
     partition: For each client, its indices into the training split.
     model: The name of a model in `models.MODELS`.
     seed: Of the model's initial weights.
+    initial_model: If given, its weights take the place of the seed's.
   """
 
   data: images.ImageData
   partition: partition_lib.Partition
   model: str
   seed: int = 0
+  initial_model: models.InitialModel | None = None
 
   def __post_init__(self) -> None:
     models.check_federated(self.keras_model)
@@ -45,6 +48,11 @@ class Task:
     """The population."""
     return len(self.partition)
 
+  @property
+  def provenance(self) -> dict[str, Any] | None:
+    """What a card says of the initial model, if there is one."""
+    return self.initial_model.provenance if self.initial_model else None
+
   @functools.cached_property
   def clients(self) -> clients_lib.ImageClientData:
     """The training images as TFF client data."""
@@ -52,13 +60,27 @@ class Task:
 
   @functools.cached_property
   def keras_model(self) -> tf.keras.Model:
-    """From float32 [N, H, W, C] in 0..1 to logits; starts as the seed says."""
-    return models.build(
+    """The model whose weights are trained; see `build_model`."""
+    return self.build_model()
+
+  def build_model(self) -> tf.keras.Model:
+    """Returns a new model, with its initial weights.
+
+    Returns:
+      From float32 [N, H, W, C] in 0..1 to logits.
+
+    Raises:
+      InputError: The initial model has layers of other shapes.
+    """
+    model = models.build(
       self.model,
       input_shape=self.data.image_shape,
       num_outputs=self.data.num_classes,
       seed=self.seed,
     )
+    if self.initial_model is not None:
+      self.initial_model.put_into(model, self.data.class_names)
+    return model
 
   @property
   def input_spec(self) -> collections.OrderedDict[str, tf.TensorSpec]:

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import os
 import subprocess
@@ -37,6 +38,12 @@ class LoadSyntheticTest(parameterized.TestCase):
     self.assertStartsWith(data.source_digest, 'sha256:')
     self.assertIn('tff_medical', data.citation)
 
+  def test_colour_has_a_name_of_its_own(self):
+    spec = dataclasses.replace(_SPEC, channels=3)
+    data = loading.load_synthetic(spec, tfds_dir=self.tfds_dir)
+    self.assertEqual(data.name, 'synthetic_rgb')
+    self.assertEqual(data.image_shape, (28, 28, 3))
+
   def test_second_load_uses_the_records(self):
     first = loading.load_synthetic(_SPEC, tfds_dir=self.tfds_dir)
     with mock.patch.object(phantoms, 'generate') as generate:
@@ -48,6 +55,7 @@ class LoadSyntheticTest(parameterized.TestCase):
     with mock.patch.object(loading, 'load_synthetic') as load:
       loading.load('synthetic', image_size=32, seed=5, difficulty=0.75)
       loading.load('synthetic', tfds_dir='there')
+      loading.load('synthetic_rgb')
     load.assert_has_calls(
       [
         mock.call(
@@ -55,6 +63,7 @@ class LoadSyntheticTest(parameterized.TestCase):
           tfds_dir=None,
         ),
         mock.call(phantoms.PhantomSpec(), tfds_dir='there'),
+        mock.call(phantoms.PhantomSpec(channels=3), tfds_dir=None),
       ]
     )
 

@@ -60,6 +60,7 @@ class PlanTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('synthetic', 3000, 14_260),
+    ('synthetic_rgb', 3000, 14_548),
     ('medmnist/pneumoniamnist', 4708, 14_194),
     ('medmnist/dermamnist', 7007, None),
   )

@@ -11,6 +11,7 @@ from experiments import references
 from experiments import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
+from tff_medical import export
 from tff_medical import tasks
 from tff_medical.data import images
 from tff_medical.data import partition
@@ -28,7 +29,6 @@ class ReferencesTest(absltest.TestCase):
     settings = settings_lib.Settings(
       dataset='medmnist/breastmnist',
       data_dir=self.data_dir,
-      clipping='none',
       output_dir=str(self.output),
       **settings,
     )
@@ -41,6 +41,11 @@ class ReferencesTest(absltest.TestCase):
     self.assertEqual(summary['epsilon_pld'], 'inf')
     self.assertGreater(summary['metrics']['auc'], 0.95)
     self.assertTrue((self.output / 'config.json').exists())
+    card = export.load_card(self.output / 'saved_model')
+    self.assertEqual(card['epsilon'], 'inf')
+    self.assertEqual(card['dataset'], 'medmnist/breastmnist')
+    self.assertEqual(card['test_metrics'], summary['metrics'])
+    self.assertLen(card['not_covered'], 1)
 
   def test_clients_too_small_to_train_alone_are_skipped(self):
     summary = self._run('per_site', num_clients=21)
@@ -51,13 +56,16 @@ class ReferencesTest(absltest.TestCase):
   def test_few_clients_train_alone_each_on_its_own(self):
     trained = []
 
-    def train(task, rows, seed):
-      del task, seed
+    def fit(task, rows):
+      del task
       trained.append(rows)
-      return {'auc': len(trained) / 10}
+      return len(trained) / 10
 
-    with mock.patch.object(references, '_train', train):
+    with mock.patch.multiple(
+      references, _fit=fit, _evaluate=lambda _, model: {'auc': model}
+    ):
       summary = self._run('per_site', num_clients=3)
+    self.assertFalse((self.output / 'saved_model').exists())
     self.assertAlmostEqual(summary['metrics']['auc'], 0.2)
     self.assertLen(trained, 3)
     np.testing.assert_array_equal(
@@ -88,14 +96,18 @@ class ReferencesTest(absltest.TestCase):
       {'auc': 0.5, 'site/0/auc': 0.6, 'site/1/auc': 0.1},
       {'auc': 0.7, 'site/0/auc': 0.2, 'site/1/auc': 0.8},
     ]
-    with mock.patch.object(references, '_train', side_effect=found):
-      metrics = references._metrics(task, sites, seed=0)
+    with mock.patch.multiple(
+      references, _fit=mock.DEFAULT, _evaluate=mock.Mock(side_effect=found)
+    ):
+      metrics = references._metrics(task, sites)
     self.assertAlmostEqual(metrics.pop('auc'), 0.6)
     self.assertEqual(metrics, {'site/0/auc': 0.6, 'site/1/auc': 0.8})
 
   def test_refuses(self):
     with self.assertRaisesRegex(_validate.InputError, 'kind must be one of'):
       self._run('alone')
+    with self.assertRaisesRegex(_validate.InputError, 'would be ignored'):
+      self._run('central', target_epsilon=1.0)
     with self.assertRaisesRegex(_validate.InputError, 'num_clients'):
       self._run('central', num_clients=61)
     self.assertFalse(self.output.exists())

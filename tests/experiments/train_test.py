@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from absl.testing import parameterized
 import numpy as np
 from tensorboard.backend.event_processing import event_accumulator
 
+from experiments import references
 from experiments import settings as settings_lib
 from experiments import train
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import export
+from tff_medical import pretrained
 from tff_medical.program import checkpoints
 from tff_medical.program import training
 
@@ -176,6 +179,76 @@ class TrainTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'data .*md5'):
       self._run()
     self.assertEqual(self._json('config.json'), before)
+
+  def _public_model(self, name='public', **settings):
+    references.run(
+      'central',
+      settings_lib.Settings(
+        dataset='medmnist/pneumoniamnist',
+        data_dir=npz.write(self.temp, 'pneumoniamnist'),
+        num_clients=12,
+        output_dir=str(self.temp / name),
+        **settings,
+      ),
+    )
+    return str(self.temp / name / 'saved_model')
+
+  def test_starts_from_a_public_model_and_says_so(self):
+    public = self._public_model()
+    earlier = pretrained.load(public)
+    # Steps too small to be seen, so that what it started from is still there.
+    outcome = self._run(
+      initial_model=public, rounds=1, server_learning_rate=1e-6
+    )
+    trained = outcome.weights.trainable
+    np.testing.assert_allclose(trained[0], earlier.weights[0], atol=1e-4)
+    card = export.load_card(self.output / 'saved_model')
+    self.assertEqual(card['initial_model']['dataset'], earlier.card['dataset'])
+    self.assertEqual(card['initial_model']['sha256'], earlier.digest)
+    self.assertIn('(medmnist/pneumoniamnist)', ' '.join(card['not_covered']))
+    config = self._json('config.json')
+    self.assertEqual(config['settings']['initial_model'], public)
+    self.assertEqual(config['initial_model_sha256'], earlier.digest)
+
+  def test_recipe_by_its_two_commands(self):
+    data = f'--data_dir={npz.write(self.temp, "pneumoniamnist")}'
+    reference = [sys.executable, '-m', 'experiments.references', data]
+    reference += ['--kind=central', '--dataset=medmnist/pneumoniamnist']
+    reference += ['--num_clients=3', f'--output_dir={self.temp / "public"}']
+    public = str(self.temp / 'public' / 'saved_model')
+    for command in (
+      reference,
+      self._command(initial_model=public, rounds=1),
+    ):
+      subprocess.run(command, cwd=_ROOT, check=True, capture_output=True)
+    card = export.load_card(self.output / 'saved_model')
+    self.assertEqual(card['initial_model']['epsilon'], 'inf')
+    self.assertLess(card['epsilon'], float('inf'))
+
+  def test_goes_on_only_with_the_same_initial_model(self):
+    public = self._public_model()
+    self._run(initial_model=public, rounds=1)
+    moved = shutil.copytree(public, self.temp / 'moved')
+    self._run(initial_model=str(moved), rounds=2)
+    self.assertEqual(self._charges(), 2)
+    shutil.rmtree(public)
+    shutil.copytree(self._public_model('other', seed=5), public)
+    for other in (public, None):
+      with self.assertRaisesRegex(
+        _validate.InputError, 'another --initial_model .*there, '
+      ):
+        self._run(initial_model=other, rounds=3)
+    self.assertEqual(self._charges(), 2)
+
+  def test_refuses_an_initial_model_that_does_not_fit(self):
+    public = self._public_model()
+    for changed, message in (
+      ({'initial_model': public, 'model': 'cnn'}, "layer 'conv2d"),
+      ({'initial_model': str(self.temp)}, 'not a model exported'),
+    ):
+      with self.assertRaisesRegex(_validate.InputError, message):
+        self._run(**changed)
+    self.assertFalse(self.output.exists())
 
   def test_calibrated_noise_is_for_the_planned_rounds_only(self):
     self._run(noise_multiplier=None, target_epsilon=30.0, rounds=2)

@@ -5,6 +5,7 @@ import pathlib
 
 from absl.testing import absltest
 
+from tff_medical import export
 from tff_medical.privacy import card
 from tff_medical.privacy import ledger
 from tff_medical.privacy import mechanisms
@@ -62,6 +63,45 @@ class BuildCardTest(absltest.TestCase):
     self.assertIn('Checkpoints', said['text'])
     # Nothing rests on the secrecy of who takes part.
     self.assertNotIn('cohort', said['text'])
+
+  def _card_after(self, **earlier):
+    mechanism = mechanisms.GaussianMechanism(
+      sampling=sampling.PoissonSampling(100, 10),
+      clipping=_CLIPPING,
+      noise_multiplier=1.0,
+    )
+    initial = {'dataset': 'y', 'epsilon': 'inf', 'delta': None, 'unit': 'none'}
+    return self._card(mechanism, [1], initial_model={**initial, **earlier})
+
+  def test_of_a_model_that_started_from_another(self):
+    said = self._card_after()
+    self.assertEqual(said['initial_model']['dataset'], 'y')
+    self.assertIn(
+      'The data of a model that this one started from (y), for which that '
+      'model promises nothing.',
+      said['not_covered'],
+    )
+
+  def test_of_a_private_model_that_started_from_another(self):
+    private = {'epsilon': 2.5, 'delta': 1e-3, 'unit': 'record'}
+    first = {'dataset': 'z', 'epsilon': 'inf', 'delta': None, 'unit': 'none'}
+    said = self._card_after(**private, initial_model=first)
+    self.assertIn('(y)', said['text'])
+    self.assertIn('epsilon 2.5 at delta 0.001 for each record', said['text'])
+    self.assertIn('(z), for which that model promises nothing', said['text'])
+    self.assertNotIn('add up. ', said['text'].split('(y)')[1])
+
+  def test_of_a_model_that_started_from_the_same_data(self):
+    private = {'epsilon': 2.5, 'delta': 1e-3, 'unit': 'record'}
+    said = self._card_after(dataset='x', **private)
+    self.assertIn('the epsilons and the deltas add up', said['text'])
+    said = self._card_after(dataset='x')
+    self.assertIn('nothing is promised here either', said['text'])
+
+  def test_of_pooled_images_nothing_is_covered(self):
+    said = card.build_open_card(dataset='x', test_metrics={'auc': 0.9})
+    self.assertEqual(export.checked_card(said)['epsilon'], 'inf')
+    self.assertRegex(said['not_covered'][0], '^Everything')
 
   def test_without_noise_nothing_is_covered(self):
     mechanism = mechanisms.GaussianMechanism(

@@ -14,7 +14,7 @@ medmnist/bloodmnist, medmnist/breastmnist, medmnist/chestmnist, \
 medmnist/dermamnist, medmnist/octmnist, medmnist/organamnist, \
 medmnist/organcmnist, medmnist/organsmnist, medmnist/pathmnist, \
 medmnist/pneumoniamnist, medmnist/retinamnist, medmnist/tissuemnist, \
-synthetic, got 'medmnist/pneumonia'; did you mean 'medmnist/pneumoniamnist'?
+synthetic, synthetic_rgb, got 'medmnist/pneumonia'; did you mean 'medmnist/pneumoniamnist'?
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ from tff_medical.data import phantoms
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
+# Channels of the generated data by its name.
+SYNTHETIC = {'synthetic': 1, 'synthetic_rgb': 3}
 DATASETS = (
-  'synthetic',
+  *SYNTHETIC,
   *(f'medmnist/{name}' for name in medmnist_info.BY_NAME),
 )
 
@@ -69,12 +71,14 @@ def load(
     InputError: A name, value, combination or file that cannot be used.
   """
   _validate.one_of(DATASETS, dataset=dataset)
-  if dataset == 'synthetic':
+  if dataset in SYNTHETIC:
     if data_dir is not None:
       raise _validate.InputError(
-        f'data_dir is not used by synthetic, got {data_dir!r}; leave it out'
+        f'data_dir is not used by {dataset}, got {data_dir!r}; leave it out'
       )
-    spec = phantoms.PhantomSpec(image_size=image_size, seed=seed)
+    spec = phantoms.PhantomSpec(
+      image_size=image_size, channels=SYNTHETIC[dataset], seed=seed
+    )
     if difficulty is not None:
       spec = dataclasses.replace(spec, difficulty=difficulty)
     return load_synthetic(spec, tfds_dir=tfds_dir)
@@ -94,10 +98,11 @@ def load_synthetic(
   # Imports TensorFlow Datasets, hence only here.
   from tff_medical.data import synthetic
 
+  names = {channels: name for name, channels in SYNTHETIC.items()}
   builder = synthetic.builder_for_spec(spec, tfds_dir)
   _prepare(builder, downloads=False)
   return images.ImageData(
-    name='synthetic',
+    name=names[spec.channels],
     train=_read(builder, 'train'),
     validation=_read(builder, 'validation'),
     test=_read(builder, 'test'),

@@ -13,5 +13,13 @@ from tff_medical.models.checks import restore_eager
 from tff_medical.models.factory import MODELS
 from tff_medical.models.factory import build
 from tff_medical.models.factory import loss
+from tff_medical.models.initial import InitialModel
 
-__all__ = ['MODELS', 'build', 'check_federated', 'loss', 'restore_eager']
+__all__ = [
+  'MODELS',
+  'InitialModel',
+  'build',
+  'check_federated',
+  'loss',
+  'restore_eager',
+]

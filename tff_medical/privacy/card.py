@@ -7,7 +7,9 @@ and how many charges of which event were paid.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 import datetime
+import math
 from typing import Any
 
 from tff_medical.privacy import accounting
@@ -23,6 +25,8 @@ NOT_COVERED = (
   'The test metrics, which are computed on held-out images.',
 )
 
+NOTHING_PROMISED = 'Everything: no noise was added, so nothing is promised.'
+
 
 def build_card(
   mechanism: interface.Mechanism,
@@ -33,6 +37,7 @@ def build_card(
   test_metrics: dict[str, float],
   cohort_seed_was_given: bool = False,
   broken_units_are_published: bool = False,
+  initial_model: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns the card of a model.
 
@@ -46,6 +51,8 @@ def build_card(
     cohort_seed_was_given: Whether the cohorts can be drawn again by somebody.
     broken_units_are_published: Whether each round told how many units were left
       out.
+    initial_model: What `models.InitialModel.provenance` says, if training
+      started from one.
   """
   not_covered = [*NOT_COVERED, *mechanism.caveats]
   if cohort_seed_was_given and mechanism.sampling.amplifies:
@@ -57,8 +64,9 @@ def build_card(
     not_covered.append(
       'The counts of broken units by round: they were published without noise.'
     )
+  not_covered.extend(_of_earlier_data(initial_model, dataset))
   if not mechanism.is_private:
-    not_covered = ['Everything: no noise was added, so nothing is promised.']
+    not_covered = [NOTHING_PROMISED]
   return {
     'epsilon': ledger.epsilon,
     'epsilon_rdp': ledger.rdp_epsilon(),
@@ -77,7 +85,75 @@ def build_card(
     'not_covered': not_covered,
     'dataset': dataset,
     'test_metrics': test_metrics,
-    'created': datetime.datetime.now(datetime.timezone.utc).isoformat(
-      timespec='seconds'
-    ),
+    **_origin(initial_model),
   }
+
+
+def build_open_card(
+  *,
+  dataset: str,
+  test_metrics: dict[str, float],
+  initial_model: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Returns the card of a model trained on pooled images without privacy.
+
+  Args:
+    dataset: The name of the data.
+    test_metrics: Metrics on held-out images.
+    initial_model: As for `build_card`.
+  """
+  return {
+    'epsilon': math.inf,
+    'delta': None,
+    'unit': 'none',
+    'neighboring_relation': 'none',
+    'mechanism': {'mechanism': 'none', 'noise_multiplier': 0.0},
+    'sampling': 'none',
+    'rounds': 0,
+    'accountant': 'none',
+    'accountant_version': accounting.accountant_version(),
+    'not_covered': [NOTHING_PROMISED],
+    'dataset': dataset,
+    'test_metrics': test_metrics,
+    **_origin(initial_model),
+  }
+
+
+def _origin(initial_model: Mapping[str, Any] | None) -> dict[str, Any]:
+  """Returns when a model was made, and from which other one."""
+  now = datetime.datetime.now(datetime.timezone.utc)
+  created = {'created': now.isoformat(timespec='seconds')}
+  if initial_model is None:
+    return created
+  return {'initial_model': dict(initial_model), **created}
+
+
+def _of_earlier_data(
+  initial_model: Mapping[str, Any] | None, dataset: str
+) -> Iterator[str]:
+  """Yields what epsilon does not cover of the data of earlier models."""
+  while initial_model is not None:
+    earlier, unit = initial_model['dataset'], initial_model['unit']
+    promised = initial_model['epsilon'] not in ('inf', math.inf)
+    stated = (
+      f'epsilon {initial_model["epsilon"]:.4g} at delta '
+      f'{initial_model["delta"]:.3g} for each {unit}'
+      if promised
+      else 'nothing'
+    )
+    said = (
+      f'The data of a model that this one started from ({earlier}), for which '
+      f'that model promises {stated}.'
+    )
+    if earlier == dataset and promised:
+      said += (
+        ' It is the data of this model, too: whoever is in both pays for both, '
+        'and the epsilons and the deltas add up.'
+      )
+    elif earlier == dataset:
+      said += (
+        ' If it is the same data as that of this model, nothing is promised '
+        'here either.'
+      )
+    yield said
+    initial_model = initial_model.get('initial_model')
