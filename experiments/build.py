@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow_federated as tff
 
 from experiments import settings as settings_lib
+from tff_medical import _validate
 from tff_medical import feeds
 from tff_medical import learning
+from tff_medical import models
 from tff_medical import pretrained
 from tff_medical import tasks
 from tff_medical.data import loading
@@ -65,6 +67,8 @@ def build_task(settings: settings_lib.Settings) -> tasks.Task:
     data_dir=settings.data_dir,
     seed=settings.seed,
   )
+  if initial_model is not None and settings.is_private:
+    _refuse_same_data(initial_model, data.name)
   if data.duplicates:
     logging.warning('%s has duplicates: %s', data.name, data.duplicates)
   partition = partition_lib.partition(
@@ -81,6 +85,16 @@ def build_task(settings: settings_lib.Settings) -> tasks.Task:
     seed=settings.seed,
     initial_model=initial_model,
   )
+
+
+def _refuse_same_data(initial: models.InitialModel, dataset: str) -> None:
+  """Refuses to state an epsilon for data that was trained on before."""
+  if dataset in initial.datasets:
+    raise _validate.InputError(
+      f'initial_model {initial.name} was trained on {dataset}, too, so that the '
+      'ε of this run alone would not hold; start from a model of other data, go '
+      'on in the output_dir of that run, or give up privacy with clipping=none'
+    )
 
 
 def build_feed(

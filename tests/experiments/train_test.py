@@ -205,6 +205,10 @@ class TrainTest(parameterized.TestCase):
     card = export.load_card(self.output / 'saved_model')
     self.assertEqual(card['initial_model']['dataset'], earlier.card['dataset'])
     self.assertEqual(card['initial_model']['sha256'], earlier.digest)
+    self.assertEqual(
+      pretrained.load(self.output / 'saved_model').datasets,
+      ('medmnist/breastmnist', 'medmnist/pneumoniamnist'),
+    )
     self.assertIn('(medmnist/pneumoniamnist)', ' '.join(card['not_covered']))
     config = self._json('config.json')
     self.assertEqual(config['settings']['initial_model'], public)
@@ -249,6 +253,24 @@ class TrainTest(parameterized.TestCase):
       with self.assertRaisesRegex(_validate.InputError, message):
         self._run(**changed)
     self.assertFalse(self.output.exists())
+
+  def test_refuses_an_initial_model_of_the_same_data(self):
+    public = self._public_model()
+    self._run(initial_model=public, rounds=1)
+    own = str(self.output / 'saved_model')
+    again = self.temp / 'again'
+    with self.assertRaisesRegex(_validate.InputError, 'breastmnist, too'):
+      self._run(initial_model=own, output_dir=str(again))
+    self.assertFalse(again.exists())
+    self._run(
+      initial_model=own,
+      output_dir=str(again),
+      rounds=1,
+      clipping='none',
+      noise_multiplier=None,
+    )
+    card = export.load_card(again / 'saved_model')
+    self.assertEqual(card['epsilon'], 'inf')
 
   def test_calibrated_noise_is_for_the_planned_rounds_only(self):
     self._run(noise_multiplier=None, target_epsilon=30.0, rounds=2)

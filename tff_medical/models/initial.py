@@ -58,6 +58,16 @@ class InitialModel:
     before = {key: self.card[key] for key in _BEFORE if key in self.card}
     return {**stated, 'sha256': self.digest, **before}
 
+  @property
+  def datasets(self) -> tuple[str, ...]:
+    """The data of this model, and of those that it started from in turn."""
+    found = []
+    stated: dict[str, Any] | None = self.provenance
+    while stated is not None:
+      found.append(stated['dataset'])
+      stated = stated.get('initial_model')
+    return tuple(found)
+
   @functools.cached_property
   def digest(self) -> str:
     """The SHA-256 of weights, class names and card."""
