@@ -127,7 +127,7 @@ def study_table(
   keys = sorted({key for group in groups.values() for key in group}, key=_order)
   lines = [
     [
-      f'[{name}](results/{name}/report.html)',
+      f'`{name}`',
       *(results.spread(group[key]) if key in group else '' for key in keys),
     ]
     for name, group in groups.items()
@@ -185,6 +185,9 @@ def blocks(folder: pathlib.Path) -> dict[str, str]:
   }
   if all_studies := studies(folder):
     found['studies'] = study_table(all_studies, 'auc')
+    found['studies_balanced_accuracy'] = study_table(
+      all_studies, 'balanced_accuracy'
+    )
   for name, lines in comparisons(folder).items():
     found[name] = compare.table(lines)
   return found

@@ -28,7 +28,7 @@ class PublishTest(absltest.TestCase):
       'between <!-- studies -->\nold\n<!-- end -->\nafter\n'
     )
     self.more = self.temp / 'results.md'
-    self.more.write_text('nothing\n')
+    self.more.write_text('<!-- studies_balanced_accuracy --><!-- end -->\n')
     self.results.mkdir()
     summary = {
       'epsilon_pld': 7.991,
@@ -74,7 +74,8 @@ class PublishTest(absltest.TestCase):
     with open(target / 'results.csv', newline='') as file:
       self.assertNotEmpty(list(csv.DictReader(file)))
     self.assertTrue((self.results / 'tradeoff.png').exists())
-    self.assertIn('[my_study](results/my_study/report.html)', text)
+    self.assertIn('| `my_study` |', text)
+    self.assertIn('| `my_study` | 0.', self.more.read_text())
     self.assertIn('| ε 1 | ε 8 | no privacy | central | per site |', text)
     self.assertIn('| 0.810 ± 0.014 | 0.910 ± 0.014 |', text)
     self.assertIn('| `p` | record | 8.00 | 1.0e-03 | 0.900 ± 0.000 |', text)
