@@ -33,7 +33,6 @@ import numpy as np
 import tqdm
 
 from experiments import audited_run
-from experiments import build
 from experiments import flags
 from experiments import inversion_audit
 from experiments import run_folder as run_folder_lib
@@ -76,7 +75,7 @@ def audit(
 
   Args:
     run_dir: The run's folder.
-    canaries: How many; with 0 there is membership inference alone.
+    canaries: How many; with 0 the training is not repeated.
     reference_run_dir: Of a run without privacy, or None.
     inversion_images: How many training images to reconstruct.
 
@@ -97,11 +96,12 @@ def audit(
       f'{folder} is there from an earlier audit, which cost its own ε; rename '
       'it to keep its ledger, then audit again'
     )
+  data = {name: of.load_data() for name, of in runs.items()}
   unfinished = folder.with_name('audit.partial')
   shutil.rmtree(unfinished, ignore_errors=True)
   unfinished.mkdir()
   try:
-    found = _find(runs, unfinished, canaries, inversion_images)
+    found = _find(runs, data, unfinished, canaries, inversion_images)
     unfinished.rename(folder)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -111,6 +111,7 @@ def audit(
 
 def _find(
   runs: Mapping[str, audited_run.FinishedRun],
+  data: Mapping[str, images_lib.ImageData],
   folder: pathlib.Path,
   canaries: int,
   inversion_images: int,
@@ -123,7 +124,7 @@ def _find(
   }
   if canaries:
     found.update(_audit_canaries(run, folder, canaries))
-  attacks = {name: _attack_members(of) for name, of in runs.items()}
+  attacks = {n: _attack_members(of, data[n]) for n, of in runs.items()}
   _plot(attacks, folder)
   best = next(iter(attacks['run'].values()))
   found.update(attack_auc=best.auc, tpr_at_1_fpr=best.tpr_at_1_fpr)
@@ -154,14 +155,13 @@ def _audit_canaries(
 
 
 def _attack_members(
-  run: audited_run.FinishedRun,
+  run: audited_run.FinishedRun, data: images_lib.ImageData
 ) -> dict[str, membership.Attack]:
   """Returns the best attack by where the others come from.
 
   Validation images come from where training images do; the test set of some
   data sets does not, and then tells less of membership.
   """
-  data = build.build_task(run.settings).data
   others: dict[str, images_lib.Split] = {
     'validation': data.validation,
     'test': data.test,

@@ -8,7 +8,7 @@ quantile of the others: canaries are always clipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import json
@@ -27,6 +27,7 @@ from tff_medical import audit
 from tff_medical import canaries as canaries_lib
 from tff_medical import feeds
 from tff_medical import tasks
+from tff_medical.data import images as images_lib
 from tff_medical.privacy import accounting
 from tff_medical.privacy import auditing
 from tff_medical.privacy import card as card_lib
@@ -51,11 +52,46 @@ class FinishedRun:
     settings: With the noise multiplier in place of a target ε, and the rounds
       that were trained.
     summary: How it ended.
+    config: The run's config.json.
   """
 
   folder: run_folder_lib.RunFolder
   settings: settings_lib.Settings
   summary: dict[str, Any]
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def build_task(self) -> tasks.Task:
+    """Returns the run's task again.
+
+    Raises:
+      InputError: The data or the initial model is not there, or not the run's.
+    """
+    task = build.build_task(self.settings)
+    initial = task.initial_model
+    self._refuse_other('data_digest', task.data.source_digest)
+    self._refuse_other(
+      'initial_model_sha256', initial.digest if initial else None
+    )
+    return task
+
+  def load_data(self) -> images_lib.ImageData:
+    """Returns the run's data again, for what needs no initial model.
+
+    Raises:
+      InputError: It is not there, or not the run's.
+    """
+    settings = dataclasses.replace(self.settings, initial_model=None)
+    data = build.build_task(settings).data
+    self._refuse_other('data_digest', data.source_digest)
+    return data
+
+  def _refuse_other(self, name: str, now: str | None) -> None:
+    if self.config.get(name, now) != now:
+      raise _validate.InputError(
+        f'{self.folder.path} was trained with another {name} '
+        f'({self.config[name]} there, {now} now); put back what it was trained '
+        'with'
+      )
 
   @classmethod
   def load(cls, path: str) -> FinishedRun:
@@ -87,7 +123,7 @@ class FinishedRun:
       raise _validate.InputError(
         f'{path} is damaged or of another version ({error}); train again'
       ) from None
-    return cls(folder, settings, summary)
+    return cls(folder, settings, summary, config)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,7 +223,7 @@ def repeat_with_canaries(
   canaries = canaries_lib.Canaries.draw(count)
   # An attacker may see every round's model, of which the average is less.
   every_model = dataclasses.replace(run.settings, ema_decay=0.0)
-  task, feed, settings = _with_canaries(every_model, canaries)
+  task, feed, settings = _with_canaries(every_model, run.build_task(), canaries)
   mechanism = build.build_mechanism(settings, feed.num_units, lambda _: None)
   process = build.build_process(settings, task, mechanism)
   steps = audit.Steps(
@@ -247,10 +283,11 @@ def _epsilon_at(
 
 
 def _with_canaries(
-  settings: settings_lib.Settings, canaries: canaries_lib.Canaries
+  settings: settings_lib.Settings,
+  task: tasks.Task,
+  canaries: canaries_lib.Canaries,
 ) -> tuple[tasks.Task, canaries_lib.CanaryFeed, settings_lib.Settings]:
   """Returns task, feed and settings of the population with canaries."""
-  task = build.build_task(settings)
   inner = build.build_feed(settings, task)
   if isinstance(inner, feeds.LocalStepsFeed):
     raise _validate.InputError(

@@ -61,14 +61,14 @@ def build_task(settings: settings_lib.Settings) -> tasks.Task:
   initial_model = None
   if settings.initial_model is not None:
     initial_model = pretrained.load(settings.initial_model)
+    if settings.is_private:
+      _refuse_same_data(initial_model, settings.dataset)
   data = loading.load(
     settings.dataset,
     image_size=settings.image_size,
     data_dir=settings.data_dir,
     seed=settings.seed,
   )
-  if initial_model is not None and settings.is_private:
-    _refuse_same_data(initial_model, data.name)
   if data.duplicates:
     logging.warning('%s has duplicates: %s', data.name, data.duplicates)
   partition = partition_lib.partition(

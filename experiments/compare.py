@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -32,6 +33,7 @@ from absl import flags as absl_flags
 from experiments import cells
 from experiments import flags
 from experiments import results
+from experiments import run_folder
 from experiments import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import plots
@@ -39,6 +41,15 @@ from tff_medical import plots
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 BASE = 'base'
+# Else ε would not be the same promise, or runs not the variants' own.
+_SAME = (
+  'target_epsilon',
+  'target_delta',
+  'privacy_unit',
+  'seed',
+  'output_dir',
+  'cohort_seed',
+)
 _HEADER = ('variant', 'flags', 'noise', 'test AUC', 'AUC minus base',
            'balanced accuracy', 's')  # fmt: skip
 
@@ -75,6 +86,12 @@ class Variant:
       InputError: A flag is unknown, or would be ignored.
     """
     wanted = flags.changed(base, self.flags)
+    for name in _SAME:
+      if getattr(wanted, name) != getattr(base, name):
+        raise _validate.InputError(
+          f'variant {self.name!r} must have the {name} of the base '
+          f'({getattr(base, name)}), got {getattr(wanted, name)}'
+        )
     settings = dataclasses.replace(
       wanted.without_ignored(),
       seed=seed,
@@ -113,6 +130,11 @@ def plan(
     raise _validate.InputError(
       'target_epsilon must be given: variants are compared at one ε'
     )
+  if base.cohort_seed is not None:
+    raise _validate.InputError(
+      'cohort_seed must be left out: each training has its own, kept secret'
+    )
+  base.resolve()
   folder = pathlib.Path(base.output_dir)
   found: dict[str, cells.Training] = {}
   for seed in range(base.seed, base.seed + seeds):
@@ -124,12 +146,6 @@ def plan(
           'like it that their folders are the same'
         )
       settings = variant.settings(base, seed, folder)
-      if settings.target_epsilon != base.target_epsilon:
-        raise _validate.InputError(
-          f'variant {variant.name!r} has another target_epsilon '
-          f'({settings.target_epsilon}); all are compared at '
-          f'{base.target_epsilon:g}'
-        )
       found[name] = cells.Training(name, settings)
   return found
 
@@ -141,53 +157,79 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
     InputError: It holds other files, or a cell with other flags.
   """
   path = folder / 'comparison.json'
-  wanted = {
-    name: [
-      a for a in cells.arguments(training.settings)
-      if not a.startswith(('--output_dir=', '--data_dir='))
-    ]
-    for name, training in planned.items()
-  }  # fmt: skip
+  wanted = {name: _identity(t.settings) for name, t in planned.items()}
   there = {}
   if path.exists():
-    there = json.loads(path.read_text(encoding='utf-8'))
+    try:
+      there = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:
+      raise _validate.InputError(
+        f'{path} is damaged; choose another output_dir'
+      ) from None
   elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise _validate.InputError(
       f'output_dir {folder} holds other files (no {path.name}); choose a new '
       'folder'
     )
   for name in sorted(there.keys() & wanted.keys()):
-    if there[name] != wanted[name]:
+    # A cell that never came to have a folder may be asked for otherwise.
+    if there[name] != wanted[name] and cells.cell_folder(folder, name).exists():
       raise _validate.InputError(
         f'output_dir {folder} has a cell {name} with other flags '
         f'({" ".join(there[name])}); name the variant differently or choose '
         'another output_dir'
       )
   folder.mkdir(parents=True, exist_ok=True)
-  text = json.dumps({**there, **wanted}, indent=2, ensure_ascii=False)
-  path.write_text(text + '\n', encoding='utf-8')
+  run_folder.write_json(path, {**there, **wanted})
 
 
-def _summary(folder: pathlib.Path, name: str) -> dict[str, Any]:
+def _identity(settings: settings_lib.Settings) -> list[str]:
+  """Returns the flags that decide what a training is."""
+  free: Any = {
+    field.name: field.default
+    for field in dataclasses.fields(settings)
+    if field.name in run_folder.MAY_CHANGE and field.name != 'initial_model'
+  }
+  return cells.arguments(dataclasses.replace(settings, **free))
+
+
+def _json(folder: pathlib.Path, cell: str, name: str) -> dict[str, Any]:
+  """Returns a JSON file of a cell, empty if it is missing."""
+  path = cells.cell_folder(folder, cell) / name
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+
+
+def _summary(folder: pathlib.Path, cell: str) -> dict[str, Any]:
   """Returns what a training that came to its end says of it, else nothing."""
-  path = cells.cell_folder(folder, name) / 'summary.json'
-  if not path.exists():
-    return {}
-  summary = json.loads(path.read_text(encoding='utf-8'))
-  return summary if summary['stop_reason'] != 'interrupted' else {}
+  summary = _json(folder, cell, 'summary.json')
+  return summary if summary.get('stop_reason') != 'interrupted' else {}
 
 
 def rows(
   folder: pathlib.Path, variants: Sequence[Variant], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
-  """Returns the lines of results.csv: what is done, variant by variant."""
+  """Returns the lines of results.csv: what is done, variant by variant.
+
+  Raises:
+    InputError: A variant's trainings started from different initial models.
+  """
   found = []
   for variant in variants:
+    initial = set()
     for seed in seeds:
-      summary = _summary(folder, variant.cell(seed))
+      cell = variant.cell(seed)
+      summary = _summary(folder, cell)
       if summary:
+        config = _json(folder, cell, 'config.json')
+        initial.add(config.get('initial_model_sha256'))
         line = results.row(variant.name, seed, summary)
         found.append({**line, 'flags': variant.flags})
+    if len(initial) > 1:
+      raise _validate.InputError(
+        f'the trainings of variant {variant.name!r} started from different '
+        'initial models, as that in initial_model was replaced; remove their '
+        f'folders in {folder / "cells"} and start again'
+      )
   return found
 
 
@@ -197,12 +239,19 @@ def differences(
   metric: str,
 ) -> list[float]:
   """Returns a variant's metric minus the base's, for each seed of both."""
-  of_base = {str(r['seed']): float(r[metric]) for r in base}
+  seeds = [str(r['seed']) for r in base]
+  of_base = dict(zip(seeds, results.values(base, metric)))
   return [
-    float(r[metric]) - of_base[str(r['seed'])]
-    for r in own
+    value - of_base[str(r['seed'])]
+    for r, value in zip(own, results.values(own, metric))
     if str(r['seed']) in of_base
   ]
+
+
+def _mean_auc(own: Sequence[Mapping[str, Any]]) -> float:
+  """Returns what variants are ordered by: those that diverged come last."""
+  mean = statistics.mean(results.values(own, 'auc'))
+  return -math.inf if math.isnan(mean) else mean
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -212,7 +261,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
   found = []
   for name, own in sorted(
     groups.items(),
-    key=lambda item: -statistics.mean(results.values(item[1], 'auc')),
+    key=lambda item: -_mean_auc(item[1]),
   ):
     against = differences(own, base, 'auc')
     found.append(
@@ -235,7 +284,7 @@ def draw(
   """Writes comparison.png and comparison.svg: a line a variant, a dot a seed."""
   groups = sorted(
     results.by_name(lines).items(),
-    key=lambda item: statistics.mean(results.values(item[1], 'auc')),
+    key=lambda item: _mean_auc(item[1]),
   )
   figure, axes = plots.new(f'What helps at ε {epsilon:g}', x='test AUC', y='')
   figure.set_size_inches(6.4, 1.0 + 0.27 * len(groups))

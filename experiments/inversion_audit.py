@@ -63,7 +63,7 @@ def check(run: audited_run.FinishedRun, images: int) -> None:
       'inversion_images needs a run with mechanism=gaussian, clipping and '
       f'noise, got one with {what}; give --inversion_images=0'
     )
-  train = build.build_task(settings).data.train
+  train = run.build_task().data.train
   if images > len(train):
     raise _validate.InputError(
       f'inversion_images must be at most {len(train)}, the number of training '
@@ -89,7 +89,7 @@ def invert(
     Means over the images, by what the attacker saw.
   """
   settings = run.settings
-  task = build.build_task(settings)
+  task = run.build_task()
   train = task.data.train
   units = build.build_feed(settings, task).num_units
   mechanism = build.build_mechanism(settings, units, lambda _: None)

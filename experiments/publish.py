@@ -40,38 +40,46 @@ FIGURE = 'tradeoff'
 _STUDY_FILES = ('results.csv', 'report.html', 'plots')
 _COMPARISON_FILES = ('results.csv', 'comparison.png', 'comparison.svg')
 _COLUMNS_OF_FIGURE = 2
-_MARKED = r'(<!-- (\w+) -->)(.*?)(<!-- end -->)'
+_MARKED = r'(<!-- ([\w-]+) -->)(.*?)(<!-- end -->)'
+_STUDY_MARKS = ['studies', 'studies_balanced_accuracy']
 
 
-def copy_study(folder: pathlib.Path, target: pathlib.Path) -> None:
-  """Writes a sweep's report anew, and copies what is to be published.
-
-  Raises:
-    InputError: The folder is not that of a sweep, or cells are missing.
-  """
-  sweep = study.read(folder)
-  missing = [cell.name for cell in sweep.cells if not cell.is_done]
+def check_study(folder: pathlib.Path) -> None:
+  """Raises `InputError` unless the folder is that of a sweep that is done."""
+  missing = [c.name for c in study.read(folder).cells if not c.is_done]
   if missing:
     raise _validate.InputError(
       f'sweep_dirs: {folder} has {len(missing)} cells to do ({missing[0]}, '
       '...); start experiments.tradeoff again'
     )
+
+
+def copy_study(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Writes a sweep's report anew, and copies what is to be published."""
+  sweep = study.read(folder)
   study.write_csv(sweep)
   report.write(sweep)
   _copy(folder, target, _STUDY_FILES)
 
 
-def copy_comparison(folder: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies what is to be published of a comparison.
-
-  Raises:
-    InputError: The folder is not that of a comparison.
-  """
-  if not (folder / 'comparison.png').exists():
+def check_comparison(folder: pathlib.Path) -> None:
+  """Raises `InputError` unless the folder is that of a comparison, all done."""
+  if not all((folder / name).exists() for name in _COMPARISON_FILES):
     raise _validate.InputError(
       f'comparison_dirs: {folder} holds no comparison; give the --output_dir '
       'of experiments.compare'
     )
+  groups = results.by_name(results.read(folder / 'results.csv'))
+  seeds = {name: {one['seed'] for one in own} for name, own in groups.items()}
+  if len(set(map(frozenset, seeds.values()))) > 1:
+    raise _validate.InputError(
+      f'comparison_dirs: {folder} has variants of which seeds are missing; '
+      'start experiments.compare again'
+    )
+
+
+def copy_comparison(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies what is to be published of a comparison."""
   _copy(folder, target, _COMPARISON_FILES)
 
 
@@ -184,10 +192,8 @@ def blocks(folder: pathlib.Path) -> dict[str, str]:
     'presets': measure_presets.table(results.read(folder / 'presets.csv'))
   }
   if all_studies := studies(folder):
-    found['studies'] = study_table(all_studies, 'auc')
-    found['studies_balanced_accuracy'] = study_table(
-      all_studies, 'balanced_accuracy'
-    )
+    for name, metric in zip(_STUDY_MARKS, ('auc', 'balanced_accuracy')):
+      found[name] = study_table(all_studies, metric)
   for name, lines in comparisons(folder).items():
     found[name] = compare.table(lines)
   return found
@@ -203,8 +209,9 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
   """
 
   def between(match: re.Match[str]) -> str:
-    table = tables.get(match[2], match[3].strip())
-    return f'{match[1]}\n{table}\n{match[4]}'
+    if match[2] not in tables:
+      return match[0]
+    return f'{match[1]}\n{tables[match[2]]}\n{match[4]}'
 
   return re.sub(_MARKED, between, text, flags=re.S)
 
@@ -230,12 +237,18 @@ def fill_pages(
 
 def main(values: absl_flags.FlagValues) -> None:
   """Runs the command."""
-  for paths, copy in (
-    (values.sweep_dirs, copy_study),
-    (values.comparison_dirs, copy_comparison),
-  ):
-    for path in map(pathlib.Path, paths):
-      copy(path, RESULTS / path.name)
+  sweeps = [pathlib.Path(path) for path in values.sweep_dirs]
+  compared = [pathlib.Path(path) for path in values.comparison_dirs]
+  for path in sweeps:
+    check_study(path)
+  for path in compared:
+    check_comparison(path)
+  wanted = [path.name for path in compared] + (_STUDY_MARKS if sweeps else [])
+  fill_pages(PAGES, dict.fromkeys(wanted, ''))
+  for path in sweeps:
+    copy_study(path, RESULTS / path.name)
+  for path in compared:
+    copy_comparison(path, RESULTS / path.name)
   if found := studies(RESULTS):
     draw(found, RESULTS)
   for page, text in fill_pages(PAGES, blocks(RESULTS)).items():

@@ -59,18 +59,20 @@ def run(kind: str, settings: settings_lib.Settings) -> None:
 
   Args:
     kind: One of `KINDS`.
-    settings: Without privacy, which is their default here; of them data,
-      partition, model, initial model and seed matter.
+    settings: Those of `settings.REFERENCE_SETTINGS` alone, and no clipping.
+
+  Raises:
+    InputError: A setting would be ignored or cannot be used.
   """
   started = time.monotonic()
   _validate.one_of(KINDS, kind=kind)
-  settings = dataclasses.replace(
-    settings, clipping=settings.clipping or 'none'
-  ).resolve()
+  settings = _checked(settings).resolve()
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.output_dir or ''))
   folder.check()
   task = build.build_task(settings)
-  folder.claim(settings, task)
+  if folder.claim(settings, task) and folder.summary.exists():
+    print(f'{kind}: done before; results in {folder.path}')
+    return
   train = _train_central if kind == study.CENTRAL else _train_per_site
   reason, message, metrics = train(task, folder)
   summary = {
@@ -83,6 +85,20 @@ def run(kind: str, settings: settings_lib.Settings) -> None:
   }
   run_folder_lib.write_json(folder.summary, summary)
   print(f'{kind}: {summary["stop_message"]}')
+
+
+def _checked(settings: settings_lib.Settings) -> settings_lib.Settings:
+  """Returns the settings without clipping; refuses what would be ignored."""
+  settings = dataclasses.replace(settings, clipping=settings.clipping or 'none')
+  used = settings.for_reference()
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if field.name != 'num_clients' and value != getattr(used, field.name):
+      raise _validate.InputError(
+        f'{field.name}={value} would be ignored by training without federation '
+        'and privacy; leave it out'
+      )
+  return settings
 
 
 def _train_central(

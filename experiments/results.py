@@ -15,9 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import csv
 import decimal
+import math
 import pathlib
 import statistics
 from typing import Any
+
+from tff_medical import study
 
 METRICS = ('auc', 'accuracy', 'balanced_accuracy')
 FIELDS = (
@@ -73,12 +76,17 @@ def by_name(
 
 
 def values(rows: Sequence[Mapping[str, Any]], field: str) -> list[float]:
-  """Returns a column as numbers."""
-  return [float(one[field]) for one in rows]
+  """Returns a column as numbers, NaN where a run has none: it diverged."""
+  return [study.number(one[field]) for one in rows]
 
 
 def spread(numbers: Sequence[float]) -> str:
-  """Returns mean and standard deviation, which is 0 of a single number."""
+  """Returns mean and standard deviation, which is 0 of a single number.
+
+  It is NaN if one of the numbers is: no mean of those that went well.
+  """
+  if any(map(math.isnan, numbers)):
+    return 'nan ± nan'
   deviation = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
   return f'{statistics.mean(numbers):.3f} ± {deviation:.3f}'
 

@@ -37,7 +37,7 @@ _PACKAGES = (
   'numpy',
 )
 # They change where or how fast the same computation runs, never what it is.
-_MAY_CHANGE = (
+MAY_CHANGE = (
   'output_dir',
   'data_dir',
   'initial_model',  # Its digest must not.
@@ -153,7 +153,7 @@ def _refuse_other_run(path: pathlib.Path, wanted: Mapping[str, Any]) -> None:
       f'{path} is damaged; choose another output_dir'
     ) from None
   now = export.plain_json(wanted)
-  free = set(_MAY_CHANGE)
+  free = set(MAY_CHANGE)
   settings = now['settings']
   if settings['target_epsilon'] is None and settings[
     'client_learning_rate_schedule'

@@ -16,6 +16,19 @@ from tff_medical.data import partition as partition_lib
 from tff_medical.privacy import accounting
 from tff_medical.privacy import mechanisms
 
+# What `experiments.references` has use for.
+REFERENCE_SETTINGS = (
+  'dataset',
+  'data_dir',
+  'image_size',
+  'model',
+  'initial_model',
+  'partition',
+  'dirichlet_alpha',
+  'num_clients',
+  'seed',
+  'output_dir',
+)
 MECHANISMS = ('gaussian', 'tree', 'distributed', 'local')
 # What each mechanism can protect.
 _UNITS = {
@@ -323,8 +336,9 @@ class Settings:
     for field in dataclasses.fields(self):
       settings = _resolve_field(settings, field)
     if settings.partition in partition_lib.COUNTED_KINDS:
-      default = 300 if settings.privacy_unit == 'client' else 8
-      settings = _with_default(settings, 'num_clients', default)
+      settings = _with_default(
+        settings, 'num_clients', settings.resolve_num_clients()
+      )
     settings = _with_default(
       settings, 'epsilon_budget', settings.target_epsilon
     )
@@ -343,6 +357,19 @@ class Settings:
         resolved = dataclasses.replace(resolved, **default)
       resolved = _resolve_field(resolved, field)
     return kept
+
+  def for_reference(self) -> Settings:
+    """Returns what training without federation and privacy has use for."""
+    kept = {name: getattr(self, name) for name in REFERENCE_SETTINGS}
+    if self.partition in partition_lib.COUNTED_KINDS:
+      kept['num_clients'] = self.resolve_num_clients()
+    return dataclasses.replace(Settings(clipping='none'), **kept)
+
+  def resolve_num_clients(self) -> int:
+    """Returns how many clients there are where data do not decide it."""
+    if self.num_clients is not None:
+      return self.num_clients
+    return 300 if self.privacy_unit == 'client' else 8
 
   def for_population(self, num_clients: int, num_units: int) -> Settings:
     """Returns resolved settings with what depends on the data.

@@ -42,17 +42,6 @@ _PLAIN_FLAGS = 'without_privacy_flags'
 
 # The sweep decides on them, cell by cell.
 _OWN = ('target_epsilon', 'noise_multiplier', 'epsilon_budget', 'cohort_seed')
-# They change where or how fast cells run, never what they are.
-_MAY_CHANGE = (
-  'output_dir',
-  'data_dir',
-  'runtime',
-  'rounds_per_eval',
-  'client_threads',
-  'client_devices',
-  'clients_per_device',
-  'microbatch_size',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +109,19 @@ def _settings(
   """Returns the settings of one cell."""
   folder = cells_lib.cell_folder(pathlib.Path(base.output_dir or ''), cell.name)
   settings = dataclasses.replace(base, seed=cell.seed, output_dir=str(folder))
-  if math.isinf(cell.epsilon):
-    return flags.changed(without_privacy(settings), plain_flags)
-  return dataclasses.replace(settings, target_epsilon=cell.epsilon)
+  if cell.kind != study.FEDERATED:
+    return settings.for_reference()
+  if math.isfinite(cell.epsilon):
+    return dataclasses.replace(settings, target_epsilon=cell.epsilon)
+  plain = without_privacy(settings)
+  changed = flags.changed(plain, plain_flags)
+  for name in ('seed', 'output_dir', 'clipping'):
+    if getattr(changed, name) != getattr(plain, name):
+      raise _validate.InputError(
+        f'{_PLAIN_FLAGS}: {name} is decided for each cell, got '
+        f'{getattr(changed, name)}; leave it out'
+      )
+  return changed
 
 
 def without_privacy(
@@ -133,6 +132,8 @@ def without_privacy(
   if settings.mechanism != 'local':
     # The others clip and add noise.
     plain = dataclasses.replace(plain, mechanism='gaussian')
+  if settings.mechanism == 'distributed':
+    plain = dataclasses.replace(plain, client_sampling='all')
   return plain.without_ignored()
 
 
@@ -187,7 +188,8 @@ def _refuse_other_sweep(
   changed = [
     f'--{name} ({there.get(name)} there, {value} now)'
     for name, value in now.items()
-    if name not in _MAY_CHANGE and name != 'seed' and there.get(name) != value
+    if name not in (*run_folder_lib.MAY_CHANGE, 'seed')
+    and there.get(name) != value
   ]
   if changed:
     raise _validate.InputError(

@@ -148,6 +148,22 @@ class OtherClientDataTest(parameterized.TestCase):
     feed = self._feed(('a', 'b'), create)
     self.assertEqual(list(map(_labels, feed(np.arange(2)))), [[], []])
 
+  def test_if_nobody_can_be_read_it_is_not_the_clients(self):
+    def create(client_id):
+      raise OSError(f'not mounted ({client_id})')
+
+    feed = self._feed(map(str, range(30)), create)
+    self.assertEqual(list(map(_labels, feed(np.arange(9)))), [[]] * 9)
+    with self.assertRaisesRegex(
+      _validate.InputError, r'none of the 20 clients .* not mounted \(19\)'
+    ):
+      feed(np.arange(5, 20))
+
+  def test_refuses_examples_of_any_size(self):
+    spec = collections.OrderedDict(x=tf.TensorSpec((None, None, 1)))
+    with self.assertRaisesRegex(_validate.InputError, 'one size'):
+      feeds.ClientFeed(_FromFunction(['0'], self._dataset, spec), 2)
+
   def test_a_full_memory_is_no_client_s_fault(self):
     def create(client_id):
       raise tf.errors.ResourceExhaustedError(None, None, 'OOM')

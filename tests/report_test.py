@@ -152,6 +152,7 @@ class ReportTest(absltest.TestCase):
     self.assertIn('<td>1.25</td>', page)
     self.assertIn('All of the audit of eps_8_seed_0', page)
     self.assertIn('membership.attack_auc', page)
+    self.assertNotIn('ssim_raw', page)
     self.assertIn('&lt;script&gt;alert(1)', page)
 
   def test_holds_command_versions_and_digests(self):

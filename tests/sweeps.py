@@ -113,6 +113,7 @@ def _run(folder, epsilon, auc):
         'confidence': 0.95,
         'membership': {'attack_auc': 0.53, 'roc': [[0, 0], [1, 1]]},
         'note': '<script>alert(1)</script>',
+        'inversion': {'ssim_raw': 0.987654},
       },
     )
 

@@ -32,6 +32,8 @@ from tff_medical.privacy import local_mechanism
 # Client datasets are kept as tensors while all of them fit into this.
 _MAX_KEPT_BYTES = 2 * 2**30
 _READ_BATCH = 256
+# If so many clients cannot be read and none can, it is not the clients.
+_MANY_CLIENTS = 10
 # What reading a client's data raises where files are missing or damaged,
 # examples have another shape, or a generator fails.
 _UNREADABLE = (OSError, ValueError, KeyError, tf.errors.OpError)
@@ -90,6 +92,12 @@ class ClientFeed:
     _validate.positive_int(
       client_batch_size=self.batch_size, client_epochs=self.epochs
     )
+    for name, spec in self.clients.element_type_structure.items():
+      if not spec.shape.is_fully_defined():
+        raise _validate.InputError(
+          f'clients must have examples of one size, got {name} of shape '
+          f'{spec.shape}; resize them'
+        )
 
   @property
   def num_units(self) -> int:
@@ -97,8 +105,19 @@ class ClientFeed:
     return len(self.clients.client_ids)
 
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
-    """Returns the datasets of the clients at `indices`, int64 [n]."""
-    return [self._dataset(int(index)) for index in indices]
+    """Returns the datasets of the clients at `indices`, int64 [n].
+
+    Raises:
+      InputError: No client can be read, of many that were tried.
+    """
+    datasets = [self._dataset(int(index)) for index in indices]
+    memory = self._memory
+    if len(memory.unreadable) == len(memory.tried) >= _MANY_CLIENTS:
+      raise _validate.InputError(
+        f'none of the {len(memory.tried)} clients that were drawn can be read, '
+        f'the last one as: {memory.problem}'
+      )
+    return datasets
 
   @functools.cached_property
   def _memory(self) -> _Memory:
@@ -121,6 +140,7 @@ class ClientFeed:
   def _arrays(self, index: int) -> collections.OrderedDict[str, np.ndarray]:
     """Returns the examples of a client; none if they cannot be read."""
     client_id = self.clients.client_ids[index]
+    self._memory.tried.add(index)
     try:
       arrays = read_client(self.clients, client_id)
     except tf.errors.ResourceExhaustedError:
@@ -134,6 +154,7 @@ class ClientFeed:
           error,
         )
       self._memory.unreadable.add(index)
+      self._memory.problem = str(error)
       return _no_examples(self.clients)
     self._memory.unreadable.discard(index)
     return arrays
@@ -145,13 +166,17 @@ class _Memory:
   Attributes:
     kept: Their datasets, as far as they fit into memory.
     size: Bytes of these.
+    tried: Those that were to be read.
     unreadable: Those that could not be read the last time.
+    problem: Why the last one of these could not.
   """
 
   def __init__(self) -> None:
     self.kept: dict[int, tf.data.Dataset] = {}
     self.size = 0
+    self.tried: set[int] = set()
     self.unreadable: set[int] = set()
+    self.problem = ''
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

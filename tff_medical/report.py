@@ -13,6 +13,7 @@ import html
 import math
 import os
 import pathlib
+import re
 from typing import Any
 
 from tff_medical import plots
@@ -35,6 +36,8 @@ _COLUMNS = {
   'seconds': 's',
   'status': 'status',
 }
+# Settings that are paths of the machine.
+_PATHS = ('data_dir', 'output_dir', 'initial_model')
 # What an audit may say, in this order; the rest is there to be opened.
 _AUDIT = {
   'upper_bound': 'ε at most',
@@ -50,8 +53,11 @@ _AUDIT = {
 _AUDIT_NOTE = (
   'ε at most is what the ledger states, ε at least what canaries in a repeated '
   'training prove. AUC: how well an attacker tells canaries, or members among the '
-  'training images, from others; .5 is guessing.'
+  'training images, from others; .5 is guessing. No ε covers what an audit finds '
+  'out about training images.'
 )
+# Of an audit, what is not shown: it tells of single images.
+_NOT_SHOWN = 'inversion'
 
 _PARTS: dict[str, Callable[[study.Cell], dict[str, float]]] = {
   'sensitivity to class': study.Cell.by_class,
@@ -267,7 +273,11 @@ def _part_tables(sweep: study.Sweep) -> str:
 
 def _audits(sweep: study.Sweep) -> str:
   """What was found in the audit.json of each cell, whatever its keys."""
-  audited = {c.name: _flat(c.audit) for c in sweep.cells if c.audit}
+  audited = {
+    c.name: _flat({k: v for k, v in c.audit.items() if k != _NOT_SHOWN})
+    for c in sweep.cells
+    if c.audit
+  }
   if not audited:
     return ''
   present = {key for values in audited.values() for key in values}
@@ -321,10 +331,12 @@ def _figure(value: Any) -> str:
 
 def _provenance(sweep: study.Sweep) -> str:
   """The command, versions, settings and every ledger's digest."""
-  command = html.escape(str(sweep.info.get('command', '')))
+  command = html.escape(_without_folders(str(sweep.info.get('command', ''))))
   versions = sweep.info.get('versions', {})
   settings = {
-    k: v for k, v in sweep.info.get('settings', {}).items() if v is not None
+    k: v
+    for k, v in sweep.info.get('settings', {}).items()
+    if v not in (None, '') and k not in _PATHS
   }
   digests = [
     [c.name, str(c.summary['ledger_sha256'])]
@@ -343,6 +355,15 @@ def _provenance(sweep: study.Sweep) -> str:
       ),
     )
   )
+
+
+def _without_folders(command: str) -> str:
+  """Returns the command with the last part alone of absolute paths.
+
+  >>> _without_folders('python -m x --data_dir=/home/me/npz --flagfile=a/b')
+  'python -m x --data_dir=npz --flagfile=a/b'
+  """
+  return re.sub(r"(?<=[=\s'])/(?:[^/\s']*/)*", '', command)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

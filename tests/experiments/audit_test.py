@@ -1,6 +1,7 @@
 """Tests of the audit command on tiny runs, honest and broken ones."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
@@ -173,6 +174,22 @@ class AuditTest(parameterized.TestCase):
       code, printed, found = self._main(folder, canaries=200)
     self.assertEqual(code, audit.EXIT_BROKEN_PROMISE, found)
     self.assertIn('BROKEN', printed)
+
+  def test_refuses_other_data_than_the_run_s(self):
+    folder = self._copy('private')
+    config = json.loads((folder / 'config.json').read_text())
+    config['data_digest'] = 'md5:0'
+    (folder / 'config.json').write_text(json.dumps(config))
+    with self.assertRaisesRegex(_validate.InputError, 'another data_digest'):
+      self._main(folder)
+    self.assertFalse((folder / 'audit').exists())
+    config['initial_model_sha256'] = '0'
+    run = audited_run.FinishedRun.load(str(folder))
+    run = dataclasses.replace(run, config={**config, 'data_digest': None})
+    run.config.pop('data_digest')
+    run.load_data()  # Needs no initial model.
+    with self.assertRaisesRegex(_validate.InputError, 'initial_model_sha256'):
+      run.build_task()
 
   def test_without_privacy_there_is_membership_inference_alone(self):
     folder = self._copy('plain')

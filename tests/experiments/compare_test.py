@@ -143,6 +143,45 @@ class CompareTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'wide_model_seed_0'):
       self._run([compare.Variant('wide model', '--model=cnn --rounds=3')])
 
+  def test_a_variant_that_never_ran_may_be_corrected(self):
+    with self._fake_cells(fails=['wide_model_seed_0']):
+      self._run([_WIDE], seeds=1)
+    wide = compare.Variant('wide model', '--model=cnn --rounds=3')
+    with self._fake_cells() as started:
+      code, _ = self._run([wide], seeds=1, client_threads=1)
+    self.assertEqual(code, 0)
+    self.assertIn('--rounds=3', started[0].command)
+
+  def test_refuses_damaged_notes(self):
+    with self._fake_cells():
+      self._run()
+    (self.output / 'comparison.json').write_text('{')
+    with self.assertRaisesRegex(_validate.InputError, 'damaged'):
+      self._run()
+
+  def test_refuses_a_mixture_of_initial_models(self):
+    with self._fake_cells():
+      self._run()
+    for seed in (0, 1):
+      path = self.output / 'cells' / f'base_seed_{seed}' / 'config.json'
+      path.write_text(json.dumps({'initial_model_sha256': f'{seed}'}))
+    with self.assertRaisesRegex(
+      _validate.InputError, "'base' started from different initial models"
+    ):
+      self._run()
+
+  def test_a_variant_that_diverged_comes_last(self):
+    with self._fake_cells():
+      self._run()
+    path = self.output / 'cells' / 'all_clients_seed_1' / 'summary.json'
+    summary = json.loads(path.read_text())
+    summary['metrics']['auc'] = None  # As NaN is written.
+    path.write_text(json.dumps(summary))
+    code, _ = self._run()
+    self.assertEqual(code, 0)
+    lines = (self.output / 'results.md').read_text().splitlines()
+    self.assertIn('| nan ± nan | +nan |', lines[-1])
+
   def test_a_variant_leaves_out_what_it_has_no_use_for(self):
     settings = _ALL.settings(self.base, 3, self.output)
     self.assertIsNone(settings.clients_per_round)
@@ -158,7 +197,11 @@ class CompareTest(parameterized.TestCase):
     ('x: --clipping=fixd', "did you mean 'fixed'"),
     ('x: --rounds=abc', 'rounds'),
     ('x: --local_steps=3', 'local_steps=3 would be ignored'),
-    ('x: --target_epsilon=3', 'another target_epsilon'),
+    ('x: --target_epsilon=3', 'must have the target_epsilon of the base'),
+    ('x: --target_delta=.1', 'must have the target_delta'),
+    ('x: --privacy_unit=record', 'must have the privacy_unit'),
+    ('x: --seed=7', 'must have the seed'),
+    ('x: --cohort_seed=7', 'must have the cohort_seed'),
     ('base: --rounds=3', 'names must differ'),
   )
   def test_refuses_a_variant(self, text, message):
@@ -169,6 +212,8 @@ class CompareTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'target_epsilon': None, 'noise_multiplier': 1.0}, 'target_epsilon must'),
     ({'output_dir': None}, 'output_dir'),
+    ({'cohort_seed': 1}, 'cohort_seed must be left out'),
+    ({'local_steps': 5}, 'local_steps=5 would be ignored'),
     ({'rounds': 0}, 'rounds'),
   )
   def test_refuses_a_base(self, changed, message):

@@ -106,8 +106,15 @@ class PublishTest(absltest.TestCase):
     )
     with self.assertRaisesRegex(_validate.InputError, '<!-- helps -->'):
       self._main([], [folder])
+    self.assertFalse((self.results / 'helps').exists())
+    with self.assertRaisesRegex(_validate.InputError, 'seeds are missing'):
+      both = results.read(folder / 'results.csv')
+      other = {**both[0], 'name': 'x', 'seed': 1}
+      results.write(folder / 'results.csv', [*both, other])
+      self._main([], [folder])
+    results.write(folder / 'results.csv', both)
     self.more.write_text('<!-- helps -->\n<!-- end -->\n')
-    self._main()
+    self._main([], [folder])
     self.assertIn('| **base** |', self.more.read_text())
 
   def test_columns_are_ordered(self):
@@ -129,7 +136,7 @@ class PagesTest(absltest.TestCase):
     """Else: python -m experiments.publish."""
     found = publish.fill_pages(publish.PAGES, publish.blocks(publish.RESULTS))
     for page, text in found.items():
-      self.assertEqual(text, page.read_text('utf-8'), page)
+      self.assertEqual(text, page.read_text('utf-8'), str(page))
 
 
 if __name__ == '__main__':

@@ -103,6 +103,24 @@ class ReferencesTest(absltest.TestCase):
     self.assertAlmostEqual(metrics.pop('auc'), 0.6)
     self.assertEqual(metrics, {'site/0/auc': 0.6, 'site/1/auc': 0.8})
 
+  def test_done_once(self):
+    first = self._run('central', num_clients=12)
+    with mock.patch.object(references, '_fit') as fit:
+      again = self._run('central', num_clients=12)
+    fit.assert_not_called()
+    self.assertEqual(again, first)
+
+  def test_refuses_what_would_be_ignored(self):
+    for changed in (
+      {'target_epsilon': 1.0, 'clipping': 'fixed'},
+      {'ema_decay': 0.9},
+      {'rounds': 7},
+    ):
+      name = list(changed)[-1]
+      with self.assertRaisesRegex(_validate.InputError, f'{name}=.*ignored'):
+        self._run('central', num_clients=12, **changed)
+    self.assertFalse(self.output.exists())
+
   def test_refuses(self):
     with self.assertRaisesRegex(_validate.InputError, 'kind must be one of'):
       self._run('alone')

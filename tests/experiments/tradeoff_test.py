@@ -178,7 +178,7 @@ class TradeoffTest(parameterized.TestCase):
       'target_delta': 0.01,
     },
     {'mechanism': 'tree', 'rounds_per_tree': 2},
-    {'mechanism': 'distributed', 'clip_norm': 0.5},
+    {'mechanism': 'distributed', 'clients_per_round': None},
     {'client_sampling': 'all', 'clients_per_round': None},
     {
       'privacy_unit': 'record',
@@ -195,8 +195,8 @@ class TradeoffTest(parameterized.TestCase):
     for name in 'clip_norm target_delta rounds_per_tree'.split():
       self.assertIsNone(getattr(plain, name))
     for name in (
-      'rounds num_clients clients_per_round client_sampling privacy_unit '
-      'expected_batch_size client_threads'
+      'rounds num_clients clients_per_round privacy_unit expected_batch_size '
+      'client_threads'
     ).split():
       self.assertEqual(getattr(plain, name), getattr(base, name), name)
     self.assertFalse(plain.resolve().is_private)
@@ -215,8 +215,41 @@ class TradeoffTest(parameterized.TestCase):
     self.assertEqual(found[4.0].rounds, 3)
     self.assertEqual(found[math.inf].server_learning_rate, 0.1)
     self.assertEqual(found[math.inf].rounds, 7)
-    with self.assertRaisesRegex(_validate.InputError, 'clip_norm.*ignored'):
-      tradeoff.plan_cells(base, [math.inf], 1, '--clip_norm=1')
+    for wrong, message in (
+      ('--clip_norm=1', 'clip_norm.*ignored'),
+      ('--seed=7', 'seed is decided'),
+      ('--clipping=fixed --noise_multiplier=1', 'clipping is decided'),
+    ):
+      with self.assertRaisesRegex(_validate.InputError, message):
+        tradeoff.plan_cells(base, [math.inf], 1, wrong)
+
+  def test_references_get_what_they_have_use_for(self):
+    base = dataclasses.replace(
+      self.base,
+      privacy_unit='record',
+      num_clients=None,
+      clients_per_round=None,
+      expected_batch_size=30.0,
+      ema_decay=0.9,
+      client_threads=1,
+    )
+    (central,) = (
+      p.settings
+      for p in tradeoff.plan_cells(base, [], 1)
+      if p.cell.kind == study.CENTRAL
+    )
+    self.assertEqual(central.num_clients, 8)
+    self.assertEqual(central.dataset, base.dataset)
+    for name in ('ema_decay', 'expected_batch_size', 'client_threads'):
+      self.assertEqual(
+        getattr(central, name), getattr(settings_lib.Settings(), name)
+      )
+
+  def test_without_privacy_everybody_still_joins(self):
+    base = dataclasses.replace(
+      self.base, mechanism='distributed', clients_per_round=None
+    )
+    self.assertEqual(tradeoff.without_privacy(base).client_sampling, 'all')
 
   def test_seeds_start_at_the_given_one(self):
     base = dataclasses.replace(self.base, seed=5)

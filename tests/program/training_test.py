@@ -131,7 +131,7 @@ class TrainTest(absltest.TestCase):
     epsilons = [value['epsilon'] for _, value in self.recorder.released]
     self.assertEqual(epsilons, [self._epsilon(n) for n in range(1, 6)])
     self.assertEqual(
-      set(self.recorder.released[0][1]), {'epsilon', 'round_secs', 'clip_norm'}
+      set(self.recorder.released[0][1]), {'epsilon', 'clip_norm'}
     )
     self.assertIn('norm', self.recorder.released[1][1])
     np.testing.assert_allclose(

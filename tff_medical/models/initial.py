@@ -70,9 +70,10 @@ class InitialModel:
 
   @functools.cached_property
   def digest(self) -> str:
-    """The SHA-256 of weights, class names and card."""
+    """The SHA-256 of weights, class names and card, but for its time."""
+    card = {k: v for k, v in self.card.items() if k != 'created'}
     found = hashlib.sha256(
-      json.dumps([self.class_names, self.card], sort_keys=True).encode()
+      json.dumps([self.class_names, card], sort_keys=True).encode()
     )
     for weight in self.weights:
       found.update(f'{weight.shape}{weight.dtype}'.encode())

@@ -52,7 +52,7 @@ def build_card(
     broken_units_are_published: Whether each round told how many units were left
       out.
     initial_model: What `models.InitialModel.provenance` says, if training
-      started from one.
+      started from one; of other data, as epsilon does not cover its training.
   """
   not_covered = [*NOT_COVERED, *mechanism.caveats]
   if cohort_seed_was_given and mechanism.sampling.amplifies:
@@ -64,7 +64,7 @@ def build_card(
     not_covered.append(
       'The counts of broken units by round: they were published without noise.'
     )
-  not_covered.extend(_of_earlier_data(initial_model, dataset))
+  not_covered.extend(_of_earlier_data(initial_model))
   if not mechanism.is_private:
     not_covered = [NOTHING_PROMISED]
   return {
@@ -129,7 +129,7 @@ def _origin(initial_model: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _of_earlier_data(
-  initial_model: Mapping[str, Any] | None, dataset: str
+  initial_model: Mapping[str, Any] | None,
 ) -> Iterator[str]:
   """Yields what epsilon does not cover of the data of earlier models."""
   while initial_model is not None:
@@ -141,19 +141,8 @@ def _of_earlier_data(
       if promised
       else 'nothing'
     )
-    said = (
+    yield (
       f'The data of a model that this one started from ({earlier}), for which '
       f'that model promises {stated}.'
     )
-    if earlier == dataset and promised:
-      said += (
-        ' It is the data of this model, too: whoever is in both pays for both, '
-        'and the epsilons and the deltas add up.'
-      )
-    elif earlier == dataset:
-      said += (
-        ' If it is the same data as that of this model, nothing is promised '
-        'here either.'
-      )
-    yield said
     initial_model = initial_model.get('initial_model')

@@ -61,18 +61,21 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-  """What may be told about a round.
+  """What a round gives to tell.
 
-  Noise covers all of it, but for `broken_units`, which is there on request.
+  Noise covers all that `values` has, but for `broken_units`, which is there on
+  request. The seconds are not among them: they grow with the cohort, whose size
+  is secret under Poisson sampling.
 
   Attributes:
     round_num: The round, 1 for the first.
     epsilon: Epsilon so far, this round included.
     clip_norm: The clip norm of the next round; None without clipping.
-    round_secs: Seconds that the round took, saving included.
+    round_secs: Seconds that the round took, saving included; for a progress
+      line, not to be kept.
     metrics: The evaluation after the round, or empty.
-    broken_units: How many units were left out, as their data could not be read
-      or their contribution was not finite; None unless asked for.
+    broken_units: How many units were left out, as they had no data, it could not
+      be read, or their contribution was not finite; None unless asked for.
   """
 
   round_num: int
@@ -83,10 +86,8 @@ class RoundReport:
   broken_units: int | None = None
 
   def values(self) -> collections.OrderedDict[str, float]:
-    """Returns the report as flat named numbers."""
-    values = collections.OrderedDict(
-      epsilon=self.epsilon, round_secs=self.round_secs
-    )
+    """Returns what may be published, as flat named numbers."""
+    values = collections.OrderedDict(epsilon=self.epsilon)
     if self.clip_norm is not None:
       values['clip_norm'] = self.clip_norm
     if self.broken_units is not None:
