@@ -5,7 +5,7 @@
 | config.json           | every resolved setting, versions, digests of the     |
 |                       | data and of the initial model                        |
 | metrics.csv           | ε, clip norm and test metrics, one line a round      |
-| tensorboard/          | the same for TensorBoard                             |
+| tensorboard/          | the same for TensorBoard, with times: keep it secret |
 | privacy_ledger.jsonl  | every round that was paid for                        |
 | checkpoints/          | server states; and cohort_seed.secret: keep it so    |
 | summary.json          | how it ended: rounds, reason, ε, δ, metrics          |

@@ -166,7 +166,7 @@ class GaussianMechanism:
       interface.CENTRAL_SERVER_CAVEAT,
       'Knowledge of who took part: amplification by sampling holds against '
       'those who cannot tell the cohorts, so the cohort seed must stay '
-      'secret.',
+      'secret, and how long each round took, which files for TensorBoard tell.',
     )
 
   def charge_event(self) -> dp_accounting.DpEvent:
