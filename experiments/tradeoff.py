@@ -16,9 +16,11 @@ results.csv, report.html, plots/, cells/NAME (each a run's folder) and logs/.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import concurrent.futures
 import dataclasses
 import functools
 import math
+import multiprocessing
 import pathlib
 import shlex
 import sys
@@ -137,6 +139,32 @@ def without_privacy(
   return plain.without_ignored()
 
 
+def check_strictest(planned: Sequence[_Planned]) -> None:
+  """Loads the data and calibrates the noise of the strictest budget.
+
+  What would fail in every cell, or in the strictest alone, so fails at once. It is
+  done in a process of its own: TensorFlow's threads are no company for the
+  processes that this one starts.
+
+  Raises:
+    InputError: The data cannot be used, or the budget is out of reach.
+  """
+  strictest = min(planned, key=lambda one: one.cell.epsilon)
+  spawn = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
+    pool.submit(_check, strictest.settings).result()
+
+
+def _check(settings: settings_lib.Settings) -> None:
+  from experiments import build  # Only where TensorFlow is wanted.
+
+  settings = settings.resolve()
+  task = build.build_task(settings)
+  feed = build.build_feed(settings, task)
+  settings = settings.for_population(task.num_clients, feed.num_units)
+  build.build_mechanism(settings, feed.num_units, lambda _: None)
+
+
 def claim(
   folder: pathlib.Path,
   base: settings_lib.Settings,
@@ -216,6 +244,8 @@ def run(
   if jobs is not None:
     _validate.positive_int(jobs=jobs)
   folder = pathlib.Path(base.output_dir or '')
+  if not (folder / study.SWEEP_FILE).exists():
+    check_strictest(planned)
   claim(folder, base, planned, command, plain_flags)
   done = {c.name for c in study.read(folder).cells if c.is_done}
   todo = [one.training() for one in planned if one.cell.name not in done]

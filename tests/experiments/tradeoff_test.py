@@ -36,9 +36,12 @@ class TradeoffTest(parameterized.TestCase):
       output_dir=str(self.output),
     )
 
-  def _run(self, epsilons=(40.0, math.inf), seeds=1, **changed):
+  def _run(self, epsilons=(40.0, math.inf), seeds=1, check=False, **changed):
     """Runs a sweep; returns the exit code and what it prints."""
     printed = io.StringIO()
+    if not check:  # It takes some seconds.
+      skip = mock.patch.object(tradeoff, 'check_strictest')
+      self.enter_context(skip)
     with (
       contextlib.redirect_stdout(printed),
       contextlib.redirect_stderr(printed),
@@ -270,6 +273,19 @@ class TradeoffTest(parameterized.TestCase):
   def test_refuses_before_anything_is_written(self, changed, message):
     with self.assertRaisesRegex(_validate.InputError, message):
       self._run(**changed)
+    self.assertFalse(self.output.exists())
+
+  @parameterized.parameters(
+    (
+      {'epsilons': [0.01, 8.0], 'clipping': 'adaptive'},
+      'target_epsilon 0.01 is out of reach',
+    ),
+    ({'data_dir': 'nowhere'}, 'nowhere'),
+    ({'clients_per_round': 31.0}, 'clients_per_round must be below the 30'),
+  )
+  def test_refuses_what_the_data_rules_out(self, changed, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      self._run(check=True, **changed)
     self.assertFalse(self.output.exists())
 
   def test_refuses_another_sweep_s_folder(self):
