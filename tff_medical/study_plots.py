@@ -209,7 +209,8 @@ def audits(sweep: study.Sweep) -> Plot | None:
   return Plot(
     'audits',
     'A dot is an audited cell: what canaries in its repeated training show. A '
-    'proven ε above the line would disprove the promise.',
+    'proven ε above the line would disprove the promise; estimates carry no '
+    'confidence and may lie above it.',
     figure,
   )
 
