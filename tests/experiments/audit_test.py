@@ -159,11 +159,11 @@ class AuditTest(parameterized.TestCase):
     name = changed['mechanism']
     self._train(name, noise_multiplier=4.0, **changed)
     folder = self._copy(name)
-    code, _, found = self._main(folder, canaries=200)
+    code, _, found = self._main(folder, canaries=100)
     self.assertEqual(code, 0, found)
     summary = json.loads((folder / 'summary.json').read_text())
     self.assertAlmostEqual(found['upper_bound'], summary['epsilon_pld'])
-    self.assertEqual(found['card']['mechanism']['population'], 212)
+    self.assertEqual(found['card']['mechanism']['population'], 112)
     shutil.rmtree(folder / 'audit')
     real = build.build_process
 
