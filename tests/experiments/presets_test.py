@@ -22,7 +22,9 @@ class PresetsTest(parameterized.TestCase):
     read = flags.define_settings(values)
     values(['train', f'--flagfile={path}', '--output_dir=x'], known_only=True)
     settings = read()
-    if path.name.startswith(('tradeoff', 'study')):  # Its cells decide the budget.
+    if path.name.startswith(
+      ('tradeoff', 'study')
+    ):  # Its cells decide the budget.
       settings = dataclasses.replace(settings, target_epsilon=1.0)
     self.assertGreater(settings.resolve().rounds, 0)
     header = ''.join(
