@@ -37,6 +37,7 @@ from experiments import run_folder
 from experiments import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import plots
+from tff_medical import study
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -99,13 +100,11 @@ class Variant:
     )
     for field in dataclasses.fields(settings):
       name = field.name
-      if name not in ('seed', 'output_dir') and (
-        getattr(wanted, name) != getattr(base, name)
-        and getattr(settings, name) != getattr(wanted, name)
-      ):
+      value = getattr(wanted, name)
+      if value not in (getattr(base, name), getattr(settings, name)):
         raise _validate.InputError(
-          f'variant {self.name!r}: {name}={getattr(wanted, name)} would be '
-          'ignored; leave it out'
+          f'variant {self.name!r}: {name}={value} would be ignored; leave it '
+          'out'
         )
     settings.resolve()
     return settings
@@ -193,15 +192,10 @@ def _identity(settings: settings_lib.Settings) -> list[str]:
   return cells.arguments(dataclasses.replace(settings, **free))
 
 
-def _json(folder: pathlib.Path, cell: str, name: str) -> dict[str, Any]:
-  """Returns a JSON file of a cell, empty if it is missing."""
-  path = cells.cell_folder(folder, cell) / name
-  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-
-
 def _summary(folder: pathlib.Path, cell: str) -> dict[str, Any]:
   """Returns what a training that came to its end says of it, else nothing."""
-  summary = _json(folder, cell, 'summary.json')
+  path = cells.cell_folder(folder, cell) / 'summary.json'
+  summary = study.read_json(path)
   return summary if summary.get('stop_reason') != 'interrupted' else {}
 
 
@@ -220,7 +214,8 @@ def rows(
       cell = variant.cell(seed)
       summary = _summary(folder, cell)
       if summary:
-        config = _json(folder, cell, 'config.json')
+        path = cells.cell_folder(folder, cell) / 'config.json'
+        config = study.read_json(path)
         initial.add(config.get('initial_model_sha256'))
         line = results.row(variant.name, seed, summary)
         found.append({**line, 'flags': variant.flags})

@@ -20,12 +20,15 @@ import statistics
 import sys
 
 from absl import flags as absl_flags
-import tqdm
 
+from experiments import cells
 from experiments import flags
-from experiments import jobs
 from experiments import results
+from experiments import settings as settings_lib
 from tff_medical import _validate
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRESETS = _ROOT / 'experiments' / 'presets'
@@ -99,34 +102,23 @@ def _is_complete(run: pathlib.Path) -> bool:
 
 def _run_all(
   names: Sequence[str], seeds: int, data_dir: str, folder: pathlib.Path
-) -> None:
+) -> cells.Ended:
   """Runs what is not complete yet."""
-  folder.mkdir(parents=True, exist_ok=True)
-  waiting = []
+  todo = []
   for seed in range(seeds):
     for name in names:
       run = _run_folder(folder, name, seed)
       if not _is_complete(run):
-        command = (
-          f'{sys.executable} -m experiments.train '
-          f'--flagfile={PRESETS / name}.flags --data_dir={data_dir} '
-          f'--seed={seed} --output_dir={run}'
+        settings = settings_lib.Settings(
+          data_dir=data_dir, seed=seed, output_dir=str(run)
         )
-        log = folder / f'{run.name}.log'
-        waiting.append(jobs.Job(run.name, command.split(), log))
-  where = jobs.slots(None, jobs.available_cores(), jobs.visible_gpus())
-  with tqdm.tqdm(total=len(waiting), unit='run') as bar:
-
-    def on_end(job: jobs.Job, code: int) -> None:
-      bar.update()
-      if code:
-        tqdm.tqdm.write(f'{job.name} failed ({code}); see {job.log}')
-
-    jobs.run(waiting, where, on_end=on_end)
+        preset = f'--flagfile={PRESETS / name}.flags'
+        todo.append(cells.Training(run.name, settings, extra=(preset,)))
+  return cells.run(todo, folder, jobs=None)
 
 
-def main(values: absl_flags.FlagValues) -> None:
-  """Runs the command."""
+def main(values: absl_flags.FlagValues) -> int:
+  """Runs the command; returns its exit code."""
   known = sorted(p.stem for p in PRESETS.glob('*mnist*.flags'))
   names = values.names or known
   for name in names:
@@ -135,7 +127,7 @@ def main(values: absl_flags.FlagValues) -> None:
   if values.data_dir is None or values.output_dir is None:
     raise _validate.InputError('data_dir and output_dir must be given')
   folder = pathlib.Path(values.output_dir)
-  _run_all(names, values.seeds, values.data_dir, folder)
+  ended = _run_all(names, values.seeds, values.data_dir, folder)
   found = [
     results.row(name, seed, json.loads((run / 'summary.json').read_text()))
     for name in names
@@ -149,6 +141,11 @@ def main(values: absl_flags.FlagValues) -> None:
     if own:
       write_header(PRESETS / f'{name}.flags', reached(own))
   print(table(rows))
+  for line in ended.failed:
+    print(f'error: {line}', file=sys.stderr)
+  if ended.interrupted:
+    return EXIT_INTERRUPTED
+  return EXIT_FAILED if ended.failed else 0
 
 
 if __name__ == '__main__':

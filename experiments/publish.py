@@ -39,6 +39,8 @@ RESULTS = _ROOT / 'results'
 FIGURE = 'tradeoff'
 _STUDY_FILES = ('results.csv', 'report.html', 'plots')
 _COMPARISON_FILES = ('results.csv', 'comparison.png', 'comparison.svg')
+# Columns that only the results of the one or the other have.
+_OF_STUDY, _OF_COMPARISON = 'cell', 'flags'
 _COLUMNS_OF_FIGURE = 2
 _MARKED = r'(<!-- ([\w-]+) -->)(.*?)(<!-- end -->)'
 _STUDY_MARKS = ['studies', 'studies_balanced_accuracy']
@@ -95,22 +97,14 @@ def _copy(
       shutil.copy(folder / name, target / name)
 
 
-def studies(folder: pathlib.Path) -> dict[str, list[dict[str, str]]]:
-  """Returns the lines of results.csv of each study, by its name."""
+def published(
+  folder: pathlib.Path, column: str
+) -> dict[str, list[dict[str, str]]]:
+  """Returns the lines of each results.csv that has the column, by its name."""
   found = {}
   for path in sorted(folder.glob('*/results.csv')):
     lines = results.read(path)
-    if lines and 'cell' in lines[0]:
-      found[path.parent.name] = lines
-  return found
-
-
-def comparisons(folder: pathlib.Path) -> dict[str, list[dict[str, str]]]:
-  """Returns the lines of results.csv of each comparison, by its name."""
-  found = {}
-  for path in sorted(folder.glob('*/results.csv')):
-    lines = results.read(path)
-    if lines and 'flags' in lines[0]:
+    if lines and column in lines[0]:
       found[path.parent.name] = lines
   return found
 
@@ -140,18 +134,12 @@ def study_table(
     ]
     for name, group in groups.items()
   ]
-  return results.markdown(['', *map(_label, keys)], lines)
+  header = ['', *(study.label(kind, epsilon) for kind, epsilon in keys)]
+  return results.markdown(header, lines)
 
 
 def _order(key: tuple[str, float]) -> tuple[int, float]:
   return study.KINDS.index(key[0]), key[1]
-
-
-def _label(key: tuple[str, float]) -> str:
-  kind, epsilon = key
-  if kind != study.FEDERATED:
-    return study.LABELS[kind]
-  return 'no privacy' if math.isinf(epsilon) else f'ε {epsilon:g}'
 
 
 def draw(
@@ -181,7 +169,7 @@ def _draw_panel(
       plots.level(axes, level, study.LABELS[kind], plots.color(index))
   axes.set_xticks(
     range(len(epsilons)),
-    ['no privacy' if math.isinf(e) else f'ε {e:g}' for e in epsilons],
+    [study.label(study.FEDERATED, epsilon) for epsilon in epsilons],
   )
   axes.set_ylabel('test AUC')
 
@@ -191,10 +179,10 @@ def blocks(folder: pathlib.Path) -> dict[str, str]:
   found = {
     'presets': measure_presets.table(results.read(folder / 'presets.csv'))
   }
-  if all_studies := studies(folder):
+  if all_studies := published(folder, _OF_STUDY):
     for name, metric in zip(_STUDY_MARKS, ('auc', 'balanced_accuracy')):
       found[name] = study_table(all_studies, metric)
-  for name, lines in comparisons(folder).items():
+  for name, lines in published(folder, _OF_COMPARISON).items():
     found[name] = compare.table(lines)
   return found
 
@@ -249,7 +237,7 @@ def main(values: absl_flags.FlagValues) -> None:
     copy_study(path, RESULTS / path.name)
   for path in compared:
     copy_comparison(path, RESULTS / path.name)
-  if found := studies(RESULTS):
+  if found := published(RESULTS, _OF_STUDY):
     draw(found, RESULTS)
   for page, text in fill_pages(PAGES, blocks(RESULTS)).items():
     page.write_text(text, 'utf-8')

@@ -337,7 +337,7 @@ class Settings:
       settings = _resolve_field(settings, field)
     if settings.partition in partition_lib.COUNTED_KINDS:
       settings = _with_default(
-        settings, 'num_clients', settings.resolve_num_clients()
+        settings, 'num_clients', settings.num_clients_or_default()
       )
     settings = _with_default(
       settings, 'epsilon_budget', settings.target_epsilon
@@ -362,10 +362,10 @@ class Settings:
     """Returns what training without federation and privacy has use for."""
     kept = {name: getattr(self, name) for name in REFERENCE_SETTINGS}
     if self.partition in partition_lib.COUNTED_KINDS:
-      kept['num_clients'] = self.resolve_num_clients()
+      kept['num_clients'] = self.num_clients_or_default()
     return dataclasses.replace(Settings(clipping='none'), **kept)
 
-  def resolve_num_clients(self) -> int:
+  def num_clients_or_default(self) -> int:
     """Returns how many clients there are where data do not decide it."""
     if self.num_clients is not None:
       return self.num_clients

@@ -96,9 +96,7 @@ class Cell:
   @property
   def label(self) -> str:
     """The group of cells that differ in their seed alone."""
-    if self.kind != FEDERATED:
-      return LABELS[self.kind]
-    return 'no privacy' if math.isinf(self.epsilon) else f'ε {self.epsilon:g}'
+    return label(self.kind, self.epsilon)
 
   def metric(self, name: str) -> float:
     """Returns a metric on the test images, NaN where there is none."""
@@ -180,7 +178,7 @@ def read(folder: str | os.PathLike[str]) -> Sweep:
     InputError: The folder is not that of a sweep.
   """
   path = pathlib.Path(folder)
-  info = _json(path / SWEEP_FILE)
+  info = read_json(path / SWEEP_FILE)
   if not isinstance(info.get('cells'), list):
     raise _validate.InputError(
       f'sweep_dir {path} holds no sweep (no usable {SWEEP_FILE}); give the '
@@ -197,11 +195,11 @@ def read_cell(folder: pathlib.Path, named: Mapping[str, Any]) -> Cell:
     kind=named['kind'],
     epsilon=float(named['epsilon']),
     seed=int(named['seed']),
-    summary=_json(folder / 'summary.json'),
-    config=_json(folder / 'config.json'),
+    summary=read_json(folder / 'summary.json'),
+    config=read_json(folder / 'config.json'),
     ledger=_first_line(folder / 'privacy_ledger.jsonl'),
     rounds=_rounds(folder / 'metrics.csv'),
-    audit=_json(folder / 'audit.json'),
+    audit=read_json(folder / 'audit.json'),
   )
 
 
@@ -215,6 +213,13 @@ def write_csv(sweep: Sweep) -> pathlib.Path:
     writer.writerows(cell.row() for cell in sweep.cells)
   os.replace(partial, path)
   return path
+
+
+def label(kind: str, epsilon: float) -> str:
+  """Returns what a group of cells is called in tables and figures."""
+  if kind != FEDERATED:
+    return LABELS[kind]
+  return 'no privacy' if math.isinf(epsilon) else f'ε {epsilon:g}'
 
 
 def groups(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
@@ -255,7 +260,7 @@ def _plain(value: Any) -> Any:
   return '' if math.isnan(value) else f'{value:.6g}'
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Returns the mapping in a JSON file; empty if missing or damaged."""
   try:
     found = json.loads(path.read_text(encoding='utf-8'))
