@@ -88,8 +88,6 @@ def audit(
   runs = {'run': run}
   if reference_run_dir is not None:
     runs['reference'] = audited_run.FinishedRun.load(reference_run_dir)
-  if inversion_images:
-    inversion_audit.check(run, inversion_images)
   folder = run.folder.path / 'audit'
   if folder.exists():
     raise _validate.InputError(
@@ -97,6 +95,8 @@ def audit(
       'it to keep its ledger, then audit again'
     )
   data = {name: of.load_data() for name, of in runs.items()}
+  if inversion_images:
+    inversion_audit.check(run, data['run'].train, inversion_images)
   unfinished = folder.with_name('audit.partial')
   shutil.rmtree(unfinished, ignore_errors=True)
   unfinished.mkdir()

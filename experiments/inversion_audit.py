@@ -36,6 +36,7 @@ from tff_medical import _validate
 from tff_medical import inversion
 from tff_medical import models
 from tff_medical import plots
+from tff_medical.data import images as images_lib
 from tff_medical.privacy import mechanisms
 
 _VIEWS = {
@@ -47,8 +48,10 @@ _BLIND = 'blind'
 _MIN_PIXELS = 11  # The window of SSIM.
 
 
-def check(run: audited_run.FinishedRun, images: int) -> None:
-  """Checks that so many of the run's images can be attacked.
+def check(
+  run: audited_run.FinishedRun, train: images_lib.Split, images: int
+) -> None:
+  """Checks that so many of the run's training images can be attacked.
 
   Raises:
     InputError: The run does not add one noise to the sum of clipped updates, or
@@ -63,7 +66,6 @@ def check(run: audited_run.FinishedRun, images: int) -> None:
       'inversion_images needs a run with mechanism=gaussian, clipping and '
       f'noise, got one with {what}; give --inversion_images=0'
     )
-  train = run.build_task().data.train
   if images > len(train):
     raise _validate.InputError(
       f'inversion_images must be at most {len(train)}, the number of training '

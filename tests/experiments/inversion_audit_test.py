@@ -162,19 +162,23 @@ class InversionAuditTest(parameterized.TestCase):
       np.testing.assert_allclose(found, 0.5 * (a + b), atol=1e-6)
 
   @parameterized.parameters(
-    ({'mechanism': 'tree', 'noise_multiplier': 1.0}, 'mechanism=tree'),
+    (
+      {'mechanism': 'tree', 'noise_multiplier': 1.0, 'num_clients': 12},
+      'mechanism=tree',
+    ),
     ({'clipping': 'none', 'num_clients': 12}, 'no noise'),
   )
   def test_refuses_runs_of_other_kinds(self, changed, message):
     run = self._unfinished(**changed)
     with self.assertRaisesRegex(_validate.InputError, message):
-      inversion_audit.check(run, 1)
+      inversion_audit.check(run, run.load_data().train, 1)
 
   def test_refuses_more_images_than_there_are(self):
     run = self._unfinished(**_RECORD)
-    inversion_audit.check(run, 60)
+    train = run.load_data().train
+    inversion_audit.check(run, train, 60)
     with self.assertRaisesRegex(_validate.InputError, 'at most 60'):
-      inversion_audit.check(run, 61)
+      inversion_audit.check(run, train, 61)
 
   def test_wrong_flag(self):
     command = '-m experiments.audit --run_dir=nowhere --inversion_images=-1'
