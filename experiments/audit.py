@@ -35,8 +35,8 @@ import tqdm
 from experiments import audited_run
 from experiments import flags
 from experiments import inversion_audit
-from experiments import run_folder as run_folder_lib
 from tff_medical import _validate
+from tff_medical import files
 from tff_medical import membership
 from tff_medical import plots
 from tff_medical import runtime
@@ -88,7 +88,7 @@ def audit(
   runs = {'run': run}
   if reference_run_dir is not None:
     runs['reference'] = audited_run.FinishedRun.load(reference_run_dir)
-  folder = run.folder.path / 'audit'
+  folder = run.folder.audit_files
   if folder.exists():
     raise _validate.InputError(
       f'{folder} is there from an earlier audit, which cost its own ε; rename '
@@ -105,7 +105,7 @@ def audit(
     unfinished.rename(folder)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
-  run_folder_lib.write_json(run.folder.path / 'audit.json', found)
+  files.write_json(run.folder.audit, found)
   return found
 
 
@@ -119,8 +119,8 @@ def _find(
   """Returns the results of all attacks; writes ledger and plots."""
   run = runs['run']
   found: dict[str, Any] = {
-    'claimed_epsilon': run.summary['epsilon_pld'],
-    'ledger_sha256': run.summary['ledger_sha256'],
+    'claimed_epsilon': run.summary.epsilon,
+    'ledger_sha256': run.summary.ledger_sha256,
   }
   if canaries:
     found.update(_audit_canaries(run, folder, canaries))

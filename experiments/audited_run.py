@@ -8,10 +8,9 @@ quantile of the others: canaries are always clipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import tempfile
@@ -20,7 +19,6 @@ from typing import Any
 import tensorflow_federated as tff
 
 from experiments import build
-from experiments import run_folder as run_folder_lib
 from experiments import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import audit
@@ -34,6 +32,7 @@ from tff_medical.privacy import card as card_lib
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
+from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.program import training
 
 CONFIDENCE = 0.95
@@ -52,13 +51,13 @@ class FinishedRun:
     settings: With the noise multiplier in place of a target ε, and the rounds
       that were trained.
     summary: How it ended.
-    config: The run's config.json.
+    config: What it was started with.
   """
 
   folder: run_folder_lib.RunFolder
   settings: settings_lib.Settings
-  summary: dict[str, Any]
-  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  summary: run_folder_lib.Summary
+  config: run_folder_lib.Config
 
   def build_task(self) -> tasks.Task:
     """Returns the run's task again.
@@ -67,11 +66,12 @@ class FinishedRun:
       InputError: The data or the initial model is not there, or not the run's.
     """
     task = build.build_task(self.settings)
-    initial = task.initial_model
-    self._refuse_other('data_digest', task.data.source_digest)
-    self._refuse_other(
-      'initial_model_sha256', initial.digest if initial else None
-    )
+    self._check_data(task.data)
+    initial = task.initial_model.digest if task.initial_model else None
+    if initial != self.config.initial_model_sha256:
+      raise self._other(
+        'initial model', self.config.initial_model_sha256, initial
+      )
     return task
 
   def load_data(self) -> images_lib.ImageData:
@@ -82,16 +82,22 @@ class FinishedRun:
     """
     settings = dataclasses.replace(self.settings, initial_model=None)
     data = build.build_task(settings).data
-    self._refuse_other('data_digest', data.source_digest)
+    self._check_data(data)
     return data
 
-  def _refuse_other(self, name: str, now: str | None) -> None:
-    if self.config.get(name, now) != now:
-      raise _validate.InputError(
-        f'{self.folder.path} was trained with another {name} '
-        f'({self.config[name]} there, {now} now); put back what it was trained '
-        'with'
+  def _check_data(self, data: images_lib.ImageData) -> None:
+    if not self.folder.holds_data(data.source_digest, self.config):
+      raise self._other(
+        'data_digest', self.config.data_digest, data.source_digest
       )
+
+  def _other(
+    self, name: str, there: str | None, now: str | None
+  ) -> _validate.InputError:
+    return _validate.InputError(
+      f'{self.folder.path} was trained with another {name} ({there} there, '
+      f'{now} now); put back what it was trained with'
+    )
 
   @classmethod
   def load(cls, path: str) -> FinishedRun:
@@ -102,27 +108,33 @@ class FinishedRun:
     """
     folder = run_folder_lib.RunFolder(pathlib.Path(path))
     try:
-      config = json.loads(folder.config.read_text(encoding='utf-8'))
-      summary = json.loads(folder.summary.read_text(encoding='utf-8'))
-      noise_multiplier = summary['noise_multiplier']
-      values = {
-        **config['settings'],
-        'cohort_seed': None,
-        'epsilon_budget': None,
-        'rounds': summary['rounds'],
-      }
-      if values['clipping'] != 'none':
-        values.update(noise_multiplier=noise_multiplier, target_epsilon=None)
-      settings = settings_lib.Settings(**values)
-    except OSError as error:
+      config = folder.read_config()
+      summary = folder.read_summary()
+    except FileNotFoundError as error:
       raise _validate.InputError(
         f'{path} is not the folder of a run that has ended '
         f'({error.strerror}: {error.filename}); let experiments.train finish'
       ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    values = {
+      **config.settings,
+      'cohort_seed': None,
+      'epsilon_budget': None,
+      'rounds': summary.rounds,
+    }
+    try:
+      if values['clipping'] != 'none':
+        values.update(
+          noise_multiplier=summary.noise_multiplier, target_epsilon=None
+        )
+      settings = settings_lib.Settings(**values)
+    except (KeyError, TypeError) as error:
       raise _validate.InputError(
         f'{path} is damaged or of another version ({error}); train again'
       ) from None
+    if summary.rounds < 1:
+      raise _validate.InputError(
+        f'{path} has no round that could be audited; let experiments.train run'
+      )
     return cls(folder, settings, summary, config)
 
 

@@ -36,6 +36,8 @@ Mechanism = Union[
   local_mechanism.LocalGaussianMechanism,
 ]
 
+Feed = Union[feeds.ClientFeed, feeds.UnitFeed, feeds.LocalStepsFeed]
+
 _T = TypeVar('_T')
 
 
@@ -97,9 +99,7 @@ def _refuse_same_data(initial: models.InitialModel, dataset: str) -> None:
     )
 
 
-def build_feed(
-  settings: settings_lib.Settings, task: tasks.Task
-) -> feeds.ClientFeed | feeds.UnitFeed | feeds.LocalStepsFeed:
+def build_feed(settings: settings_lib.Settings, task: tasks.Task) -> Feed:
   """Returns what turns the units drawn for a round into client datasets.
 
   With mechanism=local its sampling is that of `build_mechanism`.

@@ -17,6 +17,7 @@ import tqdm
 
 from experiments import jobs as jobs_lib
 from experiments import settings as settings_lib
+from tff_medical.program import run_folder
 
 # Seconds between lines of progress that go to a file.
 _LOG_SECS = 30
@@ -166,7 +167,7 @@ class _Progress:
     self._bar.close()
 
   def _part(self, name: str) -> float:
-    path = cell_folder(self._folder, name) / 'metrics.csv'
+    path = run_folder.RunFolder(cell_folder(self._folder, name)).metrics
     if name not in self._rounds or not path.exists():
       return 0.0
     lines = path.read_bytes().count(b'\n') - 1

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import re
@@ -33,11 +32,11 @@ from absl import flags as absl_flags
 from experiments import cells
 from experiments import flags
 from experiments import results
-from experiments import run_folder
 from experiments import settings as settings_lib
 from tff_medical import _validate
+from tff_medical import files
 from tff_medical import plots
-from tff_medical import study
+from tff_medical.program import run_folder
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -159,12 +158,7 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
   wanted = {name: _identity(t.settings) for name, t in planned.items()}
   there = {}
   if path.exists():
-    try:
-      there = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError:
-      raise _validate.InputError(
-        f'{path} is damaged; choose another output_dir'
-      ) from None
+    there = files.read_json(path)
   elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise _validate.InputError(
       f'output_dir {folder} holds other files (no {path.name}); choose a new '
@@ -179,7 +173,7 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
         'another output_dir'
       )
   folder.mkdir(parents=True, exist_ok=True)
-  run_folder.write_json(path, {**there, **wanted})
+  files.write_json(path, {**there, **wanted})
 
 
 def _identity(settings: settings_lib.Settings) -> list[str]:
@@ -187,16 +181,19 @@ def _identity(settings: settings_lib.Settings) -> list[str]:
   free: Any = {
     field.name: field.default
     for field in dataclasses.fields(settings)
-    if field.name in run_folder.MAY_CHANGE and field.name != 'initial_model'
+    if field.name in settings_lib.MAY_CHANGE and field.name != 'initial_model'
   }
   return cells.arguments(dataclasses.replace(settings, **free))
 
 
-def _summary(folder: pathlib.Path, cell: str) -> dict[str, Any]:
-  """Returns what a training that came to its end says of it, else nothing."""
-  path = cells.cell_folder(folder, cell) / 'summary.json'
-  summary = study.read_json(path)
-  return summary if summary.get('stop_reason') != 'interrupted' else {}
+def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
+  """Returns how a training came to its end; None if it did not."""
+  try:
+    run = run_folder.RunFolder(cells.cell_folder(folder, cell))
+    summary = run.read_summary()
+  except FileNotFoundError:
+    return None
+  return summary if summary.has_ended else None
 
 
 def rows(
@@ -214,9 +211,8 @@ def rows(
       cell = variant.cell(seed)
       summary = _summary(folder, cell)
       if summary:
-        path = cells.cell_folder(folder, cell) / 'config.json'
-        config = study.read_json(path)
-        initial.add(config.get('initial_model_sha256'))
+        run = run_folder.RunFolder(cells.cell_folder(folder, cell))
+        initial.add(run.read_config().initial_model_sha256)
         line = results.row(variant.name, seed, summary)
         found.append({**line, 'flags': variant.flags})
     if len(initial) > 1:

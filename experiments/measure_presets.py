@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import functools
-import json
 import pathlib
 import re
 import statistics
@@ -26,6 +25,7 @@ from experiments import flags
 from experiments import results
 from experiments import settings as settings_lib
 from tff_medical import _validate
+from tff_medical.program import run_folder
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -97,7 +97,8 @@ def _run_folder(folder: pathlib.Path, name: str, seed: int) -> pathlib.Path:
 
 
 def _is_complete(run: pathlib.Path) -> bool:
-  return (run / 'saved_model').exists() and (run / 'summary.json').exists()
+  folder = run_folder.RunFolder(run)
+  return folder.saved_model.exists() and folder.summary.exists()
 
 
 def _run_all(
@@ -129,7 +130,7 @@ def main(values: absl_flags.FlagValues) -> int:
   folder = pathlib.Path(values.output_dir)
   ended = _run_all(names, values.seeds, values.data_dir, folder)
   found = [
-    results.row(name, seed, json.loads((run / 'summary.json').read_text()))
+    results.row(name, seed, run_folder.RunFolder(run).read_summary())
     for name in names
     for seed in range(values.seeds)
     if _is_complete(run := _run_folder(folder, name, seed))

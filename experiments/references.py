@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from typing import NamedTuple
@@ -27,7 +28,6 @@ import tensorflow as tf
 
 from experiments import build
 from experiments import flags
-from experiments import run_folder as run_folder_lib
 from experiments import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import evaluation
@@ -37,6 +37,7 @@ from tff_medical import study
 from tff_medical import tasks
 from tff_medical.data import clients as clients_lib
 from tff_medical.privacy import card as card_lib
+from tff_medical.program import run_folder as run_folder_lib
 
 KINDS = (study.CENTRAL, study.PER_SITE)
 # With more clients than this, and no sites, one alone has too few images.
@@ -70,21 +71,31 @@ def run(kind: str, settings: settings_lib.Settings) -> None:
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.output_dir or ''))
   folder.check()
   task = build.build_task(settings)
-  if folder.claim(settings, task) and folder.summary.exists():
+  folder.claim(
+    settings=settings.published(),
+    may_change=settings.may_change(),
+    data_digest=task.data.source_digest,
+    data_is_public=task.data.is_public,
+    initial_model_digest=task.initial_model.digest
+    if task.initial_model
+    else None,
+  )
+  if folder.summary.exists() and folder.read_summary().has_ended:
     print(f'{kind}: done before; results in {folder.path}')
     return
   train = _train_central if kind == study.CENTRAL else _train_per_site
   reason, message, metrics = train(task, folder)
-  summary = {
-    'rounds': 0,
-    'stop_reason': reason,
-    'stop_message': message,
-    'epsilon_pld': float('inf'),
-    'metrics': metrics,
-    'seconds': time.monotonic() - started,
-  }
-  run_folder_lib.write_json(folder.summary, summary)
-  print(f'{kind}: {summary["stop_message"]}')
+  folder.write_summary(
+    run_folder_lib.Summary(
+      rounds=0,
+      stop_reason=reason,
+      stop_message=message,
+      epsilon=math.inf,
+      metrics=metrics,
+      seconds=time.monotonic() - started,
+    )
+  )
+  print(f'{kind}: {message}')
 
 
 def _checked(settings: settings_lib.Settings) -> settings_lib.Settings:

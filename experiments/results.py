@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import csv
+import dataclasses
 import decimal
 import math
 import pathlib
@@ -21,6 +22,7 @@ import statistics
 from typing import Any
 
 from tff_medical import study
+from tff_medical.program import run_folder
 
 METRICS = ('auc', 'accuracy', 'balanced_accuracy')
 FIELDS = (
@@ -36,14 +38,13 @@ FIELDS = (
 )
 
 
-def row(name: str, seed: int, summary: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the line of a run, from its summary.json."""
+def row(name: str, seed: int, summary: run_folder.Summary) -> dict[str, Any]:
+  """Returns the line of a run; what is not known of it is NaN."""
   values = {
     'name': name,
     'seed': seed,
-    'epsilon': summary['epsilon_pld'],
-    **{metric: summary['metrics'][metric] for metric in METRICS},
-    **summary,
+    **{m: summary.metrics.get(m, math.nan) for m in METRICS},
+    **dataclasses.asdict(summary),
   }
   return {field: values[field] for field in FIELDS}
 

@@ -29,6 +29,19 @@ REFERENCE_SETTINGS = (
   'seed',
   'output_dir',
 )
+# They change where or how fast the same computation runs, never what it is.
+MAY_CHANGE = (
+  'output_dir',
+  'data_dir',
+  'initial_model',  # Its digest must not.
+  'rounds_per_eval',
+  'runtime',
+  'client_threads',
+  'client_devices',
+  'clients_per_device',
+  'microbatch_size',
+  'export_diverged',
+)
 MECHANISMS = ('gaussian', 'tree', 'distributed', 'local')
 # What each mechanism can protect.
 _UNITS = {
@@ -307,6 +320,9 @@ class Settings:
     used_with={'mechanism': ('gaussian', 'tree')},
     then=False,
   )
+  export_diverged: bool = _field(
+    False, 'exports a model that has diverged, too: it is of no use'
+  )
   output_dir: Optional[str] = _field(None, 'folder of the results')
 
   @property
@@ -370,6 +386,21 @@ class Settings:
     if self.num_clients is not None:
       return self.num_clients
     return 300 if self.privacy_unit == 'client' else 8
+
+  def published(self) -> dict[str, Any]:
+    """Returns the settings as published: without the seed of the cohorts."""
+    values = dataclasses.asdict(self)
+    if self.cohort_seed is not None:
+      values['cohort_seed'] = 'given; see checkpoints/cohort_seed.secret'
+    return values
+
+  def may_change(self) -> frozenset[str]:
+    """Returns the settings that may differ when a run of these goes on."""
+    constant = self.client_learning_rate_schedule in (None, 'constant')
+    if self.target_epsilon is None and constant:
+      # Nothing was chosen for the number of rounds.
+      return frozenset((*MAY_CHANGE, 'rounds'))
+    return frozenset(MAY_CHANGE)
 
   def for_population(self, num_clients: int, num_units: int) -> Settings:
     """Returns resolved settings with what depends on the data.

@@ -31,11 +31,12 @@ from absl import flags as absl_flags
 from experiments import cells as cells_lib
 from experiments import flags
 from experiments import plan
-from experiments import run_folder as run_folder_lib
 from experiments import settings as settings_lib
 from tff_medical import _validate
+from tff_medical import files
 from tff_medical import report
 from tff_medical import study
+from tff_medical.program import run_folder as run_folder_lib
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -190,7 +191,7 @@ def claim(
       'a new folder'
     )
   folder.mkdir(parents=True, exist_ok=True)
-  run_folder_lib.write_json(
+  files.write_json(
     path,
     {
       'command': command,
@@ -216,7 +217,7 @@ def _refuse_other_sweep(
   changed = [
     f'--{name} ({there.get(name)} there, {value} now)'
     for name, value in now.items()
-    if name not in (*run_folder_lib.MAY_CHANGE, 'seed')
+    if name not in (*settings_lib.MAY_CHANGE, 'seed')
     and there.get(name) != value
   ]
   if changed:

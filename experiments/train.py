@@ -6,7 +6,7 @@
         --data_dir=FOLDER_WITH_NPZ --output_dir=runs/pneumonia
 
 Started again with the same --output_dir it goes on after the last saved round.
-What the folder holds stands in `experiments.run_folder`.
+What the folder holds stands in `tff_medical.program.run_folder`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import tqdm
 
 from experiments import build
 from experiments import flags
-from experiments import run_folder as run_folder_lib
 from experiments import settings as settings_lib
+from tff_medical import _validate
 from tff_medical import export
 from tff_medical import runtime
 from tff_medical import tasks
@@ -33,6 +33,8 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import card as card_lib
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
+from tff_medical.program import published
+from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.program import training
 
 EXIT_FAILED = 1
@@ -67,14 +69,27 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   if mechanism.is_private:
     build.warn_of_large_delta(delta, feed.num_units)
   process = build.build_process(settings, task, mechanism)
-  folder.claim(settings, task)
+  export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
+  dry_round(process, feed)
+  config = folder.claim(
+    settings=settings.published(),
+    may_change=settings.may_change(),
+    data_digest=task.data.source_digest,
+    data_is_public=task.data.is_public,
+    initial_model_digest=task.initial_model.digest
+    if task.initial_model
+    else None,
+  )
   with ledger_lib.PrivacyLedger(
     folder.ledger,
     mechanism,
     delta=delta,
     epsilon_budget=settings.epsilon_budget,
+    run_id=config.run_id,
   ) as ledger:
+    folder.remove_leftovers()
     checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
+    folder.reconcile(ledger)
     with tqdm.tqdm(total=settings.rounds, unit='round', leave=True) as bar:
       outcome = training.train(
         process,
@@ -86,7 +101,7 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
         rounds=settings.rounds,
         evaluate=task.evaluate,
         rounds_per_eval=settings.rounds_per_eval,
-        release_managers=_release_managers(folder),
+        release_managers=_release_managers(folder, checkpoints, ledger),
         on_round=lambda report: _show_round(bar, report),
         publish_broken_units=bool(settings.publish_broken_units),
       )
@@ -94,25 +109,63 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
       mechanism,
       ledger,
       rounds=outcome.rounds,
-      dataset=task.data.name,
+      dataset=task.data.described,
       test_metrics=dict(outcome.metrics),
       cohort_seed_was_given=settings.cohort_seed is not None,
       broken_units_are_published=bool(settings.publish_broken_units),
       initial_model=task.provenance,
+      data_digest=config.data_digest,
     )
-  _finish(folder, task, outcome, card, time.monotonic() - started)
+    _finish(folder, task, settings, outcome, card, time.monotonic() - started)
   return outcome
+
+
+def dry_round(
+  process: tff.learning.templates.LearningProcess, feed: build.Feed
+) -> None:
+  """Runs a round without data, and forgets it.
+
+  It finds what no check knows of (a size that overflows, a graph that cannot be
+  built, memory) before the folder is claimed and anything is charged. Nothing
+  of the data can be in its result.
+
+  Raises:
+    InputError: The round failed.
+  """
+  try:
+    process.next(process.initialize(), feed.without_data())
+  except _validate.InputError:
+    raise
+  except (
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    tf.errors.OpError,
+  ) as error:
+    raise _validate.InputError(
+      'a round without data fails with these settings: '
+      f'{str(error).splitlines()[0] if str(error) else type(error).__name__}; '
+      'nothing was charged or written'
+    ) from error
 
 
 def _finish(
   folder: run_folder_lib.RunFolder,
   task: tasks.Task,
+  settings: settings_lib.Settings,
   outcome: training.Outcome,
   card: Mapping[str, Any],
   seconds: float,
 ) -> None:
   """Exports the model, unless training is to go on, and sums the run up."""
-  if outcome.reason is not training.StopReason.INTERRUPTED:
+  has_diverged = outcome.reason is training.StopReason.DIVERGED
+  is_exported = outcome.reason is not training.StopReason.INTERRUPTED and (
+    settings.export_diverged or not has_diverged
+  )
+  if is_exported:
     export.save(
       folder.saved_model,
       task.load_weights(outcome.weights),
@@ -120,30 +173,45 @@ def _finish(
       multi_label=task.data.multi_label,
       privacy_card=card,
     )
-  summary = {
-    'rounds': outcome.rounds,
-    'stop_reason': outcome.reason.name.lower(),
-    'stop_message': outcome.message or outcome.reason.value,
-    'epsilon_pld': card['epsilon'],
-    'epsilon_rdp': card['epsilon_rdp'],
-    'delta': card['delta'],
-    'noise_multiplier': card['mechanism']['noise_multiplier'],
-    'privacy_unit': card['unit'],
-    'rounds_charged': card['rounds_charged'],
-    'ledger_sha256': card['ledger_sha256'],
-    'metrics': outcome.metrics,
-    'seconds': seconds,
-  }
-  run_folder_lib.write_json(folder.summary, summary)
+  elif has_diverged and folder.saved_model.exists():
+    run_folder_lib.remove(folder.saved_model)
+  summary = run_folder_lib.Summary(
+    rounds=outcome.rounds,
+    stop_reason=outcome.reason.name.lower(),
+    stop_message=outcome.message or outcome.reason.value,
+    epsilon=card['epsilon'],
+    accountant=card['accountant'],
+    epsilon_rdp=card['epsilon_rdp'],
+    delta=card['delta'],
+    noise_multiplier=card['mechanism']['noise_multiplier'],
+    privacy_unit=card['unit'],
+    rounds_charged=card['rounds_charged'],
+    charges=card['charges'],
+    ledger_sha256=card['ledger_sha256'],
+    weights_sha256=training.weights_digest(outcome.weights),
+    run_id=card['run_id'],
+    metrics=outcome.metrics,
+    seconds=seconds,
+  )
+  folder.write_summary(summary)
   _print_summary(folder, summary)
 
 
 def _release_managers(
   folder: run_folder_lib.RunFolder,
+  checkpoints: checkpoints_lib.Checkpoints,
+  ledger: ledger_lib.PrivacyLedger,
 ) -> list[tff.program.ReleaseManager]:
+  """Returns what publishes each round, its files repaired where needed."""
+  published.repair(
+    folder.metrics,
+    folder.tensorboard,
+    done=checkpoints.latest_round(),
+    entries=ledger.entries,
+  )
   return [
-    tff.program.CSVFileReleaseManager(folder.metrics, key_fieldname='round'),
-    tff.program.TensorBoardReleaseManager(folder.tensorboard),
+    published.MetricsTable(folder.metrics),
+    published.EventFiles(folder.tensorboard),
   ]
 
 
@@ -165,17 +233,17 @@ def _show_round(bar: tqdm.tqdm, report: training.RoundReport) -> None:
 
 
 def _print_summary(
-  folder: run_folder_lib.RunFolder, summary: Mapping[str, Any]
+  folder: run_folder_lib.RunFolder, summary: run_folder_lib.Summary
 ) -> None:
-  print(f'{summary["rounds"]} rounds: {summary["stop_message"]}.')
+  print(f'{summary.rounds} rounds: {summary.stop_message}.')
   print(
-    f'ε {summary["epsilon_pld"]:.4f} (by RDP {summary["epsilon_rdp"]:.4f}) '
-    f'at δ {summary["delta"]:.3g}, unit: {summary["privacy_unit"]}, noise '
-    f'multiplier {summary["noise_multiplier"]:.4f}'
+    f'ε {summary.epsilon:.4f} by {summary.accountant} (by RDP '
+    f'{summary.epsilon_rdp:.4f}) at δ {summary.delta:.3g}, unit: '
+    f'{summary.privacy_unit}, noise multiplier {summary.noise_multiplier:.4f}'
   )
   for name in ('auc', 'accuracy', 'balanced_accuracy'):
-    if name in summary['metrics']:
-      print(f'test {name.replace("_", " ")} {summary["metrics"][name]:.4f}')
+    if name in summary.metrics:
+      print(f'test {name.replace("_", " ")} {summary.metrics[name]:.4f}')
   print(f'Results in {folder.path}')
 
 
@@ -187,6 +255,14 @@ def main(read_settings: Callable[[], settings_lib.Settings]) -> int:
     print(
       f'error: stopped, as the disk failed: {error}; the last saved round '
       'still loads: free some room and start the same command again',
+      file=sys.stderr,
+    )
+    return EXIT_FAILED
+  if outcome.reason is training.StopReason.DIVERGED:
+    print(
+      f'error: {outcome.reason.value}, after {outcome.rounds} rounds; nothing '
+      'was exported unless --export_diverged was given. Start again in another '
+      'folder with a smaller learning rate or clip norm',
       file=sys.stderr,
     )
     return EXIT_FAILED

@@ -22,6 +22,7 @@ from tff_medical import _validate
 from tff_medical import evaluation
 from tff_medical import export
 from tff_medical import models
+from tff_medical.privacy import card_format
 
 # Runs where nothing but TensorFlow is imported.
 _SERVE = """
@@ -48,7 +49,7 @@ for package in ('tensorflow_federated', 'tff_medical', 'kymatio'):
 
 
 def _card(**changes):
-  card = dict.fromkeys(export.REQUIRED_CARD_KEYS, 'stated')
+  card = dict.fromkeys(card_format.REQUIRED_KEYS, 'stated')
   card.update(epsilon=7.5, delta=1e-5, rounds=100, test_metrics={'auc': 0.9})
   return {**card, **changes}
 
@@ -284,7 +285,7 @@ class AtomicTest(_InFolder):
 
 
 class RefusalTest(_InFolder):
-  @parameterized.parameters(*export.REQUIRED_CARD_KEYS)
+  @parameterized.parameters(*card_format.REQUIRED_KEYS)
   def test_a_card_must_be_complete(self, key):
     card = _card()
     del card[key]

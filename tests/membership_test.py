@@ -13,8 +13,9 @@ from tff_medical import _validate
 from tff_medical import export
 from tff_medical import membership
 from tff_medical.data import images
+from tff_medical.privacy import card_format
 
-_CARD = {key: 0 for key in export.REQUIRED_CARD_KEYS}
+_CARD = {key: 0 for key in card_format.REQUIRED_KEYS}
 
 
 def _probabilities(rng, labels, margin, classes=3):

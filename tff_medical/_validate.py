@@ -75,3 +75,12 @@ def one_of(allowed: Collection[str], **named: object) -> None:
     raise InputError(
       f'{name} must be one of {", ".join(sorted(allowed))}, got {value!r}{hint}'
     )
+
+
+def whole(value: object, name: str = 'value') -> int:
+  """Returns a value that is a whole number of 0 or more, as JSON gives it."""
+  if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    raise InputError(
+      f'{name} must be a whole number of 0 or more, got {value!r}'
+    )
+  return value

@@ -13,9 +13,6 @@ Both return `probabilities` float32 [N, K] and `class_index` int64: [N], the
 likeliest class, or for a multi-label model [N, K] of 0 and 1, where 1 says that
 the probability is at least 0.5. `assets/` holds `class_names.txt`, one name a
 line in the order of K, and `privacy_card.json`.
-
->>> plain_json({'epsilon': float('inf'), 'auc': float('nan'), 'rounds': 3})
-{'epsilon': 'inf', 'auc': None, 'rounds': 3}
 """
 
 from __future__ import annotations
@@ -24,40 +21,25 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import errno
 import json
-import math
-import numbers
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from typing import Any
 import uuid
 
-import numpy as np
 import tensorflow as tf
 
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical import serving
+from tff_medical.privacy import card_format
+from tff_medical.program import checkpoints
 
 CLASS_NAMES_FILE = 'class_names.txt'
-PRIVACY_CARD_FILE = 'privacy_card.json'
-
-# What a reader of the card needs to judge the guarantee.
-REQUIRED_CARD_KEYS = (
-  'epsilon',  # of the whole training; 'inf' without privacy
-  'delta',
-  'unit',  # what is protected: a client or a record
-  'neighboring_relation',
-  'mechanism',
-  'sampling',
-  'rounds',
-  'accountant',
-  'accountant_version',
-  'not_covered',  # what epsilon says nothing about
-  'dataset',
-  'test_metrics',
-)
+PRIVACY_CARD_FILE = card_format.FILE
+_LEFTOVER = re.compile(r'\.[0-9a-f]{32}\.(new|old)')
 
 
 def save(
@@ -78,19 +60,22 @@ def save(
     model: From float32 [N, H, W, C] in 0..1 to logits [N, K].
     class_names: K names in the order of the logits.
     multi_label: Whether the K outputs are independent labels.
-    privacy_card: Everything in `REQUIRED_CARD_KEYS`; more is kept.
+    privacy_card: Everything in `card_format.REQUIRED_KEYS`; more is kept.
 
   Raises:
     InputError: A card, class names or a path that cannot be used.
     OSError: The folder could not be written, for example on a full disk.
   """
-  card = checked_card(privacy_card)
-  names = _checked_names(class_names, model.output_shape[-1])
   target = pathlib.Path(path)
-  _check_replaceable(target)
+  check(target, class_names, model.output_shape[-1])
+  names = tuple(class_names)
   models.restore_eager(model)
+  card = card_format.checked(
+    {**privacy_card, 'weights_sha256': weights_digest(model)}
+  )
   with _disk_errors(target):
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
     new = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.new')
     try:
       _write(new, model, names, multi_label, card)
@@ -100,11 +85,34 @@ def save(
       shutil.rmtree(new, ignore_errors=True)
 
 
+def check(
+  path: str | os.PathLike[str], class_names: Sequence[str], num_outputs: int
+) -> None:
+  """Raises `InputError` if `save` would refuse the path or the class names."""
+  _check_names(class_names, num_outputs)
+  _check_replaceable(pathlib.Path(path))
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+  """Removes what killed exports to `path` left beside it."""
+  target = pathlib.Path(path)
+  for leftover in target.parent.glob(f'.{target.name}.*'):
+    if _LEFTOVER.fullmatch(leftover.name[len(target.name) + 1 :]):
+      shutil.rmtree(leftover, ignore_errors=True)
+
+
+def weights_digest(model: tf.keras.Model) -> str:
+  """Returns what identifies the weights of a model in its card."""
+  return checkpoints.weights_digest(
+    v.numpy() for v in serving.ordered_weights(model)
+  )
+
+
 def load_card(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Returns the privacy card of the SavedModel in folder `path`."""
   text = _read_asset(path, PRIVACY_CARD_FILE)
   try:
-    return checked_card(json.loads(text))
+    return card_format.checked(json.loads(text))
   except json.JSONDecodeError as error:
     raise _validate.InputError(
       f'{PRIVACY_CARD_FILE} of {os.fspath(path)!r} is not JSON ({error}); '
@@ -117,55 +125,7 @@ def load_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
   return tuple(_read_asset(path, CLASS_NAMES_FILE).splitlines())
 
 
-def checked_card(card: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the card as plain JSON values, or raises `InputError`."""
-  missing = [key for key in REQUIRED_CARD_KEYS if key not in card]
-  if missing:
-    raise _validate.InputError(
-      f'privacy_card lacks {", ".join(missing)}; state each of '
-      'export.REQUIRED_CARD_KEYS'
-    )
-  plain = plain_json(card, 'privacy_card')
-  if plain['epsilon'] != 'inf':
-    _validate.non_negative(**{'privacy_card epsilon': plain['epsilon']})
-    _validate.in_range(0, 1, **{'privacy_card delta': plain['delta']})
-  return plain
-
-
-def plain_json(value: Any, name: str = 'value') -> Any:
-  """Returns `value` as JSON knows it: no NumPy types, NaN or Infinity.
-
-  Args:
-    value: Mappings, sequences, strings, numbers and None, nested at will.
-    name: How an error message calls it.
-
-  Returns:
-    The same, with NaN as None and an infinity as 'inf' or '-inf'.
-  """
-  if isinstance(value, Mapping):
-    return {
-      str(key): plain_json(part, f'{name}[{key!r}]')
-      for key, part in value.items()
-    }
-  if isinstance(value, (list, tuple, np.ndarray)):
-    return [plain_json(part, f'{name}[...]') for part in value]
-  if value is None or isinstance(value, str):
-    return value
-  if isinstance(value, (bool, np.bool_)):
-    return bool(value)
-  if isinstance(value, numbers.Integral):
-    return int(value)
-  if isinstance(value, numbers.Real):
-    number = float(value)
-    if math.isnan(number):
-      return None
-    return str(number) if math.isinf(number) else number
-  raise _validate.InputError(
-    f'{name} must be text, a number, a list or a mapping, got {value!r}'
-  )
-
-
-def _checked_names(names: Sequence[str], num_outputs: int) -> tuple[str, ...]:
+def _check_names(names: Sequence[str], num_outputs: int) -> None:
   if len(names) != num_outputs:
     raise _validate.InputError(
       f'class_names must have one name for each of the {num_outputs} '
@@ -177,7 +137,6 @@ def _checked_names(names: Sequence[str], num_outputs: int) -> tuple[str, ...]:
       'class_names must be different, not empty and without line breaks, '
       f'got {tuple(names)}'
     )
-  return tuple(names)
 
 
 def _check_replaceable(target: pathlib.Path) -> None:

@@ -104,6 +104,16 @@ class ClientFeed:
     """The population of the mechanism's sampling."""
     return len(self.clients.client_ids)
 
+  def without_data(self) -> list[tf.data.Dataset]:
+    """Returns the datasets of a round of one client that has no data."""
+    return [
+      runtime.tensor_dataset(
+        _no_examples(self.clients),
+        batch_size=self.batch_size,
+        epochs=self.epochs,
+      )
+    ]
+
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     """Returns the datasets of the clients at `indices`, int64 [n].
 
@@ -203,6 +213,10 @@ class UnitFeed:
     """The population of the mechanism's sampling."""
     return len(self.units)
 
+  def without_data(self) -> list[tf.data.Dataset]:
+    """Returns the datasets of a round for which no unit was drawn."""
+    return self(np.zeros(0, np.int64))
+
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     """Returns a dataset for each client, of its units among `indices`."""
     return [
@@ -234,6 +248,10 @@ class LocalStepsFeed:
   def num_units(self) -> int:
     """The population of the mechanism's sampling."""
     return len(self.units)
+
+  def without_data(self) -> list[tf.data.Dataset]:
+    """Returns the datasets of a round for which no unit was drawn."""
+    return self(np.zeros(0, np.int64))
 
   def __call__(self, drawn: np.ndarray) -> list[tf.data.Dataset]:
     """Returns a dataset for each client, with one batch for each step."""

@@ -118,9 +118,9 @@ def _references(sweep: study.Sweep) -> list[str]:
         f'{_spread(aucs)}.'
       )
     skipped = {
-      c.summary.get('stop_message', '')
+      c.summary.stop_message
       for c in sweep.cells
-      if c.kind == kind and c.summary.get('stop_reason') == 'skipped'
+      if c.kind == kind and c.summary and c.summary.stop_reason == 'skipped'
     }
     found += [f'{study.LABELS[kind]} was skipped: {why}.' for why in skipped]
   return found
@@ -339,11 +339,11 @@ def _provenance(sweep: study.Sweep) -> str:
     if v not in (None, '') and k not in _PATHS
   }
   digests = [
-    [c.name, str(c.summary['ledger_sha256'])]
+    [c.name, c.summary.ledger_sha256]
     for c in sweep.cells
-    if c.summary.get('ledger_sha256')
+    if c.summary and c.summary.ledger_sha256
   ]
-  data = sorted({str(c.config.get('data_digest', '')) for c in sweep.cells})
+  data = sorted({c.config.data_digest for c in sweep.cells if c.config})
   return '\n'.join(
     (
       f'<pre><code>{command}</code></pre>',

@@ -35,7 +35,7 @@ class Server(tf.Module):
   def __init__(self, model: tf.keras.Model, *, multi_label: bool):
     """Wraps a Keras model from images [N, H, W, C] in 0..1 to logits [N, K]."""
     super().__init__()
-    self.weights = list(model.variables)
+    self.weights = ordered_weights(model)
     self.assets: list[tf.saved_model.Asset] = []
     self._model = _Untracked(model)
     self._multi_label = multi_label
@@ -74,6 +74,11 @@ class Server(tf.Module):
       fn_output_signature=tf.TensorSpec(self._shape, tf.float32),
     )
     return self._predict(images)
+
+
+def ordered_weights(model: tf.keras.Model) -> list[tf.Variable]:
+  """Returns the trainable weights of a model in order, then the others."""
+  return [*model.trainable_variables, *model.non_trainable_variables]
 
 
 class _Untracked:

@@ -2,7 +2,7 @@
 
 A sweep's folder holds `sweep.json`, which names its cells and how they were
 asked for, and a folder a cell in `cells/`, each a run's folder (see
-`experiments.run_folder`) or that of a reference without federation. Reading is
+`program.run_folder`) or that of a reference without federation. Reading is
 lenient where others write (`audit.json`) and where a cell is not done, and
 strict about `sweep.json`.
 
@@ -14,16 +14,20 @@ strict about `sweep.json`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import csv
 import dataclasses
-import json
+import io
 import math
 import os
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
 from tff_medical import _validate
+from tff_medical import files
+from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.program import metrics_table
+from tff_medical.program import run_folder
 
 FEDERATED = 'federated'
 CENTRAL = 'central'
@@ -32,8 +36,9 @@ KINDS = (FEDERATED, CENTRAL, PER_SITE)
 # What a reference is called in tables and figures.
 LABELS = {CENTRAL: 'central', PER_SITE: 'per site'}
 
-DONE = ('completed', 'budget_spent', 'skipped')
 SWEEP_FILE = 'sweep.json'
+
+_T = TypeVar('_T')
 
 COLUMNS = (
   'cell',
@@ -66,10 +71,11 @@ class Cell:
     kind: One of `KINDS`.
     epsilon: The budget that was asked for; inf without privacy.
     seed: Of data, partition and initial weights.
-    summary: Of `summary.json`, empty if the cell is not done.
-    config: Of `config.json`.
-    ledger: The header of the privacy ledger: the mechanism.
-    rounds: Of `metrics.csv`, one mapping a round, without empty values.
+    summary: How the run ended; None if it has not.
+    config: What the run was started with; None if it was not.
+    ledger: The header of the privacy ledger, which describes the mechanism;
+      empty without one.
+    rounds: The values of metrics.csv by round, empty ones left out.
     audit: Of `audit.json`, empty if there was none.
   """
 
@@ -77,8 +83,8 @@ class Cell:
   kind: str
   epsilon: float
   seed: int
-  summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  summary: run_folder.Summary | None = None
+  config: run_folder.Config | None = None
   ledger: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rounds: Sequence[Mapping[str, float]] = ()
   audit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -86,12 +92,17 @@ class Cell:
   @property
   def is_done(self) -> bool:
     """Whether the training came to its end."""
-    return self.summary.get('stop_reason') in DONE
+    return self.summary is not None and self.summary.has_ended
 
   @property
   def is_measured(self) -> bool:
     """Whether there are metrics: done, and not skipped."""
-    return self.is_done and bool(self.summary.get('metrics'))
+    return self.is_done and bool(self.metrics)
+
+  @property
+  def metrics(self) -> Mapping[str, float]:
+    """The metrics on the test images; empty where there are none."""
+    return self.summary.metrics if self.summary else {}
 
   @property
   def label(self) -> str:
@@ -100,7 +111,7 @@ class Cell:
 
   def metric(self, name: str) -> float:
     """Returns a metric on the test images, NaN where there is none."""
-    return number(self.summary.get('metrics', {}).get(name))
+    return self.metrics.get(name, math.nan)
 
   def by_class(self) -> dict[str, float]:
     """Returns the sensitivity to each class."""
@@ -117,30 +128,31 @@ class Cell:
 
   def _below(self, prefix: str) -> dict[str, float]:
     return {
-      name[len(prefix) :]: number(value)
-      for name, value in self.summary.get('metrics', {}).items()
+      name[len(prefix) :]: value
+      for name, value in self.metrics.items()
       if name.startswith(prefix)
     }
 
   def row(self) -> dict[str, Any]:
     """Returns the cell as a line of results.csv, '' for what is not known."""
     private = self.kind == FEDERATED and math.isfinite(self.epsilon)
+    done = self.summary
     values = {
       'cell': self.name,
       'kind': self.kind,
       'unit': self.ledger.get('privacy_unit', '') if private else 'none',
       'mechanism': self.ledger.get('mechanism', '') if private else 'none',
       'target_epsilon': self.epsilon,
-      'epsilon': self.summary.get('epsilon_pld', ''),
-      'delta': self.summary.get('delta', '') if private else '',
+      'epsilon': done.epsilon if done else '',
+      'delta': done.delta if done and private else '',
       'seed': self.seed,
-      'noise_multiplier': self.summary.get('noise_multiplier', ''),
-      'rounds': self.summary.get('rounds', ''),
+      'noise_multiplier': done.noise_multiplier if done else '',
+      'rounds': done.rounds if done else '',
       'worst_class_sensitivity': min(_known(self.by_class()), default=math.nan),
       'site_accuracy_gap': gap(self.by_site()),
-      'seconds': number(self.summary.get('seconds')),
-      'status': self.summary.get('stop_reason', 'missing'),
-      'ledger_sha256': self.summary.get('ledger_sha256', ''),
+      'seconds': done.seconds if done else '',
+      'status': done.stop_reason if done else 'missing',
+      'ledger_sha256': done.ledger_sha256 if done else '',
     }
     for name in ('auc', 'accuracy', 'balanced_accuracy'):
       values[name] = self.metric(name)
@@ -175,43 +187,75 @@ def read(folder: str | os.PathLike[str]) -> Sweep:
   """Returns the sweep in a folder.
 
   Raises:
-    InputError: The folder is not that of a sweep.
+    InputError: The folder is not that of a sweep, or a file in it is damaged.
   """
   path = pathlib.Path(folder)
-  info = read_json(path / SWEEP_FILE)
-  if not isinstance(info.get('cells'), list):
+  try:
+    info = files.read_json(path / SWEEP_FILE)
+  except FileNotFoundError:
+    info = {}
+  cells = info.get('cells')
+  if not isinstance(cells, list):
     raise _validate.InputError(
       f'sweep_dir {path} holds no sweep (no usable {SWEEP_FILE}); give the '
       '--output_dir of experiments.tradeoff'
     )
-  cells = (read_cell(path / 'cells' / c['name'], c) for c in info['cells'])
-  return Sweep(path, info, tuple(cells))
+  return Sweep(path, info, tuple(_read_entry(path, entry) for entry in cells))
 
 
-def read_cell(folder: pathlib.Path, named: Mapping[str, Any]) -> Cell:
-  """Returns a cell from its folder and its entry in `sweep.json`."""
+def _read_entry(folder: pathlib.Path, entry: Any) -> Cell:
+  """Returns the cell of an entry of `sweep.json`."""
+  try:
+    name, kind = entry['name'], entry['kind']
+    epsilon, seed = float(entry['epsilon']), int(entry['seed'])
+  except (KeyError, TypeError, ValueError):
+    name = kind = None
+  if not isinstance(name, str) or kind not in KINDS or '/' in name:
+    raise _validate.InputError(
+      f'{folder / SWEEP_FILE} is damaged (it has the cell {entry!r}); restore '
+      'it or start the sweep in another folder'
+    )
+  return read_cell(folder / 'cells' / name, name, kind, epsilon, seed)
+
+
+def read_cell(
+  folder: pathlib.Path, name: str, kind: str, epsilon: float, seed: int
+) -> Cell:
+  """Returns a cell from its folder, as far as it has come.
+
+  Raises:
+    InputError: A file of it is damaged.
+  """
+  run = run_folder.RunFolder(folder)
   return Cell(
-    name=named['name'],
-    kind=named['kind'],
-    epsilon=float(named['epsilon']),
-    seed=int(named['seed']),
-    summary=read_json(folder / 'summary.json'),
-    config=read_json(folder / 'config.json'),
-    ledger=_first_line(folder / 'privacy_ledger.jsonl'),
-    rounds=_rounds(folder / 'metrics.csv'),
-    audit=read_json(folder / 'audit.json'),
+    name=name,
+    kind=kind,
+    epsilon=epsilon,
+    seed=seed,
+    summary=_if_there(run.read_summary),
+    config=_if_there(run.read_config),
+    ledger=_header(run.ledger),
+    rounds=_rounds(run.metrics),
+    audit=_if_there(lambda: files.read_json(run.audit)) or {},
   )
+
+
+def _if_there(read_file: Callable[[], _T]) -> _T | None:
+  """Returns what a file holds; None if it is missing."""
+  try:
+    return read_file()
+  except (FileNotFoundError, NotADirectoryError):
+    return None
 
 
 def write_csv(sweep: Sweep) -> pathlib.Path:
   """Writes results.csv, a line a cell, whole or not at all; returns it."""
   path = sweep.folder / 'results.csv'
-  partial = path.with_name(path.name + '.partial')
-  with open(partial, 'w', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, COLUMNS)
-    writer.writeheader()
-    writer.writerows(cell.row() for cell in sweep.cells)
-  os.replace(partial, path)
+  text = io.StringIO(newline='')
+  writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(cell.row() for cell in sweep.cells)
+  files.write_bytes(path, text.getvalue().encode())
   return path
 
 
@@ -256,35 +300,17 @@ def _known(values: Mapping[str, float]) -> list[float]:
 
 def _plain(value: Any) -> Any:
   if not isinstance(value, float):
-    return value
+    return '' if value is None else value
   return '' if math.isnan(value) else f'{value:.6g}'
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the mapping in a JSON file; empty if missing or damaged."""
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
-    return {}
-  return found if isinstance(found, dict) else {}
-
-
-def _first_line(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    with open(path, encoding='utf-8') as file:
-      found = json.loads(file.readline())
-  except (OSError, ValueError):
-    return {}
-  return found if isinstance(found, dict) else {}
+def _header(path: pathlib.Path) -> Mapping[str, Any]:
+  found = _if_there(lambda: ledger_lib.read(path))
+  return found.header if found else {}
 
 
 def _rounds(path: pathlib.Path) -> list[dict[str, float]]:
-  try:
-    with open(path, newline='', encoding='utf-8') as file:
-      rows = list(csv.DictReader(file))
-  except OSError:
-    return []
   return [
-    {k: number(v) for k, v in row.items() if k and v not in ('', None)}
-    for row in rows
+    {'round': float(number), **values}
+    for number, values in metrics_table.read(path).items()
   ]

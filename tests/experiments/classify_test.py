@@ -21,13 +21,14 @@ from experiments import classify
 from tff_medical import evaluation
 from tff_medical import export
 from tff_medical import models
+from tff_medical.privacy import card_format
 
 _ROOT = pathlib.Path(classify.__file__).parent.parent
 _COUNT = 4
 
 
 def _card(epsilon):
-  card = dict.fromkeys(export.REQUIRED_CARD_KEYS, 'stated')
+  card = dict.fromkeys(card_format.REQUIRED_KEYS, 'stated')
   card.update(
     epsilon=epsilon,
     delta=1e-5,

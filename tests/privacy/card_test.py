@@ -5,8 +5,8 @@ import pathlib
 
 from absl.testing import absltest
 
-from tff_medical import export
 from tff_medical.privacy import card
+from tff_medical.privacy import card_format
 from tff_medical.privacy import ledger
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
@@ -92,7 +92,7 @@ class BuildCardTest(absltest.TestCase):
 
   def test_of_pooled_images_nothing_is_covered(self):
     said = card.build_open_card(dataset='x', test_metrics={'auc': 0.9})
-    self.assertEqual(export.checked_card(said)['epsilon'], 'inf')
+    self.assertEqual(card_format.checked(said)['epsilon'], 'inf')
     self.assertRegex(said['not_covered'][0], '^Everything')
 
   def test_without_noise_nothing_is_covered(self):

@@ -164,6 +164,14 @@ class ImageData:
     """Number of classes or, for multi-label data, of findings."""
     return len(self.class_names)
 
+  @property
+  def is_public(self) -> bool:
+    return True
+
+  @property
+  def described(self) -> str:
+    return self.name
+
   @functools.cached_property
   def duplicates(self) -> Duplicates:
     """Equal images within and across the splits, counted at first use."""

@@ -34,7 +34,8 @@ class InitialModel:
 
   Attributes:
     name: How messages call it, for example its folder.
-    weights: Its arrays, in the order of a Keras model's `weights`.
+    weights: Its arrays: the trainable ones in the order of a Keras model's
+      `weights`, then the others.
     class_names: What its outputs are.
     card: Its privacy card.
   """
@@ -88,6 +89,7 @@ class InitialModel:
     """
     with_head = tuple(class_names) == self.class_names
     owners = [(layer, w) for layer in model.layers for w in layer.weights]
+    owners.sort(key=lambda owner: not owner[1].trainable)
     if len(owners) != len(self.weights):
       raise _validate.InputError(
         f'initial_model {self.name} has {len(self.weights)} weights, the model '

@@ -12,6 +12,7 @@ import datetime
 import math
 from typing import Any
 
+from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
@@ -23,6 +24,9 @@ NOT_COVERED = (
   'The noise generator, which is seeded by the operating system but is not '
   'cryptographic, and computes in floating point (Mironov 2012).',
   'The test metrics, which are computed on held-out images.',
+  'The exact number of units, which this card and the ledger state and which '
+  'differs between neighbouring data sets, and the seconds that a run took, '
+  'which grow with the cohorts.',
 )
 
 NOTHING_PROMISED = 'Everything: no noise was added, so nothing is promised.'
@@ -38,6 +42,7 @@ def build_card(
   cohort_seed_was_given: bool = False,
   broken_units_are_published: bool = False,
   initial_model: Mapping[str, Any] | None = None,
+  data_digest: str = '',
 ) -> dict[str, Any]:
   """Returns the card of a model.
 
@@ -49,11 +54,21 @@ def build_card(
     dataset: The name of the data.
     test_metrics: Metrics on held-out images.
     cohort_seed_was_given: Whether the cohorts can be drawn again by somebody.
-    broken_units_are_published: Whether each round told how many units were left
-      out.
+    broken_units_are_published: Whether the number of units that each round left
+      out was published.
     initial_model: What `models.InitialModel.provenance` says, if training
       started from one; of other data, as epsilon does not cover its training.
+    data_digest: Identifies the data that was trained on; keyed if private.
+
+  Raises:
+    InputError: The ledger holds fewer charges than the rounds cost.
   """
+  if ledger.charges < mechanism.charges_for(rounds):
+    raise _validate.InputError(
+      f'a model of {rounds} rounds needs {mechanism.charges_for(rounds)} '
+      f'charges, and its ledger holds {ledger.charges}; charge each round '
+      'before it runs'
+    )
   not_covered = [*NOT_COVERED, *mechanism.caveats]
   if cohort_seed_was_given and mechanism.sampling.amplifies:
     not_covered.append(
@@ -75,6 +90,7 @@ def build_card(
     'neighboring_relation': mechanism.neighboring_relation.name.lower(),
     'mechanism': mechanism.describe(),
     'sampling': mechanism.sampling.name,
+    'run_id': ledger.run_id,
     'rounds': rounds,
     'rounds_charged': ledger.rounds_charged,
     'charges': ledger.charges,
@@ -84,6 +100,7 @@ def build_card(
     'ledger_sha256': ledger.digest,
     'not_covered': not_covered,
     'dataset': dataset,
+    'data_digest': data_digest,
     'test_metrics': test_metrics,
     **_origin(initial_model),
   }

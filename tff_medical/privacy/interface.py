@@ -34,15 +34,18 @@ class Sampler(Protocol):
   def expected_cohort(self) -> float:
     """How many units a round is expected to have."""
 
-  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
+  def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns the sorted indices, int64 [n], of a round's units.
 
-    A pure function: a repeated round draws the same units, and no generator's
-    state has to be saved.
+    It is a pure function, so that no generator's state has to be saved. What is
+    charged as an independent draw depends on the attempt: the cohort of a
+    repeated round is another one.
 
     Args:
       cohort_seed: A non-negative integer.
       round_num: The round, 1 for the first.
+      attempt: The number of the charge that pays for it, which never repeats;
+        `PrivacyLedger.rounds_charged` right after the charge.
     """
 
 

@@ -4,19 +4,22 @@ A round is charged, and the charge is on disk (fsync), before the round runs,
 so that nothing that was ever released is missing from the file, whatever
 crashes. Some mechanisms are paid for several rounds at once, with the first of
 them. A repeated round is charged again, and rounds that the file does not know
-of, as it was lost, are charged with the next one. A round that would pass the
-budget is refused. Each line carries the SHA-256 of the line before it, so that an
-auditor who holds the last digest can tell whether the file was changed.
+of are charged with the next one. A round that would pass the budget is refused.
 
-The file has one JSON object a line: first a header with the mechanism, δ and
-the budget, then one line a round with its number, the number of charges so far
-and the epsilon that they add up to. A run without noise is kept in the
-same file, with the epsilon "inf".
+The file has one JSON object a line. The first line is the header: the
+mechanism, the event of one charge, delta, the budget and the run's id. Each
+further line is an entry: the round, the number of the attempt, the charges so
+far and the epsilon that they add up to. Each line carries the SHA-256 of all
+lines before it, so that an auditor who holds the last digest can tell whether
+the file was changed. `read` checks a file without any mechanism at hand.
+
+A run without noise is kept in the same file, with the epsilon "inf".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -29,18 +32,108 @@ import types
 from typing import Any
 
 from tff_medical import _validate
+from tff_medical import files
 from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class BudgetExceededError(Exception):
   """The round was refused: with it, epsilon would exceed the budget."""
 
 
-def _to_json(epsilon: float | None) -> Any:
-  return 'inf' if epsilon is not None and math.isinf(epsilon) else epsilon
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One line of the ledger after the header.
+
+  Attributes:
+    round_num: The round that was paid for, 1 for the first.
+    attempt: The number of the attempt at a round, 1 for the first; it grows
+      with every entry, whether or not a round is repeated. The cohort is drawn
+      for it, so that a repeated round has a cohort of its own.
+    charges: The charges of the run up to here.
+    epsilon: The epsilon that they add up to.
+    state_digest: The digest of the state that the round started from; '' where
+      it is not known.
+    restored_from: What showed that the file had lost charges, where this entry
+      puts them back; '' for the entry of a round.
+    digest: SHA-256, in hexadecimal, that commits to the file up to this line.
+  """
+
+  round_num: int
+  attempt: int
+  charges: int
+  epsilon: float
+  state_digest: str = ''
+  restored_from: str = ''
+  digest: str = ''
+
+  @classmethod
+  def of(cls, record: Mapping[str, Any], digest: str) -> Entry:
+    """Returns the entry of a line; raises KeyError, TypeError, ValueError."""
+    entry = cls(
+      round_num=_whole(record['round']),
+      attempt=_whole(record['attempt']),
+      charges=_whole(record['charges']),
+      epsilon=float(record['epsilon']),
+      state_digest=str(record.get('state_sha256', '')),
+      restored_from=str(record.get('restored_from', '')),
+      digest=digest,
+    )
+    if math.isnan(entry.epsilon) or entry.epsilon < 0:
+      raise ValueError(f'epsilon is {entry.epsilon}')
+    return entry
+
+  def record(self) -> dict[str, Any]:
+    """Returns the entry as the values of its line, without the digest."""
+    extra = {
+      'state_sha256': self.state_digest,
+      'restored_from': self.restored_from,
+    }
+    return {
+      'round': self.round_num,
+      'attempt': self.attempt,
+      'charges': self.charges,
+      'epsilon': files.plain_json(self.epsilon),
+      **{name: value for name, value in extra.items() if value},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+  """What a ledger file says, its chain of digests checked.
+
+  Attributes:
+    header: The first line, without digest and run id; empty for an empty file.
+    run_id: The identity of the run, in hexadecimal.
+    header_digest: The digest of the first line.
+    entries: All further lines.
+    size: The bytes of the whole lines, of which a torn last line is no part.
+    last_line: The last of these lines.
+  """
+
+  header: Mapping[str, Any]
+  run_id: str
+  header_digest: str
+  entries: tuple[Entry, ...]
+  size: int
+  last_line: bytes
+
+  @property
+  def digest(self) -> str:
+    """SHA-256, in hexadecimal, that commits to the whole file."""
+    return self.entries[-1].digest if self.entries else self.header_digest
+
+
+def read(path: str | os.PathLike[str]) -> Contents:
+  """Returns what a ledger file says; needs no mechanism and changes nothing.
+
+  Raises:
+    FileNotFoundError: There is no such file.
+    InputError: It is no ledger of this version, or it was changed.
+  """
+  return _parse(pathlib.Path(path), files.read_bytes(path))
 
 
 class PrivacyLedger:
@@ -56,6 +149,7 @@ class PrivacyLedger:
     *,
     delta: float,
     epsilon_budget: float | None = None,
+    run_id: str | None = None,
   ):
     """Opens the ledger at `path`, or starts it.
 
@@ -64,10 +158,12 @@ class PrivacyLedger:
       mechanism: What the rounds of the run release, and what they cost.
       delta: The delta, in (0, 1), at which epsilon is stated.
       epsilon_budget: No round may bring epsilon above it; None is no limit.
+      run_id: The identity of the run, which an existing file must have; by
+        default that of the file, or a new one.
 
     Raises:
-      InputError: The file is a ledger of another mechanism, delta or budget, is
-        not a ledger, was changed, or is in use by another run.
+      InputError: The file is a ledger of another mechanism, delta, budget or
+        run, is not a ledger, was changed, or is in use by another run.
     """
     _validate.in_range(0, 1, delta=delta)
     if epsilon_budget is not None:
@@ -77,22 +173,21 @@ class PrivacyLedger:
     self._charges_for = mechanism.charges_for
     self._delta = delta
     self._budget = epsilon_budget
-    self._rounds_charged = 0
+    self._entries: list[Entry] = []
     self._last_round = 0
-    self._charges = 0
-    self._digest = ''
-    # Unbuffered: a failed write must not be tried again when the file closes.
-    self._file = open(self._path, 'a+b', buffering=0)
+    self._run_id = self._header_digest = ''
+    self._size, self._last_line = 0, b''
+    self._file = _open_regular(self._path)
     try:
       self._lock()
       header = {
         'format': _FORMAT,
         'delta': delta,
-        'epsilon_budget': _to_json(epsilon_budget),
+        'epsilon_budget': files.plain_json(epsilon_budget),
         'event': repr(self._event),
         **mechanism.describe(),
       }
-      self._start_or_resume(header)
+      self._start_or_resume(header, run_id)
     except BaseException:
       self._file.close()
       raise
@@ -113,14 +208,27 @@ class PrivacyLedger:
     self._file.close()
 
   @property
+  def run_id(self) -> str:
+    """The identity of the run, in hexadecimal."""
+    return self._run_id
+
+  @property
+  def entries(self) -> tuple[Entry, ...]:
+    """Every entry of the file so far."""
+    return tuple(self._entries)
+
+  @property
   def charges(self) -> int:
-    """How often the mechanism's `charge_event` was paid for."""
-    return self._charges
+    """The number of times that `charge_event` of the mechanism was paid for."""
+    return self._entries[-1].charges if self._entries else 0
 
   @property
   def rounds_charged(self) -> int:
-    """How many rounds were allowed to run, repeated ones each time."""
-    return self._rounds_charged
+    """The number of the last attempt at a round: repeated rounds count again.
+
+    Right after `charge` it is the number that the round's cohort is drawn for.
+    """
+    return self._entries[-1].attempt if self._entries else 0
 
   @property
   def delta(self) -> float:
@@ -130,33 +238,45 @@ class PrivacyLedger:
   @property
   def digest(self) -> str:
     """SHA-256, in hexadecimal, that commits to the whole file."""
-    return self._digest
+    return self._entries[-1].digest if self._entries else self._header_digest
 
   @property
   def epsilon(self) -> float:
     """Epsilon of all that was paid for."""
-    return self._epsilon_of(self._charges)
+    return self._epsilon_of(self.charges)
 
   def rdp_epsilon(self) -> float:
     """Epsilon, by RDP, of all that was paid for."""
     return accounting.rdp_epsilon(
-      self._event, rounds=self._charges, delta=self._delta
+      self._event, rounds=self.charges, delta=self._delta
     )
 
-  def charge(self, round_num: int) -> float:
+  def entry_of(self, attempt: int) -> Entry | None:
+    """Returns the entry of an attempt; None where the file has lost it."""
+    for entry in reversed(self._entries):
+      if entry.attempt == attempt and not entry.restored_from:
+        return entry
+    return None
+
+  def charge(self, round_num: int, *, state_digest: str = '') -> float:
     """Pays for a round; call it before anything of the round is released.
 
     Args:
       round_num: The round, 1 for the first; the same one again costs again.
+      state_digest: The digest of the state that the round starts from, to bind
+        that state to this ledger.
 
     Returns:
       Epsilon including this round.
 
     Raises:
       BudgetExceededError: The round must not run; nothing was charged.
+      InputError: The file was replaced or changed by somebody else; the round
+        must not run.
       OSError: The charge could not be written; the round must not run.
     """
-    charges = self._charges + self._due(round_num)
+    _validate.positive_int(round_num=round_num)
+    charges = self.charges + self._due(round_num)
     epsilon = self._epsilon_of(charges)
     if self._budget is not None and epsilon > self._budget:
       raise BudgetExceededError(
@@ -164,14 +284,58 @@ class PrivacyLedger:
         f'of {self._budget:g} at δ {self._delta:.3g}'
       )
     self._append(
-      {
-        'round': round_num,
-        'charges': charges,
-        'epsilon': _to_json(epsilon),
-      }
+      Entry(
+        round_num=round_num,
+        attempt=self.rounds_charged + 1,
+        charges=charges,
+        epsilon=epsilon,
+        state_digest=state_digest,
+      )
     )
-    self._count(round_num, charges)
     return epsilon
+
+  def restore(
+    self,
+    *,
+    round_num: int,
+    attempt: int,
+    charges: int,
+    evidence: str,
+  ) -> bool:
+    """Puts back charges that the file has lost, as something else shows.
+
+    The budget does not matter here: what is put back was spent.
+
+    Args:
+      round_num: The last round that is known to have been released.
+      attempt: The attempts at rounds that are known of.
+      charges: The charges that are known of; never fewer than `round_num`
+        rounds cost.
+      evidence: What shows them, for whoever reads the file.
+
+    Returns:
+      Whether anything was missing.
+
+    Raises:
+      InputError: The file was replaced or changed by somebody else.
+      OSError: The entry could not be written.
+    """
+    charges = max(
+      charges, self._charges_for(round_num), min(attempt, 1), self.charges
+    )
+    attempt = max(attempt, round_num, self.rounds_charged)
+    if (charges, attempt) == (self.charges, self.rounds_charged):
+      return False
+    self._append(
+      Entry(
+        round_num=max(round_num, self._last_round, 1),
+        attempt=attempt,
+        charges=charges,
+        epsilon=self._epsilon_of(charges),
+        restored_from=evidence,
+      )
+    )
+    return True
 
   def _due(self, round_num: int) -> int:
     """Returns how many charges the round costs; a repeated one at least one."""
@@ -179,11 +343,6 @@ class PrivacyLedger:
       return self._charges_for(round_num) - self._charges_for(self._last_round)
     own = self._charges_for(round_num) - self._charges_for(round_num - 1)
     return max(1, own)
-
-  def _count(self, round_num: int, charges: int) -> None:
-    self._rounds_charged += 1
-    self._last_round = max(self._last_round, round_num)
-    self._charges = charges
 
   def _epsilon_of(self, charges: int) -> float:
     return accounting.epsilon(self._event, rounds=charges, delta=self._delta)
@@ -197,54 +356,170 @@ class PrivacyLedger:
         'another output_dir'
       ) from None
 
-  def _append(self, record: Mapping[str, Any]) -> None:
-    line = _seal(record, self._digest)
-    end = self._file.seek(0, os.SEEK_END)
+  def _append(self, entry: Entry) -> None:
+    self._check_unchanged()
+    self._write(entry.record())
+    self._keep(dataclasses.replace(entry, digest=_digest_of(self._last_line)))
+
+  def _keep(self, entry: Entry) -> None:
+    self._entries.append(entry)
+    self._last_round = max(self._last_round, entry.round_num)
+
+  def _write(self, record: Mapping[str, Any]) -> None:
+    """Appends a sealed line; it is on disk when this returns."""
+    line = _seal(record, _digest_of(self._last_line))
     try:
       if self._file.write(line) != len(line):
         raise OSError(errno.ENOSPC, 'No space left on device', self._path)
       os.fsync(self._file.fileno())
     except OSError:
-      self._file.truncate(end)
+      self._file.truncate(self._size)
       raise
-    self._digest = json.loads(line)['digest']
+    self._size += len(line)
+    self._last_line = line
 
-  def _start_or_resume(self, header: Mapping[str, Any]) -> None:
-    self._file.seek(0)
-    lines = self._file.read().splitlines(keepends=True)
-    torn = b''
-    if lines and lines[-1].startswith(b'{') and not lines[-1].endswith(b'\n'):
-      torn = lines.pop()
-    records = [self._check(n, line) for n, line in enumerate(lines, start=1)]
-    if torn:
-      # A crash while writing: its round never ran, so nothing was released.
-      self._file.truncate(sum(map(len, lines)))
-    if not records:
-      # Two runs with the same settings must not have the same digests.
-      self._append({**header, 'run_id': secrets.token_hex(16)})
-      return
-    records[0].pop('run_id', None)
-    _refuse_other_run(self._path, records[0], json.loads(json.dumps(header)))
-    for record in records[1:]:
-      self._count(record['round'], record['charges'])
+  def _check_unchanged(self) -> None:
+    """Refuses to write into a file that is no longer what was read.
 
-  def _check(self, number: int, line: bytes) -> dict[str, Any]:
-    """Returns a line's record; its digest must follow from the one before."""
+    An editor or rsync puts a new file under the name: what would be written
+    here would go to a file that nobody can see any more.
+    """
+    problem = ''
+    own = os.fstat(self._file.fileno())
     try:
-      record = json.loads(line)
-      claimed = record.pop('digest')
-    except (ValueError, KeyError, AttributeError, TypeError):
+      there = os.stat(self._path)
+    except OSError:
+      problem = 'was removed'
+    else:
+      if (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
+        problem = 'was replaced by another file'
+      elif own.st_size != self._size or self._last_line != os.pread(
+        self._file.fileno(),
+        len(self._last_line),
+        self._size - len(self._last_line),
+      ):
+        problem = 'was changed'
+    if problem:
       raise _validate.InputError(
-        f'{self._path} line {number} is not a ledger entry; restore the file '
-        'or choose another output_dir'
-      ) from None
-    if _seal(record, self._digest) != line:
-      raise _validate.InputError(
-        f'{self._path} was changed at or before line {number}: its digest '
-        'does not match; restore the file or choose another output_dir'
+        f'{self._path} {problem} while the run went on; no further round is '
+        'run. Leave the file alone and start the same command again: what it '
+        'has lost is charged again from the checkpoint'
       )
-    self._digest = claimed
-    return record
+
+  def _start_or_resume(
+    self, header: Mapping[str, Any], run_id: str | None
+  ) -> None:
+    self._file.seek(0)
+    contents = _parse(self._path, self._file.read())
+    self._size, self._last_line = contents.size, contents.last_line
+    # A line torn by a crash while it was written: its round never ran.
+    self._file.truncate(self._size)
+    if not contents.header:
+      # Two runs with the same settings must not have the same digests.
+      self._run_id = run_id or secrets.token_hex(16)
+      self._write({**header, 'run_id': self._run_id})
+      files.sync_folder(self._path.parent)
+      self._header_digest = _digest_of(self._last_line)
+      return
+    _refuse_other_run(
+      self._path, contents.header, json.loads(json.dumps(header))
+    )
+    if run_id not in (None, contents.run_id):
+      raise _validate.InputError(
+        f'{self._path} is the ledger of another run ({contents.run_id} there, '
+        f'{run_id} in this folder); restore the file of this run or choose '
+        'another output_dir'
+      )
+    self._run_id = contents.run_id
+    self._header_digest = contents.header_digest
+    for entry in contents.entries:
+      self._keep(entry)
+
+
+def _open_regular(path: pathlib.Path) -> Any:
+  """Opens the ledger to read and append; creates it if it is missing."""
+  if path.exists() and not path.is_file():
+    raise _validate.InputError(
+      f'{path} is not a regular file; put the ledger itself there or choose '
+      'another output_dir'
+    )
+  # Unbuffered: a failed write must not be tried again when the file closes.
+  return open(path, 'a+b', buffering=0)
+
+
+def _parse(path: pathlib.Path, content: bytes) -> Contents:
+  """Returns what the bytes of a ledger say."""
+  lines = content.splitlines(keepends=True)
+  if lines and lines[-1].startswith(b'{') and not lines[-1].endswith(b'\n'):
+    lines.pop()
+  header: dict[str, Any] = {}
+  entries: list[Entry] = []
+  header_digest = digest = ''
+  for number, line in enumerate(lines, start=1):
+    record = _check(path, number, line, digest)
+    digest = _digest_of(line)
+    if number == 1:
+      _check_format(path, record)
+      header, header_digest = record, digest
+      continue
+    try:
+      entries.append(_follows(Entry.of(record, digest), entries))
+    except (KeyError, TypeError, ValueError) as error:
+      raise _validate.InputError(
+        f'{path} line {number} is not a ledger entry ({error}); restore the '
+        'file or choose another output_dir'
+      ) from None
+  return Contents(
+    header=header,
+    run_id=str(header.pop('run_id', '')),
+    header_digest=header_digest,
+    entries=tuple(entries),
+    size=sum(map(len, lines)),
+    last_line=lines[-1] if lines else b'',
+  )
+
+
+def _check_format(path: pathlib.Path, header: Mapping[str, Any]) -> None:
+  if header.get('format') != _FORMAT:
+    raise _validate.InputError(
+      f'{path} is of format {header.get("format")!r}, this version writes '
+      f'{_FORMAT}; go on with the version that it was started with or choose '
+      'another output_dir'
+    )
+
+
+def _follows(entry: Entry, before: list[Entry]) -> Entry:
+  """Returns the entry if it may stand after those before it."""
+  charges, attempt = (
+    (before[-1].charges, before[-1].attempt) if before else (0, 0)
+  )
+  if entry.charges < charges or entry.attempt <= attempt - bool(
+    entry.restored_from
+  ):
+    raise ValueError('charges and attempts must grow')
+  if entry.round_num < 1 or entry.charges < 1:
+    raise ValueError('a round of 1 or more must have a charge')
+  return entry
+
+
+def _check(
+  path: pathlib.Path, number: int, line: bytes, previous_digest: str
+) -> dict[str, Any]:
+  """Returns a line's record; its digest must follow from the one before."""
+  try:
+    record = json.loads(line)
+    record.pop('digest')
+  except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    raise _validate.InputError(
+      f'{path} line {number} is not a ledger entry; restore the file '
+      'or choose another output_dir'
+    ) from None
+  if _seal(record, previous_digest) != line:
+    raise _validate.InputError(
+      f'{path} was changed at or before line {number}: its digest '
+      'does not match; restore the file or choose another output_dir'
+    )
+  return record
 
 
 def _seal(record: Mapping[str, Any], previous_digest: str) -> bytes:
@@ -257,13 +532,23 @@ def _seal(record: Mapping[str, Any], previous_digest: str) -> bytes:
   return sealed.encode() + b'\n'
 
 
+def _digest_of(line: bytes) -> str:
+  return json.loads(line)['digest'] if line else ''
+
+
+def _whole(value: Any) -> int:
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise ValueError(f'{value!r} is not a whole number')
+  return value
+
+
 def _refuse_other_run(
-  path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
+  path: pathlib.Path, there: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
   changed = [
-    f'{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)'
-    for key in sorted({*found, *wanted})
-    if found.get(key) != wanted.get(key)
+    f'{key} ({there.get(key)!r} there, {now.get(key)!r} now)'
+    for key in sorted({*there, *now})
+    if there.get(key) != now.get(key)
   ]
   if changed:
     raise _validate.InputError(

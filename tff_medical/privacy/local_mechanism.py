@@ -59,9 +59,10 @@ class LocalPoissonSampling:
     """How many units a step has on average, over all sites."""
     return self.rate * self.population
 
-  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
+  def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns step * population + unit of all draws, sorted, int64 [n]."""
-    rng = sampling_lib.cohort_rng(cohort_seed, round_num)
+    del round_num  # A repeated round is another draw, and is charged as one.
+    rng = sampling_lib.cohort_rng(cohort_seed, attempt)
     return np.flatnonzero(rng.random(self.steps * self.population) < self.rate)
 
   def by_step(self, drawn: np.ndarray) -> list[np.ndarray]:

@@ -8,8 +8,8 @@ draws a cohort of fixed size; here the two cannot come apart.
 >>> sampling = PoissonSampling(population=1000, expected_cohort=50)
 >>> sampling.rate
 0.05
->>> cohort = sampling.draw(cohort_seed=0, round_num=1)  # 0 units are possible
->>> bool(np.all(np.diff(cohort) > 0))
+>>> cohort = sampling.draw(cohort_seed=0, round_num=1, attempt=1)
+>>> bool(np.all(np.diff(cohort) > 0))  # It may be empty, too.
 True
 """
 
@@ -54,9 +54,10 @@ class PoissonSampling:
     """The probability, in (0, 1), that a unit joins a round."""
     return self.expected_cohort / self.population
 
-  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
+  def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns the sorted indices, int64 [n], of a round's cohort."""
-    rng = cohort_rng(cohort_seed, round_num)
+    del round_num  # A repeated round is another draw, and is charged as one.
+    rng = cohort_rng(cohort_seed, attempt)
     return np.flatnonzero(rng.random(self.population) < self.rate)
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
@@ -82,9 +83,9 @@ class FullParticipation:
     """The cohort, which is the population."""
     return float(self.population)
 
-  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
+  def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns the indices of all units, in every round."""
-    del cohort_seed, round_num
+    del cohort_seed, round_num, attempt
     return np.arange(self.population)
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
@@ -126,9 +127,10 @@ class TruncatedPoissonSampling:
     """The probability, in (0, 1), that a unit is drawn, before the cap."""
     return self.expected_cohort / self.population
 
-  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
+  def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns the sorted indices, int64 [n], of a round's cohort."""
-    rng = cohort_rng(cohort_seed, round_num)
+    del round_num  # A repeated round is another draw, and is charged as one.
+    rng = cohort_rng(cohort_seed, attempt)
     drawn = np.flatnonzero(rng.random(self.population) < self.rate)
     if len(drawn) > self.max_cohort:
       drawn = np.sort(rng.choice(drawn, self.max_cohort, replace=False))
@@ -151,15 +153,13 @@ class TruncatedPoissonSampling:
 Sampling = Union[PoissonSampling, FullParticipation, TruncatedPoissonSampling]
 
 
-def cohort_rng(cohort_seed: int, round_num: int) -> np.random.Generator:
-  """Returns the generator that draws the cohort of one round.
-
-  The cohort is a pure function of the seed and the round, so a repeated round
-  draws the same units, and no generator's state has to be saved.
+def cohort_rng(cohort_seed: int, draw_num: int) -> np.random.Generator:
+  """Returns the generator of one draw, a pure function of its arguments.
 
   Args:
     cohort_seed: A non-negative integer. Amplification by sampling holds only
       against those who do not know it: keep it out of published files.
-    round_num: The round, 1 for the first.
+    draw_num: The number of the draw. Draws that are charged as independent must
+      have different ones: Poisson sampling takes the number of the attempt.
   """
-  return np.random.default_rng((cohort_seed, round_num))
+  return np.random.default_rng((cohort_seed, draw_num))

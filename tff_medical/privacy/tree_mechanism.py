@@ -90,8 +90,13 @@ class TreeSampling:
     """The fraction of the clients in a round; it amplifies nothing."""
     return self.clients_per_round / self.population
 
-  def draw(self, cohort_seed: int, round_num: int) -> np.ndarray:
-    """Returns the sorted indices, int64 [n], of a round's cohort."""
+  def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
+    """Returns the sorted indices, int64 [n], of a round's cohort.
+
+    A repeated round has the same cohort, as each client joins a tree once; it
+    is charged as a tree of its own, and no amplification is claimed.
+    """
+    del attempt
     position = (round_num - 1) % self.rounds_per_tree
     rng = sampling_lib.cohort_rng(cohort_seed, round_num - position)
     start = position * self.clients_per_round

@@ -1,11 +1,17 @@
 """Checkpoints of a server state, written whole or not at all.
 
 One file a round, `round_000012.npz`, holds the leaves of the state as plain
-arrays; loading needs the structure, which the process's `initialize` gives. A
-state holds only what the mechanism released, so epsilon covers these files. The
-cohort seed is what must stay secret (amplification by sampling holds only
-against those who cannot tell who took part), so it has a file of its own,
-`cohort_seed.secret`, that only its owner can read.
+arrays and a `Record`: which run, round and charge it belongs to, and what the
+round has to publish. Loading needs the structure of the state, which the
+process's `initialize` gives. A file that was renamed, or whose arrays are not
+those that were saved, is refused; one that cannot be read gives way to the one
+before it.
+
+A state holds only what the mechanism released, so epsilon covers these files
+(but see `TreeMechanism`). The cohort seed is what must stay secret
+(amplification by sampling holds only against those who cannot tell who took
+part), so it has a file of its own, `cohort_seed.secret`, that only its owner
+can read.
 
 TFF's `FileProgramStateManager` writes a SavedModel a round (60 to 300 ms for
 ten floats, where this takes 2) and leaves the graph that wrote it in memory.
@@ -13,30 +19,93 @@ ten floats, where this takes 2) and leaves the graph that wrote it in memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+import dataclasses
+import hashlib
 import io
+import json
 import os
 import pathlib
 import re
 import secrets
 from typing import Any
 import zipfile
+import zlib
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
 
 from tff_medical import _validate
+from tff_medical import files
 
-_FILE = re.compile(r'round_(\d{6})\.npz')
+_FILE = re.compile(r'round_(\d{6,})\.npz')
 _SEED_FILE = 'cohort_seed.secret'
+_RECORD = 'record'
 # What NumPy raises for files that are cut, damaged or of another process.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
+_UNREADABLE = (
+  OSError,
+  EOFError,
+  ValueError,
+  KeyError,
+  TypeError,
+  NotImplementedError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+
+
+class _AlteredError(Exception):
+  """The checkpoint is not what was saved; its text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What a checkpoint says beside the state.
+
+  Attributes:
+    run_id: The identity of the run, as its ledger states it.
+    round_num: The round that the state was reached with; 0 for the start.
+    attempt: The number of the charge that this round ran under.
+    charges: The charges of the run at that time.
+    ledger_digest: The ledger's digest at that time.
+    weights_digest: `weights_digest` of the global model.
+    values: What the round has to publish: flat named numbers.
+    evaluates: Whether it has to publish metrics of the model, too.
+  """
+
+  run_id: str
+  round_num: int
+  attempt: int
+  charges: int
+  ledger_digest: str
+  weights_digest: str
+  values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  evaluates: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+  """A checkpoint as it was loaded.
+
+  Attributes:
+    state: The server state.
+    record: What the checkpoint says of it.
+    digest: SHA-256, in hexadecimal, of state and record.
+    newer_rounds: Rounds of newer checkpoints that cannot be read.
+  """
+
+  state: Any
+  record: Record
+  digest: str
+  newer_rounds: tuple[int, ...] = ()
 
 
 class Checkpoints:
   """The checkpoints of one run, in one folder.
 
-  The newest two are kept: the last one, and one more should its disk sectors
-  turn out unreadable.
+  The newest two are kept: the last one, and one more in case that its disk
+  sectors turn out unreadable.
   """
 
   _KEEP = 2
@@ -48,39 +117,84 @@ class Checkpoints:
 
   def rounds(self) -> list[int]:
     """Returns the rounds, ascending, that have a checkpoint."""
-    matches = (_FILE.fullmatch(p.name) for p in self._folder.iterdir())
-    return sorted(int(m.group(1)) for m in matches if m)
+    return rounds_in(self._folder)
 
-  def save(self, round_num: int, state: Any) -> None:
-    """Saves the state after `round_num`; on disk when it returns.
+  def latest_round(self) -> int:
+    """Returns the round of the newest checkpoint that can be read, or 0."""
+    for round_num in reversed(self.rounds()):
+      try:
+        return read(self._path(round_num))[1].round_num
+      except (*_UNREADABLE, _AlteredError):
+        continue
+    return 0
+
+  def save(self, state: Any, record: Record) -> str:
+    """Saves the state after a round; it is on disk when this returns.
+
+    Args:
+      state: The server state, a structure of arrays.
+      record: What to keep with it; its round names the file.
+
+    Returns:
+      The digest of the checkpoint.
 
     Raises:
       OSError: It could not be written; older checkpoints are untouched.
     """
     leaves = [np.asarray(x) for x in tf.nest.flatten(state)]
     named = {f'leaf_{n:04d}': leaf for n, leaf in enumerate(leaves)}
+    text = _to_text(record)
+    digest = _digest(leaves, text)
     buffer = io.BytesIO()
-    np.savez(buffer, **named)
-    self._write(self._path(round_num), buffer.getvalue())
-    for old in self.rounds()[: -self._KEEP]:
+    np.savez(
+      buffer, **named, **{_RECORD: np.frombuffer(text + digest, np.uint8)}
+    )
+    files.write_bytes(
+      self._path(record.round_num), buffer.getvalue(), private=True
+    )
+    rounds = self.rounds()
+    for old in rounds[: -self._KEEP]:
+      # Those above were left by a run that had come further, and are damaged.
       self._path(old).unlink()
+    for newer in rounds:
+      if newer > record.round_num:
+        self._path(newer).unlink()
+    return digest.decode()
 
-  def load_latest(self, structure: Any) -> tuple[int, Any] | None:
-    """Returns the newest round that can be read and its state, or None.
+  def load_latest(self, structure: Any) -> Saved | None:
+    """Returns the newest checkpoint that can be read, or None.
 
     Args:
       structure: A state of the same process, which gives structure and types.
 
     Raises:
-      InputError: There are checkpoints, but none can be read.
+      InputError: There are checkpoints, but none can be read, or the newest
+        that can be read is not what was saved.
     """
-    problem = None
+    problem = ''
+    unreadable: list[int] = []
     for round_num in reversed(self.rounds()):
       path = self._path(round_num)
       try:
-        return round_num, _read(path, structure)
+        leaves, record, digest = read(path)
+        state = _pack(leaves, structure)
+      except _AlteredError as error:
+        raise _validate.InputError(
+          f'{path} {error}; restore the file that was saved or choose another '
+          'output_dir'
+        ) from None
       except _UNREADABLE as error:
         problem = problem or f'{path} cannot be read ({error})'
+        unreadable.append(round_num)
+        continue
+      if problem:
+        logging.warning(
+          '%s: going on from the checkpoint of round %d; the rounds after it '
+          'are run and charged again',
+          problem,
+          round_num,
+        )
+      return Saved(state, record, digest, tuple(unreadable))
     if problem:
       raise _validate.InputError(
         f'{problem}, and no older checkpoint can; choose another output_dir'
@@ -90,6 +204,9 @@ class Checkpoints:
   def cohort_seed(self, given: int | None = None) -> int:
     """Returns the seed of this run's cohorts; the first call decides it.
 
+    A file that is damaged is replaced by a new seed, which is said: cohorts are
+    drawn for the number of the attempt, so none is drawn a second time.
+
     Args:
       given: The seed to use; by default 128 bits from the operating system.
 
@@ -97,8 +214,8 @@ class Checkpoints:
       InputError: The run was started with another seed.
     """
     path = self._folder / _SEED_FILE
-    if path.exists():
-      seed = int(path.read_text())
+    seed = self._read_seed(path)
+    if seed is not None:
       if given is not None and given != seed:
         raise _validate.InputError(
           f'cohort_seed must be the one that {self._folder} was started '
@@ -106,39 +223,88 @@ class Checkpoints:
         )
       return seed
     seed = secrets.randbits(128) if given is None else given
-    self._write(path, f'{seed}\n'.encode())
+    files.write_bytes(path, f'{seed}\n'.encode(), private=True)
     return seed
+
+  def _read_seed(self, path: pathlib.Path) -> int | None:
+    try:
+      seed = int(files.read_text(path))
+    except FileNotFoundError:
+      if any(self.rounds()):
+        logging.warning('%s is missing: a new seed was drawn', path)
+      return None
+    except ValueError:
+      if not path.is_file():
+        raise
+      logging.warning('%s is damaged: a new seed was drawn', path)
+      return None
+    return seed if seed >= 0 else None
 
   def _path(self, round_num: int) -> pathlib.Path:
     return self._folder / f'round_{round_num:06d}.npz'
 
-  def _write(self, path: pathlib.Path, content: bytes) -> None:
-    """Writes a file under another name, syncs it, then renames it."""
-    temporary = path.with_name(path.name + '.partial')
-    try:
-      with open(temporary, 'wb', opener=_private) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-    except OSError:
-      temporary.unlink(missing_ok=True)
-      raise
-    folder = os.open(self._folder, os.O_RDONLY)
-    try:
-      os.fsync(folder)
-    finally:
-      os.close(folder)
+
+def rounds_in(folder: pathlib.Path) -> list[int]:
+  """Returns the rounds, ascending, that have a checkpoint in a folder."""
+  matches = (_FILE.fullmatch(p.name) for p in folder.iterdir())
+  return sorted(int(m.group(1)) for m in matches if m)
 
 
-def _private(path: str, flags: int) -> int:
-  return os.open(path, flags, 0o600)
+def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
+  """Returns the arrays, the record and the digest of a checkpoint's file.
+
+  Raises:
+    _AlteredError: They are not what was saved under this name.
+    OSError, ValueError, KeyError, zipfile.BadZipFile, ...: It is damaged.
+  """
+  content = files.read_bytes(path, max_bytes=2**40)
+  with np.load(io.BytesIO(content), allow_pickle=False) as file:
+    if _RECORD not in file.files:
+      raise _AlteredError('is no checkpoint of this version')
+    leaves = [file[f'leaf_{n:04d}'] for n in range(len(file.files) - 1)]
+    text = file[_RECORD].tobytes()
+  text, digest = text[:-64], text[-64:]
+  record = Record(**json.loads(text))
+  if _digest(leaves, text) != digest:
+    raise _AlteredError('was changed: its digest does not match')
+  match = _FILE.fullmatch(path.name)
+  if match is None or int(match.group(1)) != record.round_num:
+    raise _AlteredError(
+      f'was renamed: it is the checkpoint of round {record.round_num}'
+    )
+  return leaves, record, digest.decode()
 
 
-def _read(path: pathlib.Path, structure: Any) -> Any:
+def weights_digest(arrays: Iterable[Any]) -> str:
+  """Returns the SHA-256, in hexadecimal, of a model's arrays.
+
+  Args:
+    arrays: The trainable weights in the model's order, then the others.
+  """
+  found = hashlib.sha256()
+  for array in arrays:
+    _add(found, np.asarray(array))
+  return found.hexdigest()
+
+
+def _digest(leaves: list[np.ndarray], text: bytes) -> bytes:
+  found = hashlib.sha256(text)
+  for leaf in leaves:
+    _add(found, leaf)
+  return found.hexdigest().encode()
+
+
+def _add(digest: Any, array: np.ndarray) -> None:
+  digest.update(f'{array.shape}{array.dtype.str}'.encode())
+  digest.update(np.ascontiguousarray(array).tobytes())
+
+
+def _to_text(record: Record) -> bytes:
+  return json.dumps(dataclasses.asdict(record), sort_keys=True).encode()
+
+
+def _pack(leaves: list[np.ndarray], structure: Any) -> Any:
   expected = [np.asarray(x) for x in tf.nest.flatten(structure)]
-  with open(path, 'rb') as raw, np.load(raw, allow_pickle=False) as file:
-    leaves = [file[f'leaf_{n:04d}'] for n in range(len(file.files))]
   for leaf, like in zip(leaves, expected):
     if leaf.shape != like.shape or leaf.dtype.kind != like.dtype.kind:
       raise ValueError('its arrays do not fit this process')

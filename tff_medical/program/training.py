@@ -1,9 +1,11 @@
-"""The training program: charge, run, save, publish, until a reason to stop.
+"""The training program: charge, draw, run, save, publish, until it ends.
 
 The order is what the guarantee rests on. A round is charged in the ledger, on
-disk, before it runs; it is saved before anything of it is published. A crash
-can therefore cost a charge for a round that is run again, never a release that
-was not charged.
+disk, before it runs; its cohort is drawn for the number of that charge, so that
+a repeated round has a cohort of its own; it is saved, with what it has to
+publish, before anything of it is published. A crash can therefore cost a charge
+for a round that is run again, never a release that was not charged, and no
+published line is lost: the next start publishes the last saved round again.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import enum
+import math
 import signal
 import threading
 import time
 from typing import Any
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_medical import _validate
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
@@ -37,6 +42,7 @@ class StopReason(enum.Enum):
 
   COMPLETED = 'all planned rounds were run'
   BUDGET_SPENT = 'the next round would have exceeded the privacy budget'
+  DIVERGED = 'the model has diverged: its weights or all of its metrics are NaN'
   INTERRUPTED = 'interrupted by the user; start it again to go on'
 
 
@@ -61,11 +67,11 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-  """What a round gives to tell.
+  """What may be published about one round.
 
-  Noise covers all that `values` has, but for `broken_units`, which is there on
-  request. The seconds are not among them: they grow with the cohort, whose size
-  is secret under Poisson sampling.
+  Epsilon covers all of `values()` except `broken_units`, which is opt-in. The
+  seconds are not among them: they grow with the cohort, whose size is secret
+  under Poisson sampling.
 
   Attributes:
     round_num: The round, 1 for the first.
@@ -120,71 +126,193 @@ def train(
       int64 [n].
     ledger: Is charged before each round; refuses what exceeds the budget.
     checkpoints: Holds the state after each round.
-    cohort_seed: Makes the cohorts, with the round's number.
+    cohort_seed: Makes the cohorts, with the number of the charge.
     rounds: How many rounds to reach, those before the last start included.
     evaluate: Metrics of model weights, on held-out data.
     rounds_per_eval: Evaluates after each multiple of it, and after the last.
-    release_managers: Get each round's values, by round.
+    release_managers: Get each round's values, by round; after a restart they
+      get those of the last round once more.
     on_round: Is called after each round, for a progress line.
     publish_broken_units: Publishes how many units each round left out, if the
       process was built with `count_broken`. The count has no noise: epsilon does
       not cover it.
 
   Raises:
+    InputError: Ledger and checkpoint do not belong together, or were changed.
     OSError: A charge or a checkpoint could not be written. What was saved
       before still loads.
   """
   initial = process.initialize()
-  resumed = checkpoints.load_latest(initial)
-  if resumed is None:
-    checkpoints.save(0, initial)
-  done, state = resumed or (0, initial)
+  saved = checkpoints.load_latest(initial)
+  if saved is None:
+    saved = _start(process, initial, ledger, checkpoints)
+  else:
+    _reconcile(ledger, saved)
+  state, digest, done = saved.state, saved.digest, saved.record.round_num
+  weights = process.get_model_weights(state)
   metrics: Mapping[str, float] = {}
+  if done:
+    metrics = evaluate(weights) if saved.record.evaluates else {}
+    _release(release_managers, {**saved.record.values, **metrics}, done)
   reason, message = StopReason.COMPLETED, ''
   with _interruptible() as interrupted:
     for round_num in range(done + 1, rounds + 1):
       started = time.monotonic()
+      if _has_diverged(weights, metrics):
+        break
       try:
-        epsilon = ledger.charge(round_num)
+        epsilon = ledger.charge(round_num, state_digest=digest)
       except ledger_lib.BudgetExceededError as error:
         reason, message = StopReason.BUDGET_SPENT, str(error)
         break
-      cohort = sampling.draw(cohort_seed, round_num)
+      attempt = ledger.rounds_charged
+      cohort = sampling.draw(cohort_seed, round_num, attempt)
       output = process.next(state, list(client_datasets(cohort)))
       state = output.state
-      checkpoints.save(round_num, state)
-      done = round_num
-      round_secs = time.monotonic() - started
-      metrics = {}
-      if round_num % rounds_per_eval == 0 or round_num == rounds:
-        metrics = evaluate(process.get_model_weights(state))
+      weights = process.get_model_weights(state)
       report = RoundReport(
         round_num,
         epsilon,
         aggregators.clip_norm(state.aggregator),
-        round_secs,
-        metrics,
+        time.monotonic() - started,
+        {},
         aggregators.broken_units(output.metrics)
         if publish_broken_units
         else None,
       )
-      _release(release_managers, report)
+      evaluates = round_num % rounds_per_eval == 0 or round_num == rounds
+      record = _record(ledger, round_num, weights, report.values(), evaluates)
+      digest = checkpoints.save(state, record)
+      done = round_num
+      metrics = evaluate(weights) if evaluates else {}
+      report = dataclasses.replace(report, metrics=metrics)
+      _release(release_managers, report.values(), round_num)
       on_round(report)
       if interrupted.is_set() and round_num < rounds:
         reason = StopReason.INTERRUPTED
         break
-  weights = process.get_model_weights(state)
   if not metrics and reason is not StopReason.INTERRUPTED:
     metrics = evaluate(weights)
+  if _has_diverged(weights, metrics):
+    reason = StopReason.DIVERGED
   return Outcome(done, reason, weights, metrics, message)
 
 
+def _start(
+  process: tff.learning.templates.LearningProcess,
+  initial: Any,
+  ledger: ledger_lib.PrivacyLedger,
+  checkpoints: checkpoints_lib.Checkpoints,
+) -> checkpoints_lib.Saved:
+  """Saves and returns the state before the first round."""
+  if ledger.rounds_charged:
+    logging.warning(
+      'there is no checkpoint: the run starts again at round 1, and the %d '
+      'rounds that were charged before stay charged',
+      ledger.rounds_charged,
+    )
+  record = _record(ledger, 0, process.get_model_weights(initial), {}, False)
+  digest = checkpoints.save(initial, record)
+  return checkpoints_lib.Saved(initial, record, digest)
+
+
+def _record(
+  ledger: ledger_lib.PrivacyLedger,
+  round_num: int,
+  weights: tff.learning.models.ModelWeights,
+  values: Mapping[str, float],
+  evaluates: bool,
+) -> checkpoints_lib.Record:
+  return checkpoints_lib.Record(
+    run_id=ledger.run_id,
+    round_num=round_num,
+    attempt=ledger.rounds_charged,
+    charges=ledger.charges,
+    ledger_digest=ledger.digest,
+    weights_digest=weights_digest(weights),
+    values={name: float(value) for name, value in values.items()},
+    evaluates=evaluates,
+  )
+
+
+def weights_digest(weights: tff.learning.models.ModelWeights) -> str:
+  """Returns what identifies a model in checkpoints, summary and card."""
+  return checkpoints_lib.weights_digest(
+    [
+      *tf.nest.flatten(weights.trainable),
+      *tf.nest.flatten(weights.non_trainable),
+    ]
+  )
+
+
+def _reconcile(
+  ledger: ledger_lib.PrivacyLedger, saved: checkpoints_lib.Saved
+) -> None:
+  """Holds the ledger against the checkpoint; charges what it has lost.
+
+  Raises:
+    InputError: They do not belong together, or the state was changed.
+  """
+  record = saved.record
+  name = f'the checkpoint of round {record.round_num}'
+  remedy = 'restore the files of one run or choose another output_dir'
+  if record.run_id != ledger.run_id:
+    raise _validate.InputError(
+      f'{name} is of another run than the ledger ({record.run_id} and '
+      f'{ledger.run_id}); {remedy}'
+    )
+  entry = ledger.entry_of(record.attempt)
+  if entry is not None and entry.digest != record.ledger_digest:
+    raise _validate.InputError(
+      f'{name} and the ledger went different ways after a copy was made of '
+      f'one of them: charge {record.attempt} is another one there; {remedy}'
+    )
+  following = ledger.entry_of(record.attempt + 1)
+  if (
+    following is not None
+    and following.round_num == record.round_num + 1
+    and following.state_digest not in ('', saved.digest)
+  ):
+    raise _validate.InputError(
+      f'{name} is not the state that the ledger says round '
+      f'{following.round_num} started from; {remedy}'
+    )
+  # Checkpoints that cannot be read were released all the same.
+  newest = max((record.round_num, *saved.newer_rounds))
+  if ledger.restore(
+    round_num=newest,
+    attempt=record.attempt + newest - record.round_num,
+    charges=record.charges,
+    evidence=name,
+  ):
+    logging.warning(
+      'the ledger had lost charges that %s shows; they were put back: %d '
+      'charges, ε %.4f',
+      name,
+      ledger.charges,
+      ledger.epsilon,
+    )
+
+
+def _has_diverged(
+  weights: tff.learning.models.ModelWeights, metrics: Mapping[str, float]
+) -> bool:
+  """Whether a model is of no use any more; looks at what is released only."""
+  if metrics and all(math.isnan(value) for value in metrics.values()):
+    return True
+  return not all(
+    np.all(np.isfinite(w)) for w in tf.nest.flatten(weights.trainable)
+  )
+
+
 def _release(
-  managers: Sequence[tff.program.ReleaseManager], report: RoundReport
+  managers: Sequence[tff.program.ReleaseManager],
+  values: Mapping[str, float],
+  round_num: int,
 ) -> None:
   async def release_all() -> None:
     for manager in managers:
-      await manager.release(report.values(), report.round_num)
+      await manager.release(values, round_num)
 
   asyncio.run(release_all())
 

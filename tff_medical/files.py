@@ -1,0 +1,189 @@
+"""Files that are read with suspicion and written whole or not at all.
+
+Whatever a user names may be a FIFO, a device, a folder, of another encoding or
+far too large: `read_bytes` finds that out before it reads, and each failure is
+an `InputError` that names the file. What is written appears under its name
+only when all of it is on the disk, so that a crash leaves the old file or the
+new one.
+
+>>> import tempfile
+>>> path = pathlib.Path(tempfile.mkdtemp(), 'a.json')
+>>> write_json(path, {'epsilon': float('inf')})
+>>> read_json(path)
+{'epsilon': 'inf'}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+import math
+import numbers
+import os
+import pathlib
+import stat
+from typing import Any
+
+import numpy as np
+
+from tff_medical import _validate
+
+# Far above any JSON file, table or ledger that this project writes.
+MAX_TEXT_BYTES = 256 * 2**20
+PARTIAL_SUFFIX = '.partial'
+
+
+def read_bytes(
+  path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES
+) -> bytes:
+  """Returns the content of a regular file.
+
+  Args:
+    path: The file; a link to a regular file will do.
+    max_bytes: The size above which the file is refused.
+
+  Raises:
+    FileNotFoundError: There is no such file.
+    InputError: It is no regular file, too large, or cannot be read.
+  """
+  try:
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  except FileNotFoundError:
+    raise
+  except (OSError, ValueError) as error:
+    raise _validate.InputError(
+      f'{os.fspath(path)} cannot be read ({_reason(error)})'
+    ) from None
+  with os.fdopen(descriptor, 'rb') as file:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+      raise _validate.InputError(
+        f'{os.fspath(path)} is not a regular file; put the file itself there'
+      )
+    if status.st_size > max_bytes:
+      raise _validate.InputError(
+        f'{os.fspath(path)} has {status.st_size:,} bytes, more than the '
+        f'{max_bytes:,} that such a file may have'
+      )
+    try:
+      return file.read(max_bytes + 1)
+    except OSError as error:
+      raise _validate.InputError(
+        f'{os.fspath(path)} cannot be read ({_reason(error)})'
+      ) from None
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+  """Returns the content of a UTF-8 file; raises as `read_bytes` does."""
+  try:
+    return read_bytes(path).decode('utf-8')
+  except UnicodeDecodeError:
+    raise _validate.InputError(
+      f'{os.fspath(path)} is damaged (it is not UTF-8 text)'
+    ) from None
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns the mapping in a JSON file; raises as `read_bytes` does."""
+  try:
+    content = json.loads(read_text(path))
+  except (ValueError, RecursionError) as error:
+    if isinstance(error, _validate.InputError):
+      raise
+    raise _validate.InputError(
+      f'{os.fspath(path)} is damaged (it is not JSON)'
+    ) from None
+  if not isinstance(content, dict):
+    raise _validate.InputError(
+      f'{os.fspath(path)} is damaged (it holds no JSON object)'
+    )
+  return content
+
+
+def write_bytes(
+  path: str | os.PathLike[str], content: bytes, *, private: bool = False
+) -> None:
+  """Writes a file whole or not at all; it is on disk when this returns.
+
+  Args:
+    path: The file, in a folder that exists; an older one is replaced.
+    content: All of it.
+    private: Whether only the owner may read it.
+
+  Raises:
+    OSError: It could not be written; an older file is untouched.
+  """
+  target = pathlib.Path(path)
+  partial = target.with_name(target.name + PARTIAL_SUFFIX)
+  try:
+    with open(partial, 'wb', opener=_open_private if private else None) as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(partial, target)
+  except OSError:
+    partial.unlink(missing_ok=True)
+    raise
+  sync_folder(target.parent)
+
+
+def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+  """Writes a mapping as JSON, as `write_bytes` and `plain_json` do."""
+  text = json.dumps(
+    plain_json(values), indent=2, ensure_ascii=False, allow_nan=False
+  )
+  write_bytes(path, f'{text}\n'.encode())
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+  """Makes the names in a folder survive a loss of power."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def plain_json(value: Any, name: str = 'value') -> Any:
+  """Returns `value` as JSON knows it: no NumPy types, NaN or Infinity.
+
+  Args:
+    value: Mappings, sequences, strings, numbers and None, nested at will.
+    name: The name of the value in an error message.
+
+  Returns:
+    The same, with NaN as None and an infinity as 'inf' or '-inf'.
+
+  Raises:
+    InputError: A part is of another type.
+  """
+  if isinstance(value, Mapping):
+    return {
+      str(key): plain_json(part, f'{name}[{key!r}]')
+      for key, part in value.items()
+    }
+  if isinstance(value, (list, tuple, np.ndarray)):
+    return [plain_json(part, f'{name}[...]') for part in value]
+  if value is None or isinstance(value, str):
+    return value
+  if isinstance(value, (bool, np.bool_)):
+    return bool(value)
+  if isinstance(value, numbers.Integral):
+    return int(value)
+  if isinstance(value, numbers.Real):
+    number = float(value)
+    if math.isnan(number):
+      return None
+    return str(number) if math.isinf(number) else number
+  raise _validate.InputError(
+    f'{name} must be text, a number, a list or a mapping, got {value!r}'
+  )
+
+
+def _open_private(path: str, flags: int) -> int:
+  return os.open(path, flags, 0o600)
+
+
+def _reason(error: Exception) -> str:
+  return getattr(error, 'strerror', None) or str(error)

@@ -1,0 +1,60 @@
+"""The form of a privacy card, for whoever writes or reads one.
+
+It needs neither TensorFlow Federated nor an accountant, as a model is served
+without them. `privacy.card` fills a card in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tff_medical import _validate
+from tff_medical import files
+
+# The name of the card among the assets of an exported model.
+FILE = 'privacy_card.json'
+
+# What a reader needs to judge the guarantee.
+REQUIRED_KEYS = (
+  'epsilon',  # of the whole training; 'inf' without privacy
+  'delta',
+  'unit',  # what is protected: a client, a record or a patient
+  'neighboring_relation',
+  'mechanism',
+  'sampling',
+  'rounds',
+  'accountant',
+  'accountant_version',
+  'not_covered',  # what epsilon says nothing about
+  'dataset',
+  'test_metrics',
+)
+
+# The numbers that count what was released.
+COUNTS = ('rounds', 'rounds_charged', 'charges')
+
+
+def checked(card: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the card as plain JSON values.
+
+  Raises:
+    InputError: A required key is missing, or epsilon and delta are no
+      guarantee.
+  """
+  missing = [key for key in REQUIRED_KEYS if key not in card]
+  if missing:
+    raise _validate.InputError(
+      f'privacy_card lacks {", ".join(missing)}; state each of '
+      'card_format.REQUIRED_KEYS'
+    )
+  plain = files.plain_json(card, 'privacy_card')
+  if plain['epsilon'] != 'inf':
+    _validate.non_negative(**{'privacy_card epsilon': plain['epsilon']})
+    _validate.in_range(0, 1, **{'privacy_card delta': plain['delta']})
+    if plain['epsilon'] == 0 and plain['rounds']:
+      raise _validate.InputError(
+        f'privacy_card states epsilon 0 for {plain["rounds"]} rounds, which '
+        'no mechanism gives; charge each round in the ledger'
+      )
+  return plain

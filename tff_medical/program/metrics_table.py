@@ -1,0 +1,131 @@
+"""The table metrics.csv: one line a round, in plain CSV.
+
+The first column is the round; the others are named numbers, empty where a round
+has none. A last line without its end is what a crash left of a line, and no
+part of the table. Nothing here needs TensorFlow.
+
+>>> import tempfile
+>>> path = pathlib.Path(tempfile.mkdtemp(), 'metrics.csv')
+>>> write(path, {1: {'epsilon': 0.5}, 2: {'epsilon': 0.75, 'auc': 0.9}})
+>>> print(path.read_text(), end='')
+round,epsilon,auc
+1,0.5,
+2,0.75,0.9
+>>> read(path)[2]
+{'epsilon': 0.75, 'auc': 0.9}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import csv
+import dataclasses
+import io
+import math
+import os
+import pathlib
+from typing import Any
+
+from tff_medical import _validate
+from tff_medical import files
+
+# By round, the values by name.
+Rows = dict[int, dict[str, float]]
+
+_KEY = 'round'
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+  """What the file holds.
+
+  Attributes:
+    columns: Their names, after the round's.
+    rows: The values of each round, empty ones left out.
+    is_whole: Whether the last line ends as it should.
+  """
+
+  columns: tuple[str, ...]
+  rows: Rows
+  is_whole: bool
+
+
+def read(path: str | os.PathLike[str]) -> Rows:
+  """Returns the values of each round; none if the file is missing.
+
+  Raises:
+    InputError: The file is no such table, or cannot be read.
+  """
+  return read_content(path).rows
+
+
+def read_content(path: str | os.PathLike[str]) -> Content:
+  """Returns all that the file holds; raises as `read` does."""
+  try:
+    content = files.read_bytes(path)
+  except FileNotFoundError:
+    content = b''
+  whole = content[: content.rfind(b'\n') + 1]
+  columns, rows = _parse(pathlib.Path(path), whole)
+  return Content(tuple(columns), rows, whole == content)
+
+
+def write(
+  path: str | os.PathLike[str],
+  rows: Mapping[int, Mapping[str, float]],
+  columns: Sequence[str] = (),
+) -> None:
+  """Writes the table anew, whole or not at all.
+
+  Args:
+    path: The file.
+    rows: The values of each round.
+    columns: The names that come first; others follow as they come.
+  """
+  names = list(
+    dict.fromkeys([*columns, *(n for row in rows.values() for n in row)])
+  )
+  lines = [line([_KEY, *names])]
+  for round_num, values in rows.items():
+    lines.append(line([round_num, *(values.get(n, '') for n in names)]))
+  files.write_bytes(path, b''.join(lines))
+
+
+def line(values: Sequence[Any]) -> bytes:
+  """Returns a line of CSV; NaN is written as such, and is no empty cell."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerow(
+    ['nan' if isinstance(v, float) and math.isnan(v) else v for v in values]
+  )
+  return text.getvalue().encode()
+
+
+def _parse(path: pathlib.Path, content: bytes) -> tuple[list[str], Rows]:
+  """Returns the columns after the round, and the rows."""
+  try:
+    lines = list(csv.reader(io.StringIO(content.decode('utf-8'), newline='')))
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise _damaged(path, str(error)) from None
+  if not lines:
+    return [], {}
+  header = lines[0]
+  if header[:1] != [_KEY] or len(set(header)) != len(header):
+    raise _damaged(path, f'its first column is {header[:1]}, not {_KEY}')
+  rows: Rows = {}
+  for number, line in enumerate(lines[1:], start=2):
+    try:
+      round_num = int(line[0])
+      values = {n: float(v) for n, v in zip(header[1:], line[1:]) if v != ''}
+    except (ValueError, IndexError):
+      raise _damaged(path, f'line {number} holds no numbers') from None
+    if len(line) != len(header) or round_num < 1:
+      raise _damaged(path, f'line {number} is not of its columns')
+    rows[round_num] = values
+  return header[1:], rows
+
+
+def _damaged(path: pathlib.Path, why: str) -> _validate.InputError:
+  return _validate.InputError(
+    f'{path} is damaged ({why}); remove it, and the rounds that can be known '
+    'of are put back when the run goes on'
+  )

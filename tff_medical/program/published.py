@@ -1,0 +1,189 @@
+"""What a run publishes by round: metrics.csv and files for TensorBoard.
+
+Both are TFF release managers that only ever append, so that a round costs the
+same however many there were (`tff.program.CSVFileReleaseManager` writes the
+whole file anew each round), and both take the same round twice without
+harm: after a crash the training program publishes its last round again.
+
+`repair` is called when a run goes on. It cuts a torn last line, leaves out
+rounds that will be run again, and puts back rounds that one of the files has
+lost from the other, or at least their epsilon from the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import os
+import pathlib
+from typing import Any
+
+from absl import logging
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.program import metrics_table
+
+
+class MetricsTable(tff.program.ReleaseManager):
+  """A CSV with one line a round: the round, then every value by its name.
+
+  A name that comes up later gets a column of its own; the file is then written
+  anew, once.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    """Goes on with the file at `path`, or starts it with the first round.
+
+    Raises:
+      InputError: The file is no such table.
+    """
+    self._path = pathlib.Path(path)
+    content = metrics_table.read_content(self._path)
+    self._columns = list(content.columns)
+    self._rounds = set(content.rows)
+    if not content.is_whole:
+      metrics_table.write(self._path, content.rows, self._columns)
+
+  async def release(self, value: Mapping[str, Any], key: int) -> None:
+    """Appends the values of round `key`; it is on disk when this returns."""
+    if key in self._rounds:
+      return
+    new = [name for name in value if name not in self._columns]
+    if new:
+      self._add_columns(new)
+    line = metrics_table.line(
+      [key, *(value.get(name, '') for name in self._columns)]
+    )
+    with open(self._path, 'ab') as file:
+      file.write(line)
+      file.flush()
+      os.fsync(file.fileno())
+    self._rounds.add(key)
+
+  def _add_columns(self, new: Sequence[str]) -> None:
+    self._columns = [*self._columns, *new]
+    rows = metrics_table.read(self._path)
+    metrics_table.write(self._path, rows, self._columns)
+
+
+class EventFiles(tff.program.ReleaseManager):
+  """Files for TensorBoard, flushed round by round.
+
+  They hold the times at which rounds ended, which tell the sizes of cohorts.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str]):
+    """Adds a file to `folder`, which is made if it is missing."""
+    self._folder = pathlib.Path(folder)
+    self._written = read_events(self._folder)
+    self._writer: Any = None
+
+  async def release(self, value: Mapping[str, Any], key: int) -> None:
+    """Writes the values of round `key`."""
+    there = self._written.setdefault(key, {})
+    if self._writer is None:
+      self._writer = tf.summary.create_file_writer(os.fspath(self._folder))
+    with self._writer.as_default():
+      for name, number in value.items():
+        if name not in there:
+          tf.summary.scalar(name, float(number), step=key)
+          there[name] = float(number)
+    self._writer.flush()
+
+
+def repair(
+  table: pathlib.Path,
+  events: pathlib.Path,
+  *,
+  done: int,
+  entries: Sequence[ledger_lib.Entry],
+) -> None:
+  """Makes both files hold rounds 1 to `done`, and no other.
+
+  Args:
+    table: metrics.csv.
+    events: The folder of the files for TensorBoard.
+    done: The round that the run goes on after. It is published again by the
+      training program, and need not be there.
+    entries: The ledger's.
+
+  Raises:
+    InputError: A file is something else than this run writes.
+    OSError: A file could not be written.
+  """
+  content = metrics_table.read_content(table)
+  rows = content.rows
+  in_events = read_events(events)
+  epsilons = {e.round_num: e.epsilon for e in entries if not e.restored_from}
+  complete: metrics_table.Rows = {}
+  lost = []
+  for round_num in range(1, done + 1):
+    found = rows.get(round_num)
+    if found is None and round_num == done:
+      continue
+    if found is None:
+      lost.append(round_num)
+      found = dict(in_events.get(round_num, {}))
+      if round_num in epsilons:
+        found['epsilon'] = epsilons[round_num]
+    complete[round_num] = found
+  if lost:
+    logging.warning(
+      '%s lacked %d of %d rounds; they were put back from %s and the ledger',
+      table,
+      len(lost),
+      done,
+      events,
+    )
+  if complete != rows or not content.is_whole:
+    metrics_table.write(table, complete, content.columns)
+  absent = [
+    n for n, row in complete.items() if row.keys() - in_events.get(n, {}).keys()
+  ]
+  if absent:
+    logging.warning(
+      '%s lacked %d of %d rounds; they were put back from %s',
+      events,
+      len(absent),
+      done,
+      table,
+    )
+    _write_events(
+      events,
+      {
+        n: {
+          name: value
+          for name, value in complete[n].items()
+          if name not in in_events.get(n, {})
+        }
+        for n in absent
+      },
+    )
+
+
+def read_events(folder: pathlib.Path) -> metrics_table.Rows:
+  """Returns what TensorBoard's files hold, as far as they can be read."""
+  rows: metrics_table.Rows = {}
+  for path in sorted(folder.glob('events.out.tfevents.*')):
+    if not path.is_file():
+      continue
+    try:
+      for event in tf.compat.v1.train.summary_iterator(os.fspath(path)):
+        for value in event.summary.value:
+          if value.HasField('tensor'):
+            number = float(np.ravel(tf.make_ndarray(value.tensor))[0])
+            rows.setdefault(event.step, {})[value.tag] = number
+    except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
+      continue  # A crash cut the last event.
+  return rows
+
+
+def _write_events(folder: pathlib.Path, rows: metrics_table.Rows) -> None:
+  writer = tf.summary.create_file_writer(os.fspath(folder))
+  with writer.as_default():
+    for round_num, values in rows.items():
+      for name, number in values.items():
+        tf.summary.scalar(name, number, step=round_num)
+  writer.close()

@@ -1,0 +1,466 @@
+"""The folder of one training run: the one owner of its files.
+
+| file                  | what it holds                                        |
+|-----------------------|------------------------------------------------------|
+| config.json           | the run's id, every resolved setting, versions, the  |
+|                       | digests of the data and of the initial model         |
+| metrics.csv           | epsilon, clip norm and test metrics, a line a round  |
+| tensorboard/          | the same for TensorBoard, with times: keep it secret |
+| privacy_ledger.jsonl  | every round that was paid for                        |
+| checkpoints/          | server states, and two secrets: keep it to yourself  |
+| summary.json          | how it ended: rounds, reason, epsilon, metrics       |
+| saved_model/          | the exported model with its privacy card             |
+
+`RunFolder` knows their names, reads each into a type that was checked, and
+`reconcile` holds them against each other when a run goes on: what one of
+them shows as released and the ledger has lost is charged again.
+
+The digest of private data is keyed by a secret of the run: whoever knows all
+images but one could find that one by trying, if it were not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+import dataclasses
+import hashlib
+import hmac
+import importlib.metadata
+import math
+import pathlib
+import platform
+import secrets
+import shutil
+from typing import Any
+
+from absl import logging
+
+from tff_medical import _validate
+from tff_medical import files
+from tff_medical.privacy import card_format
+from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.program import metrics_table
+
+_PACKAGES = (
+  'tensorflow',
+  'tensorflow-federated',
+  'tensorflow-privacy',
+  'tensorflow-datasets',
+  'dp-accounting',
+  'numpy',
+)
+_KEY_FILE = 'data_digest_key.secret'
+DAMAGED = 'restore it or choose another output_dir'
+# A run that stopped for one of these reasons is not to go on.
+ENDED = ('completed', 'budget_spent', 'skipped', 'diverged')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What a run was started with.
+
+  Attributes:
+    settings: Every resolved setting by its name, as plain values.
+    data_digest: Identifies the data; keyed unless the data is public.
+    initial_model_sha256: Identifies the initial model; None without one.
+    versions: Of Python and the packages that the results rest on.
+    run_id: The identity of the run, in hexadecimal.
+  """
+
+  settings: Mapping[str, Any]
+  data_digest: str
+  initial_model_sha256: str | None
+  versions: Mapping[str, str]
+  run_id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """How a run ended.
+
+  Attributes:
+    rounds: Rounds done, over all starts of the run.
+    stop_reason: One of `ENDED`, or 'interrupted'.
+    stop_message: The reason in words.
+    epsilon: The stated epsilon; inf without privacy.
+    metrics: On the test images, by name; NaN where one is not defined.
+    seconds: The time that the last start of the run took.
+    accountant: What computed `epsilon`: 'PLD' or 'RDP', or 'none'.
+    epsilon_rdp: Epsilon by RDP, as a check.
+    delta: The delta of both; None without privacy.
+    noise_multiplier: That of the mechanism; None where there is none.
+    privacy_unit: Whom the guarantee protects, or 'none'.
+    rounds_charged: Attempts at rounds that were paid for.
+    charges: Charges that were paid.
+    ledger_sha256: The ledger's digest.
+    weights_sha256: `checkpoints.weights_digest` of the model.
+    run_id: The identity of the run; '' for a reference without a ledger.
+  """
+
+  rounds: int
+  stop_reason: str
+  stop_message: str
+  epsilon: float
+  metrics: Mapping[str, float]
+  seconds: float = math.nan
+  accountant: str = 'none'
+  epsilon_rdp: float = math.inf
+  delta: float | None = None
+  noise_multiplier: float | None = None
+  privacy_unit: str = 'none'
+  rounds_charged: int = 0
+  charges: int = 0
+  ledger_sha256: str = ''
+  weights_sha256: str = ''
+  run_id: str = ''
+
+  @property
+  def has_ended(self) -> bool:
+    """Whether the run is not to go on."""
+    return self.stop_reason in ENDED
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+  """The files of a run.
+
+  Attributes:
+    path: The folder; it need not exist.
+  """
+
+  path: pathlib.Path
+
+  @property
+  def config(self) -> pathlib.Path:
+    """Where `Config` is kept."""
+    return self.path / 'config.json'
+
+  @property
+  def metrics(self) -> pathlib.Path:
+    """The values published by round, as CSV."""
+    return self.path / 'metrics.csv'
+
+  @property
+  def tensorboard(self) -> pathlib.Path:
+    """The folder of the files for TensorBoard."""
+    return self.path / 'tensorboard'
+
+  @property
+  def ledger(self) -> pathlib.Path:
+    """The privacy ledger."""
+    return self.path / 'privacy_ledger.jsonl'
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    """The folder of checkpoints and secrets."""
+    return self.path / 'checkpoints'
+
+  @property
+  def summary(self) -> pathlib.Path:
+    """Where `Summary` is kept."""
+    return self.path / 'summary.json'
+
+  @property
+  def saved_model(self) -> pathlib.Path:
+    """The folder of the exported model."""
+    return self.path / 'saved_model'
+
+  @property
+  def audit(self) -> pathlib.Path:
+    """The findings of `experiments.audit`."""
+    return self.path / 'audit.json'
+
+  @property
+  def audit_files(self) -> pathlib.Path:
+    """The folder of an audit's ledger and figures."""
+    return self.path / 'audit'
+
+  def check(self) -> None:
+    """Raises `InputError` unless the folder is new, empty or of a run."""
+    if not self.path.exists():
+      return
+    if not self.path.is_dir():
+      raise _validate.InputError(f'output_dir {self.path} is not a folder')
+    names = {p.name for p in self.path.iterdir()}
+    if names and self.config.name not in names:
+      what = (
+        'a run without its config.json; restore that file or choose another '
+        'output_dir'
+        if self.ledger.name in names
+        else 'other files (no config.json); choose a new folder'
+      )
+      raise _validate.InputError(f'output_dir {self.path} holds {what}')
+
+  def claim(
+    self,
+    *,
+    settings: Mapping[str, Any],
+    may_change: Collection[str],
+    data_digest: str,
+    data_is_public: bool,
+    initial_model_digest: str | None,
+  ) -> Config:
+    """Makes the folder this run's, or checks that it is.
+
+    Args:
+      settings: Fully resolved, as plain values.
+      may_change: The settings that may differ when the run goes on.
+      data_digest: Identifies the data.
+      data_is_public: Whether that digest may be published as it is.
+      initial_model_digest: Identifies the initial model; None without one.
+
+    Returns:
+      What the run was started with.
+
+    Raises:
+      InputError: The folder belongs to a run with other settings, data or
+        initial model, or cannot be made.
+    """
+    self.check()
+    has_begun = self.config.exists()
+    if has_begun:
+      there = self.read_config()
+    try:
+      self.checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise _validate.InputError(
+        f'output_dir {self.path} cannot be made ({error.strerror}); choose '
+        'another output_dir'
+      ) from None
+    key = None if data_is_public else self._data_key(has_begun)
+    now = Config(
+      settings=files.plain_json(settings),
+      data_digest=keyed_digest(data_digest, key),
+      initial_model_sha256=initial_model_digest,
+      versions=versions(),
+      run_id=there.run_id if has_begun else secrets.token_hex(16),
+    )
+    if not has_begun:
+      files.write_json(self.config, dataclasses.asdict(now))
+      return now
+    if key is None and not data_is_public:
+      logging.warning(
+        '%s is missing or damaged, so that it cannot be checked whether the '
+        'data is the same',
+        self.checkpoints / _KEY_FILE,
+      )
+      now = dataclasses.replace(now, data_digest=there.data_digest)
+    _refuse_other_run(self.config, there, now, may_change)
+    return there
+
+  def holds_data(self, digest: str, config: Config) -> bool:
+    """Whether the run was trained on the data with this digest."""
+    if config.data_digest == digest:
+      return True
+    key = self._read_key()
+    return key is not None and config.data_digest == keyed_digest(digest, key)
+
+  def read_config(self) -> Config:
+    """Returns what the run was started with.
+
+    Raises:
+      FileNotFoundError: There is no config.json.
+      InputError: It is damaged, or of another version.
+    """
+    values = files.read_json(self.config)
+    try:
+      config = Config(**{n: values[n] for n in _names(Config)})
+    except KeyError as error:
+      raise _validate.InputError(
+        f'{self.config} is damaged or of another version (no {error.args[0]});'
+        f' {DAMAGED}'
+      ) from None
+    if not (
+      isinstance(config.settings, dict)
+      and isinstance(config.versions, dict)
+      and isinstance(config.data_digest, str)
+      and isinstance(config.run_id, str)
+      and isinstance(config.initial_model_sha256, (str, type(None)))
+    ):
+      raise _validate.InputError(
+        f'{self.config} is damaged (a value is of another type); {DAMAGED}'
+      )
+    return config
+
+  def read_summary(self) -> Summary:
+    """Returns how the run ended.
+
+    Raises:
+      FileNotFoundError: It has not ended.
+      InputError: summary.json is damaged, or of another version.
+    """
+    values = files.read_json(self.summary)
+    try:
+      return Summary(
+        **{
+          field.name: _typed(values[field.name], str(field.type))
+          for field in dataclasses.fields(Summary)
+          if field.name in values or field.default is dataclasses.MISSING
+        }
+      )
+    except (KeyError, ValueError) as error:
+      raise _validate.InputError(
+        f'{self.summary} is damaged or of another version ({error}); start '
+        'the run again, which writes it anew'
+      ) from None
+
+  def write_summary(self, summary: Summary) -> None:
+    """Writes how the run ended; raises OSError."""
+    files.write_json(self.summary, dataclasses.asdict(summary))
+
+  def remove_leftovers(self) -> None:
+    """Removes what killed processes left half written; call it under the lock.
+
+    That is the ledger's lock: nobody else writes here while it is held.
+    """
+    for path in (*self.path.iterdir(), *self.checkpoints.iterdir()):
+      if path.name.endswith(files.PARTIAL_SUFFIX) and path.is_file():
+        path.unlink()
+    for path in self.path.glob(f'.{self.saved_model.name}.*'):
+      remove(path)
+
+  def reconcile(self, ledger: ledger_lib.PrivacyLedger) -> None:
+    """Charges what the published files show and the ledger has lost.
+
+    The training program does the same for the checkpoint that it goes on from.
+
+    Args:
+      ledger: The ledger of this folder.
+
+    Raises:
+      InputError: A file is something else than this run writes.
+      OSError: A charge could not be written.
+    """
+    for what, rounds, attempts, charges in self._evidence(ledger.run_id):
+      if ledger.restore(
+        round_num=rounds, attempt=attempts, charges=charges, evidence=what
+      ):
+        logging.warning(
+          '%s had lost charges that %s shows; they were put back: %d charges, '
+          'ε %.4f',
+          self.ledger,
+          what,
+          ledger.charges,
+          ledger.epsilon,
+        )
+
+  def _evidence(self, run_id: str) -> Iterator[tuple[str, int, int, int]]:
+    """Yields file, rounds, attempts and charges that published files show."""
+    try:
+      rounds = metrics_table.read(self.metrics)
+      yield self.metrics.name, max(rounds, default=0), 0, 0
+    except _validate.InputError as error:
+      self._set_aside(self.metrics, error)
+    try:
+      done = self.read_summary()
+      if done.run_id in (run_id, ''):
+        yield self.summary.name, done.rounds, done.rounds_charged, done.charges
+    except FileNotFoundError:
+      pass
+    except _validate.InputError as error:
+      self._set_aside(self.summary, error)
+    try:
+      card = files.read_json(self.saved_model / 'assets' / card_format.FILE)
+      if card.get('run_id') == run_id:
+        counts = [
+          _validate.whole(card.get(name)) for name in card_format.COUNTS
+        ]
+        yield f'{self.saved_model.name}/', counts[0], counts[1], counts[2]
+    except FileNotFoundError:
+      pass
+    except _validate.InputError as error:
+      logging.warning('%s: the model is exported again', error)
+
+  def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
+    """Renames a damaged file that can be written again, and says so."""
+    if not path.is_file():
+      raise error
+    aside = path.with_name(f'{path.name}.damaged')
+    path.replace(aside)
+    logging.warning('%s: it was renamed to %s', error, aside.name)
+
+  def _data_key(self, has_begun: bool) -> bytes | None:
+    """Returns the key of the data's digest; makes it for a new run."""
+    if has_begun:
+      return self._read_key()
+    key = secrets.token_hex(32)
+    files.write_bytes(
+      self.checkpoints / _KEY_FILE, f'{key}\n'.encode(), private=True
+    )
+    return bytes.fromhex(key)
+
+  def _read_key(self) -> bytes | None:
+    try:
+      return bytes.fromhex(files.read_text(self.checkpoints / _KEY_FILE))
+    except (OSError, ValueError):
+      return None
+
+
+def keyed_digest(digest: str, key: bytes | None) -> str:
+  """Returns the HMAC-SHA-256 of a digest, or the digest itself without key."""
+  if key is None:
+    return digest
+  keyed = hmac.new(key, digest.encode(), hashlib.sha256).hexdigest()
+  return f'hmac-sha256:{keyed}'
+
+
+def versions() -> dict[str, str]:
+  """Returns the versions of Python and of what the results rest on."""
+  packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {'python': platform.python_version(), **packages}
+
+
+def remove(folder: pathlib.Path) -> None:
+  """Removes a folder that this project made, if it is there."""
+  shutil.rmtree(folder, ignore_errors=True)
+
+
+def _names(kind: Any) -> list[str]:
+  return [field.name for field in dataclasses.fields(kind)]
+
+
+def _typed(value: Any, kind: str) -> Any:
+  """Returns a JSON value as the type that a field of `Summary` has."""
+  if kind.startswith('Mapping'):
+    if not isinstance(value, dict):
+      raise ValueError(f'{value!r} is no object')
+    return {name: _number(part) for name, part in value.items()}
+  if kind == 'str':
+    if not isinstance(value, str):
+      raise ValueError(f'{value!r} is no text')
+    return value
+  if kind == 'int':
+    return _validate.whole(value)
+  if value is None and 'None' in kind:
+    return None
+  return _number(value)
+
+
+def _number(value: Any) -> float:
+  """Returns a number as `files.plain_json` writes it: null is NaN."""
+  if value is None:
+    return math.nan
+  if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    raise ValueError(f'{value!r} is no number')
+  return float(value)
+
+
+def _refuse_other_run(
+  path: pathlib.Path, there: Config, now: Config, may_change: Collection[str]
+) -> None:
+  changed = [
+    f'--{name} ({there.settings.get(name)} there, {value} now)'
+    for name, value in now.settings.items()
+    if name not in may_change and there.settings.get(name) != value
+  ]
+  for what, before, after in (
+    ('data', there.data_digest, now.data_digest),
+    ('--initial_model', there.initial_model_sha256, now.initial_model_sha256),
+  ):
+    if before != after:
+      changed.append(f'{what} ({before} there, {after} now)')
+  if changed:
+    raise _validate.InputError(
+      f'output_dir {path.parent} belongs to a run with another '
+      f'{", ".join(changed)}; use the same or choose another output_dir'
+    )
