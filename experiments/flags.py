@@ -87,12 +87,14 @@ def _definer(hint: Any) -> Callable[..., Any]:
   )
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(
+  main: Callable[..., int | None], *, takes_arguments: bool = False
+) -> None:
   """Runs `main` with parsed flags, as a command.
 
   Bad input, of flags or found later, prints one line to stderr and exits with
-  2; so does an argument that is no flag. `main` returns the exit code, or None
-  for 0.
+  2; so does an argument that is no flag, unless `takes_arguments` says that
+  `main` is given them. `main` returns the exit code, or None for 0.
   """
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -100,7 +102,7 @@ def run(main: Callable[[], int | None]) -> None:
       return app.parse_flags_with_usage(list(argv))
     try:
       rest = flags.FLAGS(list(argv))
-      if len(rest) > 1:
+      if len(rest) > 1 and not takes_arguments:
         raise _validate.InputError(
           f'unexpected argument {rest[1]!r}; flags are --name=value'
         )
@@ -109,10 +111,9 @@ def run(main: Callable[[], int | None]) -> None:
       _fail(error)
 
   def run_main(argv: Sequence[str]) -> int | None:
-    del argv
     logging.set_verbosity(logging.WARNING)
     try:
-      return main()
+      return main(argv[1:]) if takes_arguments else main()
     except _validate.InputError as error:
       _fail(error)
 

@@ -1,10 +1,15 @@
 """Writes a sweep's folder as `experiments.tradeoff` leaves it, in no time."""
 
+import dataclasses
 import json
 import math
 import pathlib
 
 from tff_medical import study
+from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling
+from tff_medical.program import run_folder
 
 CLASSES = ('normal', 'pneumonia <b>')
 SITES = ('0', '1')
@@ -73,7 +78,8 @@ def _reference(folder, kind):
   summary = {
     'rounds': 0,
     'stop_reason': 'completed',
-    'epsilon_pld': 'inf',
+    'stop_message': 'one model',
+    'epsilon': 'inf',
     'metrics': _metrics(auc),
     'seconds': 3.0,
   }
@@ -85,7 +91,8 @@ def _run(folder, epsilon, auc):
   summary = {
     'rounds': 20,
     'stop_reason': 'completed',
-    'epsilon_pld': epsilon - 0.01 if private else 'inf',
+    'stop_message': 'all planned rounds were run',
+    'epsilon': epsilon - 0.01 if private else 'inf',
     'delta': 0.001,
     'noise_multiplier': 3 / epsilon,
     'ledger_sha256': f'{hash(auc) % 16**8:08x}' * 8,
@@ -93,9 +100,21 @@ def _run(folder, epsilon, auc):
     'seconds': 12.5,
   }
   _json(folder / 'summary.json', summary)
-  _json(folder / 'config.json', {'data_digest': 'md5:123'})
-  header = {'mechanism': 'dp_fed_avg', 'privacy_unit': 'client'}
-  (folder / 'privacy_ledger.jsonl').write_text(json.dumps(header) + '\n')
+  config = run_folder.Config(
+    settings={},
+    data_digest='md5:123',
+    initial_model_sha256=None,
+    versions={},
+    run_id='0f',
+  )
+  _json(folder / 'config.json', dataclasses.asdict(config))
+  mechanism = mechanisms.GaussianMechanism(
+    sampling=sampling.PoissonSampling(100, 10),
+    clipping=mechanisms.FixedClipping(),
+    noise_multiplier=1.0 if private else 0.0,
+  )
+  path = folder / 'privacy_ledger.jsonl'
+  ledger_lib.PrivacyLedger(path, mechanism, delta=1e-3).close()
   clip = ',clip_norm' if private else ''
   rows = [f'round,epsilon{clip},auc']
   for number in range(1, 21):

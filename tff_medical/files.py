@@ -67,7 +67,7 @@ def read_bytes(
         f'{max_bytes:,} that such a file may have'
       )
     try:
-      return file.read(max_bytes + 1)
+      return file.read(status.st_size)
     except OSError as error:
       raise _validate.InputError(
         f'{os.fspath(path)} cannot be read ({_reason(error)})'

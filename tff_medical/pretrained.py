@@ -38,11 +38,12 @@ def load(path: str | os.PathLike[str]) -> models.InitialModel:
     name=os.fspath(path),
     card=export.load_card(path),
     class_names=export.load_class_names(path),
-    weights=_read_weights(pathlib.Path(path)),
+    weights=read_weights(pathlib.Path(path)),
   )
 
 
-def _read_weights(path: pathlib.Path) -> tuple[np.ndarray, ...]:
+def read_weights(path: pathlib.Path) -> tuple[np.ndarray, ...]:
+  """Returns the arrays of the SavedModel in `path`; raises as `load` does."""
   prefix = path / 'variables' / 'variables'
   try:
     reader = tf.train.load_checkpoint(os.fspath(prefix))

@@ -73,7 +73,7 @@ class AuditTest(parameterized.TestCase):
     self.assertEqual(code, 0)
     self.assertIn('No lower bound exceeds its upper bound', printed)
     summary = json.loads((folder / 'summary.json').read_text())
-    self.assertAlmostEqual(found['upper_bound'], summary['epsilon_pld'])
+    self.assertAlmostEqual(found['upper_bound'], summary['epsilon'])
     self.assertEqual(found['delta'], summary['delta'])
     self.assertBetween(found['lower_bound'], 0, found['upper_bound'])
     self.assertEqual(found['canaries'], 100)
@@ -162,7 +162,7 @@ class AuditTest(parameterized.TestCase):
     code, _, found = self._main(folder, canaries=100)
     self.assertEqual(code, 0, found)
     summary = json.loads((folder / 'summary.json').read_text())
-    self.assertAlmostEqual(found['upper_bound'], summary['epsilon_pld'])
+    self.assertAlmostEqual(found['upper_bound'], summary['epsilon'])
     self.assertEqual(found['card']['mechanism']['population'], 112)
     shutil.rmtree(folder / 'audit')
     real = build.build_process

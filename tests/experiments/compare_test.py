@@ -68,7 +68,7 @@ class CompareTest(parameterized.TestCase):
           auc = {'b': 0.8, 'w': 0.7, 'a': 0.9}[job.name[0]] + seed / 100
           summary = {
             'stop_reason': 'completed',
-            'epsilon_pld': 39.9,
+            'epsilon': 39.9,
             'delta': 0.01,
             'noise_multiplier': 1.5,
             'privacy_unit': 'client',

@@ -12,7 +12,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def _summary(epsilon, auc, seconds):
   return {
-    'epsilon_pld': epsilon,
+    'epsilon': epsilon,
     'delta': 1e-3,
     'noise_multiplier': 1.0,
     'privacy_unit': 'record',

@@ -31,7 +31,7 @@ class PublishTest(absltest.TestCase):
     self.more.write_text('<!-- studies_balanced_accuracy --><!-- end -->\n')
     self.results.mkdir()
     summary = {
-      'epsilon_pld': 7.991,
+      'epsilon': 7.991,
       'delta': 1e-3,
       'noise_multiplier': 1.0,
       'privacy_unit': 'record',

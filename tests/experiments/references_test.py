@@ -38,7 +38,7 @@ class ReferencesTest(absltest.TestCase):
   def test_central_learns_from_all_images(self):
     summary = self._run('central', num_clients=12)
     self.assertEqual(summary['stop_reason'], 'completed')
-    self.assertEqual(summary['epsilon_pld'], 'inf')
+    self.assertEqual(summary['epsilon'], 'inf')
     self.assertGreater(summary['metrics']['auc'], 0.95)
     self.assertTrue((self.output / 'config.json').exists())
     card = export.load_card(self.output / 'saved_model')

@@ -91,7 +91,7 @@ class TrainTest(parameterized.TestCase):
     summary = self._json('summary.json')
     self.assertEqual(summary['rounds'], 4)
     self.assertEqual(summary['stop_reason'], 'completed')
-    self.assertAlmostEqual(summary['epsilon_pld'], float(rows[3]['epsilon']))
+    self.assertAlmostEqual(summary['epsilon'], float(rows[3]['epsilon']))
     self.assertGreater(summary['epsilon_rdp'], 0)
     self.assertAlmostEqual(summary['delta'], 12**-1.1)
     self.assertAlmostEqual(summary['metrics']['auc'], float(rows[3]['auc']))
@@ -106,7 +106,7 @@ class TrainTest(parameterized.TestCase):
     self._run()
     card = export.load_card(self.output / 'saved_model')
     summary = self._json('summary.json')
-    self.assertEqual(card['epsilon'], summary['epsilon_pld'])
+    self.assertEqual(card['epsilon'], summary['epsilon'])
     self.assertEqual(card['rounds'], 4)
     self.assertEqual(card['mechanism']['noise_multiplier'], 0.2)
     lines = (self.output / 'privacy_ledger.jsonl').read_text().splitlines()
@@ -138,12 +138,12 @@ class TrainTest(parameterized.TestCase):
   def test_calibrates_to_the_target_and_keeps_it(self):
     self._run(noise_multiplier=None, target_epsilon=30.0)
     summary = self._json('summary.json')
-    self.assertLessEqual(summary['epsilon_pld'], 30)
-    self.assertGreater(summary['epsilon_pld'], 29)
+    self.assertLessEqual(summary['epsilon'], 30)
+    self.assertGreater(summary['epsilon'], 29)
 
   def test_stops_before_it_exceeds_the_budget(self):
     self._run(rounds=1)
-    epsilon = self._json('summary.json')['epsilon_pld']
+    epsilon = self._json('summary.json')['epsilon']
     self.settings = dataclasses.replace(
       self.settings,
       output_dir=str(self.temp / 'other'),

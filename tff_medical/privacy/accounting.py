@@ -15,11 +15,13 @@ be charged exactly.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 import contextlib
 import functools
 import importlib.metadata
 import math
+from typing import Any
 import warnings
 
 from absl import logging
@@ -30,6 +32,14 @@ from dp_accounting.pld import privacy_loss_distribution
 from tff_medical import _validate
 
 _DISCRETIZATION = 1e-3
+# What a charge may pay for.
+_EVENTS = (
+  'NonPrivateDpEvent',
+  'GaussianDpEvent',
+  'PoissonSampledDpEvent',
+  'TruncatedSubsampledGaussianDpEvent',
+  'ZCDpEvent',
+)
 _ADD_OR_REMOVE = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
@@ -140,6 +150,42 @@ def _quiet() -> Iterator[None]:
       yield
   finally:
     logging.set_verbosity(verbosity)
+
+
+def parse_event(text: str) -> dp_accounting.DpEvent:
+  """Returns the event whose `repr` a ledger or a card states.
+
+  >>> parse_event('GaussianDpEvent(noise_multiplier=1.5)')
+  GaussianDpEvent(noise_multiplier=1.5)
+
+  Args:
+    text: Nested constructor calls of `_EVENTS` with named numbers, and nothing
+      else: it is parsed, never run.
+
+  Raises:
+    InputError: It is something else.
+  """
+  try:
+    event = _event_of(ast.parse(text, mode='eval').body)
+    if not isinstance(event, dp_accounting.DpEvent) or repr(event) != text:
+      raise ValueError(text)
+  except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+    raise _validate.InputError(
+      f'{text[:200]!r} is no event that a ledger states; restore the file'
+    ) from None
+  return event
+
+
+def _event_of(node: ast.expr) -> Any:
+  if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+    if node.func.id not in _EVENTS or node.args:
+      raise ValueError(node.func.id)
+    kind = getattr(dp_accounting, node.func.id)
+    return kind(**{str(k.arg): _event_of(k.value) for k in node.keywords})
+  value = ast.literal_eval(node)
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    raise ValueError(value)
+  return value
 
 
 def default_delta(population: int) -> float:

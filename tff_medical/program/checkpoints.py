@@ -43,7 +43,7 @@ _FILE = re.compile(r'round_(\d{6,})\.npz')
 _SEED_FILE = 'cohort_seed.secret'
 _RECORD = 'record'
 # What NumPy raises for files that are cut, damaged or of another process.
-_UNREADABLE = (
+UNREADABLE = (
   OSError,
   EOFError,
   ValueError,
@@ -55,7 +55,7 @@ _UNREADABLE = (
 )
 
 
-class _AlteredError(Exception):
+class AlteredError(Exception):
   """The checkpoint is not what was saved; its text says why."""
 
 
@@ -124,7 +124,7 @@ class Checkpoints:
     for round_num in reversed(self.rounds()):
       try:
         return read(self._path(round_num))[1].round_num
-      except (*_UNREADABLE, _AlteredError):
+      except (*UNREADABLE, AlteredError):
         continue
     return 0
 
@@ -178,12 +178,12 @@ class Checkpoints:
       try:
         leaves, record, digest = read(path)
         state = _pack(leaves, structure)
-      except _AlteredError as error:
+      except AlteredError as error:
         raise _validate.InputError(
           f'{path} {error}; restore the file that was saved or choose another '
           'output_dir'
         ) from None
-      except _UNREADABLE as error:
+      except UNREADABLE as error:
         problem = problem or f'{path} cannot be read ({error})'
         unreadable.append(round_num)
         continue
@@ -241,7 +241,12 @@ class Checkpoints:
     return seed if seed >= 0 else None
 
   def _path(self, round_num: int) -> pathlib.Path:
-    return self._folder / f'round_{round_num:06d}.npz'
+    return self._folder / file_name(round_num)
+
+
+def file_name(round_num: int) -> str:
+  """Returns the name of the checkpoint of a round."""
+  return f'round_{round_num:06d}.npz'
 
 
 def rounds_in(folder: pathlib.Path) -> list[int]:
@@ -254,22 +259,22 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
   """Returns the arrays, the record and the digest of a checkpoint's file.
 
   Raises:
-    _AlteredError: They are not what was saved under this name.
+    AlteredError: They are not what was saved under this name.
     OSError, ValueError, KeyError, zipfile.BadZipFile, ...: It is damaged.
   """
   content = files.read_bytes(path, max_bytes=2**40)
   with np.load(io.BytesIO(content), allow_pickle=False) as file:
     if _RECORD not in file.files:
-      raise _AlteredError('is no checkpoint of this version')
+      raise AlteredError('is no checkpoint of this version')
     leaves = [file[f'leaf_{n:04d}'] for n in range(len(file.files) - 1)]
     text = file[_RECORD].tobytes()
   text, digest = text[:-64], text[-64:]
   record = Record(**json.loads(text))
   if _digest(leaves, text) != digest:
-    raise _AlteredError('was changed: its digest does not match')
+    raise AlteredError('was changed: its digest does not match')
   match = _FILE.fullmatch(path.name)
   if match is None or int(match.group(1)) != record.round_num:
-    raise _AlteredError(
+    raise AlteredError(
       f'was renamed: it is the checkpoint of round {record.round_num}'
     )
   return leaves, record, digest.decode()

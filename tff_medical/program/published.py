@@ -170,7 +170,8 @@ def read_events(folder: pathlib.Path) -> metrics_table.Rows:
     if not path.is_file():
       continue
     try:
-      for event in tf.compat.v1.train.summary_iterator(os.fspath(path)):
+      for record in tf.data.TFRecordDataset(os.fspath(path)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
         for value in event.summary.value:
           if value.HasField('tensor'):
             number = float(np.ravel(tf.make_ndarray(value.tensor))[0])

@@ -1,0 +1,47 @@
+"""Checks what a run or an exported model states, for an auditor.
+
+    python -m experiments.verify runs/first
+    python -m experiments.verify runs/first/saved_model
+
+It needs neither the data nor the settings of the run, and writes nothing. It
+replays the ledger's chain, computes ε again from the events, and compares
+ledger, checkpoint, summary, card, metrics and exported weights. One line a
+check is printed; exit code 1 says that something differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import os
+import sys
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+from experiments import flags
+from tff_medical import _validate
+from tff_medical import verification
+
+EXIT_DIFFERS = 1
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Prints the checks of the folder in `arguments`; returns the exit code."""
+  if len(arguments) != 1:
+    raise _validate.InputError(
+      'give one folder: that of a run, or its saved_model; got '
+      f'{len(arguments)} arguments'
+    )
+  checks = verification.verify(arguments[0])
+  print(verification.table(checks))
+  wrong = sum(not check.is_right for check in checks)
+  print(
+    f'{wrong} of {len(checks)} checks failed: do not rely on what is stated.'
+    if wrong
+    else f'All {len(checks)} checks hold.'
+  )
+  sys.stdout.flush()
+  return EXIT_DIFFERS if wrong else 0
+
+
+if __name__ == '__main__':
+  flags.run(main, takes_arguments=True)
