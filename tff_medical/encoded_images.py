@@ -314,7 +314,8 @@ def _find_exif_segment(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     ends = is_segment & (_is_in(marker, _LAST_MARKERS) | (size < 2))
     zero = tf.zeros_like(position)
     return (
-      position + tf.where(is_fill, zero + 1, tf.where(is_lone, zero + 2, 2 + size)),
+      position
+      + tf.where(is_fill, zero + 1, tf.where(is_lone, zero + 2, 2 + size)),
       tf.where(found, position + 10, zero),
       tf.where(found, size - 8, zero),
       found | ends,

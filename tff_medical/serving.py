@@ -72,9 +72,9 @@ class Server(tf.Module):
     logits = tf.cond(
       tf.shape(images)[0] > 0,
       lambda: self._model.call(images, training=False),
-      lambda: tf.zeros((0, self._num_outputs)),
+      # Of a size that TensorFlow Lite, too, takes for that of the other.
+      lambda: tf.zeros((tf.shape(images)[0], self._num_outputs)),
     )
-    logits = tf.ensure_shape(logits, (None, self._num_outputs))
     if self._multi_label:
       probabilities = tf.sigmoid(logits)
       index = tf.cast(probabilities >= 0.5, tf.int64)
@@ -123,7 +123,7 @@ def decode(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
   first = _first(wrong)
   check = tf.debugging.Assert(
     ~tf.reduce_any(wrong),
-    [_sentence('image ', first, ' of encoded ', tf.gather(reasons, first))],
+    [_sentence('image ', first, ' of encoded ', _at(reasons, first, ''))],
   )
   with tf.control_dependencies(_ops(check)):
     return tf.identity(images)
@@ -137,7 +137,6 @@ def _checked_images(
   images = _with_shape(
     images, (None, *shape), f'images must have shape [N, {wanted}]'
   )
-  # A padding row lets there be a first image even in an empty request.
   low = tf.reduce_min(images, axis=(1, 2, 3))
   high = tf.reduce_max(images, axis=(1, 2, 3))
   # The minimum of values with a NaN among them need not be NaN.
@@ -186,7 +185,7 @@ def _with_shape(
     [_sentence(f'{message}, got (', sizes, ')')],
   )
   with tf.control_dependencies(_ops(check)):
-    return tf.ensure_shape(tf.identity(unknown), shape)
+    return tf.identity(values)
 
 
 def _first(wrong: tf.Tensor) -> tf.Tensor:
