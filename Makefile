@@ -32,7 +32,7 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	rm -rf docs/api
-	$(BIN)/python -m pdoc --docformat google --output-directory docs/api tff_medical
+	PDOC_ALLOW_EXEC=1 TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pdoc --docformat google --output-directory docs/api tff_medical
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -149,6 +149,14 @@ class WheelTest(absltest.TestCase):
     )
     self.assertRegex(path, r'\.data/data/share/tff-medical/')
 
+  def test_readme_shows_how_it_is_installed(self):
+    # InstallTest does the same, with this environment in place of the lock.
+    self.assertIn(
+      '    pip install --no-deps --ignore-requires-python -r requirements.txt\n'
+      '    pip install --no-deps .\n',
+      (_ROOT / 'README.md').read_text(),
+    )
+
 
 class InstallTest(parameterized.TestCase):
   def test_trains_from_outside_of_the_repository(self):
