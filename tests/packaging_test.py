@@ -4,6 +4,7 @@ Nothing here needs a network: the environment's own setuptools builds the wheel,
 and the libraries that it runs on are those of the environment.
 """
 
+import atexit
 import email
 import functools
 import os
@@ -12,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import unittest
 import zipfile
 
 from absl.testing import absltest
@@ -59,7 +59,7 @@ def _run(*command, cwd=None, timeout=300):
 def _wheel() -> pathlib.Path:
   """Builds the wheel once, from a copy: a build writes beside its sources."""
   folder = pathlib.Path(tempfile.mkdtemp(prefix='tff_medical_wheel_'))
-  unittest.addModuleCleanup(shutil.rmtree, folder)
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
   ignored = shutil.ignore_patterns('__pycache__')
   for name in _SOURCES:
     shutil.copy(_ROOT / name, folder)
