@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import decimal
 import os
-import pathlib
 import re
 import sys
 from typing import Any

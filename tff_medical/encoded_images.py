@@ -106,8 +106,8 @@ def decode(
   # The one way in a graph to go on after a decoder has failed: a dataset may
   # leave out what fails. One image at a time bounds the memory.
   decoded = (
-    tf.data.Dataset.from_tensor_slices(encoded)
-    .enumerate()
+    # Not `enumerate`, at which TensorFlow rewrites the dataset each time.
+    tf.data.Dataset.from_tensor_slices((tf.range(count), encoded))
     .map(decode_one)
     .ignore_errors()
     .concatenate(  # A batch of nothing would not be a batch.
