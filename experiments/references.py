@@ -37,6 +37,7 @@ from tff_medical import study
 from tff_medical import tasks
 from tff_medical.data import clients as clients_lib
 from tff_medical.privacy import card as card_lib
+from tff_medical.program import ending
 
 KINDS = (study.CENTRAL, study.PER_SITE)
 # With more clients than this, and no sites, one alone has too few images.
@@ -83,7 +84,8 @@ def run(kind: str, settings: settings_lib.Settings) -> None:
     'metrics': metrics,
     'seconds': time.monotonic() - started,
   }
-  run_folder_lib.write_json(folder.summary, summary)
+  with ending.deferred():
+    run_folder_lib.write_json(folder.summary, summary)
   print(f'{kind}: {summary["stop_message"]}')
 
 
@@ -107,17 +109,18 @@ def _train_central(
   """Trains on all images and exports; returns reason, message, metrics."""
   model = _fit(task, np.arange(len(task.data.train)))
   metrics = _evaluate(task, model)
-  export.save(
-    folder.saved_model,
-    model,
-    class_names=task.data.class_names,
-    multi_label=task.data.multi_label,
-    privacy_card=card_lib.build_open_card(
-      dataset=task.data.name,
-      test_metrics=metrics,
-      initial_model=task.provenance,
-    ),
-  )
+  with ending.deferred():
+    export.save(
+      folder.saved_model,
+      model,
+      class_names=task.data.class_names,
+      multi_label=task.data.multi_label,
+      privacy_card=card_lib.build_open_card(
+        dataset=task.data.name,
+        test_metrics=metrics,
+        initial_model=task.provenance,
+      ),
+    )
   return 'completed', 'one model trained on all images', metrics
 
 
