@@ -29,6 +29,7 @@ from absl import app
 from absl import flags
 import tensorflow as tf
 
+from experiments import exit_codes
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import encoded_images
@@ -48,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
     lines = classify(_SAVED_MODEL.value, argv[1:])
   except _validate.InputError as error:
     print(f'error: {error}', file=sys.stderr)
-    return 2
+    return exit_codes.BAD_INPUT
   print('\n'.join(lines))
-  return 0
+  return exit_codes.OK
 
 
 def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
@@ -153,7 +154,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     return flags.FLAGS(list(argv))
   except flags.Error as error:
     print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(exit_codes.BAD_INPUT)
 
 
 if __name__ == '__main__':

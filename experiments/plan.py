@@ -34,6 +34,7 @@ from tff_medical.data import loading
 from tff_medical.data import medmnist_info
 from tff_medical.data import phantoms
 from tff_medical.privacy import accounting
+from tff_medical.program import ending
 
 _DEFAULTS = settings_lib.Settings()
 _UNITS = ('client', 'record')
@@ -303,8 +304,9 @@ def main(values: absl_flags.FlagValues) -> None:
   if values.output_dir:
     folder = pathlib.Path(values.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / 'plan.csv', rows, parameters)
-    plots.save(draw(rows), folder, 'plan')
+    with ending.deferred():
+      write_csv(folder / 'plan.csv', rows, parameters)
+      plots.save(draw(rows), folder, 'plan')
     print(f'\nplan.csv, plan.png and plan.svg in {folder}')
 
 
