@@ -11,19 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
-import math
 import pathlib
 import tempfile
 from typing import Any
 
 import tensorflow_federated as tff
 
-from experiments import build
-from experiments import settings as settings_lib
+from experiments.config import assembly
+from experiments.config import flags as flags_lib
+from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import audit
 from tff_medical import canaries as canaries_lib
-from tff_medical import feeds
 from tff_medical import tasks
 from tff_medical.data import images as images_lib
 from tff_medical.privacy import accounting
@@ -65,7 +64,7 @@ class FinishedRun:
     Raises:
       InputError: The data or the initial model is not there, or not the run's.
     """
-    task = build.build_task(self.settings)
+    task = assembly.load_task(self.settings)
     self._check_data(task.data)
     initial = task.initial_model.digest if task.initial_model else None
     if initial != self.config.initial_model_sha256:
@@ -80,8 +79,10 @@ class FinishedRun:
     Raises:
       InputError: It is not there, or not the run's.
     """
-    settings = dataclasses.replace(self.settings, initial_model=None)
-    data = build.build_task(settings).data
+    settings = dataclasses.replace(
+      self.settings, model=settings_lib.ModelSettings()
+    )
+    data = assembly.load_task(settings).data
     self._check_data(data)
     return data
 
@@ -115,22 +116,14 @@ class FinishedRun:
         f'{path} is not the folder of a run that has ended '
         f'({error.strerror}: {error.filename}); let experiments.train finish'
       ) from None
-    values = {
-      **config.settings,
-      'cohort_seed': None,
-      'epsilon_budget': None,
-      'rounds': summary.rounds,
-    }
-    try:
-      if values['clipping'] != 'none':
-        values.update(
-          noise_multiplier=summary.noise_multiplier, target_epsilon=None
-        )
-      settings = settings_lib.Settings(**values)
-    except (KeyError, TypeError) as error:
-      raise _validate.InputError(
-        f'{path} is damaged or of another version ({error}); train again'
-      ) from None
+    given = flags_lib.given_back(config.settings).changed(
+      output_dir=path, epsilon_budget=None, rounds=max(1, summary.rounds)
+    )
+    if given.given.get('clipping') != 'none':
+      given = given.changed(
+        noise_multiplier=summary.noise_multiplier, target_epsilon=None
+      )
+    settings = given.resolve()
     if summary.rounds < 1:
       raise _validate.InputError(
         f'{path} has no round that could be audited; let experiments.train run'
@@ -227,33 +220,38 @@ def repeat_with_canaries(
     InputError: The run has no guarantee, or its data is not there.
     KeyboardInterrupt: The user interrupted it.
   """
-  if not run.settings.is_private:
+  mode = run.settings.mode
+  if not mode.is_private:
     raise _validate.InputError(
       f'{run.folder.path} was trained without noise, so there is no guarantee '
       'to audit; give --canaries=0 for membership inference alone'
     )
+  if mode.refuses_canaries:
+    raise _validate.InputError(
+      f'canaries cannot be put into a run with mechanism={mode.name}, where '
+      f'{mode.refuses_canaries}; give --canaries=0 for membership inference '
+      'alone'
+    )
   canaries = canaries_lib.Canaries.draw(count)
-  # An attacker may see every round's model, of which the average is less.
-  every_model = dataclasses.replace(run.settings, ema_decay=0.0)
-  task, feed, settings = _with_canaries(every_model, run.build_task(), canaries)
-  mechanism = build.build_mechanism(settings, feed.num_units, lambda _: None)
-  process = build.build_process(settings, task, mechanism)
+  parts = _with_canaries(run, canaries)
+  mode, mechanism, process = parts.settings.mode, parts.mechanism, parts.process
   steps = audit.Steps(
     process.get_model_weights(process.initialize()),
-    settings.server_momentum or 0.0,
+    mode.server_momentum if mode.server_optimizer == 'sgd' else 0.0,
   )
-  delta = settings.target_delta or accounting.default_delta(feed.num_units)
-  with ledger_lib.PrivacyLedger(ledger_path, mechanism, delta=delta) as ledger:
+  with ledger_lib.PrivacyLedger(
+    ledger_path, mechanism, delta=parts.delta
+  ) as ledger:
     with tempfile.TemporaryDirectory(dir=ledger_path.parent) as temporary:
       checkpoints = checkpoints_lib.Checkpoints(temporary)
       outcome = training.train(
         process,
         sampling=mechanism.sampling,
-        client_datasets=feed,
+        client_datasets=parts.feed,
         ledger=ledger,
         checkpoints=checkpoints,
         cohort_seed=checkpoints.cohort_seed(),
-        rounds=settings.rounds,
+        rounds=mode.rounds,
         evaluate=steps,
         rounds_per_eval=1,
         on_round=on_round,
@@ -264,9 +262,9 @@ def repeat_with_canaries(
       mechanism,
       ledger,
       rounds=outcome.rounds,
-      dataset=task.data.name,
+      dataset=parts.task.data.described,
       test_metrics={},
-      initial_model=task.provenance,
+      initial_model=parts.task.provenance,
     )
     epsilon = ledger.epsilon
   scores = audit.scores(canaries, steps)
@@ -276,11 +274,11 @@ def repeat_with_canaries(
     findings=audit.findings(
       scores,
       canaries.included,
-      upper=functools.partial(_epsilon_at, mechanism, settings.rounds),
-      delta=delta,
+      upper=functools.partial(_epsilon_at, mechanism, mode.rounds),
+      delta=parts.delta,
       confidence=CONFIDENCE,
     ),
-    delta=delta,
+    delta=parts.delta,
     epsilon=epsilon,
     card={**card, 'audited': AUDITED},
   )
@@ -295,20 +293,13 @@ def _epsilon_at(
 
 
 def _with_canaries(
-  settings: settings_lib.Settings,
-  task: tasks.Task,
-  canaries: canaries_lib.Canaries,
-) -> tuple[tasks.Task, canaries_lib.CanaryFeed, settings_lib.Settings]:
-  """Returns task, feed and settings of the population with canaries."""
-  inner = build.build_feed(settings, task)
-  if isinstance(inner, feeds.LocalStepsFeed):
-    raise _validate.InputError(
-      'canaries cannot be put into a run with mechanism=local, where each site '
-      'adds its own noise; give --canaries=0 for membership inference alone'
-    )
-  length = canaries_lib.gradient_length(
-    settings.clip_norm or 0.0, settings.client_learning_rate or 1.0
-  )
+  run: FinishedRun, canaries: canaries_lib.Canaries
+) -> assembly.Assembly:
+  """Returns the parts of the run for the population with canaries."""
+  # An attacker may see every round's model, of which the average is less.
+  mode = dataclasses.replace(run.settings.mode, ema_decay=0.0)
+  task = run.build_task()
+  inner = mode.feed(task)
   audited = _AuditedTask(
     data=task.data,
     partition=task.partition,
@@ -318,8 +309,10 @@ def _with_canaries(
     wrap=functools.partial(
       canaries_lib.with_canaries,
       canaries=canaries,
-      length=length,
-      by_unit=settings.privacy_unit != 'client',
+      length=canaries_lib.gradient_length(
+        mode.clip_norm, getattr(mode, 'client_learning_rate', 1.0)
+      ),
+      by_unit=mode.privacy_unit != 'client',
     ),
   )
   feed = canaries_lib.CanaryFeed(
@@ -327,30 +320,13 @@ def _with_canaries(
     canaries,
     task.data.image_shape,
     (task.data.num_classes,) if task.data.multi_label else (),
-    keeps_absent=settings.mechanism == 'distributed',
+    keeps_absent=mode.keeps_absent,
   )
-  return audited, feed, enlarge(settings, inner.num_units, canaries)
-
-
-def enlarge(
-  settings: settings_lib.Settings,
-  others: int,
-  canaries: canaries_lib.Canaries,
-) -> settings_lib.Settings:
-  """Returns settings with the same sampling rate for more units."""
-  scale = (others + len(canaries)) / others
-  changed: dict[str, Any] = {}
-  if settings.clients_per_round is not None:
-    changed['clients_per_round'] = settings.clients_per_round * scale
-  if settings.max_clients_per_round is not None:
-    changed['max_clients_per_round'] = math.ceil(
-      settings.max_clients_per_round * scale
-    )
-  if settings.expected_batch_size is not None:
-    changed['expected_batch_size'] = settings.expected_batch_size * scale
-  if settings.target_unclipped_quantile is not None:
-    present = others + int(canaries.included.sum())
-    changed['target_unclipped_quantile'] = (
-      settings.target_unclipped_quantile * others / present
-    )
-  return dataclasses.replace(settings, **changed)
+  others = inner.num_units
+  mode = mode.with_canaries(
+    scale=feed.num_units / others,
+    present=(others + int(canaries.included.sum())) / others,
+  )
+  settings = dataclasses.replace(run.settings, mode=mode)
+  mechanism = assembly.build_mechanism(settings, feed.num_units)
+  return assembly.Assembly(settings, audited, feed, mechanism)

@@ -17,7 +17,7 @@ import tqdm
 
 from experiments import exit_codes
 from experiments import jobs as jobs_lib
-from experiments import settings as settings_lib
+from experiments.config import settings as settings_lib
 from tff_medical.program import run_folder
 
 # Seconds between lines of progress that go to a file.
@@ -30,20 +30,20 @@ class Training:
 
   Attributes:
     name: Of its folder.
-    settings: Its `output_dir` is that folder.
+    flags: The settings of the run; its `output_dir` is that folder.
     module: The command of this package that does it.
     extra: Flags of that command beside the settings.
   """
 
   name: str
-  settings: settings_lib.Settings
+  flags: settings_lib.Flags
   module: str = 'train'
   extra: tuple[str, ...] = ()
 
   def job(self, folder: pathlib.Path) -> jobs_lib.Job:
     """Returns the command, whose log is kept below the study's `folder`."""
     command = [sys.executable, '-m', f'experiments.{self.module}', *self.extra]
-    command += arguments(self.settings)
+    command += self.flags.arguments()
     return jobs_lib.Job(
       self.name, command, folder / 'logs' / f'{self.name}.log'
     )
@@ -52,15 +52,6 @@ class Training:
 def cell_folder(folder: pathlib.Path, name: str) -> pathlib.Path:
   """Returns the run folder of a cell of the study in `folder`."""
   return folder / 'cells' / name
-
-
-def arguments(settings: settings_lib.Settings) -> list[str]:
-  """Returns the flags that give these settings."""
-  return [
-    f'--{field.name}={getattr(settings, field.name)}'
-    for field in dataclasses.fields(settings)
-    if getattr(settings, field.name) != field.default
-  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +95,7 @@ def run(
   failed: list[str] = []
   progress = _Progress(
     folder,
-    {t.name: t.settings.rounds for t in todo if t.module == 'train'},
+    {t.name: t.flags.rounds for t in todo if t.module == 'train'},
     len(todo),
   )
 

@@ -30,9 +30,10 @@ from typing import Any
 from absl import flags as absl_flags
 
 from experiments import cells
-from experiments import flags
+from experiments import command
 from experiments import results
-from experiments import settings as settings_lib
+from experiments.config import flags
+from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import files
 from tff_medical import plots
@@ -75,9 +76,9 @@ class Variant:
     return cls(name.strip(), changed.strip())
 
   def settings(
-    self, base: settings_lib.Settings, seed: int, folder: pathlib.Path
-  ) -> settings_lib.Settings:
-    """Returns the settings of one training of this variant.
+    self, base: settings_lib.Flags, seed: int, folder: pathlib.Path
+  ) -> settings_lib.Flags:
+    """Returns the flags of one training of this variant.
 
     What the base says and the variant has no use for is left out.
 
@@ -91,21 +92,18 @@ class Variant:
           f'variant {self.name!r} must have the {name} of the base '
           f'({getattr(base, name)}), got {getattr(wanted, name)}'
         )
-    settings = dataclasses.replace(
-      wanted.without_ignored(),
-      seed=seed,
-      output_dir=str(cells.cell_folder(folder, self.cell(seed))),
-    )
-    for field in dataclasses.fields(settings):
-      name = field.name
-      value = getattr(wanted, name)
-      if value not in (getattr(base, name), getattr(settings, name)):
+    own = wanted.without_ignored()
+    for name, value in wanted.given.items():
+      if name not in own.given and base.given.get(name) != value:
         raise _validate.InputError(
           f'variant {self.name!r}: {name}={value} would be ignored; leave it '
           'out'
         )
-    settings.resolve()
-    return settings
+    own = own.changed(
+      seed=seed, output_dir=str(cells.cell_folder(folder, self.cell(seed)))
+    )
+    own.resolve()
+    return own
 
   def cell(self, seed: int) -> str:
     """Returns the name of a training's folder."""
@@ -113,7 +111,7 @@ class Variant:
 
 
 def plan(
-  base: settings_lib.Settings, variants: Sequence[Variant], seeds: int
+  base: settings_lib.Flags, variants: Sequence[Variant], seeds: int
 ) -> dict[str, cells.Training]:
   """Returns all trainings by the name of their cell, seeds in turn.
 
@@ -142,8 +140,7 @@ def plan(
           f'variant names must differ, got {variant.name!r} twice or one so '
           'like it that their folders are the same'
         )
-      settings = variant.settings(base, seed, folder)
-      found[name] = cells.Training(name, settings)
+      found[name] = cells.Training(name, variant.settings(base, seed, folder))
   return found
 
 
@@ -154,7 +151,7 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
     InputError: It holds other files, or a cell with other flags.
   """
   path = folder / 'comparison.json'
-  wanted = {name: _identity(t.settings) for name, t in planned.items()}
+  wanted = {name: _identity(t.flags) for name, t in planned.items()}
   there = {}
   if path.exists():
     there = files.read_json(path)
@@ -175,14 +172,10 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
   files.write_json(path, {**there, **wanted})
 
 
-def _identity(settings: settings_lib.Settings) -> list[str]:
+def _identity(own: settings_lib.Flags) -> list[str]:
   """Returns the flags that decide what a training is."""
-  free: Any = {
-    field.name: field.default
-    for field in dataclasses.fields(settings)
-    if field.name in settings_lib.MAY_CHANGE and field.name != 'initial_model'
-  }
-  return cells.arguments(dataclasses.replace(settings, **free))
+  free = settings_lib.MAY_CHANGE - {'initial_model'}
+  return own.changed(**dict.fromkeys(free)).arguments()
 
 
 def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
@@ -293,7 +286,7 @@ def draw(
 
 
 def run(
-  base: settings_lib.Settings,
+  base: settings_lib.Flags,
   variants: Sequence[Variant],
   seeds: int,
   jobs: int | None,
@@ -326,12 +319,12 @@ def run(
 
 
 def main(
-  read_settings: Callable[[], settings_lib.Settings],
+  read_flags: Callable[[], settings_lib.Flags],
   values: absl_flags.FlagValues,
 ) -> int:
   """Runs the command; returns its exit code."""
   return run(
-    read_settings(),
+    read_flags(),
     [Variant.parse(text) for text in values.variant],
     values.seeds,
     values.jobs,
@@ -346,4 +339,4 @@ if __name__ == '__main__':
   absl_flags.DEFINE_integer(
     'jobs', None, 'runs at once [one for each GPU, or else for each core]'
   )
-  flags.run(functools.partial(main, flags.define_settings(), absl_flags.FLAGS))
+  command.run(functools.partial(main, flags.define(), absl_flags.FLAGS))

@@ -31,7 +31,7 @@ import tensorflow as tf
 import tqdm
 
 from experiments import audited_run
-from experiments import build
+from experiments.config import assembly
 from tff_medical import _validate
 from tff_medical import inversion
 from tff_medical import models
@@ -57,14 +57,12 @@ def check(
     InputError: The run does not add one noise to the sum of clipped updates, or
       there are fewer training images, or they are too small to compare.
   """
-  settings = run.settings
-  if settings.mechanism != 'gaussian' or not settings.is_private:
-    what = (
-      f'mechanism={settings.mechanism}' if settings.is_private else 'no noise'
-    )
+  mode = run.settings.mode
+  if not mode.has_one_noise or not mode.is_private:
+    what = f'mechanism={mode.name}' if mode.is_private else 'no noise'
     raise _validate.InputError(
-      'inversion_images needs a run with mechanism=gaussian, clipping and '
-      f'noise, got one with {what}; give --inversion_images=0'
+      'inversion_images needs a run with mechanism=dp_fed_avg or dp_sgd, '
+      f'clipping and noise, got one with {what}; give --inversion_images=0'
     )
   if images > len(train):
     raise _validate.InputError(

@@ -27,10 +27,11 @@ from typing import Any
 from absl import flags as absl_flags
 
 from experiments import cells as cells_lib
-from experiments import flags
 from experiments import jobs
 from experiments import plan
-from experiments import settings as settings_lib
+from experiments.config import flags
+from experiments.config import settings as settings_lib
+from experiments import command
 from tff_medical import _validate
 from tff_medical import files
 from tff_medical import report
@@ -49,20 +50,20 @@ class _Planned:
   """A cell to be done, with its settings."""
 
   cell: study.Cell
-  settings: settings_lib.Settings
+  flags: settings_lib.Flags
 
   def training(self) -> cells_lib.Training:
     """Returns what does it."""
     kind = self.cell.kind
     if kind == study.FEDERATED:
-      return cells_lib.Training(self.cell.name, self.settings)
+      return cells_lib.Training(self.cell.name, self.flags)
     return cells_lib.Training(
-      self.cell.name, self.settings, 'references', (f'--kind={kind}',)
+      self.cell.name, self.flags, 'references', (f'--kind={kind}',)
     )
 
 
 def plan_cells(
-  base: settings_lib.Settings,
+  base: settings_lib.Flags,
   epsilons: Sequence[float],
   seeds: int,
   plain_flags: str = '',
@@ -71,8 +72,8 @@ def plan_cells(
 
   Args:
     base: What the cells have in common; `seed` is the first of theirs.
-    epsilons: inf is no privacy.
-    seeds: How many seeds.
+    epsilons: The budgets; inf is no privacy.
+    seeds: The number of seeds.
     plain_flags: Flags that the cells without privacy have instead of those of
       `base`: what suits noise need not suit them.
 
@@ -81,9 +82,9 @@ def plan_cells(
   """
   _validate.positive_int(seeds=seeds)
   for name in _OWN:
-    if getattr(base, name) is not None:
+    if name in base.given:
       raise _validate.InputError(
-        f'{name} is decided for each cell, got {getattr(base, name)}; leave it '
+        f'{name} is decided for each cell, got {base.given[name]}; leave it '
         'out and give --epsilons'
       )
   if base.output_dir is None:
@@ -95,25 +96,23 @@ def plan_cells(
     for epsilon in sorted(epsilons, reverse=True):
       name = f'eps_{epsilon:g}_seed_{seed}'
       cells.append(study.Cell(name, study.FEDERATED, epsilon, seed))
-  planned = [
-    _Planned(cell, _settings(base, cell, plain_flags)) for cell in cells
-  ]
+  planned = [_Planned(cell, _flags(base, cell, plain_flags)) for cell in cells]
   for one in planned:
-    one.settings.resolve()
+    one.flags.resolve()
   return planned
 
 
-def _settings(
-  base: settings_lib.Settings, cell: study.Cell, plain_flags: str
-) -> settings_lib.Settings:
-  """Returns the settings of one cell."""
-  folder = cells_lib.cell_folder(pathlib.Path(base.output_dir or ''), cell.name)
-  settings = dataclasses.replace(base, seed=cell.seed, output_dir=str(folder))
+def _flags(
+  base: settings_lib.Flags, cell: study.Cell, plain_flags: str
+) -> settings_lib.Flags:
+  """Returns the flags of one cell."""
+  folder = cells_lib.cell_folder(pathlib.Path(base.output_dir), cell.name)
+  own = base.changed(seed=cell.seed, output_dir=str(folder))
   if cell.kind != study.FEDERATED:
-    return settings.for_reference()
+    return own.for_reference()
   if math.isfinite(cell.epsilon):
-    return dataclasses.replace(settings, target_epsilon=cell.epsilon)
-  plain = without_privacy(settings)
+    return own.changed(target_epsilon=cell.epsilon)
+  plain = without_privacy(own)
   changed = flags.changed(plain, plain_flags)
   for name in ('seed', 'output_dir', 'clipping'):
     if getattr(changed, name) != getattr(plain, name):
@@ -124,17 +123,9 @@ def _settings(
   return changed
 
 
-def without_privacy(
-  settings: settings_lib.Settings,
-) -> settings_lib.Settings:
-  """Returns settings without clipping and noise, and what depends on them."""
-  plain = dataclasses.replace(settings, clipping='none')
-  if settings.mechanism != 'local':
-    # The others clip and add noise.
-    plain = dataclasses.replace(plain, mechanism='gaussian')
-  if settings.mechanism == 'distributed':
-    plain = dataclasses.replace(plain, client_sampling='all')
-  return plain.without_ignored()
+def without_privacy(own: settings_lib.Flags) -> settings_lib.Flags:
+  """Returns flags without clipping and noise, and what depends on them."""
+  return own.changed(**own.mode().baseline()).without_ignored()
 
 
 def check_strictest(planned: Sequence[_Planned]) -> None:
@@ -148,22 +139,20 @@ def check_strictest(planned: Sequence[_Planned]) -> None:
     InputError: The data cannot be used, or the budget is out of reach.
   """
   strictest = min(planned, key=lambda one: one.cell.epsilon)
-  jobs.call(_check, strictest.settings)
+  spawn = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
+    pool.submit(_check, strictest.flags).result()
 
 
-def _check(settings: settings_lib.Settings) -> None:
-  from experiments import build  # Only where TensorFlow is wanted.
+def _check(own: settings_lib.Flags) -> None:
+  from experiments.config import assembly  # Only where TensorFlow is wanted.
 
-  settings = settings.resolve()
-  task = build.build_task(settings)
-  feed = build.build_feed(settings, task)
-  settings = settings.for_population(task.num_clients, feed.num_units)
-  build.build_mechanism(settings, feed.num_units, lambda _: None)
+  assembly.assemble(own.resolve())
 
 
 def claim(
   folder: pathlib.Path,
-  base: settings_lib.Settings,
+  base: settings_lib.Flags,
   planned: Sequence[_Planned],
   command: str,
   plain_flags: str,
@@ -174,7 +163,7 @@ def claim(
     InputError: The folder belongs to a sweep with other settings.
   """
   path = folder / study.SWEEP_FILE
-  settings = {**dataclasses.asdict(base), _PLAIN_FLAGS: plain_flags}
+  settings = {**base.given, _PLAIN_FLAGS: plain_flags}
   entries = {one.cell.name: _entry(one.cell) for one in planned}
   if path.exists():
     there = study.read(folder).info
@@ -210,10 +199,10 @@ def _refuse_other_sweep(
   folder: pathlib.Path, there: dict[str, Any], now: dict[str, Any]
 ) -> None:
   changed = [
-    f'--{name} ({there.get(name)} there, {value} now)'
-    for name, value in now.items()
-    if name not in (*settings_lib.MAY_CHANGE, 'seed')
-    and there.get(name) != value
+    f'--{name} ({there.get(name)} there, {now.get(name)} now)'
+    for name in sorted({*there, *now})
+    if name not in {*settings_lib.MAY_CHANGE, 'seed'}
+    and there.get(name) != now.get(name)
   ]
   if changed:
     raise _validate.InputError(
@@ -223,7 +212,7 @@ def _refuse_other_sweep(
 
 
 def run(
-  base: settings_lib.Settings,
+  base: settings_lib.Flags,
   *,
   epsilons: Sequence[float],
   seeds: int,
@@ -271,12 +260,12 @@ def _finish(folder: pathlib.Path, ended: cells_lib.Ended) -> int:
 
 
 def main(
-  read_settings: Callable[[], settings_lib.Settings],
+  read_flags: Callable[[], settings_lib.Flags],
   values: absl_flags.FlagValues,
 ) -> int:
   """Runs the command; returns its exit code."""
   return run(
-    read_settings(),
+    read_flags(),
     epsilons=plan.parse_epsilons(values.epsilons),
     seeds=values.seeds,
     jobs=values.jobs,
@@ -310,4 +299,4 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  flags.run(functools.partial(main, flags.define_settings(), absl_flags.FLAGS))
+  command.run(functools.partial(main, flags.define(), absl_flags.FLAGS))

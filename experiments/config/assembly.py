@@ -1,0 +1,163 @@
+"""From settings to the objects of a run: task, feed, mechanism, process.
+
+`assemble` is how every command that trains or repeats a training puts these
+together. What is particular to a way of training comes from its mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+from absl import logging
+import numpy as np
+import tensorflow_federated as tff
+
+from experiments.config import settings as settings_lib
+from experiments.modes import base
+from tff_medical import _validate
+from tff_medical import models
+from tff_medical import pretrained
+from tff_medical import tasks
+from tff_medical.data import loading
+from tff_medical.data import partition as partition_lib
+from tff_medical.privacy import accounting
+from tff_medical.privacy import calibration
+from tff_medical.privacy import interface
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Assembly:
+  """The objects of a run that belong together.
+
+  Attributes:
+    settings: With what depends on the data.
+    task: The clients' images and the model.
+    feed: Turns the units drawn for a round into client datasets.
+    mechanism: What is released and what it costs; its noise is calibrated.
+  """
+
+  settings: settings_lib.Settings
+  task: tasks.Task
+  feed: base.Feed
+  mechanism: interface.Mechanism
+
+  @property
+  def delta(self) -> float:
+    """The delta of every epsilon of the run."""
+    return self.settings.mode.target_delta or accounting.default_delta(
+      self.feed.num_units
+    )
+
+  @functools.cached_property
+  def process(self) -> tff.learning.templates.LearningProcess:
+    """The learning process."""
+    return self.settings.mode.averaged_process(self.task, self.mechanism)
+
+
+def assemble(
+  settings: settings_lib.Settings,
+  task: tasks.Task | None = None,
+  progress: Callable[[str], None] = lambda line: None,
+) -> Assembly:
+  """Returns the objects of a run, its noise calibrated if ε is the target.
+
+  Args:
+    settings: Resolved.
+    task: The run's, if it was loaded before.
+    progress: Is called with a line after every step of the calibration.
+
+  Raises:
+    InputError: The data cannot be used, or the target is out of reach.
+  """
+  task = task or load_task(settings)
+  feed = settings.mode.feed(task)
+  settings = settings.for_data(task.num_clients, feed.num_units)
+  mechanism = build_mechanism(settings, feed.num_units, progress)
+  return Assembly(settings, task, feed, mechanism)
+
+
+def build_mechanism(
+  settings: settings_lib.Settings,
+  num_units: int,
+  progress: Callable[[str], None] = lambda line: None,
+) -> Any:
+  """Returns the mechanism of settings that know their data.
+
+  Args:
+    settings: What `Settings.for_data` returned.
+    num_units: The number of units.
+    progress: As for `assemble`.
+  """
+  mode = settings.mode
+  mechanism = mode.mechanism(num_units)
+  if mode.target_epsilon is None:
+    return mechanism
+  return calibration.calibrate(
+    mechanism,
+    target_epsilon=mode.target_epsilon,
+    delta=base.known(mode.target_delta),
+    rounds=mode.rounds,
+    progress=progress,
+  )
+
+
+def warn_of_large_delta(delta: float, population: int) -> None:
+  """Warns unless delta is below one over the population."""
+  if delta >= 1 / population:
+    logging.warning(
+      'target_delta %.3g is not below one over the population (%.3g): a '
+      'mechanism that publishes one of them at random would satisfy it',
+      delta,
+      1 / population,
+    )
+
+
+def load_task(settings: settings_lib.Settings) -> tasks.Task:
+  """Loads the data, spreads it over clients and binds it to the model.
+
+  Raises:
+    InputError: Data, partition or initial model cannot be used.
+  """
+  data_settings = settings.data
+  initial_model = None
+  if settings.model.initial_model is not None:
+    initial_model = pretrained.load(settings.model.initial_model)
+    if settings.mode.is_private:
+      _refuse_same_data(initial_model, data_settings.dataset)
+  data = loading.load(
+    data_settings.dataset,
+    image_size=data_settings.image_size,
+    data_dir=data_settings.data_dir,
+    seed=data_settings.seed,
+  )
+  if data.duplicates:
+    logging.warning('%s has duplicates: %s', data.name, data.duplicates)
+  kind = data_settings.partition
+  is_skewed = kind in partition_lib.ALPHA_KINDS
+  partition = partition_lib.partition(
+    kind,
+    data.train,
+    num_clients=data_settings.num_clients,
+    alpha=data_settings.dirichlet_alpha if is_skewed else None,
+    rng=np.random.default_rng(data_settings.seed),
+  )
+  return tasks.Task(
+    data=data,
+    partition=partition,
+    model=settings.model.model,
+    seed=data_settings.seed,
+    initial_model=initial_model,
+  )
+
+
+def _refuse_same_data(initial: models.InitialModel, dataset: str) -> None:
+  """Refuses to state an epsilon for data that was trained on before."""
+  if dataset in initial.datasets:
+    raise _validate.InputError(
+      f'initial_model {initial.name} was trained on {dataset}, too, so that the '
+      'ε of this run alone would not hold; start from a model of other data, go '
+      'on in the output_dir of that run, or give up privacy with clipping=none'
+    )

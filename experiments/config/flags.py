@@ -1,0 +1,221 @@
+"""Flags on the command line: from absl to `settings.Flags`, and the help.
+
+A flag is defined once a command for every setting, with no value unless it was
+given; defaults and bounds are those of `settings`. Nothing here imports
+TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import pathlib
+import shlex
+import textwrap
+from typing import Any
+
+from absl import flags
+
+from experiments import modes
+from experiments.config import fields
+from experiments.config import settings as settings_lib
+from tff_medical import _validate
+from tff_medical import files
+
+_DEFINE: Mapping[type[Any], Callable[..., Any]] = {
+  bool: flags.DEFINE_boolean,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  str: flags.DEFINE_string,
+}
+_WIDTH = 80
+_MECHANISM_HELP = 'the way of training [the first that protects --privacy_unit]'
+# What config.json holds that is no value of a flag.
+_NOT_GIVEN_BACK = ('output_dir', 'cohort_seed')
+
+
+def define(
+  values: flags.FlagValues = flags.FLAGS,
+) -> Callable[[], settings_lib.Flags]:
+  """Defines a flag for every setting; returns what reads those given."""
+  flags.DEFINE_string(
+    'mechanism', None, _MECHANISM_HELP, flag_values=values
+  )
+  for name, groups in settings_lib.OWNERS.items():
+    make = _DEFINE[fields.kind(groups[0], name)]
+    help_text = fields.of(groups[0])[name].metadata['help']
+    make(name, None, help_text, flag_values=values)
+
+  def read() -> settings_lib.Flags:
+    return settings_lib.Flags.of(
+      **{name: values[name].value for name in settings_lib.NAMES}
+    )
+
+  return read
+
+
+def changed(given: settings_lib.Flags, arguments: str) -> settings_lib.Flags:
+  """Returns flags with what a text says instead.
+
+  Args:
+    given: The flags that hold where the text says nothing.
+    arguments: Flags as in a shell, e.g. `--rounds=5 --model=cnn`.
+
+  Raises:
+    InputError: The text has something else than flags of settings.
+  """
+  values = flags.FlagValues()
+  read = define(values)
+  try:
+    rest = values(['', *shlex.split(arguments)])
+  except (flags.Error, ValueError) as error:
+    raise _validate.InputError(f'{arguments!r}: {error}') from None
+  if len(rest) > 1:
+    raise _validate.InputError(
+      f'{arguments!r} must hold flags alone (--name=value), got {rest[1]!r}'
+    )
+  return given.changed(**read().given)
+
+
+def with_configs(argv: Sequence[str]) -> list[str]:
+  """Returns the arguments, with each config.json as the flags it stands for.
+
+  A run's config.json is given back by `--flagfile=RUN/config.json`; flags after
+  it may say something else. Its output folder and cohort seed are not taken.
+
+  Raises:
+    InputError: The file is damaged.
+  """
+  found: list[str] = []
+  for argument in argv:
+    name, _, value = argument.lstrip('-').partition('=')
+    if name == 'flagfile' and value.endswith('.json'):
+      found += _of_config(pathlib.Path(value).expanduser())
+    else:
+      found.append(argument)
+  return found
+
+
+def _of_config(path: pathlib.Path) -> list[str]:
+  try:
+    settings = files.read_json(path).get('settings')
+  except FileNotFoundError:
+    settings = None
+  if not isinstance(settings, dict):
+    raise _validate.InputError(
+      f'flagfile {path} is not the config.json of a run; give a file of flags, '
+      'or RUN/config.json'
+    )
+  return given_back(settings).arguments()
+
+
+def given_back(settings: Mapping[str, Any]) -> settings_lib.Flags:
+  """Returns the flags of the settings that a run's config.json holds.
+
+  Raises:
+    InputError: They are of another version.
+  """
+  values = {n: v for n, v in settings.items() if n not in _NOT_GIVEN_BACK}
+  try:
+    return settings_lib.Flags.of(**values)
+  except TypeError as error:
+    raise _validate.InputError(
+      f'the settings of config.json are of another version ({error}); train '
+      'again'
+    ) from None
+
+
+def help_text(
+  doc: str, own: Sequence[flags.Flag], *, has_settings: bool
+) -> str:
+  """Returns what --help prints: the command's doc and its flags in groups.
+
+  Args:
+    doc: The docstring of the command.
+    own: The flags of this command alone.
+    has_settings: Whether it has those of a run, too.
+  """
+  parts = [doc.strip()]
+  if own:
+    lines = [line for flag in own for line in _describe_flag(flag)]
+    parts.append('\n'.join(['Flags of this command:', *lines]))
+  if has_settings:
+    parts += [
+      '\n'.join([f'{title}:', *lines]) for title, lines in _setting_groups()
+    ]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _setting_groups() -> Iterator[tuple[str, list[str]]]:
+  """Yields a title and the lines of each group of settings, each flag once."""
+  of_group: dict[str, list[str]] = {}
+  of_group['Privacy and training'] = list(
+    _describe('mechanism', None, _MECHANISM_HELP, tuple(modes.MODES))
+  )
+  for name, groups in settings_lib.OWNERS.items():
+    field = fields.of(groups[0])[name]
+    of_group.setdefault(_title(groups), []).extend(
+      _describe(
+        name,
+        field.default,
+        field.metadata['help'] + _other_defaults(groups, name),
+        _choices(groups, name),
+        field.metadata['only_if'],
+      )
+    )
+  titles = ['Data', 'Model', 'Privacy and training']
+  titles += [t for t in of_group if t not in (*titles, 'Run')]
+  for title in (*titles, 'Run'):
+    yield title, of_group[title]
+
+
+def _title(groups: Sequence[type[Any]]) -> str:
+  plain = {
+    settings_lib.DataSettings: 'Data',
+    settings_lib.ModelSettings: 'Model',
+    settings_lib.RunSettings: 'Run',
+  }
+  if groups[0] in plain:
+    return plain[groups[0]]
+  if len(groups) == len(modes.MODES):
+    return 'Privacy and training'
+  return f'With --mechanism={", ".join(group.name for group in groups)}'
+
+
+def _other_defaults(groups: Sequence[type[Any]], name: str) -> str:
+  """Returns the modes where a setting has another default, in brackets."""
+  first = fields.of(groups[0])[name].default
+  other = {g.name: fields.of(g)[name].default for g in groups if g is not groups[0]} if len(groups) > 1 else {}
+  text = ', '.join(f'{m}: {v}' for m, v in other.items() if v != first)
+  return f' [{text}]' if text else ''
+
+
+def _choices(groups: Sequence[type[Any]], name: str) -> tuple[str, ...]:
+  choices = (fields.of(g)[name].metadata['choices'] for g in groups)
+  return tuple(dict.fromkeys(c for some in choices for c in some))
+
+
+def _describe_flag(flag: flags.Flag) -> Iterator[str]:
+  default = flag.default
+  if isinstance(default, list):
+    default = ','.join(map(str, default))
+  yield from _describe(flag.name, default, flag.help or '')
+
+
+def _describe(
+  name: str,
+  default: Any,
+  help_text: str,
+  choices: Sequence[str] = (),
+  only_if: Mapping[str, Sequence[Any]] | None = None,
+) -> Iterator[str]:
+  """Yields the lines of a flag."""
+  shown = '' if default in (None, '') else f'={default}'
+  yield f'  --{name}{shown}'
+  text = ' '.join(help_text.split())
+  if choices:
+    text += f' ({", ".join(choices)})'
+  for other, values in (only_if or {}).items():
+    text += f' [with --{other}={", ".join(map(str, values))}]'
+  yield from textwrap.wrap(
+    text, _WIDTH, initial_indent='      ', subsequent_indent='      '
+  )

@@ -1,0 +1,380 @@
+"""The settings of a run: what its flags say, resolved and checked.
+
+`Flags` holds the values that were given, by name, and is what sweeps change;
+`resolve` turns them into `Settings`: data, model, mode and run, each a frozen
+dataclass whose values were checked. A flag that the chosen mode has no use for
+is an error. Nothing here imports TensorFlow.
+
+>>> flags = Flags.of(target_epsilon=8.0, output_dir='runs/x')
+>>> settings = flags.resolve()
+>>> settings.mode.name, settings.data.num_clients
+('dp_fed_avg', 300)
+>>> flags.changed(privacy_unit='record', client_epochs=3).resolve()
+Traceback (most recent call last):
+...
+tff_medical._validate.InputError: client_epochs=3 would be ignored with \
+privacy_unit=record; leave it out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+from typing import Any, Optional
+
+from experiments import modes
+from experiments.config import fields
+from experiments.modes import base
+from tff_medical import _validate
+from tff_medical.data import partition as partition_lib
+
+PRIVACY_UNITS = ('client', 'record', 'patient')
+_MECHANISM = 'mechanism'
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+  """The images, and how they go to clients."""
+
+  dataset: str = fields.setting(
+    'synthetic',
+    'synthetic, synthetic_rgb (generated, no download) or medmnist/NAME',
+  )
+  data_dir: Optional[str] = fields.setting(
+    None,
+    'folder with NAME.npz; without it MedMNIST sets are downloaded',
+    may_change=True,
+  )
+  image_size: int = fields.setting(
+    28, 'pixels a side: 28, 64, 128 or 224', low=1, high=4096
+  )
+  partition: str = fields.setting(
+    'iid', 'how images go to clients', choices=partition_lib.KINDS
+  )
+  dirichlet_alpha: float = fields.setting(
+    0.5,
+    'skew of labels or sizes; less is more',
+    low=1e-3,
+    high=1e6,
+    only_if={'partition': partition_lib.ALPHA_KINDS},
+  )
+  num_clients: Optional[int] = fields.setting(
+    None,
+    'number of clients [300 where clients are protected, else 8 sites]',
+    low=1,
+    high=10_000_000,
+    only_if={'partition': partition_lib.COUNTED_KINDS},
+  )
+  seed: int = fields.setting(
+    0,
+    'of data, partition and initial weights; never of the noise',
+    low=0,
+    high=2**31 - 1,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+  """The network."""
+
+  model: str = fields.setting(
+    'cnn_small', 'cnn_small, cnn, resnet or scattering'
+  )
+  initial_model: Optional[str] = fields.setting(
+    None,
+    'saved_model folder of an earlier run, public or paid for, whose weights '
+    'training starts from',
+    may_change=True,  # Its digest must not.
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+  """How, where and how visibly the training runs."""
+
+  rounds_per_eval: int = fields.setting(
+    10, 'rounds between evaluations', low=1, high=1_000_000, may_change=True
+  )
+  cohort_seed: Optional[int] = fields.setting(
+    None,
+    'of who joins each round [secret, from the operating system]',
+    low=0,
+    high=2**128 - 1,
+  )
+  runtime: str = fields.setting(
+    'local',
+    "local: this project's TFF runtime; tff: TFF's own",
+    choices=('local', 'tff'),
+    may_change=True,
+  )
+  client_threads: Optional[int] = fields.setting(
+    None,
+    'clients that train at once on the CPU [one for each core]',
+    low=1,
+    high=1024,
+    only_if={'runtime': ('local',)},
+    may_change=True,
+  )
+  client_devices: Optional[str] = fields.setting(
+    None,
+    'devices that train clients, as GPU:0,GPU:1 [all GPUs, or else the CPU]',
+    only_if={'runtime': ('local',)},
+    may_change=True,
+  )
+  clients_per_device: Optional[int] = fields.setting(
+    None,
+    'clients that train at once on each device [1]',
+    low=1,
+    high=1024,
+    only_if={'runtime': ('local',)},
+    may_change=True,
+  )
+  export_diverged: bool = fields.setting(
+    False,
+    'exports a model that has diverged, too: it is of no use',
+    may_change=True,
+  )
+  output_dir: Optional[str] = fields.setting(
+    None, 'folder of the results', may_change=True
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """All settings of a run, resolved.
+
+  Attributes:
+    data: The images, and how they go to clients.
+    model: The network.
+    mode: The way of training.
+    run: How and where the training runs.
+  """
+
+  data: DataSettings
+  model: ModelSettings
+  mode: base.Mode
+  run: RunSettings
+
+  def for_data(self, num_clients: int, num_units: int) -> Settings:
+    """Returns the settings with what depends on the data.
+
+    Args:
+      num_clients: The number of clients.
+      num_units: The number of units that the guarantee protects.
+    """
+    return dataclasses.replace(
+      self,
+      data=dataclasses.replace(self.data, num_clients=num_clients),
+      mode=self.mode.for_data(num_clients, num_units),
+    )
+
+  def used(self) -> dict[str, Any]:
+    """Returns every setting that has a use, by the name of its flag."""
+    values: dict[str, Any] = {_MECHANISM: self.mode.name}
+    for group in (self.data, self.model, self.mode, self.run):
+      values.update(fields.used(group))
+    return values
+
+  def published(self) -> dict[str, Any]:
+    """Returns the settings as published: without the seed of the cohorts."""
+    values = self.used()
+    if self.run.cohort_seed is not None:
+      values['cohort_seed'] = 'given; see checkpoints/cohort_seed.secret'
+    return values
+
+  def may_change(self) -> frozenset[str]:
+    """Returns the settings that may differ when the run goes on.
+
+    They change where or how fast the same computation runs, never what it is.
+    The number of rounds may, too, where nothing was chosen for it.
+    """
+    schedule = getattr(self.mode, 'client_learning_rate_schedule', 'constant')
+    if self.mode.target_epsilon is None and schedule == 'constant':
+      return MAY_CHANGE | {'rounds'}
+    return MAY_CHANGE
+
+
+_GROUPS: tuple[type[Any], ...] = (DataSettings, ModelSettings, RunSettings)
+
+
+def owners() -> dict[str, list[type[Any]]]:
+  """Returns the groups that have each flag, by its name."""
+  found: dict[str, list[type[Any]]] = {}
+  for group in (*_GROUPS, *modes.MODES.values()):
+    for name in fields.of(group):
+      found.setdefault(name, []).append(group)
+  return found
+
+
+# The groups of each flag but --mechanism, which chooses one.
+OWNERS = owners()
+MAY_CHANGE = frozenset(
+  name
+  for name, groups in OWNERS.items()
+  if any(fields.of(group)[name].metadata['may_change'] for group in groups)
+)
+NAMES = (_MECHANISM, *OWNERS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+  """The flags that were given.
+
+  Attributes:
+    given: Their values by name; a flag that is not here has its default.
+  """
+
+  given: Mapping[str, Any]
+
+  @classmethod
+  def of(cls, **values: Any) -> Flags:
+    """Returns flags with these values, those that are None left out."""
+    return cls({}).changed(**values)
+
+  def __getattr__(self, name: str) -> Any:
+    """Returns the value of a flag; its default if it was not given."""
+    if name not in NAMES:
+      raise AttributeError(name)
+    if name in self.given:
+      return self.given[name]
+    if name == _MECHANISM:
+      return None
+    return fields.of(OWNERS[name][0])[name].default
+
+  def changed(self, **values: Any) -> Flags:
+    """Returns these flags with others; None takes a flag back."""
+    for name in values:
+      if name not in NAMES:
+        raise TypeError(f'there is no flag {name!r}')
+    merged = {**self.given, **values}
+    return Flags({n: v for n, v in merged.items() if v is not None})
+
+  def mode(self) -> type[base.Mode]:
+    """Returns the mode that the flags choose.
+
+    Raises:
+      InputError: There is no such mechanism or unit.
+    """
+    unit = self.given.get('privacy_unit')
+    if unit is not None:
+      _validate.one_of(PRIVACY_UNITS, privacy_unit=unit)
+    mechanism = self.given.get(_MECHANISM)
+    if mechanism is None:
+      return modes.default(unit or PRIVACY_UNITS[0])
+    _validate.one_of(tuple(modes.MODES), mechanism=mechanism)
+    mode = modes.MODES[mechanism]
+    if unit is None and PRIVACY_UNITS[0] not in mode.units:
+      raise _validate.InputError(
+        f'privacy_unit must be {" or ".join(mode.units)} with '
+        f'mechanism={mechanism}, got {PRIVACY_UNITS[0]}'
+      )
+    return mode
+
+  def resolve(self) -> Settings:
+    """Returns the settings of a run.
+
+    What depends on the data comes with `Settings.for_data`.
+
+    Raises:
+      InputError: A value is not allowed, missing, or would be ignored.
+    """
+    mode = self.mode()
+    for name in self.given:
+      reason = self._ignored_by(mode, name)
+      if reason:
+        raise _validate.InputError(
+          f'{name}={self.given[name]} would be ignored with {reason}; leave it '
+          'out'
+        )
+    data, model, run = (
+      fields.read(group, self._part(group)) for group in _GROUPS
+    )
+    settings = Settings(
+      _with_clients(data, mode), model, mode.read(self._part(mode)), run
+    )
+    if settings.run.output_dir is None:
+      raise _validate.InputError(
+        'output_dir must be given: --output_dir=FOLDER'
+      )
+    if settings.run.runtime not in mode.runtimes:
+      raise _validate.InputError(
+        f'runtime must be {" or ".join(mode.runtimes)} with '
+        f'mechanism={mode.name}, got {settings.run.runtime}'
+      )
+    return settings
+
+  def without_ignored(self) -> Flags:
+    """Returns these flags without what `resolve` would refuse as ignored."""
+    mode = self.mode()
+    kept: dict[str, Any] = {}
+    for group in (*_GROUPS, mode):
+      values: dict[str, Any] = {}
+      for name, field in fields.of(group).items():
+        values[name] = self.given.get(name, _default(group, field, self.given))
+        if name not in self.given:
+          continue
+        if fields.unused_because(group, values, name):
+          values[name] = field.default
+        else:
+          kept[name] = self.given[name]
+    if _MECHANISM in self.given:
+      kept[_MECHANISM] = self.given[_MECHANISM]
+    return Flags(kept)
+
+  def for_reference(self) -> Flags:
+    """Returns what training without federation and privacy has a use for."""
+    kept = {n: v for n, v in self.given.items() if n in REFERENCE_FLAGS}
+    if self.partition in partition_lib.COUNTED_KINDS:
+      kept.setdefault('num_clients', self.mode().default_clients)
+    return Flags({**kept, 'clipping': 'none'})
+
+  def arguments(self) -> list[str]:
+    """Returns the flags as a command takes them."""
+    return [f'--{name}={value}' for name, value in self._sorted()]
+
+  def _sorted(self) -> Iterator[tuple[str, Any]]:
+    for name in NAMES:
+      if name in self.given:
+        yield name, self.given[name]
+
+  def _part(self, group: type[Any]) -> dict[str, Any]:
+    return {n: self.given[n] for n in fields.of(group) if n in self.given}
+
+  def _ignored_by(self, mode: type[base.Mode], name: str) -> str:
+    """Returns what leaves a flag without a use, or ''."""
+    if name == _MECHANISM or name in fields.of(mode):
+      return ''
+    if any(name in fields.of(group) for group in _GROUPS):
+      return ''
+    unit = self.given.get('privacy_unit', PRIVACY_UNITS[0])
+    of_the_unit = any(
+      unit in m.units and name in fields.of(m) for m in modes.MODES.values()
+    )
+    if of_the_unit or self.given.get(_MECHANISM):
+      return f'mechanism={mode.name}'
+    return f'privacy_unit={unit}'
+
+
+REFERENCE_FLAGS = (
+  *fields.of(DataSettings),
+  *fields.of(ModelSettings),
+  'output_dir',
+)
+
+
+def _with_clients(data: DataSettings, mode: type[base.Mode]) -> DataSettings:
+  """Returns the data's settings with the number of clients, if it is free."""
+  if data.num_clients is not None:
+    return data
+  if data.partition not in partition_lib.COUNTED_KINDS:
+    return data
+  return dataclasses.replace(data, num_clients=mode.default_clients)
+
+
+def _default(
+  group: type[Any], field: dataclasses.Field[Any], given: Mapping[str, Any]
+) -> Any:
+  """Returns the default of a setting, which may depend on others."""
+  if issubclass(group, base.Mode):
+    return group.defaults(dict(given)).get(field.name, field.default)
+  return field.default

@@ -1,0 +1,300 @@
+"""What all ways of training have in common.
+
+A mode is one way of training: a frozen dataclass of its own settings, which
+gives the mechanism, the feed and the learning process that belong together, its
+baseline without privacy, and what an audit has to know. A new one is a module
+of its own and a line in `modes.MODES`.
+
+The parts of the library are reached through `tff_medical`, which imports them at
+first use: wrong flags are refused before TensorFlow is imported.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import typing
+from typing import Any, ClassVar, Optional, TypeVar
+
+from experiments.config import fields
+import tff_medical as tfm
+from tff_medical import InputError
+
+if typing.TYPE_CHECKING:
+  import tensorflow_federated as tff
+
+  from tff_medical.privacy import interface
+
+ModeT = TypeVar('ModeT', bound='Mode')
+_T = TypeVar('_T')
+
+_CLIPPED = {'clipping': ('adaptive', 'fixed')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode(abc.ABC):
+  """Settings that every mode has, and what each mode does.
+
+  Those that are None are decided by `for_data`, when the data is known.
+  """
+
+  # The name of the mode, as --mechanism and the ledger have it.
+  name: ClassVar[str]
+  # What the mode can protect; the first is the default.
+  units: ClassVar[tuple[str, ...]]
+  # The number of clients where neither the data nor the user decides it.
+  default_clients: ClassVar[int]
+  # Why the training cannot be repeated with canaries; '' if it can.
+  refuses_canaries: ClassVar[str] = ''
+  # Whether a client that does not take part must be there without data.
+  keeps_absent: ClassVar[bool] = False
+  # Whether what the server sees is the sum of clipped updates and one noise.
+  has_one_noise: ClassVar[bool] = False
+  # The runtimes that the mode can run in.
+  runtimes: ClassVar[tuple[str, ...]] = ('local', 'tff')
+
+  privacy_unit: str = fields.setting(
+    'client', 'whom the guarantee protects: client, record or patient'
+  )
+  rounds: int = fields.setting(
+    100, 'rounds of training', low=1, high=1_000_000
+  )
+  clipping: str = fields.setting(
+    'fixed',
+    'how contributions are clipped; none is training without privacy',
+    choices=('fixed', 'none'),
+  )
+  clip_norm: float = fields.setting(
+    1.0,
+    'L2 norm to which contributions are clipped, the first one if adaptive',
+    low=1e-10,
+    high=1e10,
+    only_if=_CLIPPED,
+  )
+  noise_multiplier: Optional[float] = fields.setting(
+    None,
+    'standard deviation of the noise over the sensitivity; 0 is no guarantee',
+    low=0,
+    high=1e6,
+    only_if=_CLIPPED,
+  )
+  target_epsilon: Optional[float] = fields.setting(
+    None,
+    'ε of the whole training, to which the noise is calibrated',
+    low=1e-3,
+    high=1e6,
+    only_if=_CLIPPED,
+  )
+  target_delta: Optional[float] = fields.setting(
+    None, 'δ of every ε [number of units ** -1.1]', only_if=_CLIPPED
+  )
+  epsilon_budget: Optional[float] = fields.setting(
+    None,
+    'a round that would exceed this ε is refused [target_epsilon]',
+    only_if=_CLIPPED,
+  )
+  server_optimizer: str = fields.setting(
+    'sgd',
+    'what applies the aggregated update',
+    choices=('sgd', 'adam', 'yogi'),
+  )
+  server_learning_rate: float = fields.setting(
+    1.0, "the server optimizer's step", low=1e-10, high=1e30
+  )
+  server_momentum: float = fields.setting(
+    0.9,
+    'in [0, 1)',
+    low=0,
+    high=1 - 1e-6,
+    only_if={'server_optimizer': ('sgd',)},
+  )
+  ema_decay: float = fields.setting(
+    0.0,
+    "exports the moving average of the rounds' models, at no cost in privacy; "
+    '0 exports the last model',
+    low=0,
+    high=1 - 1e-6,
+  )
+
+  @property
+  def is_private(self) -> bool:
+    """Whether noise is added."""
+    return bool(self.target_epsilon or self.noise_multiplier)
+
+  @classmethod
+  def read(cls: type[ModeT], given: dict[str, Any]) -> ModeT:
+    """Returns the mode as the flags say.
+
+    Args:
+      given: The values of the flags that were given and are this mode's.
+
+    Raises:
+      InputError: A value is not allowed, would be ignored, or is missing.
+    """
+    given = {**cls.defaults(given), **given}
+    unit = given.setdefault('privacy_unit', cls.units[0])
+    if unit not in cls.units:
+      raise InputError(
+        f'privacy_unit must be {" or ".join(cls.units)} with '
+        f'mechanism={cls.name}, got {unit}'
+      )
+    if given.get('clipping') == 'adaptive' and 'adaptive' not in cls.clippings():
+      raise InputError(
+        f'clipping must be {" or ".join(cls.clippings())} with '
+        f'mechanism={cls.name}, got adaptive'
+      )
+    mode = fields.read(cls, given)
+    mode.check()
+    return mode
+
+  @classmethod
+  def clippings(cls) -> tuple[str, ...]:
+    """Returns the kinds of clipping that the mode has."""
+    choices: tuple[str, ...] = fields.of(cls)['clipping'].metadata['choices']
+    return choices
+
+  @classmethod
+  def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the defaults that depend on what was given.
+
+    Args:
+      given: As for `read`.
+    """
+    clipping = given.get('clipping', fields.of(cls)['clipping'].default)
+    return {'clip_norm': 0.1} if clipping == 'adaptive' else {}
+
+  def check(self) -> None:
+    """Raises `InputError` unless the settings fit together."""
+    chosen = [self.target_epsilon, self.noise_multiplier]
+    if self.clipping != 'none' and sum(v is not None for v in chosen) != 1:
+      raise InputError(
+        'exactly one of target_epsilon and noise_multiplier must be given with '
+        f'clipping={self.clipping}, got target_epsilon={self.target_epsilon} '
+        f'and noise_multiplier={self.noise_multiplier}; for training without '
+        'privacy choose clipping=none'
+      )
+    for name in ('target_delta', 'epsilon_budget'):
+      if getattr(self, name) is not None and not self.is_private:
+        raise InputError(
+          f'{name}={getattr(self, name)} would be ignored with no noise; leave '
+          'it out'
+        )
+
+  def for_data(self: ModeT, num_clients: int, num_units: int) -> ModeT:
+    """Returns the mode with what depends on the data.
+
+    Args:
+      num_clients: The number of clients.
+      num_units: The number of units that the guarantee protects.
+
+    Raises:
+      InputError: A cohort is not below the population.
+    """
+    if not self.is_private:
+      return self
+    return self.with_default(
+      target_delta=tfm.privacy.accounting.default_delta(num_units),
+      epsilon_budget=self.target_epsilon,
+    )
+
+  def with_default(self: ModeT, **defaults: Any) -> ModeT:
+    """Returns the mode with values for the settings that have none."""
+    missing = {n: v for n, v in defaults.items() if getattr(self, n) is None}
+    return dataclasses.replace(self, **missing)
+
+  @abc.abstractmethod
+  def feed(self, task: tfm.tasks.Task) -> Feed:
+    """Returns what turns the units drawn for a round into client datasets."""
+
+  @abc.abstractmethod
+  def mechanism(self, num_units: int) -> interface.Mechanism:
+    """Returns the mechanism, before any noise is calibrated.
+
+    Args:
+      num_units: The number of units; `for_data` knows of them, too.
+    """
+
+  @abc.abstractmethod
+  def process(
+    self,
+    task: tfm.tasks.Task,
+    mechanism: Any,
+    server_optimizer: tff.learning.optimizers.Optimizer,
+  ) -> tff.learning.templates.LearningProcess:
+    """Returns the learning process.
+
+    Args:
+      task: The data and the model.
+      mechanism: What `mechanism` returned, its noise calibrated.
+      server_optimizer: What applies the aggregated update.
+    """
+
+  def averaged_process(
+    self, task: tfm.tasks.Task, mechanism: Any
+  ) -> tff.learning.templates.LearningProcess:
+    """Returns the process, of the moving average of models if there is one."""
+    optimizer = tfm.learning.build_server_optimizer(
+      self.server_optimizer,
+      learning_rate=self.server_learning_rate,
+      momentum=self.server_momentum if self.server_optimizer == 'sgd' else 0.0,
+    )
+    if not self.ema_decay:
+      return self.process(task, mechanism, optimizer)
+    averaging = tfm.learning.weight_averaging.Averaging(
+      optimizer, self.ema_decay
+    )
+    return tfm.learning.weight_averaging.with_averaged_model(
+      self.process(task, mechanism, averaging)
+    )
+
+  @classmethod
+  def baseline(cls) -> dict[str, Any]:
+    """Returns the flags that make the mode its own baseline without privacy."""
+    return {'clipping': 'none'}
+
+  def with_canaries(self: ModeT, scale: float, present: float) -> ModeT:
+    """Returns the mode with the same sampling rate for more units.
+
+    Args:
+      scale: The units with canaries over those without.
+      present: The units that take part, canaries among them, over those without.
+    """
+    del scale, present
+    return self
+
+
+class Feed(typing.Protocol):
+  """Gives the datasets of a round; see `tff_medical.feeds`."""
+
+  @property
+  def num_units(self) -> int:
+    """The population of the mechanism's sampling."""
+
+  def without_data(self) -> list[Any]:
+    """Returns the datasets of a round without data."""
+
+  def __call__(self, indices: Any) -> list[Any]:
+    """Returns the datasets of the units at `indices`."""
+
+
+def known(value: _T | None) -> _T:
+  """Returns a setting that `for_data` has decided."""
+  if value is None:
+    raise ValueError('the mode must be resolved by for_data first')
+  return value
+
+
+def check_below(name: str, value: float, limit: int, what: str) -> None:
+  """Raises `InputError` unless a cohort is below its population."""
+  if value >= limit:
+    raise InputError(
+      f'{name} must be below the {limit} {what}, got {value:g}; lower it'
+      + (' or choose client_sampling=all' if what == 'clients' else '')
+    )
+
+
+def fixed_clipping(mode: Mode) -> Any:
+  """Returns fixed clipping, or None without any."""
+  if mode.clipping == 'none':
+    return None
+  return tfm.privacy.mechanisms.FixedClipping(mode.clip_norm)

@@ -1,0 +1,108 @@
+"""What modes whose clients train for themselves have in common."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import typing
+from typing import Any, ClassVar
+
+from experiments.config import fields
+from experiments.modes import base
+import tff_medical as tfm
+
+if typing.TYPE_CHECKING:
+  import tensorflow_federated as tff
+
+SCHEDULES = ('constant', 'linear', 'cosine')
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientTraining(base.Mode, abc.ABC):
+  """Clients take steps of SGD; the guarantee is for all that a client sends."""
+
+  units: ClassVar[tuple[str, ...]] = ('client',)
+  default_clients: ClassVar[int] = 300
+
+  client_epochs: int = fields.setting(
+    1, "passes over a client's images a round", low=1, high=10_000
+  )
+  client_batch_size: int = fields.setting(
+    16, 'images a step on a client', low=1, high=1_000_000
+  )
+  client_learning_rate: float = fields.setting(
+    0.1, 'SGD step on a client', low=1e-10, high=1e10
+  )
+  client_learning_rate_schedule: str = fields.setting(
+    'constant',
+    "how the clients' learning rate goes to 0 over the rounds",
+    choices=SCHEDULES,
+  )
+  proximal_strength: float = fields.setting(
+    0.0,
+    "FedProx's mu, which holds clients near the global model",
+    low=0,
+    high=1e10,
+  )
+
+  def feed(self, task: tfm.tasks.Task) -> base.Feed:
+    """Returns the whole data of each client drawn."""
+    return tfm.feeds.ClientFeed(
+      task.clients,
+      batch_size=self.client_batch_size,
+      epochs=self.client_epochs,
+    )
+
+  def process(
+    self,
+    task: tfm.tasks.Task,
+    mechanism: Any,
+    server_optimizer: tff.learning.optimizers.Optimizer,
+  ) -> tff.learning.templates.LearningProcess:
+    """Returns DP-FedAvg with the mechanism's aggregator."""
+    is_scheduled = self.client_learning_rate_schedule != 'constant'
+    return tfm.learning.build_dp_fed_avg(
+      task.tff_model,
+      mechanism,
+      client_optimizer=functools.partial(self._client_optimizer)
+      if is_scheduled
+      else self._client_optimizer(self.client_learning_rate),
+      client_learning_rate=tfm.learning.client_training.build_schedule(
+        self.client_learning_rate_schedule,
+        learning_rate=self.client_learning_rate,
+        rounds=self.rounds,
+      )
+      if is_scheduled
+      else None,
+      server_optimizer=server_optimizer,
+      count_broken=self.publishes_broken_units,
+    )
+
+  @property
+  def publishes_broken_units(self) -> bool:
+    """Whether each round tells how many clients it left out."""
+    return False
+
+  def _client_optimizer(
+    self, learning_rate: Any
+  ) -> tff.learning.optimizers.Optimizer:
+    import tensorflow_federated as tff  # Late: see `modes.base`.
+
+    return tfm.learning.client_training.with_proximal_term(
+      tff.learning.optimizers.build_sgdm(learning_rate), self.proximal_strength
+    )
+
+
+def publish_broken_units() -> Any:
+  """Returns the setting of modes that can count the units left out."""
+  return fields.setting(
+    False,
+    'adds to metrics.csv how many clients, records or patients a round left '
+    'out as broken; no noise, so ε does not cover it',
+  )
+
+
+def clients_per_round(help_text: str, **extra: Any) -> Any:
+  """Returns the setting of modes that draw some of the clients."""
+  return fields.setting(None, help_text, low=1e-6, high=1e9, **extra)

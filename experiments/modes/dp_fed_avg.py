@@ -1,0 +1,119 @@
+"""DP-FedAvg: the server adds one noise to the sum of clipped client updates.
+
+McMahan et al. 2018 (arXiv 1710.06963), with the adaptive clipping of Andrew et
+al. 2021 (arXiv 1905.03871).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any, ClassVar, Optional
+
+from experiments.config import fields
+from experiments.modes import base
+from experiments.modes import client_training
+import tff_medical as tfm
+
+if typing.TYPE_CHECKING:
+  from tff_medical.privacy import mechanisms
+  from tff_medical.privacy import sampling
+
+_POISSON = {'client_sampling': ('poisson',)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DpFedAvg(client_training.ClientTraining):
+  """Clients are drawn at random, train, and are protected as a whole."""
+
+  name: ClassVar[str] = 'dp_fed_avg'
+  has_one_noise: ClassVar[bool] = True
+
+  clipping: str = fields.setting(
+    'adaptive',
+    'of what a client sends; none is training without privacy',
+    choices=('adaptive', 'fixed', 'none'),
+  )
+  target_unclipped_quantile: float = fields.setting(
+    0.5,
+    'fraction of contributions that adaptive clipping leaves as they are',
+    low=0.01,
+    high=0.99,
+    only_if={'clipping': ('adaptive',)},
+  )
+  client_sampling: str = fields.setting(
+    'poisson',
+    'poisson: each client joins each round on its own; all: everybody does',
+    choices=('poisson', 'all'),
+  )
+  clients_per_round: Optional[float] = client_training.clients_per_round(
+    'expected cohort [num_clients / 10]', only_if=_POISSON
+  )
+  max_clients_per_round: Optional[int] = fields.setting(
+    None,
+    'no round has more clients [no cap]',
+    low=1,
+    high=1_000_000_000,
+    only_if=_POISSON,
+  )
+  publish_broken_units: bool = client_training.publish_broken_units()
+
+  @property
+  def publishes_broken_units(self) -> bool:
+    """Whether each round tells how many clients it left out."""
+    return self.publish_broken_units
+
+  def for_data(self, num_clients: int, num_units: int) -> DpFedAvg:
+    """Returns the mode with its cohort; see the base class."""
+    mode = super().for_data(num_clients, num_units)
+    if mode.client_sampling != 'poisson':
+      return mode
+    mode = mode.with_default(clients_per_round=num_clients / 10)
+    base.check_below(
+      'clients_per_round',
+      base.known(mode.clients_per_round),
+      num_clients,
+      'clients',
+    )
+    return mode
+
+  def mechanism(self, num_units: int) -> mechanisms.GaussianMechanism:
+    """Returns the Gaussian mechanism for clients."""
+    return tfm.privacy.mechanisms.GaussianMechanism(
+      sampling=self._sampling(num_units),
+      clipping=clipping(self),
+      noise_multiplier=self.noise_multiplier or 0.0,
+      privacy_unit=self.privacy_unit,
+    )
+
+  def with_canaries(self, scale: float, present: float) -> DpFedAvg:
+    """Returns the mode for more clients, most of whom are not clipped."""
+    cap = self.max_clients_per_round
+    return dataclasses.replace(
+      self,
+      target_unclipped_quantile=self.target_unclipped_quantile / present,
+      clients_per_round=self.clients_per_round
+      and self.clients_per_round * scale,
+      max_clients_per_round=cap and -int(-cap * scale // 1),
+    )
+
+  def _sampling(self, num_clients: int) -> sampling.Sampling:
+    samplings = tfm.privacy.sampling
+    if self.client_sampling == 'all':
+      return samplings.FullParticipation(num_clients)
+    cohort = base.known(self.clients_per_round)
+    if self.max_clients_per_round is None:
+      return samplings.PoissonSampling(num_clients, cohort)
+    return samplings.TruncatedPoissonSampling(
+      num_clients, cohort, self.max_clients_per_round
+    )
+
+
+def clipping(mode: Any) -> mechanisms.Clipping | None:
+  """Returns the clipping of a mode that may be adaptive."""
+  if mode.clipping != 'adaptive':
+    return base.fixed_clipping(mode)
+  return tfm.privacy.mechanisms.AdaptiveClipping(
+    clip_norm=mode.clip_norm,
+    target_unclipped_quantile=mode.target_unclipped_quantile,
+  )

@@ -1,0 +1,87 @@
+"""Local DP-SGD: each site takes steps with noise of its own, and trusts nobody.
+
+See `privacy.local_mechanism` and `learning.local_dp_sgd`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any, ClassVar
+
+from experiments.config import fields
+from experiments.modes import base
+from experiments.modes import unit_training
+import tff_medical as tfm
+
+if typing.TYPE_CHECKING:
+  import tensorflow_federated as tff
+
+  from tff_medical.privacy import local_mechanism
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalDpSgd(unit_training.UnitTraining):
+  """Sites draw their own batches and send models that are private already."""
+
+  name: ClassVar[str] = 'local_dp_sgd'
+  refuses_canaries: ClassVar[str] = 'each site adds its own noise'
+
+  server_learning_rate: float = fields.redefine(
+    base.Mode, 'server_learning_rate', 1.0
+  )
+  local_steps: int = fields.setting(
+    5, 'steps of a client in a round, each charged', low=1, high=10_000
+  )
+  client_learning_rate: float = fields.setting(
+    0.1, "a client's SGD step", low=1e-10, high=1e10
+  )
+
+  def sampling(self, num_units: int) -> local_mechanism.LocalPoissonSampling:
+    """Returns how each step's units are drawn."""
+    return tfm.privacy.local_mechanism.LocalPoissonSampling(
+      num_units,
+      rate=base.known(self.expected_batch_size) / num_units,
+      steps=self.local_steps,
+    )
+
+  def feed(self, task: tfm.tasks.Task) -> base.Feed:
+    """Returns the drawn units of every step of every client."""
+    units = self.units_of(task)
+    mode = self.for_data(task.num_clients, len(units))
+    return tfm.feeds.LocalStepsFeed(
+      task.data.train,
+      units,
+      num_clients=task.num_clients,
+      sampling=mode.sampling(len(units)),
+    )
+
+  def mechanism(
+    self, num_units: int
+  ) -> local_mechanism.LocalGaussianMechanism:
+    """Returns the mechanism of a site's steps."""
+    return tfm.privacy.local_mechanism.LocalGaussianMechanism(
+      sampling=self.sampling(num_units),
+      clipping=base.fixed_clipping(self),
+      noise_multiplier=self.noise_multiplier or 0.0,
+      privacy_unit=self.privacy_unit,
+    )
+
+  def process(
+    self,
+    task: tfm.tasks.Task,
+    mechanism: Any,
+    server_optimizer: tff.learning.optimizers.Optimizer,
+  ) -> tff.learning.templates.LearningProcess:
+    """Returns local DP-SGD, whose models the server averages."""
+    import tensorflow_federated as tff  # Late: see `modes.base`.
+
+    return tfm.learning.build_local_dp_sgd(
+      task.tff_model,
+      mechanism,
+      client_optimizer=tff.learning.optimizers.build_sgdm(
+        self.client_learning_rate
+      ),
+      server_optimizer=server_optimizer,
+      augmentation=self.augmentation(),
+    )

@@ -1,0 +1,90 @@
+"""What modes that clip the gradient of each record or patient have in common."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, Optional
+
+from absl import logging
+
+from experiments.config import fields
+from experiments.modes import base
+import tff_medical as tfm
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitTraining(base.Mode, abc.ABC):
+  """The guarantee is for a record (one image) or a patient (all of theirs)."""
+
+  units: ClassVar[tuple[str, ...]] = ('record', 'patient')
+  default_clients: ClassVar[int] = 8
+
+  server_learning_rate: float = fields.redefine(
+    base.Mode, 'server_learning_rate', 0.5
+  )
+  expected_batch_size: Optional[float] = fields.setting(
+    None,
+    'records or patients expected in a step, over all clients [a twentieth of '
+    'them]',
+    low=1e-6,
+    high=1e9,
+  )
+  augmentations: int = fields.setting(
+    0,
+    'shifted views of each image whose gradients are averaged before clipping',
+    low=0,
+    high=1_000,
+  )
+  max_images_per_patient: int = fields.setting(
+    4,
+    'more images of a patient are left out',
+    low=1,
+    high=100_000,
+    only_if={'privacy_unit': ('patient',)},
+  )
+
+  def for_data(self: base.ModeT, num_clients: int, num_units: int) -> base.ModeT:
+    """Returns the mode with its expected batch; see the base class."""
+    mode: Any = super().for_data(num_clients, num_units)  # type: ignore[misc]
+    mode = mode.with_default(expected_batch_size=num_units / 20)
+    base.check_below(
+      'expected_batch_size',
+      mode.expected_batch_size,
+      num_units,
+      f'{mode.privacy_unit}s',
+    )
+    return mode
+
+  def units_of(self, task: tfm.tasks.Task) -> Any:
+    """Returns the units of the training data."""
+    units_lib = tfm.data.units
+    if self.privacy_unit == 'record':
+      return units_lib.record_units(task.partition)
+    units = units_lib.patient_units(
+      task.data.train, task.partition, max_images=self.max_images_per_patient
+    )
+    if units.left_out:
+      logging.warning(
+        '%d of %d training images are left out: max_images_per_patient is %d',
+        units.left_out,
+        len(task.data.train),
+        self.max_images_per_patient,
+      )
+    return units
+
+  def augmentation(self) -> Any:
+    """Returns the views of an image; None without augmentation."""
+    if not self.augmentations:
+      return None
+    return tfm.learning.Augmentation(self.augmentations)
+
+  def with_canaries(
+    self: base.ModeT, scale: float, present: float
+  ) -> base.ModeT:
+    """Returns the mode with the same sampling rate for more units."""
+    del present
+    mode: Any = self
+    return dataclasses.replace(
+      mode, expected_batch_size=base.known(mode.expected_batch_size) * scale
+    )
