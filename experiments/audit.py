@@ -34,8 +34,8 @@ import numpy as np
 import tqdm
 
 from experiments import audited_run
+from experiments import command
 from experiments import exit_codes
-from experiments import flags
 from experiments import inversion_audit
 from tff_medical import _validate
 from tff_medical import files
@@ -142,9 +142,9 @@ def _find(
 def _audit_canaries(
   run: audited_run.FinishedRun, folder: pathlib.Path, canaries: int
 ) -> dict[str, Any]:
-  if run.settings.runtime == 'local':
+  if run.settings.run.runtime == 'local':
     runtime.set_local_context()
-  with tqdm.tqdm(total=run.settings.rounds, unit='round') as bar:
+  with tqdm.tqdm(total=run.settings.mode.rounds, unit='round') as bar:
 
     def on_round(report: training.RoundReport) -> None:
       bar.set_postfix({'ε': f'{report.epsilon:.3f}'}, refresh=False)
@@ -303,7 +303,7 @@ def main(
 
 
 if __name__ == '__main__':
-  flags.run(
+  command.run(
     lambda: main(
       _RUN_DIR.value,
       _CANARIES.value,

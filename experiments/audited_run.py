@@ -299,7 +299,7 @@ def _with_canaries(
   # An attacker may see every round's model, of which the average is less.
   mode = dataclasses.replace(run.settings.mode, ema_decay=0.0)
   task = run.build_task()
-  inner = mode.feed(task)
+  inner: Any = mode.feed(task)
   audited = _AuditedTask(
     data=task.data,
     partition=task.partition,

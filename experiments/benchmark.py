@@ -24,7 +24,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments import bare_tensorflow
-from experiments import flags
+from experiments import command
 from experiments import timing
 from tff_medical import _validate
 from tff_medical import runtime
@@ -226,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.run(main)
+  command.run(main)

@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments import flags
+from experiments import command
 from experiments import timing
 from tff_medical import _validate
 from tff_medical import models
@@ -166,4 +166,4 @@ if __name__ == '__main__':
   absl_flags.DEFINE_integer('warm_up', 5, 'steps before them')
   absl_flags.DEFINE_string('json', None, 'file for the figures')
   _FLAGS = absl_flags.FLAGS
-  flags.run(lambda: main(_FLAGS.steps, _FLAGS.warm_up, _FLAGS.json))
+  command.run(lambda: main(_FLAGS.steps, _FLAGS.warm_up, _FLAGS.json))

@@ -88,17 +88,18 @@ def invert(
   Returns:
     Means over the images, by what the attacker saw.
   """
-  settings = run.settings
+  mode = run.settings.mode
   task = run.build_task()
   train = task.data.train
-  units = build.build_feed(settings, task).num_units
-  mechanism = build.build_mechanism(settings, units, lambda _: None)
+  mechanism = assembly.assemble(run.settings, task).mechanism
   assert isinstance(mechanism, mechanisms.GaussianMechanism)  # See `check`.
   multi_label = task.data.multi_label
   loss = models.loss(multi_label)
   attack = inversion.Attack(task.keras_model, loss)
   chosen = train.take(
-    np.random.default_rng(settings.seed).choice(len(train), images, False)
+    np.random.default_rng(run.settings.data.seed).choice(
+      len(train), images, False
+    )
   )
   blind = (train.images.mean(axis=0) / 255).astype(np.float32)
   rows, likeness, told = [], [], []
@@ -107,7 +108,7 @@ def invert(
     label = chosen.labels[number].astype(
       np.float32 if multi_label else np.int64
     )
-    raw = _update(task.keras_model, loss, image, label, settings)
+    raw = _update(task.keras_model, loss, image, label, mode)
     seen = _seen(raw, mechanism)
     found = [attack.reconstruct(seen[view], label, number) for view in _VIEWS]
     rows.append([image, *found])
@@ -145,17 +146,17 @@ def _update(
   loss: inversion.Loss,
   image: np.ndarray,
   label: np.ndarray,
-  settings: Any,
+  mode: Any,
 ) -> list[np.ndarray]:
   """Returns the update of a unit that holds the image alone."""
-  if settings.privacy_unit != 'client':
+  if mode.privacy_unit != 'client':
     return inversion.gradient_of(model, loss, image, label)
   start = model.get_weights()
-  for _ in range(settings.client_epochs):
+  for _ in range(mode.client_epochs):
     gradient = inversion.gradient_of(model, loss, image, label)
     model.set_weights(
       [
-        weight - settings.client_learning_rate * part
+        weight - mode.client_learning_rate * part
         for weight, part in zip(model.get_weights(), gradient)
       ]
     )

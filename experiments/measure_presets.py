@@ -21,9 +21,9 @@ import sys
 from absl import flags as absl_flags
 
 from experiments import cells
-from experiments import flags
+from experiments import command
 from experiments import results
-from experiments import settings as settings_lib
+from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical.program import ending
 from tff_medical.program import run_folder
@@ -108,7 +108,7 @@ def _run_all(
     for name in names:
       run = _run_folder(folder, name, seed)
       if not _is_complete(run):
-        settings = settings_lib.Settings(
+        settings = settings_lib.Flags.of(
           data_dir=data_dir, seed=seed, output_dir=str(run)
         )
         preset = f'--flagfile={PRESETS / name}.flags'
@@ -151,4 +151,4 @@ if __name__ == '__main__':
   absl_flags.DEFINE_integer('seeds', 3, 'runs of each preset')
   absl_flags.DEFINE_string('data_dir', None, 'folder with NAME.npz')
   absl_flags.DEFINE_string('output_dir', None, 'folder of the runs')
-  flags.run(functools.partial(main, absl_flags.FLAGS))
+  command.run(functools.partial(main, absl_flags.FLAGS))

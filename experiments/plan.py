@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
 
-from experiments import flags
-from experiments import settings as settings_lib
+from experiments import command
+from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical import planning
@@ -36,7 +36,7 @@ from tff_medical.data import phantoms
 from tff_medical.privacy import accounting
 from tff_medical.program import ending
 
-_DEFAULTS = settings_lib.Settings()
+_DEFAULTS = settings_lib.Flags.of()
 _UNITS = ('client', 'record')
 
 
@@ -363,4 +363,4 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  flags.run(functools.partial(main, absl_flags.FLAGS))
+  command.run(functools.partial(main, absl_flags.FLAGS))

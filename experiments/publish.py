@@ -24,8 +24,8 @@ import shutil
 from absl import flags as absl_flags
 from matplotlib import axes as axes_lib
 
+from experiments import command
 from experiments import compare
-from experiments import flags
 from experiments import measure_presets
 from experiments import results
 from tff_medical import _validate
@@ -248,4 +248,4 @@ def main(values: absl_flags.FlagValues) -> None:
 if __name__ == '__main__':
   absl_flags.DEFINE_list('sweep_dirs', [], 'folders of experiments.tradeoff')
   absl_flags.DEFINE_list('comparison_dirs', [], 'of experiments.compare')
-  flags.run(functools.partial(main, absl_flags.FLAGS))
+  command.run(functools.partial(main, absl_flags.FLAGS))

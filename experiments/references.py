@@ -15,7 +15,6 @@ may start from it by --initial_model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import dataclasses
 import functools
 import math
 import pathlib
@@ -26,9 +25,10 @@ from absl import flags as absl_flags
 import numpy as np
 import tensorflow as tf
 
-from experiments import build
-from experiments import flags
-from experiments import settings as settings_lib
+from experiments import command
+from experiments.config import assembly
+from experiments.config import flags
+from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import evaluation
 from tff_medical import export
@@ -56,22 +56,22 @@ class _Site(NamedTuple):
   number: int | None
 
 
-def run(kind: str, settings: settings_lib.Settings) -> None:
+def run(kind: str, given: settings_lib.Flags) -> None:
   """Trains a reference and writes its folder.
 
   Args:
     kind: One of `KINDS`.
-    settings: Those of `settings.REFERENCE_SETTINGS` alone, and no clipping.
+    given: Flags of `settings.REFERENCE_FLAGS` alone.
 
   Raises:
     InputError: A setting would be ignored or cannot be used.
   """
   started = time.monotonic()
   _validate.one_of(KINDS, kind=kind)
-  settings = _checked(settings).resolve()
-  folder = run_folder_lib.RunFolder(pathlib.Path(settings.output_dir or ''))
+  settings = _checked(given).resolve()
+  folder = run_folder_lib.RunFolder(pathlib.Path(settings.run.output_dir or ''))
   folder.check()
-  task = build.build_task(settings)
+  task = assembly.load_task(settings)
   folder.claim(
     settings=settings.published(),
     may_change=settings.may_change(),
@@ -99,18 +99,18 @@ def run(kind: str, settings: settings_lib.Settings) -> None:
   print(f'{kind}: {message}')
 
 
-def _checked(settings: settings_lib.Settings) -> settings_lib.Settings:
-  """Returns the settings without clipping; refuses what would be ignored."""
-  settings = dataclasses.replace(settings, clipping=settings.clipping or 'none')
-  used = settings.for_reference()
-  for field in dataclasses.fields(settings):
-    value = getattr(settings, field.name)
-    if field.name != 'num_clients' and value != getattr(used, field.name):
+def _checked(given: settings_lib.Flags) -> settings_lib.Flags:
+  """Returns the flags without privacy; refuses what would be ignored."""
+  for name, value in given.given.items():
+    if name not in settings_lib.REFERENCE_FLAGS and (name, value) != (
+      'clipping',
+      'none',
+    ):
       raise _validate.InputError(
-        f'{field.name}={value} would be ignored by training without federation '
+        f'{name}={value} would be ignored by training without federation '
         'and privacy; leave it out'
       )
-  return settings
+  return given.for_reference()
 
 
 def _train_central(
@@ -221,13 +221,13 @@ def _evaluate(task: tasks.Task, model: tf.keras.Model) -> dict[str, float]:
 
 
 def main(
-  read_settings: Callable[[], settings_lib.Settings],
+  read_flags: Callable[[], settings_lib.Flags],
   values: absl_flags.FlagValues,
 ) -> None:
   """Runs the command."""
-  run(values.kind, read_settings())
+  run(values.kind, read_flags())
 
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string('kind', None, f'one of {", ".join(KINDS)}')
-  flags.run(functools.partial(main, flags.define_settings(), absl_flags.FLAGS))
+  command.run(functools.partial(main, flags.define(), absl_flags.FLAGS))

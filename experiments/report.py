@@ -12,7 +12,7 @@ import functools
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments import command
 from tff_medical import _validate
 from tff_medical import report
 from tff_medical import study
@@ -35,4 +35,4 @@ if __name__ == '__main__':
   absl_flags.DEFINE_string(
     'sweep_dir', None, 'the --output_dir of experiments.tradeoff'
   )
-  flags.run(functools.partial(main, absl_flags.FLAGS))
+  command.run(functools.partial(main, absl_flags.FLAGS))

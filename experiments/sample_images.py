@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 import numpy as np
 from PIL import Image
 
-from experiments import flags
+from experiments import command
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data import loading
@@ -59,4 +59,4 @@ if __name__ == '__main__':
   absl_flags.DEFINE_string('data_dir', None, 'folder with NAME.npz')
   absl_flags.DEFINE_integer('images_per_class', 3, 'how many of each class')
   absl_flags.DEFINE_string('output_dir', None, 'where the PNG files go')
-  flags.run(functools.partial(main, absl_flags.FLAGS))
+  command.run(functools.partial(main, absl_flags.FLAGS))

@@ -27,11 +27,11 @@ from typing import Any
 from absl import flags as absl_flags
 
 from experiments import cells as cells_lib
+from experiments import command
 from experiments import jobs
 from experiments import plan
 from experiments.config import flags
 from experiments.config import settings as settings_lib
-from experiments import command
 from tff_medical import _validate
 from tff_medical import files
 from tff_medical import report
@@ -139,9 +139,7 @@ def check_strictest(planned: Sequence[_Planned]) -> None:
     InputError: The data cannot be used, or the budget is out of reach.
   """
   strictest = min(planned, key=lambda one: one.cell.epsilon)
-  spawn = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
-    pool.submit(_check, strictest.flags).result()
+  jobs.call(_check, strictest.flags)
 
 
 def _check(own: settings_lib.Flags) -> None:

@@ -22,15 +22,16 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tqdm
 
-from experiments import build
+from experiments import command
 from experiments import exit_codes
-from experiments import flags
-from experiments import settings as settings_lib
+from experiments.config import assembly
+from experiments.config import flags
+from experiments.config import settings as settings_lib
+from experiments.modes import base
 from tff_medical import _validate
 from tff_medical import export
 from tff_medical import runtime
 from tff_medical import tasks
-from tff_medical.privacy import accounting
 from tff_medical.privacy import card as card_lib
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
@@ -40,8 +41,8 @@ from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.program import training
 
 
-def run(settings: settings_lib.Settings) -> training.Outcome:
-  """Trains as the settings say and writes the run's folder.
+def run(given: settings_lib.Flags) -> training.Outcome:
+  """Trains as the flags say and writes the run's folder.
 
   Raises:
     InputError: A setting, the data or the folder cannot be used; nothing was
@@ -49,27 +50,17 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
     OSError: The disk failed; what was saved before still loads.
   """
   started = time.monotonic()
-  settings = settings.resolve()
-  folder = run_folder_lib.RunFolder(pathlib.Path(settings.output_dir or ''))
+  settings = given.resolve()
+  folder = run_folder_lib.RunFolder(pathlib.Path(settings.run.output_dir or ''))
   folder.check()
-  if settings.runtime == 'local':
-    runtime.set_local_context(
-      client_threads=settings.client_threads,
-      client_devices=settings.client_devices.split(',')
-      if settings.client_devices
-      else None,
-      clients_per_device=settings.clients_per_device,
-    )
-  task = build.build_task(settings)
-  feed = build.build_feed(settings, task)
-  settings = settings.for_population(task.num_clients, feed.num_units)
-  mechanism = build.build_mechanism(settings, feed.num_units, _show_calibration)
-  delta = settings.target_delta or accounting.default_delta(feed.num_units)
+  set_runtime(settings.run)
+  parts = assembly.assemble(settings, progress=_show_calibration)
+  settings, task, feed = parts.settings, parts.task, parts.feed
+  mechanism = parts.mechanism
   if mechanism.is_private:
-    build.warn_of_large_delta(delta, feed.num_units)
-  process = build.build_process(settings, task, mechanism)
+    assembly.warn_of_large_delta(parts.delta, feed.num_units)
   export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
-  dry_round(process, feed)
+  dry_round(parts.process, feed)
   config = folder.claim(
     settings=settings.published(),
     may_change=settings.may_change(),
@@ -82,27 +73,27 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   with ledger_lib.PrivacyLedger(
     folder.ledger,
     mechanism,
-    delta=delta,
-    epsilon_budget=settings.epsilon_budget,
+    delta=parts.delta,
+    epsilon_budget=settings.mode.epsilon_budget,
     run_id=config.run_id,
   ) as ledger:
     folder.remove_leftovers()
     checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
     folder.reconcile(ledger)
-    with tqdm.tqdm(total=settings.rounds, unit='round', leave=True) as bar:
+    with tqdm.tqdm(total=settings.mode.rounds, unit='round', leave=True) as bar:
       outcome = training.train(
-        process,
+        parts.process,
         sampling=mechanism.sampling,
         client_datasets=feed,
         ledger=ledger,
         checkpoints=checkpoints,
-        cohort_seed=checkpoints.cohort_seed(settings.cohort_seed),
-        rounds=settings.rounds,
+        cohort_seed=checkpoints.cohort_seed(settings.run.cohort_seed),
+        rounds=settings.mode.rounds,
         evaluate=task.evaluate,
-        rounds_per_eval=settings.rounds_per_eval,
+        rounds_per_eval=settings.run.rounds_per_eval,
         release_managers=_release_managers(folder, checkpoints, ledger),
         on_round=lambda report: _show_round(bar, report),
-        publish_broken_units=bool(settings.publish_broken_units),
+        publish_broken_units=settings.mode.publishes_broken_units,
       )
     card = card_lib.build_card(
       mechanism,
@@ -110,8 +101,8 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
       rounds=outcome.rounds,
       dataset=task.data.described,
       test_metrics=dict(outcome.metrics),
-      cohort_seed_was_given=settings.cohort_seed is not None,
-      broken_units_are_published=bool(settings.publish_broken_units),
+      cohort_seed_was_given=settings.run.cohort_seed is not None,
+      broken_units_are_published=settings.mode.publishes_broken_units,
       initial_model=task.provenance,
       data_digest=config.data_digest,
     )
@@ -121,8 +112,21 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   return outcome
 
 
+def set_runtime(run: settings_lib.RunSettings) -> None:
+  """Sets the TFF runtime that the settings choose."""
+  if run.runtime != 'local':
+    return
+  runtime.set_local_context(
+    client_threads=run.client_threads,
+    client_devices=run.client_devices.split(',')
+    if run.client_devices
+    else None,
+    clients_per_device=run.clients_per_device,
+  )
+
+
 def dry_round(
-  process: tff.learning.templates.LearningProcess, feed: build.Feed
+  process: tff.learning.templates.LearningProcess, feed: base.Feed
 ) -> None:
   """Runs a round without data, and forgets it.
 
@@ -164,7 +168,7 @@ def _finish(
   """Exports the model, unless training is to go on, and sums the run up."""
   has_diverged = outcome.reason is training.StopReason.DIVERGED
   is_exported = outcome.reason is not training.StopReason.INTERRUPTED and (
-    settings.export_diverged or not has_diverged
+    settings.run.export_diverged or not has_diverged
   )
   if is_exported:
     export.save(
@@ -248,10 +252,10 @@ def _print_summary(
   print(f'Results in {folder.path}')
 
 
-def main(read_settings: Callable[[], settings_lib.Settings]) -> int:
+def main(read_flags: Callable[[], settings_lib.Flags]) -> int:
   """Runs the command; returns its exit code."""
   try:
-    outcome = run(read_settings())
+    outcome = run(read_flags())
   except (OSError, tf.errors.ResourceExhaustedError) as error:
     print(
       f'error: stopped, as the disk failed: {error}; the last saved round '
@@ -272,4 +276,4 @@ def main(read_settings: Callable[[], settings_lib.Settings]) -> int:
 
 
 if __name__ == '__main__':
-  flags.run(functools.partial(main, flags.define_settings()))
+  command.run(functools.partial(main, flags.define()))

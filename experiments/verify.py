@@ -17,7 +17,7 @@ import sys
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-from experiments import flags
+from experiments import command
 from tff_medical import _validate
 from tff_medical import verification
 
@@ -44,4 +44,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
-  flags.run(main, takes_arguments=True)
+  command.run(main, takes_arguments=True)

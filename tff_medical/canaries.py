@@ -196,6 +196,10 @@ class CanaryFeed:
     """The population, canaries that do not take part included."""
     return self.inner.num_units + len(self.canaries)
 
+  def without_data(self) -> list[tf.data.Dataset]:
+    """Returns the datasets of a round without data."""
+    return self.inner.without_data()
+
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     """Returns the datasets of a round; canaries of units form one more site."""
     others = self.inner.num_units

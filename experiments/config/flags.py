@@ -37,9 +37,7 @@ def define(
   values: flags.FlagValues = flags.FLAGS,
 ) -> Callable[[], settings_lib.Flags]:
   """Defines a flag for every setting; returns what reads those given."""
-  flags.DEFINE_string(
-    'mechanism', None, _MECHANISM_HELP, flag_values=values
-  )
+  flags.DEFINE_string('mechanism', None, _MECHANISM_HELP, flag_values=values)
   for name, groups in settings_lib.OWNERS.items():
     make = _DEFINE[fields.kind(groups[0], name)]
     help_text = fields.of(groups[0])[name].metadata['help']
@@ -184,7 +182,11 @@ def _title(groups: Sequence[type[Any]]) -> str:
 def _other_defaults(groups: Sequence[type[Any]], name: str) -> str:
   """Returns the modes where a setting has another default, in brackets."""
   first = fields.of(groups[0])[name].default
-  other = {g.name: fields.of(g)[name].default for g in groups if g is not groups[0]} if len(groups) > 1 else {}
+  other = (
+    {g.name: fields.of(g)[name].default for g in groups if g is not groups[0]}
+    if len(groups) > 1
+    else {}
+  )
   text = ', '.join(f'{m}: {v}' for m, v in other.items() if v != first)
   return f' [{text}]' if text else ''
 

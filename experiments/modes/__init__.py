@@ -13,16 +13,14 @@ from experiments.modes import dp_ftrl
 from experiments.modes import dp_sgd
 from experiments.modes import local_dp_sgd
 
-MODES: dict[str, type[base.Mode]] = {
-  mode.name: mode
-  for mode in (
-    dp_fed_avg.DpFedAvg,
-    dp_sgd.DpSgd,
-    dp_ftrl.DpFtrl,
-    distributed_dp.DistributedDp,
-    local_dp_sgd.LocalDpSgd,
-  )
-}
+_ALL: tuple[type[base.Mode], ...] = (
+  dp_fed_avg.DpFedAvg,
+  dp_sgd.DpSgd,
+  dp_ftrl.DpFtrl,
+  distributed_dp.DistributedDp,
+  local_dp_sgd.LocalDpSgd,
+)
+MODES = {mode.name: mode for mode in _ALL}
 
 
 def default(privacy_unit: str) -> type[base.Mode]:

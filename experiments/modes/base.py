@@ -56,9 +56,7 @@ class Mode(abc.ABC):
   privacy_unit: str = fields.setting(
     'client', 'whom the guarantee protects: client, record or patient'
   )
-  rounds: int = fields.setting(
-    100, 'rounds of training', low=1, high=1_000_000
-  )
+  rounds: int = fields.setting(100, 'rounds of training', low=1, high=1_000_000)
   clipping: str = fields.setting(
     'fixed',
     'how contributions are clipped; none is training without privacy',
@@ -117,6 +115,11 @@ class Mode(abc.ABC):
   )
 
   @property
+  def publishes_broken_units(self) -> bool:
+    """Whether each round tells how many units it left out."""
+    return bool(getattr(self, 'publish_broken_units', False))
+
+  @property
   def is_private(self) -> bool:
     """Whether noise is added."""
     return bool(self.target_epsilon or self.noise_multiplier)
@@ -138,7 +141,9 @@ class Mode(abc.ABC):
         f'privacy_unit must be {" or ".join(cls.units)} with '
         f'mechanism={cls.name}, got {unit}'
       )
-    if given.get('clipping') == 'adaptive' and 'adaptive' not in cls.clippings():
+    if (
+      given.get('clipping') == 'adaptive' and 'adaptive' not in cls.clippings()
+    ):
       raise InputError(
         f'clipping must be {" or ".join(cls.clippings())} with '
         f'mechanism={cls.name}, got adaptive'
@@ -273,7 +278,7 @@ class Feed(typing.Protocol):
   def without_data(self) -> list[Any]:
     """Returns the datasets of a round without data."""
 
-  def __call__(self, indices: Any) -> list[Any]:
+  def __call__(self, indices: Any, /) -> list[Any]:
     """Returns the datasets of the units at `indices`."""
 
 

@@ -79,11 +79,6 @@ class ClientTraining(base.Mode, abc.ABC):
       count_broken=self.publishes_broken_units,
     )
 
-  @property
-  def publishes_broken_units(self) -> bool:
-    """Whether each round tells how many clients it left out."""
-    return False
-
   def _client_optimizer(
     self, learning_rate: Any
   ) -> tff.learning.optimizers.Optimizer:

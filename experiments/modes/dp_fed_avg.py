@@ -58,11 +58,6 @@ class DpFedAvg(client_training.ClientTraining):
   )
   publish_broken_units: bool = client_training.publish_broken_units()
 
-  @property
-  def publishes_broken_units(self) -> bool:
-    """Whether each round tells how many clients it left out."""
-    return self.publish_broken_units
-
   def for_data(self, num_clients: int, num_units: int) -> DpFedAvg:
     """Returns the mode with its cohort; see the base class."""
     mode = super().for_data(num_clients, num_units)

@@ -40,11 +40,6 @@ class DpFtrl(client_training.ClientTraining):
   )
   publish_broken_units: bool = client_training.publish_broken_units()
 
-  @property
-  def publishes_broken_units(self) -> bool:
-    """Whether each round tells how many clients it left out."""
-    return self.publish_broken_units
-
   def check(self) -> None:
     """Raises `InputError` unless the settings fit together."""
     super().check()

@@ -56,9 +56,7 @@ class LocalDpSgd(unit_training.UnitTraining):
       sampling=mode.sampling(len(units)),
     )
 
-  def mechanism(
-    self, num_units: int
-  ) -> local_mechanism.LocalGaussianMechanism:
+  def mechanism(self, num_units: int) -> local_mechanism.LocalGaussianMechanism:
     """Returns the mechanism of a site's steps."""
     return tfm.privacy.local_mechanism.LocalGaussianMechanism(
       sampling=self.sampling(num_units),

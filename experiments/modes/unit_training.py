@@ -44,9 +44,11 @@ class UnitTraining(base.Mode, abc.ABC):
     only_if={'privacy_unit': ('patient',)},
   )
 
-  def for_data(self: base.ModeT, num_clients: int, num_units: int) -> base.ModeT:
+  def for_data(
+    self: base.ModeT, num_clients: int, num_units: int
+  ) -> base.ModeT:
     """Returns the mode with its expected batch; see the base class."""
-    mode: Any = super().for_data(num_clients, num_units)  # type: ignore[misc]
+    mode: Any = super().for_data(num_clients, num_units)
     mode = mode.with_default(expected_batch_size=num_units / 20)
     base.check_below(
       'expected_batch_size',
