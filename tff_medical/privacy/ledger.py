@@ -37,6 +37,9 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 
 _FORMAT = 2
+# No run has as many rounds or charges; a damaged file may state any number, and
+# the epsilon of that of 1e9 would be computed for ever.
+MAX_COUNT = 10**7
 
 
 class BudgetExceededError(Exception):
@@ -81,6 +84,9 @@ class Entry:
       restored_from=str(record.get('restored_from', '')),
       digest=digest,
     )
+    for count in (entry.round_num, entry.attempt, entry.charges):
+      if count > MAX_COUNT:
+        raise ValueError(f'{count} is above {MAX_COUNT:,}')
     if math.isnan(entry.epsilon) or entry.epsilon < 0:
       raise ValueError(f'epsilon is {entry.epsilon}')
     return entry
@@ -317,9 +323,16 @@ class PrivacyLedger:
       Whether anything was missing.
 
     Raises:
-      InputError: The file was replaced or changed by somebody else.
+      InputError: The file was replaced or changed by somebody else, or the
+        evidence cannot be true.
       OSError: The entry could not be written.
     """
+    if max(round_num, attempt, charges) > MAX_COUNT:
+      raise _validate.InputError(
+        f'{evidence} states more than {MAX_COUNT:,} rounds or '
+        'charges, which no run has; restore or remove it, or choose another '
+        'output_dir'
+      )
     charges = max(
       charges, self._charges_for(round_num), min(attempt, 1), self.charges
     )
@@ -438,13 +451,24 @@ class PrivacyLedger:
 
 def _open_regular(path: pathlib.Path) -> Any:
   """Opens the ledger to read and append; creates it if it is missing."""
-  if path.exists() and not path.is_file():
+  # Opening a FIFO must not wait for whoever would write into it.
+  flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+  try:
+    descriptor = os.open(path, flags, 0o666)
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+      raise
     raise _validate.InputError(
-      f'{path} is not a regular file; put the ledger itself there or choose '
-      'another output_dir'
-    )
+      f'{path} cannot be opened ({error.strerror}); put the ledger itself '
+      'there or choose another output_dir'
+    ) from None
+  try:
+    files.check_regular(path, descriptor)
+  except BaseException:
+    os.close(descriptor)
+    raise
   # Unbuffered: a failed write must not be tried again when the file closes.
-  return open(path, 'a+b', buffering=0)
+  return os.fdopen(descriptor, 'a+b', buffering=0)
 
 
 def _parse(path: pathlib.Path, content: bytes) -> Contents:

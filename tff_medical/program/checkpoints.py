@@ -83,6 +83,27 @@ class Record:
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
   evaluates: bool = False
 
+  @classmethod
+  def of(cls, values: Any) -> Record:
+    """Returns the record that a file holds.
+
+    Raises:
+      AlteredError: It is none: a name or a type is another one.
+    """
+    try:
+      record = cls(**values)
+      for name in ('round_num', 'attempt', 'charges'):
+        _validate.whole(getattr(record, name), name)
+      for name in ('run_id', 'ledger_digest', 'weights_digest'):
+        if not isinstance(getattr(record, name), str):
+          raise TypeError(f'{name} is no text')
+      if not isinstance(record.evaluates, bool):
+        raise TypeError('evaluates is not true or false')
+      numbers = {n: float(value) for n, value in record.values.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+      raise AlteredError(f'holds no record of a round ({error})') from None
+    return dataclasses.replace(record, values=numbers)
+
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
@@ -269,7 +290,7 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
     leaves = [file[f'leaf_{n:04d}'] for n in range(len(file.files) - 1)]
     text = file[_RECORD].tobytes()
   text, digest = text[:-64], text[-64:]
-  record = Record(**json.loads(text))
+  record = Record.of(json.loads(text))
   if _digest(leaves, text) != digest:
     raise AlteredError('was changed: its digest does not match')
   match = _FILE.fullmatch(path.name)
