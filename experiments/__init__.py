@@ -2,6 +2,12 @@
 
 import os
 
+from experiments import endings
+
 # TensorFlow's C++ logs would drown the progress bar; its errors also come as
 # exceptions. It reads this when it is imported, so it has to stand here.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+# Imports take seconds, in which a signal must end the command well, too.
+if endings.is_starting():
+  endings.install()

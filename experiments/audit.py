@@ -16,8 +16,9 @@ gradient inversion: what a client's update shows of an image (`inversion_audit`)
 It writes audit.json into the run's folder, and beside it the folder `audit` with
 roc.png, roc.svg and the ledger of the repeated training: that one costs the data
 its ε once more, and its model is thrown away. With --inversion_images there are
-inversion.png and inversion.svg, which show training images: keep them secret. Exit code 1 says that a lower
-bound exceeds its upper bound, so that the promise is not kept.
+inversion.png and inversion.svg, which show training images: keep them secret.
+Exit code 1 says that a lower bound exceeds its upper bound, so that the promise
+is not kept.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
 import tqdm
 
 from experiments import audited_run
+from experiments import exit_codes
 from experiments import flags
 from experiments import inversion_audit
 from tff_medical import _validate
@@ -41,10 +43,8 @@ from tff_medical import membership
 from tff_medical import plots
 from tff_medical import runtime
 from tff_medical.data import images as images_lib
+from tff_medical.program import ending
 from tff_medical.program import training
-
-EXIT_BROKEN_PROMISE = 1
-EXIT_INTERRUPTED = 130
 
 _RUN_DIR = absl_flags.DEFINE_string(
   'run_dir', None, 'folder of the run to audit, which must have ended'
@@ -102,10 +102,12 @@ def audit(
   unfinished.mkdir()
   try:
     found = _find(runs, data, unfinished, canaries, inversion_images)
-    unfinished.rename(folder)
+    # The folder without audit.json would be an audit that cannot be repeated.
+    with ending.deferred():
+      unfinished.rename(folder)
+      files.write_json(run.folder.audit, found)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
-  files.write_json(run.folder.audit, found)
   return found
 
 
@@ -291,12 +293,13 @@ def main(
     raise _validate.InputError('run_dir must be given: --run_dir=FOLDER')
   try:
     found = audit(run_dir, canaries, reference, inversion_images)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     print('interrupted; nothing was left', file=sys.stderr)
-    return EXIT_INTERRUPTED
+    return exit_codes.of_interrupt(error)
   print('\n'.join(summary_lines(found)))
   print(f'Results in {run_dir}/audit.json and {run_dir}/audit')
-  return EXIT_BROKEN_PROMISE if found.get('exceeds_upper_bound') else 0
+  is_broken = found.get('exceeds_upper_bound')
+  return exit_codes.FAILED if is_broken else exit_codes.OK
 
 
 if __name__ == '__main__':

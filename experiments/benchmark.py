@@ -18,34 +18,34 @@ import gc
 import statistics
 from typing import Any
 
-from absl import app
-from absl import flags
+from absl import flags as absl_flags
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments import bare_tensorflow
+from experiments import flags
 from experiments import timing
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.runtime import devices
 
-_ROUNDS = flags.DEFINE_integer('rounds', 12, 'Rounds that are measured.')
-_WARM_UP = flags.DEFINE_integer('warm_up', 3, 'Rounds before them.')
-_CONTENDERS = flags.DEFINE_list(
+_ROUNDS = absl_flags.DEFINE_integer('rounds', 12, 'Rounds that are measured.')
+_WARM_UP = absl_flags.DEFINE_integer('warm_up', 3, 'Rounds before them.')
+_CONTENDERS = absl_flags.DEFINE_list(
   'contenders', ['local', 'tff', 'floor'], 'What to run.'
 )
-_WORKLOADS = flags.DEFINE_list(
+_WORKLOADS = absl_flags.DEFINE_list(
   'workloads', ['common', 'small_clients'], 'What to run them on.'
 )
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
-_CLIENT_THREADS = flags.DEFINE_integer(
+_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
+_CLIENT_THREADS = absl_flags.DEFINE_integer(
   'client_threads', None, 'Clients at once on the CPU; default: all cores.'
 )
-_CLIENT_DEVICES = flags.DEFINE_list(
+_CLIENT_DEVICES = absl_flags.DEFINE_list(
   'client_devices', None, 'TensorFlow devices that run clients, as GPU:0.'
 )
-_CLIENTS_PER_DEVICE = flags.DEFINE_integer(
+_CLIENTS_PER_DEVICE = absl_flags.DEFINE_integer(
   'clients_per_device', None, 'Clients at once on each device.'
 )
 
@@ -199,10 +199,8 @@ def summarize(
   return summary
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Runs the benchmark that the flags ask for."""
-  if len(argv) > 1:
-    raise app.UsageError(f'Unexpected arguments: {argv[1:]}')
   _validate.positive_int(rounds=_ROUNDS.value)
   _validate.non_negative(warm_up=_WARM_UP.value)
   for name in _CONTENDERS.value:
@@ -228,4 +226,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

@@ -91,7 +91,8 @@ def build_task(settings: settings_lib.Settings) -> tasks.Task:
 
 def _refuse_same_data(initial: models.InitialModel, dataset: str) -> None:
   """Refuses to state an epsilon for data that was trained on before."""
-  if dataset in initial.datasets:
+  # A card may add to the name that the file is not the official one.
+  if any(f'{name} '.startswith(f'{dataset} ') for name in initial.datasets):
     raise _validate.InputError(
       f'initial_model {initial.name} was trained on {dataset}, too, so that the '
       'ε of this run alone would not hold; start from a model of other data, go '

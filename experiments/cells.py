@@ -15,6 +15,7 @@ import time
 
 import tqdm
 
+from experiments import exit_codes
 from experiments import jobs as jobs_lib
 from experiments import settings as settings_lib
 from tff_medical.program import run_folder
@@ -68,11 +69,16 @@ class Ended:
 
   Attributes:
     failed: A line for each cell that failed, with its name and last message.
-    interrupted: Whether the user interrupted it.
+    exit_code: That of the command, one of `exit_codes`.
   """
 
   failed: Sequence[str]
-  interrupted: bool
+  exit_code: int
+
+  @property
+  def interrupted(self) -> bool:
+    """Returns whether a signal ended it before all was done."""
+    return self.exit_code not in (exit_codes.OK, exit_codes.FAILED)
 
 
 def run(
@@ -108,7 +114,7 @@ def run(
       failed.append(f'{job.name}: {_last_line(job.log)}')
     on_end()
 
-  interrupted = False
+  code = None
   try:
     jobs_lib.run(
       [training.job(folder) for training in todo],
@@ -116,11 +122,13 @@ def run(
       on_end=on_job_end,
       on_poll=progress.poll,
     )
-  except KeyboardInterrupt:
-    interrupted = True
+  except KeyboardInterrupt as error:
+    code = exit_codes.of_interrupt(error)
   finally:
     progress.close()
-  return Ended(failed, interrupted)
+  if code is None:
+    code = exit_codes.FAILED if failed else exit_codes.OK
+  return Ended(failed, code)
 
 
 class _Progress:

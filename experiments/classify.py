@@ -5,7 +5,9 @@ r"""Classifies images with an exported model.
 Prints what the model's privacy card guarantees and one line an image: the class
 (multi-label: every finding of probability 0.5 or more) and the probability of
 each class. Needs TensorFlow only, not TensorFlow Federated. Input that cannot
-be used gives one line on stderr and exit code 2.
+be used gives one line on stderr, with the file's name and the reason, and exit
+code 2. The limits on an image (64 MiB, 64 Mi pixels) are those of
+`tff_medical.encoded_images`.
 
 >>> print('\n'.join(align([('image', 'class'), ('a.png', 'normal')])))
 image  class
@@ -17,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import decimal
 import os
-import pathlib
+import re
 import sys
 from typing import Any
 
@@ -27,8 +29,14 @@ from absl import app
 from absl import flags
 import tensorflow as tf
 
+from experiments import exit_codes
+from tff_medical import _files
 from tff_medical import _validate
+from tff_medical import encoded_images
 from tff_medical import export
+
+# What the exported graph says of the one image in a request.
+_REASON = re.compile(r'assertion failed: \[image 0 of encoded ([^\]]*)\]')
 
 _SAVED_MODEL = flags.DEFINE_string(
   'saved_model', None, 'Folder of the exported model.'
@@ -41,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
     lines = classify(_SAVED_MODEL.value, argv[1:])
   except _validate.InputError as error:
     print(f'error: {error}', file=sys.stderr)
-    return 2
+    return exit_codes.BAD_INPUT
   print('\n'.join(lines))
-  return 0
+  return exit_codes.OK
 
 
 def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
@@ -54,11 +62,12 @@ def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
     raise _validate.InputError('no images given; name PNG or JPEG files')
   card = export.load_card(saved_model)
   names = export.load_class_names(saved_model)
-  images = [_read(path) for path in paths]
+  for path in paths:  # Before the model is loaded, and not all kept.
+    _read(path)
   predict = _load(saved_model)
   rows = [('image', 'class', *names)]
-  for path, image in zip(paths, images):
-    rows.append((path, *_row(path, image, predict, names)))
+  for path in paths:
+    rows.append((_printable(path), *_row(path, _read(path), predict, names)))
   return [guarantee(card), *align(rows)]
 
 
@@ -79,6 +88,11 @@ def guarantee(card: Mapping[str, Any]) -> str:
   )
 
 
+def _printable(path: str) -> str:
+  """The path, or how Python writes it if it would break the line."""
+  return path if path.isprintable() else repr(path)
+
+
 def _round_up(value: float) -> str:
   """Four digits that promise no more than `value` does."""
   context = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
@@ -95,15 +109,11 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _read(path: str) -> bytes:
-  try:
-    return pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise _validate.InputError(
-      f'image {path!r} cannot be read: {error.strerror}'
-    ) from error
+  return _files.read('image', path, max_bytes=encoded_images.MAX_BYTES)
 
 
 def _load(saved_model: str) -> Any:
+  _files.check_folder('model', saved_model)
   try:
     return tf.saved_model.load(saved_model).signatures['serve_bytes']
   except (OSError, LookupError, ValueError, tf.errors.OpError) as error:
@@ -118,16 +128,21 @@ def _row(
   """The class and the probabilities of one image, as text."""
   try:
     found = predict(encoded=tf.constant([image]))
-  except tf.errors.InvalidArgumentError as error:
-    raise _validate.InputError(
-      f'image {path!r} is not a PNG or JPEG that can be read'
-    ) from error
+  except tf.errors.OpError as error:
+    stated = _REASON.search(error.message or '')
+    reason = stated[1] if stated else 'is not a PNG or JPEG that can be read'
+    raise _validate.InputError(f'image {path!r} {reason}') from error
   index = found['class_index'].numpy()[0]
+  probabilities = found['probabilities'].numpy()[0]
+  if len(names) != len(probabilities):
+    raise _validate.InputError(
+      f'{export.CLASS_NAMES_FILE} of the model has {len(names)} names for '
+      f'{len(probabilities)} outputs; export the model again'
+    )
   if index.ndim:  # multi-label: 0 or 1 for each name
     text = ', '.join(n for n, on in zip(names, index) if on) or 'none'
   else:
     text = names[index]
-  probabilities = found['probabilities'].numpy()[0]
   return (text, *(f'{p:.4f}' for p in probabilities))
 
 
@@ -139,7 +154,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     return flags.FLAGS(list(argv))
   except flags.Error as error:
     print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(exit_codes.BAD_INPUT)
 
 
 if __name__ == '__main__':

@@ -36,10 +36,9 @@ from experiments import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import files
 from tff_medical import plots
+from tff_medical.program import ending
 from tff_medical.program import run_folder
 
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 BASE = 'base'
 # Else ε would not be the same promise, or runs not the variants' own.
 _SAME = (
@@ -312,18 +311,18 @@ def run(
   ended = cells.run(todo, folder, jobs)
   lines = rows(folder, variants, range(base.seed, base.seed + seeds))
   if lines:
-    results.write(folder / 'results.csv', lines)
     text = table(lines)
-    (folder / 'results.md').write_text(text + '\n', encoding='utf-8')
-    draw(lines, base.target_epsilon or 0.0, folder)
+    with ending.deferred():
+      results.write(folder / 'results.csv', lines)
+      (folder / 'results.md').write_text(text + '\n', encoding='utf-8')
+      draw(lines, base.target_epsilon or 0.0, folder)
     print(text)
   for line in ended.failed:
     print(f'error: {line}', file=sys.stderr)
   print(f'Results in {folder}')
   if ended.interrupted:
     print('Interrupted; start the same command again to go on.')
-    return EXIT_INTERRUPTED
-  return EXIT_FAILED if ended.failed else 0
+  return ended.exit_code
 
 
 def main(

@@ -1,11 +1,9 @@
-"""From absl flags to `Settings`, and from bad input to one line and exit 2."""
+"""From absl flags to `Settings`; from bad input and signals to exit codes."""
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Callable, Sequence
 import dataclasses
-import gc
 import shlex
 import sys
 import typing
@@ -14,12 +12,11 @@ from typing import Any
 from absl import app
 from absl import flags
 from absl import logging
-import psutil
 
+from experiments import endings
+from experiments import exit_codes
 from experiments import settings as settings_lib
 from tff_medical import _validate
-
-EXIT_BAD_INPUT = 2
 
 _DEFINE = {
   bool: flags.DEFINE_boolean,
@@ -94,8 +91,11 @@ def run(
 
   Bad input, of flags or found later, prints one line to stderr and exits with
   2; so does an argument that is no flag, unless `takes_arguments` says that
-  `main` is given them. `main` returns the exit code, or None for 0.
+  `main` is given them. A signal that asks the command to end interrupts `main`,
+  unless that defers it, and gives the exit code (`endings`). `main` returns the
+  exit code, or None for 0.
   """
+  endings.install()
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
     if any(arg.lstrip('-').startswith('help') for arg in argv[1:]):
@@ -112,41 +112,37 @@ def run(
 
   def run_main(argv: Sequence[str]) -> int | None:
     logging.set_verbosity(logging.WARNING)
+    _guard_tff_worker()
     try:
-      return main(argv[1:]) if takes_arguments else main()
-    except _validate.InputError as error:
-      _fail(error)
+      with endings.work():
+        code = main(argv[1:]) if takes_arguments else main()
+    except KeyboardInterrupt as error:
+      return endings.stopped(error)
+    except Exception as error:
+      if endings.signum() is not None:
+        # The interruption may have come out of TensorFlow as another error.
+        return endings.stopped()
+      if isinstance(error, _validate.InputError):
+        _fail(error)
+      raise
+    return endings.exit_code(code)
 
-  atexit.register(_end_tff_runtime)
   app.run(run_main, flags_parser=parse)
 
 
-def _end_tff_runtime() -> None:
-  """Ends the worker process of TFF's default runtime, if TFF is in use.
+def _guard_tff_worker() -> None:
+  """Has the worker process of TFF's runtime end with this command, if it uses TFF.
 
-  Left to the interpreter's last moments, TFF fails to do so: it prints a
-  traceback, and the process stays behind.
+  Commands that do not use TFF are not made to import it.
   """
-  tff = sys.modules.get('tensorflow_federated')
-  if tff is None:
-    return
+  if 'tensorflow_federated' in sys.modules:
+    from tff_medical.runtime import tff_worker
 
-  class NoContext(tff.framework.SyncContext):  # type: ignore[name-defined]
-    """Takes the place of TFF's context, which ends when nothing holds it."""
-
-    def invoke(self, comp: Any, arg: Any) -> Any:
-      raise RuntimeError('the program has ended')
-
-  # TFF ends it by SIGINT and waits, for ever where a shell started this program
-  # in the background: its processes ignore that signal.
-  for child in psutil.Process().children():
-    if child.name() == 'worker_binary':
-      child.kill()
-  tff.framework.set_default_context(NoContext())
-  gc.collect()
+    tff_worker.guard()
+    endings.before_leaving(tff_worker.kill_all)
 
 
 def _fail(error: Exception) -> typing.NoReturn:
   message = ' '.join(str(error).split())
   print(f'error: {message}', file=sys.stderr)
-  sys.exit(EXIT_BAD_INPUT)
+  sys.exit(exit_codes.BAD_INPUT)

@@ -6,27 +6,34 @@ start, calibration and evaluation, which use one core, overlap with the others'
 rounds. Why processes: TensorFlow keeps one set of devices and threads a
 process. If this process dies, even by SIGKILL, the kernel interrupts the
 children (Linux), so nothing is left behind that would hold their folders. It
-does so once for each thread that dies here, so a child may have no time to save
-the round it is in: that one is repeated, and paid for twice.
+does so once for each thread that dies here, which counts as one interruption
+(`endings`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
+import multiprocessing
 import os
 import pathlib
 import signal
 import subprocess
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from experiments import endings
 from tff_medical import _validate
+from tff_medical.program import ending
 
 _POLL_SECS = 0.5
+# Seconds in which a job ends by itself after a signal, and one more.
+_JOB_END_SECS = endings.JOB_DEADLINE_SECS + 1.0
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_T = TypeVar('_T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +102,10 @@ class _Running(NamedTuple):
   process: subprocess.Popen[bytes]
 
 
+# All that run, for an end that leaves no time.
+_alive: set[subprocess.Popen[bytes]] = set()
+
+
 def run(
   jobs: Sequence[Job],
   where: Sequence[Slot],
@@ -111,29 +122,83 @@ def run(
     on_poll: Is called every half second with the names of those that run.
 
   Raises:
-    KeyboardInterrupt: After the children were interrupted and have ended; a
-      second one ends them at once.
+    ending.Ended: A signal requested the end. The children were sent the same
+      one, and have ended; those that do not end in time are killed.
   """
   waiting = list(jobs)
   running: dict[int, _Running] = {}
-  try:
-    while waiting or running:
-      for index, slot in enumerate(where):
-        if waiting and index not in running:
-          running[index] = _start(waiting.pop(0), slot)
-      time.sleep(_POLL_SECS)
-      for index, one in list(running.items()):
-        if one.process.poll() is not None:
-          del running[index]
-          on_end(one.job, one.process.returncode)
-      on_poll([one.job.name for one in running.values()])
-  except BaseException:
-    _end([one.process for one in running.values()])
-    raise
+  # A signal between the start of a child and its entry here would lose it.
+  with ending.deferred() as end:
+    try:
+      while waiting or running:
+        for index, slot in enumerate(where):
+          if waiting and index not in running and not end.requested.is_set():
+            running[index] = _start(waiting.pop(0), slot)
+        _sleep(end)
+        if end.requested.is_set():
+          raise ending.Ended(end.signum or signal.SIGINT)
+        for index, one in list(running.items()):
+          if one.process.poll() is not None:
+            del running[index]
+            _alive.discard(one.process)
+            on_end(one.job, one.process.returncode)
+        on_poll([one.job.name for one in running.values()])
+    except BaseException as error:
+      signum = getattr(error, 'signum', signal.SIGINT)
+      _end([one.process for one in running.values()], signum)
+      raise
+
+
+def call(function: Callable[..., _T], *args: Any) -> _T:
+  """Returns what a function returns, or raises what it raises, in a process.
+
+  The process is killed if this one is interrupted or dies; what it does must
+  leave nothing behind.
+
+  Args:
+    function: One that pickle can name, as its arguments and its result.
+    *args: The arguments.
+  """
+  spawn = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(
+    1, spawn, initializer=_end_with, initargs=(os.getpid(),)
+  ) as pool:
+    try:
+      return pool.submit(function, *args).result()
+    except BaseException:
+      for process in multiprocessing.active_children():
+        process.kill()
+      raise
+
+
+def _end_with(parent: int) -> None:
+  """Has the kernel kill this process with its parent; only that ends it."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  if os.getppid() != parent:
+    os._exit(1)
+
+
+def kill_all() -> None:
+  """Kills all children, for an end that leaves no time to ask them."""
+  for process in list(_alive):
+    process.kill()
+  for child in multiprocessing.active_children():
+    child.kill()
+
+
+def _sleep(end: ending.End) -> None:
+  """Waits for the next look at the children, or for a signal."""
+  until = time.monotonic() + _POLL_SECS
+  while time.monotonic() < until and not end.requested.is_set():
+    time.sleep(_POLL_SECS / 10)
 
 
 def _start(job: Job, slot: Slot) -> _Running:
   job.log.parent.mkdir(parents=True, exist_ok=True)
+
+  parent = os.getpid()
 
   def prepare() -> None:
     """Runs in the child before the command."""
@@ -143,6 +208,8 @@ def _start(job: Job, slot: Slot) -> _Running:
       os.sched_setaffinity(0, slot.cores)
     with contextlib.suppress(OSError, AttributeError):
       ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+    if os.getppid() != parent:  # It died before it was asked for.
+      os._exit(1)
 
   with open(job.log, 'ab') as log:  # The child keeps it open.
     process = subprocess.Popen(
@@ -150,23 +217,29 @@ def _start(job: Job, slot: Slot) -> _Running:
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,
-      env={**os.environ, **slot.environment},
+      env={**os.environ, endings.JOB_VARIABLE: '1', **slot.environment},
       # Ctrl-C in a terminal would reach the child beside the signal from here.
       start_new_session=True,
       preexec_fn=prepare,
     )
+  _alive.add(process)
   return _Running(job, process)
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-  """Interrupts processes and waits for them; a second Ctrl-C ends them."""
+def _end(processes: Sequence[subprocess.Popen[bytes]], signum: int) -> None:
+  """Sends processes a signal and waits; what takes too long is killed."""
   for process in processes:
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
+  until = time.monotonic() + _JOB_END_SECS
   try:
     for process in processes:
-      process.wait()
-  except KeyboardInterrupt:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, until - time.monotonic()))
+  finally:
     for process in processes:
       process.kill()
       process.wait()
-    raise
+      _alive.discard(process)
+
+
+endings.before_leaving(kill_all)

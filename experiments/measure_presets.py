@@ -25,10 +25,8 @@ from experiments import flags
 from experiments import results
 from experiments import settings as settings_lib
 from tff_medical import _validate
+from tff_medical.program import ending
 from tff_medical.program import run_folder
-
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRESETS = _ROOT / 'experiments' / 'presets'
@@ -136,17 +134,16 @@ def main(values: absl_flags.FlagValues) -> int:
     if _is_complete(run := _run_folder(folder, name, seed))
   ]
   rows = merge(results.read(RESULTS), found)
-  results.write(RESULTS, rows)
-  for name in names:
-    own = [r for r in rows if r['name'] == name]
-    if own:
-      write_header(PRESETS / f'{name}.flags', reached(own))
+  with ending.deferred():
+    results.write(RESULTS, rows)
+    for name in names:
+      own = [r for r in rows if r['name'] == name]
+      if own:
+        write_header(PRESETS / f'{name}.flags', reached(own))
   print(table(rows))
   for line in ended.failed:
     print(f'error: {line}', file=sys.stderr)
-  if ended.interrupted:
-    return EXIT_INTERRUPTED
-  return EXIT_FAILED if ended.failed else 0
+  return ended.exit_code
 
 
 if __name__ == '__main__':

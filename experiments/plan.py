@@ -34,6 +34,7 @@ from tff_medical.data import loading
 from tff_medical.data import medmnist_info
 from tff_medical.data import phantoms
 from tff_medical.privacy import accounting
+from tff_medical.program import ending
 
 _DEFAULTS = settings_lib.Settings()
 _UNITS = ('client', 'record')
@@ -122,6 +123,7 @@ def scenarios(
       rounds=values.rounds,
       delta=values.target_delta or accounting.default_delta(population),
       adaptive=_clipping(values, unit) == 'adaptive',
+      max_cohort=values.max_clients_per_round if unit == 'client' else None,
     )
     for unit, population, cohort in zip(_UNITS, populations, cohorts)
   ]
@@ -162,6 +164,32 @@ def table(rows: Sequence[Row]) -> str:
       for index, (cell, width) in enumerate(zip(line, widths))
     ).rstrip()
     for line in cells
+  )
+
+
+def costs_of_cap(
+  scenarios: Sequence[planning.Scenario], epsilons: Sequence[float]
+) -> str:
+  """Returns a line for each epsilon on what a cap on the cohort costs."""
+  lines = []
+  for scenario in scenarios:
+    if scenario.max_cohort is None:
+      continue
+    for epsilon in epsilons:
+      start = f'A cap of {scenario.max_cohort:,} {scenario.unit}s at ε '
+      try:
+        cost = scenario.cost_of_cap(epsilon)
+      except _validate.InputError:
+        lines.append(f'{start}{epsilon:g}: no noise is enough.')
+        continue
+      lines.append(
+        f'{start}{epsilon:g} takes a noise multiplier of '
+        f'{cost.noise_multiplier:.3f} instead of '
+        f'{cost.noise_multiplier_without:.3f}; at the latter ε would be '
+        f'{cost.epsilon_at_that_noise:.2f}.'
+      )
+  return '\n'.join(
+    textwrap.fill(line, 80, subsequent_indent='  ') for line in lines
   )
 
 
@@ -267,14 +295,18 @@ def main(values: absl_flags.FlagValues) -> None:
     f'up to {planning.USABLE_NOISE:g},\nhopeless above '
     f'{planning.HOPELESS_NOISE:g}.'
   )
+  capped = costs_of_cap(planned, epsilons)
+  if capped:
+    print(f'\n{capped}')
   found = advice(rows, parameters)
   if found:
     print(f'\n{found}')
   if values.output_dir:
     folder = pathlib.Path(values.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / 'plan.csv', rows, parameters)
-    plots.save(draw(rows), folder, 'plan')
+    with ending.deferred():
+      write_csv(folder / 'plan.csv', rows, parameters)
+      plots.save(draw(rows), folder, 'plan')
     print(f'\nplan.csv, plan.png and plan.svg in {folder}')
 
 
@@ -304,6 +336,12 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   absl_flags.DEFINE_integer('num_clients', 300, 'how many clients', **put)
   absl_flags.DEFINE_float(
     'clients_per_round', None, 'expected cohort [num_clients / 10]', **put
+  )
+  absl_flags.DEFINE_integer(
+    'max_clients_per_round',
+    None,
+    'cap on the cohort; tells what it costs [no cap]',
+    **put,
   )
   absl_flags.DEFINE_integer(
     'num_records', None, 'how many images [as the data set]', **put

@@ -32,6 +32,7 @@ from tff_medical import _validate
 from tff_medical import plots
 from tff_medical import report
 from tff_medical import study
+from tff_medical.program import ending
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = (_ROOT / 'README.md', _ROOT / 'docs' / 'results.md')
@@ -233,14 +234,15 @@ def main(values: absl_flags.FlagValues) -> None:
     check_comparison(path)
   wanted = [path.name for path in compared] + (_STUDY_MARKS if sweeps else [])
   fill_pages(PAGES, dict.fromkeys(wanted, ''))
-  for path in sweeps:
-    copy_study(path, RESULTS / path.name)
-  for path in compared:
-    copy_comparison(path, RESULTS / path.name)
-  if found := published(RESULTS, _OF_STUDY):
-    draw(found, RESULTS)
-  for page, text in fill_pages(PAGES, blocks(RESULTS)).items():
-    page.write_text(text, 'utf-8')
+  with ending.deferred():  # Pages and tables are to say the same.
+    for path in sweeps:
+      copy_study(path, RESULTS / path.name)
+    for path in compared:
+      copy_comparison(path, RESULTS / path.name)
+    if found := published(RESULTS, _OF_STUDY):
+      draw(found, RESULTS)
+    for page, text in fill_pages(PAGES, blocks(RESULTS)).items():
+      page.write_text(text, 'utf-8')
 
 
 if __name__ == '__main__':

@@ -37,6 +37,7 @@ from tff_medical import study
 from tff_medical import tasks
 from tff_medical.data import clients as clients_lib
 from tff_medical.privacy import card as card_lib
+from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
 
 KINDS = (study.CENTRAL, study.PER_SITE)
@@ -85,16 +86,16 @@ def run(kind: str, settings: settings_lib.Settings) -> None:
     return
   train = _train_central if kind == study.CENTRAL else _train_per_site
   reason, message, metrics = train(task, folder)
-  folder.write_summary(
-    run_folder_lib.Summary(
-      rounds=0,
-      stop_reason=reason,
-      stop_message=message,
-      epsilon=math.inf,
-      metrics=metrics,
-      seconds=time.monotonic() - started,
-    )
+  summary = run_folder_lib.Summary(
+    rounds=0,
+    stop_reason=reason,
+    stop_message=message,
+    epsilon=math.inf,
+    metrics=metrics,
+    seconds=time.monotonic() - started,
   )
+  with ending.deferred():
+    folder.write_summary(summary)
   print(f'{kind}: {message}')
 
 
@@ -118,17 +119,18 @@ def _train_central(
   """Trains on all images and exports; returns reason, message, metrics."""
   model = _fit(task, np.arange(len(task.data.train)))
   metrics = _evaluate(task, model)
-  export.save(
-    folder.saved_model,
-    model,
-    class_names=task.data.class_names,
-    multi_label=task.data.multi_label,
-    privacy_card=card_lib.build_open_card(
-      dataset=task.data.name,
-      test_metrics=metrics,
-      initial_model=task.provenance,
-    ),
-  )
+  with ending.deferred():
+    export.save(
+      folder.saved_model,
+      model,
+      class_names=task.data.class_names,
+      multi_label=task.data.multi_label,
+      privacy_card=card_lib.build_open_card(
+        dataset=task.data.name,
+        test_metrics=metrics,
+        initial_model=task.provenance,
+      ),
+    )
   return 'completed', 'one model trained on all images', metrics
 
 

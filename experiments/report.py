@@ -16,6 +16,7 @@ from experiments import flags
 from tff_medical import _validate
 from tff_medical import report
 from tff_medical import study
+from tff_medical.program import ending
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -23,8 +24,9 @@ def main(values: absl_flags.FlagValues) -> None:
   if values.sweep_dir is None:
     raise _validate.InputError('sweep_dir must be given: --sweep_dir=FOLDER')
   sweep = study.read(values.sweep_dir)
-  study.write_csv(sweep)
-  path = report.write(sweep)
+  with ending.deferred():
+    study.write_csv(sweep)
+    path = report.write(sweep)
   print('\n'.join(report.headlines(sweep)))
   print(f'Report in {path}')
 

@@ -16,11 +16,9 @@ results.csv, report.html, plots/, cells/NAME (each a run's folder) and logs/.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import concurrent.futures
 import dataclasses
 import functools
 import math
-import multiprocessing
 import pathlib
 import shlex
 import sys
@@ -30,16 +28,15 @@ from absl import flags as absl_flags
 
 from experiments import cells as cells_lib
 from experiments import flags
+from experiments import jobs
 from experiments import plan
 from experiments import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import files
 from tff_medical import report
 from tff_medical import study
+from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
-
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 _PLAIN_FLAGS = 'without_privacy_flags'
 
@@ -151,9 +148,7 @@ def check_strictest(planned: Sequence[_Planned]) -> None:
     InputError: The data cannot be used, or the budget is out of reach.
   """
   strictest = min(planned, key=lambda one: one.cell.epsilon)
-  spawn = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
-    pool.submit(_check, strictest.settings).result()
+  jobs.call(_check, strictest.settings)
 
 
 def _check(settings: settings_lib.Settings) -> None:
@@ -263,16 +258,16 @@ def _write_csv(folder: pathlib.Path) -> None:
 def _finish(folder: pathlib.Path, ended: cells_lib.Ended) -> int:
   """Writes and prints what there is; returns the exit code."""
   sweep = study.read(folder)
-  study.write_csv(sweep)
-  path = report.write(sweep)
+  with ending.deferred():
+    study.write_csv(sweep)
+    path = report.write(sweep)
   print('\n'.join(report.headlines(sweep)))
   print(f'Results in {folder / "results.csv"}, report in {path}')
   for line in ended.failed:
     print(f'error: cell {line}', file=sys.stderr)
   if ended.interrupted:
     print('Interrupted; start the same command again to go on.')
-    return EXIT_INTERRUPTED
-  return EXIT_FAILED if ended.failed else 0
+  return ended.exit_code
 
 
 def main(

@@ -23,6 +23,7 @@ import tensorflow_federated as tff
 import tqdm
 
 from experiments import build
+from experiments import exit_codes
 from experiments import flags
 from experiments import settings as settings_lib
 from tff_medical import _validate
@@ -33,12 +34,10 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import card as card_lib
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
+from tff_medical.program import ending
 from tff_medical.program import published
 from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.program import training
-
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 
 def run(settings: settings_lib.Settings) -> training.Outcome:
@@ -116,7 +115,9 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
       initial_model=task.provenance,
       data_digest=config.data_digest,
     )
-    _finish(folder, task, settings, outcome, card, time.monotonic() - started)
+    with ending.deferred():
+      seconds = time.monotonic() - started
+      _finish(folder, task, settings, outcome, card, seconds)
   return outcome
 
 
@@ -257,7 +258,7 @@ def main(read_settings: Callable[[], settings_lib.Settings]) -> int:
       'still loads: free some room and start the same command again',
       file=sys.stderr,
     )
-    return EXIT_FAILED
+    return exit_codes.FAILED
   if outcome.reason is training.StopReason.DIVERGED:
     print(
       f'error: {outcome.reason.value}, after {outcome.rounds} rounds; nothing '
@@ -265,9 +266,9 @@ def main(read_settings: Callable[[], settings_lib.Settings]) -> int:
       'folder with a smaller learning rate or clip norm',
       file=sys.stderr,
     )
-    return EXIT_FAILED
+    return exit_codes.FAILED
   interrupted = outcome.reason is training.StopReason.INTERRUPTED
-  return EXIT_INTERRUPTED if interrupted else 0
+  return exit_codes.INTERRUPTED if interrupted else exit_codes.OK
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,9 @@ from tff_medical import _validate
 from tff_medical import evaluation
 from tff_medical import export
 from tff_medical import models
+from tff_medical import pretrained
 from tff_medical.privacy import card_format
+from tff_medical.program import checkpoints
 
 # Runs where nothing but TensorFlow is imported.
 _SERVE = """
@@ -125,10 +128,89 @@ class ServingTest(_InFolder):
   def test_any_number_of_images(self):
     _save(self.path)
     signatures = tf.saved_model.load(os.fspath(self.path)).signatures
-    for count in (1, 5):
-      out = signatures['serving_default'](images=tf.zeros((count, 28, 28, 1)))
-      self.assertEqual(out['probabilities'].shape, (count, 2))
-      self.assertEqual(out['class_index'].shape, (count,))
+    png = tf.io.encode_png(np.zeros((28, 28, 1), np.uint8)).numpy()
+    for count in (0, 1, 5):
+      for out in (
+        signatures['serving_default'](images=tf.zeros((count, 28, 28, 1))),
+        signatures['serve_bytes'](
+          encoded=tf.constant([png] * count, tf.string)
+        ),
+      ):
+        self.assertEqual(out['probabilities'].shape, (count, 2))
+        self.assertEqual(out['class_index'].shape, (count,))
+
+  def test_no_images_for_a_multi_label_model(self):
+    _save(self.path, _model(3), class_names=tuple('abc'), multi_label=True)
+    signatures = tf.saved_model.load(os.fspath(self.path)).signatures
+    for out in (
+      signatures['serving_default'](images=tf.zeros((0, 28, 28, 1))),
+      signatures['serve_bytes'](encoded=tf.constant([], tf.string)),
+    ):
+      self.assertEqual(out['probabilities'].shape, (0, 3))
+      self.assertEqual(out['class_index'].shape, (0, 3))
+
+  def test_images_of_another_shape_are_refused_with_both_shapes(self):
+    _save(self.path)
+    signatures = tf.saved_model.load(os.fspath(self.path)).signatures
+    for shape in (
+      (2, 29, 28, 1),
+      (2, 28, 27, 1),
+      (2, 28, 28, 3),
+      (0, 28, 29, 1),
+      (28, 28, 1),
+      (1, 2, 28, 28, 1),
+      (),
+    ):
+      stated = re.escape(f'({", ".join(map(str, shape))})')
+      with self.assertRaisesRegex(
+        tf.errors.InvalidArgumentError,
+        rf'images must have shape \[N, 28, 28, 1\], got {stated}',
+      ):
+        signatures['serving_default'](images=tf.zeros(shape))
+    for files in (b'a', [[b'a']]):
+      with self.assertRaisesRegex(
+        tf.errors.InvalidArgumentError, r'encoded must have shape \[N\], one'
+      ):
+        signatures['serve_bytes'](encoded=tf.constant(files))
+
+  @parameterized.parameters(0, 3)
+  def test_the_wrong_image_of_a_request_is_named(self, place):
+    _save(self.path)
+    signatures = tf.saved_model.load(os.fspath(self.path)).signatures
+    for value, found in (
+      (np.nan, 'NaN'),
+      (np.inf, '0 to inf'),
+      (-np.inf, '-inf to 0'),
+      (1.5, r'0 to 1\.5'),
+    ):
+      images = np.zeros((4, 28, 28, 1), np.float32)
+      images[place, 5, 6] = value
+      with self.assertRaisesRegex(
+        tf.errors.InvalidArgumentError,
+        rf'images must be in 0..1 .*image {place} of images holds {found}\]',
+      ):
+        signatures['serving_default'](images=tf.constant(images))
+    encoded = [tf.io.encode_png(np.zeros((9, 9, 1), np.uint8)).numpy()] * 4
+    encoded[place] = encoded[place][:-20]
+    with self.assertRaisesRegex(
+      tf.errors.InvalidArgumentError,
+      f'image {place} of encoded cannot be decoded: .* damaged or cut short',
+    ):
+      signatures['serve_bytes'](encoded=tf.constant(encoded))
+
+  def test_converts_to_tflite(self):
+    model = _model()
+    _save(self.path, model)
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+      os.fspath(self.path), signature_keys=['serving_default']
+    )
+    runner = tf.lite.Interpreter(
+      model_content=converter.convert()
+    ).get_signature_runner('serving_default')
+    images = _images(1)
+    found = runner(images=images.astype(np.float32) / 255)
+    expected = special.softmax(evaluation.predict(model, images), 1)
+    np.testing.assert_allclose(found['probabilities'], expected, atol=1e-5)
 
   def test_wrong_input_is_refused_in_words(self):
     _save(self.path)
@@ -166,7 +248,13 @@ class AssetsTest(_InFolder):
     self.assertEqual(export.load_class_names(moved), names)
     self.assertEqual(
       export.load_card(moved),
-      {**card, 'test_metrics': {'auc': 0.5, 'x': None}},
+      {
+        **card,
+        'test_metrics': {'auc': 0.5, 'x': None},
+        'weights_sha256': checkpoints.weights_digest(
+          pretrained.read_weights(moved)
+        ),
+      },
     )
     self.assertEqual(
       sorted(file.name for file in (moved / 'assets').iterdir()),
@@ -329,6 +417,49 @@ class RefusalTest(_InFolder):
       export.load_card(self.path)
     file.write_text('{"epsilon": 0.1}')
     with self.assertRaisesRegex(_validate.InputError, 'lacks delta'):
+      export.load_card(self.path)
+
+  @parameterized.parameters(
+    export.CLASS_NAMES_FILE,
+    export.PRIVACY_CARD_FILE,
+  )
+  def test_an_asset_must_be_a_file_of_text(self, name):
+    load = {
+      export.CLASS_NAMES_FILE: export.load_class_names,
+      export.PRIVACY_CARD_FILE: export.load_card,
+    }[name]
+    _save(self.path)
+    asset = self.path / 'assets' / name
+
+    def sparse():
+      with asset.open('wb') as file:
+        file.truncate(2**40)
+
+    for make, message in (
+      (lambda: os.mkfifo(asset), 'it is not a regular file'),
+      (lambda: asset.symlink_to('/dev/zero'), 'it is not a regular file'),
+      (lambda: asset.symlink_to(asset), 'Too many levels of symbolic links'),
+      (lambda: asset.symlink_to('missing'), 'No such file'),
+      (lambda: asset.write_bytes(b'a\xff'), 'is not UTF-8 text .* at byte 1'),
+      (sparse, 'more than the 16777216 bytes allowed'),
+      (asset.mkdir, 'Is a directory'),
+    ):
+      with self.subTest(message):
+        asset.unlink()
+        make()
+        with self.assertRaisesRegex(_validate.InputError, message):
+          load(self.path)
+
+  @parameterized.parameters(
+    ('[' * 100_000, 'is not JSON'),
+    ('{"epsilon": ' + '1' * 10_000 + '}', 'is not JSON|lacks'),
+    ('[1]', 'must be a JSON object, got list'),
+    ('7', 'must be a JSON object, got int'),
+  )
+  def test_a_card_is_a_json_object(self, text, message):
+    _save(self.path)
+    (self.path / 'assets' / export.PRIVACY_CARD_FILE).write_text(text)
+    with self.assertRaisesRegex(_validate.InputError, message):
       export.load_card(self.path)
 
 

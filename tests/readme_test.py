@@ -7,7 +7,8 @@ from absl.testing import absltest
 
 from experiments import settings
 
-_README = pathlib.Path(__file__).resolve().parents[1] / 'README.md'
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_README = _ROOT / 'README.md'
 
 
 class ReadmeTest(absltest.TestCase):
@@ -18,11 +19,15 @@ class ReadmeTest(absltest.TestCase):
     self.assertContainsSubset(named, known)
 
   def test_files_it_names_exist(self):
-    text = _README.read_text()
-    for path in re.findall(
-      r'(?:tff_medical|experiments|tests|docs|results)/[\w/.]+', text
-    ):
-      self.assertTrue((_README.parent / path.rstrip('.')).exists(), path)
+    for page in (_README, _ROOT / 'CONTRIBUTING.md'):
+      text = page.read_text()
+      named = re.findall(
+        r'(?:tff_medical|experiments|tests|docs|results)/[\w/.]+', text
+      )
+      linked = re.findall(r'\]\(([\w/.-]+)\)', text)
+      self.assertNotEmpty(named)
+      for path in named + linked:
+        self.assertTrue((_ROOT / path.rstrip('.')).exists(), path)
 
   def test_program_for_tff_users_runs(self):
     program = next(

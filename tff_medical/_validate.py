@@ -26,9 +26,13 @@ class InputError(ValueError):
 def _number(name: str, value: object) -> float:
   if isinstance(value, bool) or not isinstance(value, numbers.Real):
     raise InputError(f'{name} must be a number, got {value!r}')
-  if math.isnan(value):
+  try:
+    number = float(value)
+  except OverflowError:  # A whole number beyond all floats.
+    return -math.inf if value < 0 else math.inf
+  if math.isnan(number):
     raise InputError(f'{name} must be a number, got nan')
-  return float(value)
+  return number
 
 
 def positive(**named: object) -> None:
@@ -54,6 +58,15 @@ def positive_int(**named: object) -> None:
       raise InputError(f'{name} must be a whole number, got {value!r}')
     if value <= 0:
       raise InputError(f'{name} must be positive, got {value!r}')
+
+
+def within(low: float, high: float, **named: object) -> None:
+  """Raises `InputError` unless every value lies in the closed [low, high]."""
+  for name, value in named.items():
+    if not low <= _number(name, value) <= high:
+      raise InputError(
+        f'{name} must lie between {low:g} and {high:g}, got {value!r}'
+      )
 
 
 def in_range(low: float, high: float, **named: object) -> None:

@@ -9,7 +9,9 @@ separated from the model. Signatures:
 | serving_default | `images` float32 [N, H, W, C], 0..1  | predicts           |
 | serve_bytes     | `encoded` string [N], PNG or JPEG    | decodes, predicts  |
 
-Both return `probabilities` float32 [N, K] and `class_index` int64: [N], the
+Both take 0 images or more, and refuse a request that holds a wrong image with
+the number of that image and the reason; the limits on an encoded image stand in
+`encoded_images`. Both return `probabilities` float32 [N, K] and `class_index` int64: [N], the
 likeliest class, or for a multi-label model [N, K] of 0 and 1, where 1 says that
 the probability is at least 0.5. `assets/` holds `class_names.txt`, one name a
 line in the order of K, and `privacy_card.json`.
@@ -30,6 +32,7 @@ import uuid
 
 import tensorflow as tf
 
+from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical import serving
@@ -39,6 +42,8 @@ from tff_medical.program import checkpoints
 CLASS_NAMES_FILE = 'class_names.txt'
 PRIVACY_CARD_FILE = card_format.FILE
 _LEFTOVER = re.compile(r'\.[0-9a-f]{32}\.(new|old|assets)')
+# A card of a run of a thousand rounds has a few kilobytes.
+_MAX_ASSET_BYTES = 2**24
 
 
 def save(
@@ -111,13 +116,19 @@ def weights_digest(model: tf.keras.Model) -> str:
 def load_card(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Returns the privacy card of the SavedModel in folder `path`."""
   text = _read_asset(path, PRIVACY_CARD_FILE)
+  where = f'{PRIVACY_CARD_FILE} of {os.fspath(path)!r}'
   try:
-    return card_format.checked(json.loads(text))
-  except json.JSONDecodeError as error:
+    card = json.loads(text)
+  except (ValueError, RecursionError) as error:  # Or a number without an end.
     raise _validate.InputError(
-      f'{PRIVACY_CARD_FILE} of {os.fspath(path)!r} is not JSON ({error}); '
-      'export the model again'
+      f'{where} is not JSON ({error}); export the model again'
     ) from error
+  if not isinstance(card, dict):
+    raise _validate.InputError(
+      f'{where} must be a JSON object, got {type(card).__name__}; export the '
+      'model again'
+    )
+  return card_format.checked(card)
 
 
 def load_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -224,9 +235,16 @@ def _disk_errors(target: pathlib.Path) -> Iterator[None]:
 
 def _read_asset(path: str | os.PathLike[str], name: str) -> str:
   asset = pathlib.Path(path, 'assets', name)
-  if not asset.is_file():
+  if not os.path.lexists(asset):
     raise _validate.InputError(
       f'{os.fspath(path)!r} is not a model exported by tff_medical '
       f'(it has no assets/{name}); give the saved_model folder of a run'
     )
-  return asset.read_text(encoding='utf-8')
+  content = _files.read('asset', asset, max_bytes=_MAX_ASSET_BYTES)
+  try:
+    return content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise _validate.InputError(
+      f'asset {os.fspath(asset)!r} is not UTF-8 text ({error.reason} at byte '
+      f'{error.start}); export the model again'
+    ) from error

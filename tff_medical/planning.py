@@ -41,6 +41,7 @@ from typing import NamedTuple
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
+from tff_medical.privacy import limits
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
 
@@ -99,6 +100,20 @@ class Outlook:
     return Verdict.of(self.noise_over_run)
 
 
+class CostOfCap(NamedTuple):
+  """What a cap on the cohort costs at one budget.
+
+  Attributes:
+    noise_multiplier: The smallest that keeps the budget with the cap.
+    noise_multiplier_without: The smallest that keeps it without.
+    epsilon_at_that_noise: The epsilon with the cap at the latter.
+  """
+
+  noise_multiplier: float
+  noise_multiplier_without: float
+  epsilon_at_that_noise: float
+
+
 class _Noise(NamedTuple):
   total: float
   value: float  # The multiplier of the noise on the updates.
@@ -117,6 +132,7 @@ class Scenario:
     delta: At which epsilon is meant.
     adaptive: Whether the clip norm is adaptive, which needs a little more noise
       on the updates and cannot have much of it with a small cohort.
+    max_cohort: No round has more units; None is no cap.
   """
 
   unit: str
@@ -125,6 +141,7 @@ class Scenario:
   rounds: int
   delta: float
   adaptive: bool = False
+  max_cohort: int | None = None
 
   def __post_init__(self) -> None:
     _validate.positive_int(population=self.population, rounds=self.rounds)
@@ -138,6 +155,14 @@ class Scenario:
     sampling: sampling_lib.Sampling
     if expected_cohort == self.population:
       sampling = sampling_lib.FullParticipation(self.population)
+    elif self.max_cohort is not None:
+      # A cap that is asked about for a larger cohort is as much larger.
+      slack = self.max_cohort / self.expected_cohort
+      sampling = sampling_lib.TruncatedPoissonSampling(
+        self.population,
+        expected_cohort,
+        math.ceil(round(slack * expected_cohort, 6)),
+      )
     else:
       sampling = sampling_lib.PoissonSampling(self.population, expected_cohort)
     clipping: mechanisms.Clipping = mechanisms.FixedClipping()
@@ -174,6 +199,33 @@ class Scenario:
       parameters_affordable=int(parameters / excess**2),
     )
 
+  def cost_of_cap(self, epsilon: float) -> CostOfCap:
+    """Returns what `max_cohort` costs, in noise or in epsilon.
+
+    Raises:
+      InputError: There is no cap, or no noise keeps the budget.
+    """
+    if self.max_cohort is None:
+      raise _validate.InputError('max_cohort must be given, got None')
+    free = dataclasses.replace(self, max_cohort=None)
+    noise = {
+      scenario: calibration.calibrate(
+        scenario.mechanism(self.expected_cohort),
+        target_epsilon=epsilon,
+        delta=self.delta,
+        rounds=self.rounds,
+      ).noise_multiplier
+      for scenario in (self, free)
+    }
+    event = self.mechanism(self.expected_cohort, noise[free]).charge_event()
+    return CostOfCap(
+      noise_multiplier=noise[self],
+      noise_multiplier_without=noise[free],
+      epsilon_at_that_noise=accounting.pld_epsilon(
+        event, rounds=self.rounds, delta=self.delta
+      ),
+    )
+
   def _calibrated(self, epsilon: float, adaptive: bool) -> _Noise:
     """Returns the noise for a budget; inf where no noise is enough."""
     scenario = dataclasses.replace(self, adaptive=adaptive)
@@ -197,6 +249,9 @@ class Scenario:
     if self.adaptive:  # The count's share is paid for out of the total.
       count = 2 * mechanism.count_stddev
       bearable = 1 / math.hypot(1 / bearable, 1 / count)
+    if bearable < limits.MIN_NOISE_MULTIPLIER:
+      return False
+    bearable = min(bearable, limits.MAX_NOISE_MULTIPLIER)
     spent = accounting.pld_epsilon(
       mechanism.with_noise(bearable).charge_event(),
       rounds=self.rounds,

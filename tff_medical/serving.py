@@ -1,10 +1,16 @@
-"""The graph that an exported model runs: decode, resize, predict.
+"""The graph that an exported model runs: check, decode, resize, predict.
 
 All of it is TensorFlow, as it is traced into the SavedModel of `export` and
 runs there without this package. An encoded image is brought to the size and
 channels of the model, float32 in 0..1: alpha is dropped, grey is repeated into
 colour, colour becomes grey by its luma (ITU-R BT.601), 16 bits keep their full
-range, and resizing is bilinear with antialiasing.
+range, resizing is bilinear with antialiasing, and the image is turned upright
+as its EXIF orientation says (`encoded_images`). The limits on an encoded image
+stand there too, and are checked before a pixel is decoded.
+
+A request that holds a wrong image is refused as a whole, with the number of
+that image in the request (from 0) and the reason. An empty request has an empty
+answer.
 
 >>> red = tf.constant([[[255, 0, 0]]], tf.uint8)
 >>> grey = preprocess(tf.io.encode_png(red), (1, 1, 1))
@@ -18,9 +24,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-_LUMA = (0.299, 0.587, 0.114)
-_PNG_START = b'\x89PNG\r\n\x1a\n'
-_JPEG_START = b'\xff\xd8\xff'
+from tff_medical import encoded_images
+
 # Resizing and decoding may overshoot 0..1 by rounding, and no further.
 _SLACK = 1e-3
 
@@ -40,25 +45,36 @@ class Server(tf.Module):
     self._model = _Untracked(model)
     self._multi_label = multi_label
     self._shape = tuple(model.input_shape[1:])
+    self._num_outputs = model.output_shape[-1]
 
   def signatures(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
     """The traced functions by the name of their signature."""
     images = tf.TensorSpec((None, *self._shape), tf.float32, name='images')
     encoded = tf.TensorSpec((None,), tf.string, name='encoded')
-    predict = tf.function(self._predict)
+    predict = tf.function(self._check_and_predict)
     decode_and_predict = tf.function(self._decode_and_predict)
     return {
       'serving_default': predict.get_concrete_function(images),
       'serve_bytes': decode_and_predict.get_concrete_function(encoded),
     }
 
-  def _predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-    in_range = tf.reduce_all((images >= -_SLACK) & (images <= 1 + _SLACK))
-    check = tf.debugging.Assert(
-      in_range, ['images must be in 0..1 (divide 8-bit values by 255)']
+  def _check_and_predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    return self._predict(_checked_images(images, self._shape))
+
+  def _decode_and_predict(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+    encoded = _with_shape(
+      encoded, (None,), 'encoded must have shape [N], one file an image'
     )
-    with tf.control_dependencies([check]):
-      logits = self._model.call(images, training=False)
+    return self._predict(decode(encoded, self._shape))
+
+  def _predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    # Normalization over groups of channels fails on no images.
+    logits = tf.cond(
+      tf.shape(images)[0] > 0,
+      lambda: self._model.call(images, training=False),
+      # Of a size that TensorFlow Lite, too, takes for that of the other.
+      lambda: tf.zeros((tf.shape(images)[0], self._num_outputs)),
+    )
     if self._multi_label:
       probabilities = tf.sigmoid(logits)
       index = tf.cast(probabilities >= 0.5, tf.int64)
@@ -66,14 +82,6 @@ class Server(tf.Module):
       probabilities = tf.nn.softmax(logits)
       index = tf.argmax(logits, axis=-1, output_type=tf.int64)
     return {'probabilities': probabilities, 'class_index': index}
-
-  def _decode_and_predict(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-    images = tf.map_fn(
-      lambda one: preprocess(one, self._shape),
-      encoded,
-      fn_output_signature=tf.TensorSpec(self._shape, tf.float32),
-    )
-    return self._predict(images)
 
 
 def ordered_weights(model: tf.keras.Model) -> list[tf.Variable]:
@@ -98,47 +106,116 @@ def preprocess(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
   Returns:
     float32 [H, W, C].
   """
-  height, width, channels = shape
-  image = _with_channels(_decode(encoded), channels)
-  image = tf.image.resize(image, (height, width), antialias=True)
-  return tf.ensure_shape(tf.clip_by_value(image, 0.0, 1.0), shape)
+  return decode(tf.reshape(encoded, (1,)), shape)[0]
 
 
-def _decode(encoded: tf.Tensor) -> tf.Tensor:
-  """Decodes to float32 [h, w, 1 to 4], values in 0..1."""
-  is_png = tf.strings.substr(encoded, 0, len(_PNG_START)) == _PNG_START
-  is_jpeg = tf.strings.substr(encoded, 0, len(_JPEG_START)) == _JPEG_START
-  known = tf.debugging.Assert(
-    is_png | is_jpeg, ['an encoded image is neither a PNG nor a JPEG']
+def decode(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
+  """Turns the bytes of PNGs and JPEGs into float32 images in 0..1.
+
+  Args:
+    encoded: Strings [N].
+    shape: (H, W, C) with C of 1 or 3.
+
+  Returns:
+    float32 [N, H, W, C].
+
+  Raises:
+    tf.errors.InvalidArgumentError: An image cannot be used; the message names
+      the first such image and the reason.
+  """
+  images, reasons = encoded_images.decode(encoded, shape)
+  wrong = tf.not_equal(reasons, '')
+  first = _first(wrong)
+  check = tf.debugging.Assert(
+    ~tf.reduce_any(wrong),
+    [_sentence('image ', first, ' of encoded ', _at(reasons, first, ''))],
   )
-  with tf.control_dependencies([known]):
-    return tf.cond(
-      is_png,
-      # Eight bits are repeated into sixteen, so that 255 becomes 65535.
-      lambda: (
-        tf.cast(tf.io.decode_png(encoded, dtype=tf.uint16), tf.float32)
-        / 65535.0
-      ),
-      lambda: (
-        tf.cast(
-          tf.io.decode_jpeg(encoded, dct_method='INTEGER_ACCURATE'), tf.float32
-        )
-        / 255.0
-      ),
-    )
+  with tf.control_dependencies(_ops(check)):
+    return tf.identity(images)
 
 
-def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
-  """Drops alpha and turns [h, w, 1 to 4] into [h, w, `channels`]."""
-  is_colour = tf.shape(image)[-1] >= 3
-  if channels == 3:
-    return tf.cond(
-      is_colour,
-      lambda: image[..., :3],
-      lambda: tf.repeat(image[..., :1], 3, axis=-1),
-    )
-  return tf.cond(
-    is_colour,
-    lambda: tf.reduce_sum(image[..., :3] * _LUMA, axis=-1, keepdims=True),
-    lambda: image[..., :1],
+def _checked_images(
+  images: tf.Tensor, shape: tuple[int, int, int]
+) -> tf.Tensor:
+  """Returns the images, or fails naming the one that cannot be used."""
+  wanted = ', '.join(map(str, shape))
+  images = _with_shape(
+    images, (None, *shape), f'images must have shape [N, {wanted}]'
   )
+  low = tf.reduce_min(images, axis=(1, 2, 3))
+  high = tf.reduce_max(images, axis=(1, 2, 3))
+  # The minimum of values with a NaN among them need not be NaN.
+  nan = tf.reduce_any(tf.math.is_nan(images), axis=(1, 2, 3))
+  wrong = nan | ~((low >= -_SLACK) & (high <= 1 + _SLACK))
+  first = _first(wrong)
+  found = tf.where(
+    _at(nan, first, False),
+    'NaN',
+    _sentence(
+      tf.strings.as_string(_at(low, first, 0.0), shortest=True),
+      ' to ',
+      tf.strings.as_string(_at(high, first, 0.0), shortest=True),
+    ),
+  )
+  check = tf.debugging.Assert(
+    ~tf.reduce_any(wrong),
+    [
+      _sentence(
+        'images must be in 0..1 (divide 8-bit values by 255), but image ',
+        first,
+        ' of images holds ',
+        found,
+      )
+    ],
+  )
+  with tf.control_dependencies(_ops(check)):
+    return tf.identity(images)
+
+
+def _with_shape(
+  values: tf.Tensor, shape: tuple[int | None, ...], message: str
+) -> tf.Tensor:
+  """Returns the values, or fails with the message and the shape they have.
+
+  A loaded signature takes values of any shape, whatever it states.
+  """
+  # Or TensorFlow would take what the signature states for what is there.
+  unknown = tf.compat.v1.placeholder_with_default(values, None)
+  sizes = tf.strings.reduce_join(
+    tf.strings.as_string(tf.shape(unknown)), separator=', '
+  )
+  pattern = ', '.join('[0-9]+' if n is None else str(n) for n in shape)
+  check = tf.debugging.Assert(
+    tf.strings.regex_full_match(sizes, pattern),
+    [_sentence(f'{message}, got (', sizes, ')')],
+  )
+  with tf.control_dependencies(_ops(check)):
+    return tf.identity(values)
+
+
+def _first(wrong: tf.Tensor) -> tf.Tensor:
+  """The place of the first True; 0 where there is none."""
+  padded = tf.concat([wrong, [False]], axis=0)
+  return tf.argmax(tf.cast(padded, tf.int32), output_type=tf.int64)
+
+
+def _at(values: tf.Tensor, place: tf.Tensor, default: object) -> tf.Tensor:
+  """The value at a place of a vector that may be empty."""
+  return tf.gather(tf.concat([values, [default]], axis=0), place)
+
+
+def _sentence(*parts: str | tf.Tensor) -> tf.Tensor:
+  """Joins text and numbers."""
+  return tf.strings.join(
+    [
+      tf.strings.as_string(part)
+      if tf.is_tensor(part) and part.dtype != tf.string
+      else part
+      for part in parts
+    ]
+  )
+
+
+def _ops(check: tf.Operation | None) -> list[tf.Operation]:
+  """What to wait for: eagerly, a check has run and returned None."""
+  return [] if check is None else [check]

@@ -16,6 +16,7 @@ import numpy as np
 from experiments import audit
 from experiments import audited_run
 from experiments import build
+from experiments import exit_codes
 from experiments import run_folder
 from experiments import settings as settings_lib
 from experiments import train
@@ -106,7 +107,7 @@ class AuditTest(parameterized.TestCase):
 
     with mock.patch.object(build, 'build_process', without_noise):
       code, printed, found = self._main(folder, canaries=200)
-    self.assertEqual(code, audit.EXIT_BROKEN_PROMISE)
+    self.assertEqual(code, exit_codes.FAILED)
     self.assertIn('BROKEN', printed)
     self.assertTrue(found['exceeds_upper_bound'])
     self.assertGreater(found['lower_bound'], found['upper_bound'])
@@ -172,7 +173,7 @@ class AuditTest(parameterized.TestCase):
 
     with mock.patch.object(build, 'build_process', without_noise):
       code, printed, found = self._main(folder, canaries=200)
-    self.assertEqual(code, audit.EXIT_BROKEN_PROMISE, found)
+    self.assertEqual(code, exit_codes.FAILED, found)
     self.assertIn('BROKEN', printed)
 
   def test_refuses_other_data_than_the_run_s(self):
@@ -208,7 +209,7 @@ class AuditTest(parameterized.TestCase):
     stopped = training.Outcome(1, training.StopReason.INTERRUPTED, None, {})
     with mock.patch.object(training, 'train', return_value=stopped):
       code = audit.main(str(folder), 100, None)
-    self.assertEqual(code, audit.EXIT_INTERRUPTED)
+    self.assertEqual(code, exit_codes.INTERRUPTED)
     self.assertEqual(sorted(folder.iterdir()), before)
 
   def test_refuses_what_is_no_finished_run(self):

@@ -2,7 +2,6 @@ import json
 import statistics
 from unittest import mock
 
-from absl import app
 from absl.testing import absltest
 from absl.testing import flagsaver
 from absl.testing import parameterized
@@ -39,7 +38,7 @@ class BenchmarkTest(parameterized.TestCase):
       json=path,
     )
     with flags, mock.patch.dict(benchmark.WORKLOADS, common=_SMALL):
-      benchmark.main(['benchmark'])
+      benchmark.main()
     with open(path, encoding='utf-8') as file:
       report = json.load(file)
     self.assertEqual(report['rounds'], 1)
@@ -56,11 +55,7 @@ class BenchmarkTest(parameterized.TestCase):
   def test_wrong_flags(self, flags, message):
     with flagsaver.flagsaver(**flags):
       with self.assertRaisesRegex(_validate.InputError, message):
-        benchmark.main(['benchmark'])
-
-  def test_no_positional_arguments(self):
-    with self.assertRaises(app.UsageError):
-      benchmark.main(['benchmark', 'fast'])
+        benchmark.main()
 
   def test_floor_does_the_arithmetic_of_tff(self):
     model = benchmark.keras_model()

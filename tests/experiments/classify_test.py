@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import pathlib
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -128,7 +130,7 @@ class ClassifyTest(parameterized.TestCase):
       ('binary', [], 'no images given'),
       ('binary', [good, 'missing.png'], "'missing.png' cannot be read: No"),
       ('binary', [os.fspath(self.folder)], 'cannot be read: Is a dir'),
-      ('binary', [good, os.fspath(text)], 'not a PNG or JPEG'),
+      ('binary', [good, os.fspath(text)], "note.png' is neither a PNG nor"),
     ):
       with self.subTest(message):
         code, out, err = self._run(model, *paths)
@@ -136,6 +138,85 @@ class ClassifyTest(parameterized.TestCase):
         self.assertStartsWith(err, 'error: ')
         self.assertEqual(err.count('\n'), 1)
         self.assertIn(message, err)
+
+  def _refused(self, model, path):
+    code, out, err = self._run(model, self.paths[0], os.fspath(path))
+    self.assertEqual((code, out), (2, []))
+    self.assertStartsWith(err, 'error: ')
+    self.assertEqual(err.count('\n'), 1)
+    return err
+
+  def test_what_is_no_file_is_not_waited_for(self):
+    fifo, socket_path = self.folder / 'fifo.png', self.folder / 'socket.png'
+    os.mkfifo(fifo)
+    with socket.socket(socket.AF_UNIX) as server:
+      server.bind(os.fspath(socket_path))
+    loop = self.folder / 'loop.png'
+    loop.symlink_to(loop)
+    for path, reason in (
+      (fifo, 'it is not a regular file'),
+      ('/dev/zero', 'it is not a regular file'),
+      (socket_path, 'No such device'),
+      (loop, 'Too many levels of symbolic links'),
+      (self.folder / ('x' * 300), 'File name too long'),
+      ('a\0b', 'No file has such a name'),
+      ('', 'No such file'),
+    ):
+      with self.subTest(reason):
+        self.assertIn(
+          f'cannot be read: {reason}', self._refused('binary', path)
+        )
+
+  def test_the_reason_is_that_of_the_exported_graph(self):
+    png = pathlib.Path(self.paths[0]).read_bytes()
+    for name, content, reason in (
+      ('empty', b'', 'is neither a PNG nor a JPEG'),
+      ('cut', png[:-20], 'cannot be decoded: the PNG or JPEG is damaged or'),
+      (
+        'large',
+        png[:16] + b'\0\0\x40\0' * 2 + png[24:],
+        'is 16384 x 16384 pixels, more than the 67108864 allowed',
+      ),
+    ):
+      with self.subTest(name):
+        path = self.folder / f'{name}.png'
+        path.write_bytes(content)
+        err = self._refused('binary', path)
+        self.assertStartsWith(err, f'error: image {os.fspath(path)!r} {reason}')
+
+  def test_a_file_too_large_is_not_read(self):
+    path = self.folder / 'sparse.png'
+    with path.open('wb') as file:
+      file.truncate(2**40)
+    err = self._refused('binary', path)
+    self.assertIn('has more than the 67108864 bytes allowed', err)
+
+  def test_any_name_of_a_file(self):
+    png = pathlib.Path(self.paths[0]).read_bytes()
+    folder = self.folder / 'names'
+    folder.mkdir()
+    for name in (b'two\nlines.png', b'\xff.png', 'ähre.png'.encode()):
+      path = os.path.join(os.fsencode(folder), name)
+      pathlib.Path(os.fsdecode(path)).write_bytes(png)
+      code, out, err = self._run('binary', os.fsdecode(path))
+      self.assertEqual((code, err), (0, ''))
+      self.assertLen(out, 3)
+      out[2].encode()
+
+  def test_a_model_with_other_names_or_things_in_it(self):
+    for name, change, reason in (
+      (
+        'names',
+        lambda f: (f / 'assets/class_names.txt').write_text('one\n'),
+        'has 1 names for 2 outputs',
+      ),
+      ('fifo', lambda f: os.mkfifo(f / 'variables/x'), 'not a regular file'),
+    ):
+      with self.subTest(name):
+        folder = self.folder / f'with_{name}'
+        shutil.copytree(self.folder / 'binary', folder)
+        change(folder)
+        self.assertIn(reason, self._refused(folder.name, self.paths[0]))
 
   def test_a_damaged_model_is_one_line(self):
     model = models.build('cnn', input_shape=(8, 8, 1), num_outputs=2)

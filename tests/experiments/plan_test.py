@@ -58,6 +58,22 @@ class PlanTest(parameterized.TestCase):
     with Image.open(folder / 'plan.png') as image:
       self.assertGreater(len(set(image.convert('L').getdata())), 20)
 
+  def test_a_cap_costs_noise_or_epsilon(self):
+    arguments = (
+      '--epsilons=18.93',
+      '--num_parameters=5000',
+      '--num_clients=40',
+      '--clients_per_round=8',
+      '--target_delta=.01',
+      '--clipping=fixed',
+    )
+    printed = ' '.join(_run('--max_clients_per_round=10', *arguments).split())
+    self.assertRegex(
+      printed,
+      r'A cap of 10 clients at ε 18.93 takes a noise multiplier of 1.000',
+    )
+    self.assertNotIn('A cap', _run(*arguments))
+
   @parameterized.parameters(
     ('synthetic', 3000, 14_260),
     ('synthetic_rgb', 3000, 14_548),
@@ -79,6 +95,7 @@ class PlanTest(parameterized.TestCase):
     (['--dataset=medmnist/pneumonia'], 'did you mean'),
     (['--model=cnn_smal'], "did you mean 'cnn_small'"),
     (['--clipping=none'], 'clipping'),
+    (['--max_clients_per_round=20'], 'max_cohort must be at least'),
     (['--clients_per_round=301'], 'clients_per_round must be at most'),
     (['--expected_batch_size=-3'], 'expected_batch_size'),
     (['--num_clients=0'], 'num_clients'),

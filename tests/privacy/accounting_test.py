@@ -84,6 +84,58 @@ class PldEpsilonTest(parameterized.TestCase):
       accounting.pld_epsilon(_poisson(0.1, 1.0), rounds=1, delta=delta)
 
 
+class BoundedTest(parameterized.TestCase):
+  """What asked for gigabytes, or for hours, is answered with an upper bound."""
+
+  @parameterized.product(
+    noise_multiplier=(1e-4, 1e-3, 0.03),
+    rounds=(1, 100, 1_000_000),
+    rate=(None, 0.1),
+  )
+  def test_hardly_any_noise(self, noise_multiplier, rounds, rate):
+    event = dp_accounting.GaussianDpEvent(noise_multiplier)
+    # That of the Gaussian has a closed form; sampling lowers it.
+    whole = dp_accounting.get_epsilon_gaussian(
+      noise_multiplier / math.sqrt(rounds), 1e-5
+    )
+    if rate is None:
+      epsilon = accounting.pld_epsilon(event, rounds=rounds, delta=1e-5)
+      self.assertAlmostEqual(epsilon / whole, 1, delta=2e-3)
+      self.assertGreaterEqual(epsilon, whole * (1 - 1e-9))
+      return
+    event = dp_accounting.PoissonSampledDpEvent(rate, event)
+    epsilon = accounting.pld_epsilon(event, rounds=rounds, delta=1e-5)
+    self.assertLessEqual(epsilon, whole * (1 + 1e-9))
+    # About so many rounds have the unit in them, and they alone cost this much.
+    few = max(1, rounds * rate - 5 * math.sqrt(rounds * rate))
+    few = dp_accounting.get_epsilon_gaussian(
+      noise_multiplier / math.sqrt(few), 1e-3
+    )
+    self.assertGreater(epsilon, 0.9 * few)
+
+  @parameterized.parameters((0.1, 1.0), (0.001, 0.7))
+  def test_very_many_rounds(self, rate, noise_multiplier):
+    event = _poisson(rate, noise_multiplier)
+    epsilons = [
+      accounting.pld_epsilon(event, rounds=rounds, delta=1e-5)
+      for rounds in (10_000, 100_000, 1_000_000)
+    ]
+    self.assertEqual(epsilons, sorted(epsilons))
+    # RDP bounds it from the other side where it is tight.
+    for epsilon, rounds in zip(epsilons, (10_000, 100_000, 1_000_000)):
+      by_rdp = accounting.rdp_epsilon(event, rounds=rounds, delta=1e-5)
+      self.assertLess(epsilon, 1.01 * by_rdp)
+
+  def test_a_coarse_grid_never_states_less(self):
+    event = _poisson(0.1, 0.2)
+    finer = pld.PLDAccountant(value_discretization_interval=1e-3).compose(
+      event, 10
+    )
+    epsilon = accounting.pld_epsilon(event, rounds=10, delta=1e-5)
+    self.assertGreaterEqual(epsilon, finer.get_epsilon(1e-5) - 1e-9)
+    self.assertLess(epsilon, 1.001 * finer.get_epsilon(1e-5))
+
+
 class RdpEpsilonTest(absltest.TestCase):
   def test_is_looser_than_pld(self):
     event = _poisson(0.1, 1.0)

@@ -5,7 +5,9 @@ from absl.testing import parameterized
 from dp_accounting import pld
 
 from tff_medical import _validate
+from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
+from tff_medical.privacy import limits
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
 
@@ -41,6 +43,35 @@ class CalibrateTest(parameterized.TestCase):
       rounds=200,
     )
     self.assertAlmostEqual(mechanism.noise_multiplier, 1.385, delta=2e-3)
+
+  @parameterized.parameters(
+    (1e3, mechanisms.FixedClipping(1.0), 1000),
+    (1e3, mechanisms.AdaptiveClipping(), 1),
+    (1e4, mechanisms.AdaptiveClipping(), 100),
+  )
+  def test_large_targets_end_too(self, target_epsilon, clipping, rounds):
+    lines = []
+    mechanism = calibration.calibrate(
+      _mechanism(clipping),
+      target_epsilon=target_epsilon,
+      delta=1e-4,
+      rounds=rounds,
+      progress=lines.append,
+    )
+    self.assertLess(len(lines), 40)
+    spent = accounting.epsilon(
+      mechanism.charge_event(), rounds=rounds, delta=1e-4
+    )
+    self.assertBetween(spent, 0.98 * target_epsilon, target_epsilon)
+
+  def test_the_least_noise_is_enough_for_a_huge_target(self):
+    mechanism = calibration.calibrate(
+      _mechanism(mechanisms.FixedClipping(1.0)),
+      target_epsilon=1e12,
+      delta=1e-4,
+      rounds=1,
+    )
+    self.assertEqual(mechanism.noise_multiplier, limits.MIN_NOISE_MULTIPLIER)
 
   def test_reports_progress(self):
     lines = []

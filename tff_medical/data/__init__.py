@@ -6,3 +6,32 @@ spreads the training split over clients, and `clients.ImageClientData` makes
 them a `tff.simulation.datasets.ClientData`. Importing this package imports
 neither TensorFlow nor TFF; the modules that need them do.
 """
+
+from __future__ import annotations
+
+import typing
+
+from tff_medical import _lazy
+
+__all__ = [
+  'clients',
+  'images',
+  'loading',
+  'medmnist',
+  'partition',
+  'phantoms',
+  'synthetic',
+  'units',
+]
+
+if typing.TYPE_CHECKING:
+  from tff_medical.data import clients as clients
+  from tff_medical.data import images as images
+  from tff_medical.data import loading as loading
+  from tff_medical.data import medmnist as medmnist
+  from tff_medical.data import partition as partition
+  from tff_medical.data import phantoms as phantoms
+  from tff_medical.data import synthetic as synthetic
+  from tff_medical.data import units as units
+else:  # A __getattr__ that type checkers see would allow any name.
+  __getattr__, __dir__ = _lazy.attach(__name__, __all__)

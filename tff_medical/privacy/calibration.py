@@ -19,6 +19,7 @@ import math
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
+from tff_medical.privacy import limits
 
 # The noise multiplier is found to this relative width, and its upper end taken.
 _TOLERANCE = 1e-3
@@ -79,12 +80,20 @@ def _bracket(
   """Returns noise multipliers that are too small and large enough."""
   limit = min(_MAX_NOISE_MULTIPLIER, mechanism.max_noise_multiplier)
   limit *= 1 - 1e-6
+  if limit <= limits.MIN_NOISE_MULTIPLIER:
+    raise _validate.InputError(
+      f'target_epsilon {target_epsilon:g} is out of reach: the noise multiplier '
+      f'must stay below {limit:.3g} here; draw more a round or choose fixed '
+      'clipping'
+    )
   high = min(1.0, limit)
   if epsilon(high) <= target_epsilon:
-    low = high / 2
-    while epsilon(low) <= target_epsilon:
-      low, high = low / 2, low
-    return low, high
+    while high > limits.MIN_NOISE_MULTIPLIER:
+      low = max(high / 2, limits.MIN_NOISE_MULTIPLIER)
+      if epsilon(low) > target_epsilon:
+        return low, high
+      high = low
+    return high, high
   while high < limit:
     low, high = high, min(2 * high, limit)
     if epsilon(high) <= target_epsilon:

@@ -35,6 +35,7 @@ from typing import Any
 import dp_accounting
 
 from tff_medical import _validate
+from tff_medical.privacy import limits
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
 
@@ -83,7 +84,7 @@ class DistributedMechanism:
       raise _validate.InputError(
         f'clipping must be fixed for distributed noise, got {self.clipping!r}'
       )
-    _validate.non_negative(noise_multiplier=self.noise_multiplier)
+    limits.check_noise_multiplier(self.noise_multiplier)
     if self.noise_multiplier >= self.max_noise_multiplier:
       raise _validate.InputError(
         f'noise_multiplier must be below {self.max_noise_multiplier:.4g} with '

@@ -61,7 +61,13 @@ class SkellamSumQuery(tfp.SumAggregationDPQuery):
     """Returns the record, int64, clipped, rounded and with its noise."""
     del params
     wide = tf.nest.map_structure(lambda x: tf.cast(x, tf.float64), record)
+    # In float64 the squares of all float32 numbers are finite and none is lost.
     norm = tf.linalg.global_norm(tf.nest.flatten(wide))
+    finite = tf.math.is_finite(norm)
+    wide = tf.nest.map_structure(
+      lambda x: tf.where(finite, x, tf.zeros_like(x)), wide
+    )
+    norm = tf.where(finite, norm, 0.0)
     # A little less than R, so that no rounding error leads above it.
     scale = self._steps * (1 - 1e-9) / tf.maximum(norm, self._clip_norm)
     return tf.nest.map_structure(lambda x: self._noised(x * scale), wide)

@@ -15,6 +15,8 @@ import dp_accounting
 import tensorflow as tf
 import tensorflow_privacy as tfp
 
+from tff_medical.privacy import clipping
+from tff_medical.privacy import limits
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import noise
 
@@ -53,6 +55,12 @@ class GaussianSumQuery(tfp.GaussianSumQuery):
     super().__init__(l2_norm_clip, stddev)
     self._noise = noise.SecretNoise()
 
+  def preprocess_record_impl(
+    self, params: Any, record: Any
+  ) -> tuple[Any, tf.Tensor]:
+    """Returns the clipped record, and the norm it had."""
+    return clipping.clip(record, params)
+
   def get_noised_result(
     self, sample_state: Any, global_state: Any
   ) -> tuple[Any, Any, dp_accounting.DpEvent]:
@@ -74,6 +82,18 @@ class _QuantileQuery(tfp.QuantileEstimatorQuery):
       GaussianSumQuery(l2_norm_clip=0.5, stddev=below_estimate_stddev),
       denominator=expected_num_records,
     )
+
+  def get_noised_result(
+    self, sample_state: Any, global_state: Any
+  ) -> tuple[tf.Tensor, Any, dp_accounting.DpEvent]:
+    """Returns the next estimate, kept where clipping to it binds."""
+    estimate, state, event = super().get_noised_result(
+      sample_state, global_state
+    )
+    estimate = tf.clip_by_value(
+      estimate, limits.MIN_CLIP_NORM, limits.MAX_CLIP_NORM
+    )
+    return estimate, state._replace(current_estimate=estimate), event
 
 
 class _AdaptiveQuery(tfp.QuantileAdaptiveClipSumQuery):

@@ -182,7 +182,7 @@ class PrivacyLedger:
     self._entries: list[Entry] = []
     self._last_round = 0
     self._run_id = self._header_digest = ''
-    self._size, self._last_line = 0, b''
+    self._size, self._last_line, self._changed_at = 0, b'', 0
     self._file = _open_regular(self._path)
     try:
       self._lock()
@@ -390,6 +390,7 @@ class PrivacyLedger:
       raise
     self._size += len(line)
     self._last_line = line
+    self._changed_at = os.fstat(self._file.fileno()).st_mtime_ns
 
   def _check_unchanged(self) -> None:
     """Refuses to write into a file that is no longer what was read.
@@ -406,11 +407,7 @@ class PrivacyLedger:
     else:
       if (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
         problem = 'was replaced by another file'
-      elif own.st_size != self._size or self._last_line != os.pread(
-        self._file.fileno(),
-        len(self._last_line),
-        self._size - len(self._last_line),
-      ):
+      elif own.st_size != self._size or not self._is_as_written(own):
         problem = 'was changed'
     if problem:
       raise _validate.InputError(
@@ -418,6 +415,25 @@ class PrivacyLedger:
         'run. Leave the file alone and start the same command again: what it '
         'has lost is charged again from the checkpoint'
       )
+
+  def _is_as_written(self, status: os.stat_result) -> bool:
+    """Whether the file, of the right size, says what was read and written.
+
+    All of it is read only where its time of change shows a need, so that a
+    charge costs the same however many there were.
+    """
+    read_all = status.st_mtime_ns != self._changed_at
+    length = self._size if read_all else len(self._last_line)
+    content = os.pread(self._file.fileno(), length, self._size - length)
+    if not content.endswith(self._last_line):
+      return False
+    if read_all:
+      try:
+        _parse(self._path, content)
+      except _validate.InputError:
+        return False
+      self._changed_at = status.st_mtime_ns
+    return True
 
   def _start_or_resume(
     self, header: Mapping[str, Any], run_id: str | None

@@ -29,6 +29,7 @@ import dp_accounting
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.privacy import limits
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
 
@@ -98,7 +99,7 @@ class LocalGaussianMechanism:
   max_noise_multiplier = float('inf')
 
   def __post_init__(self) -> None:
-    _validate.non_negative(noise_multiplier=self.noise_multiplier)
+    limits.check_noise_multiplier(self.noise_multiplier)
     _validate.one_of(('record', 'patient'), privacy_unit=self.privacy_unit)
     if isinstance(self.clipping, mechanisms.AdaptiveClipping):
       raise _validate.InputError(

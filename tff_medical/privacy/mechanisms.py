@@ -30,6 +30,7 @@ import dp_accounting
 
 from tff_medical import _validate
 from tff_medical.privacy import interface
+from tff_medical.privacy import limits
 from tff_medical.privacy import sampling as sampling_lib
 
 
@@ -42,7 +43,7 @@ class FixedClipping:
   name = 'fixed'
 
   def __post_init__(self) -> None:
-    _validate.positive(clip_norm=self.clip_norm)
+    limits.check_clip_norm(self.clip_norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,8 @@ class AdaptiveClipping:
   """The clip norm follows a quantile of the update norms (Andrew et al. 2021).
 
   After each round it is multiplied by exp(-learning_rate * (b - quantile)),
-  where b is the noised fraction of the updates that were not clipped.
+  where b is the noised fraction of the updates that were not clipped; it never
+  leaves the range in which clipping binds (see `limits`).
 
   Attributes:
     clip_norm: The clip norm of the first round.
@@ -66,9 +68,9 @@ class AdaptiveClipping:
   name = 'adaptive'
 
   def __post_init__(self) -> None:
-    _validate.positive(
-      clip_norm=self.clip_norm, clip_learning_rate=self.clip_learning_rate
-    )
+    limits.check_clip_norm(self.clip_norm)
+    # So that exp(clip_learning_rate) is a number, and no step is lost.
+    _validate.within(1e-6, 10, clip_learning_rate=self.clip_learning_rate)
     _validate.in_range(
       0, 1, target_unclipped_quantile=self.target_unclipped_quantile
     )
@@ -104,7 +106,7 @@ class GaussianMechanism:
   neighboring_relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
   def __post_init__(self) -> None:
-    _validate.non_negative(noise_multiplier=self.noise_multiplier)
+    limits.check_noise_multiplier(self.noise_multiplier)
     _validate.one_of(PRIVACY_UNITS, privacy_unit=self.privacy_unit)
     if self.clipping is None and self.noise_multiplier > 0:
       raise _validate.InputError(
@@ -118,6 +120,12 @@ class GaussianMechanism:
         'tenth of the expected cohort) with adaptive clipping, got '
         f'{self.noise_multiplier:g}; draw more a round or choose fixed '
         'clipping'
+      )
+    if self.value_noise_multiplier > limits.MAX_NOISE_MULTIPLIER:
+      raise _validate.InputError(
+        f'noise_multiplier {self.noise_multiplier!r} is so close to the limit of '
+        f'{self.max_noise_multiplier:g} with adaptive clipping that the updates '
+        'would drown in noise; lower it or draw more a round'
       )
 
   @property
@@ -151,7 +159,8 @@ class GaussianMechanism:
     """The multiplier of the noise on the summed updates, at least the total."""
     if not self.is_private or not isinstance(self.clipping, AdaptiveClipping):
       return self.noise_multiplier
-    return (self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2) ** -0.5
+    left = self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2
+    return left**-0.5 if left > 0 else float('inf')
 
   def with_noise(self, noise_multiplier: float) -> GaussianMechanism:
     """Returns this mechanism with another total noise multiplier."""

@@ -137,13 +137,22 @@ class TruncatedPoissonSampling:
     return drawn
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
-    """Returns the event of a Gaussian applied to a cohort drawn like this."""
+    """Returns the event of a Gaussian applied to a cohort drawn like this.
+
+    The event's `dataset_size` is that of the larger of two neighbours: its cap
+    binds if, besides the unit that they differ in, max_cohort of the other
+    dataset_size - 1 units were drawn (dp-accounting's
+    `from_truncated_subsampled_gaussian_mechanism`). A unit may be removed from
+    the population or added to it, so that the larger one has population + 1
+    units. That costs no less than the removal: the more others there are, the
+    more often the cap binds.
+    """
     if not isinstance(inner, dp_accounting.GaussianDpEvent):
       raise dp_accounting.UnsupportedEventError(
         f'a capped cohort is accounted for with Gaussian noise, not {inner}'
       )
     return dp_accounting.TruncatedSubsampledGaussianDpEvent(
-      dataset_size=self.population,
+      dataset_size=self.population + 1,
       sampling_probability=self.rate,
       truncated_batch_size=self.max_cohort,
       noise_multiplier=inner.noise_multiplier,

@@ -41,6 +41,7 @@ import numpy as np
 
 from tff_medical import _validate
 from tff_medical.privacy import interface
+from tff_medical.privacy import limits
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
 
@@ -134,7 +135,7 @@ class TreeMechanism:
   )
 
   def __post_init__(self) -> None:
-    _validate.non_negative(noise_multiplier=self.noise_multiplier)
+    limits.check_noise_multiplier(self.noise_multiplier)
     if not isinstance(self.clipping, mechanisms.FixedClipping):
       raise _validate.InputError(
         f'clipping must be fixed for trees, got {self.clipping!r}'

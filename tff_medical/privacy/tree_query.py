@@ -29,6 +29,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
+from tff_medical.privacy import clipping
 from tff_medical.privacy import noise
 from tff_medical.privacy import tree_mechanism
 
@@ -73,8 +74,7 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
 
   def preprocess_record(self, params: tf.Tensor, record: Any) -> Any:
     """Returns the record, scaled down to the clip norm where it exceeds it."""
-    clipped, _ = tf.clip_by_global_norm(tf.nest.flatten(record), params)
-    return tf.nest.pack_sequence_as(record, clipped)
+    return clipping.clip(record, params)[0]
 
   def get_noised_result(
     self, sample_state: Any, global_state: State

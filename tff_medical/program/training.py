@@ -10,15 +10,11 @@ published line is lost: the next start publishes the last saved round again.
 
 from __future__ import annotations
 
-import asyncio
 import collections
 from collections.abc import Callable, Mapping, Sequence
-import contextlib
 import dataclasses
 import enum
 import math
-import signal
-import threading
 import time
 from typing import Any
 
@@ -32,6 +28,8 @@ from tff_medical.privacy import aggregators
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
+from tff_medical.program import coroutines
+from tff_medical.program import ending
 
 ClientDatasets = Callable[[np.ndarray], Sequence[tf.data.Dataset]]
 Evaluate = Callable[[tff.learning.models.ModelWeights], Mapping[str, float]]
@@ -155,7 +153,7 @@ def train(
     metrics = evaluate(weights) if saved.record.evaluates else {}
     _release(release_managers, {**saved.record.values, **metrics}, done)
   reason, message = StopReason.COMPLETED, ''
-  with _interruptible() as interrupted:
+  with ending.deferred() as end:
     for round_num in range(done + 1, rounds + 1):
       started = time.monotonic()
       if _has_diverged(weights, metrics):
@@ -165,9 +163,16 @@ def train(
       except ledger_lib.BudgetExceededError as error:
         reason, message = StopReason.BUDGET_SPENT, str(error)
         break
-      attempt = ledger.rounds_charged
-      cohort = sampling.draw(cohort_seed, round_num, attempt)
-      output = process.next(state, list(client_datasets(cohort)))
+      cohort = sampling.draw(cohort_seed, round_num, ledger.rounds_charged)
+      try:
+        with end.abandonable():
+          output = process.next(state, list(client_datasets(cohort)))
+      except ending.Ended:
+        # It takes too long after a signal: thrown away, though charged.
+        if not end.is_overdue:
+          raise
+        reason = StopReason.INTERRUPTED
+        break
       state = output.state
       weights = process.get_model_weights(state)
       report = RoundReport(
@@ -184,11 +189,19 @@ def train(
       record = _record(ledger, round_num, weights, report.values(), evaluates)
       digest = checkpoints.save(state, record)
       done = round_num
-      metrics = evaluate(weights) if evaluates else {}
+      try:
+        with end.abandonable():
+          metrics = evaluate(weights) if evaluates else {}
+      except ending.Ended:
+        # The next start evaluates and publishes this round.
+        if not end.is_overdue:
+          raise
+        reason = StopReason.INTERRUPTED
+        break
       report = dataclasses.replace(report, metrics=metrics)
       _release(release_managers, report.values(), round_num)
       on_round(report)
-      if interrupted.is_set() and round_num < rounds:
+      if end.requested.is_set() and round_num < rounds:
         reason = StopReason.INTERRUPTED
         break
   if not metrics and reason is not StopReason.INTERRUPTED:
@@ -314,27 +327,4 @@ def _release(
     for manager in managers:
       await manager.release(values, round_num)
 
-  asyncio.run(release_all())
-
-
-@contextlib.contextmanager
-def _interruptible() -> Any:
-  """Lets the first Ctrl-C set the event it yields; a second one interrupts.
-
-  Outside the main thread, where Python delivers no signals, it changes nothing.
-  """
-  event = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield event
-    return
-
-  def on_interrupt(signum: int, frame: Any) -> None:
-    if event.is_set():
-      raise KeyboardInterrupt
-    event.set()
-
-  previous = signal.signal(signal.SIGINT, on_interrupt)
-  try:
-    yield event
-  finally:
-    signal.signal(signal.SIGINT, previous)
+  coroutines.run(release_all())

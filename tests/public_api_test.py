@@ -1,0 +1,158 @@
+"""Tests of what the library shows: its names, what they say, their pages."""
+
+import importlib
+import inspect
+import pathlib
+import subprocess
+import sys
+import types
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+import tff_medical
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_LAZY = ('tff_medical', 'tff_medical.data', 'tff_medical.privacy')
+
+
+def _python(program):
+  """Returns what a new process prints."""
+  return subprocess.run(
+    [sys.executable, '-c', program],
+    check=True,
+    capture_output=True,
+    cwd=_ROOT,
+    text=True,
+  ).stdout.strip()
+
+
+def _submodules(package):
+  """Returns every public module below a package."""
+  if not hasattr(package, '__path__'):
+    return
+  for path in sorted(pathlib.Path(package.__path__[0]).glob('[!_]*')):
+    if path.suffix not in ('.py', ''):
+      continue
+    name = path.stem
+    if name in getattr(package, '__all__', [name]):
+      module = importlib.import_module(f'{package.__name__}.{name}')
+      yield module
+      yield from _submodules(module)
+
+
+def _public(module):
+  """Returns the classes and functions of a module, by dotted name."""
+  for name in getattr(module, '__all__', vars(module)):
+    value = getattr(module, name)
+    own = getattr(value, '__module__', None) == module.__name__
+    listed = name in getattr(module, '__all__', ())
+    if (
+      not name.startswith('_')
+      and (own or listed)
+      and isinstance(value, (type, types.FunctionType))
+    ):
+      yield f'{module.__name__}.{name}', value
+
+
+def _members(name, cls):
+  """Returns the methods and properties that a class defines itself."""
+  for attribute, value in vars(cls).items():
+    if not attribute.startswith('_') and isinstance(
+      value, (types.FunctionType, classmethod, staticmethod, property)
+    ):
+      yield f'{name}.{attribute}', getattr(cls, attribute)
+
+
+class PackageTest(parameterized.TestCase):
+  @parameterized.parameters(*_LAZY)
+  def test_importing_is_cheap(self, package):
+    loaded = _python(
+      f'import {package}, sys; print({{"numpy", "tensorflow"}} & {{*sys.modules}})'
+    )
+    self.assertEqual(loaded, 'set()')
+
+  def test_names_are_there_without_an_import_of_their_own(self):
+    missing = _python(
+      f'import tff_medical; packages = [{", ".join(_LAZY)}];'
+      ' print([n for p in packages for n in dir(p) if not hasattr(p, n)])'
+    )
+    self.assertEqual(missing, '[]')
+
+  @parameterized.parameters(*_LAZY)
+  def test_other_names_are_not(self, package):
+    module = importlib.import_module(package)
+    self.assertEqual(dir(module), sorted(module.__all__))
+    with self.assertRaisesRegex(
+      AttributeError, f"module '{package}' has no attribute 'mechanismz'"
+    ):
+      module.mechanismz  # noqa: B018
+
+  def test_input_error_is_the_one_that_the_library_raises(self):
+    with self.assertRaises(tff_medical.InputError):
+      tff_medical.privacy.mechanisms.FixedClipping(clip_norm=-1.0)
+    self.assertTrue(issubclass(tff_medical.InputError, ValueError))
+
+  def test_type_checkers_see_the_same_names(self):
+    # They do not run __getattr__; a name that is missing there has no type.
+    for package in _LAZY:
+      module = importlib.import_module(package)
+      source = pathlib.Path(module.__file__).read_text()
+      typed = [
+        line.split(' as ')[1]
+        for line in source.splitlines()
+        if line.startswith(f'  from {package} import ')
+      ]
+      own = [name for name in module.__all__ if name in vars(module)]
+      lazy = [
+        name
+        for name in module.__all__
+        if inspect.ismodule(getattr(module, name))
+      ]
+      self.assertEqual(typed, lazy)
+      self.assertContainsSubset(set(module.__all__) - set(lazy), own)
+
+  def test_version_is_that_of_the_citation(self):
+    text = (_ROOT / 'CITATION.cff').read_text()
+    self.assertIn(f'\nversion: {tff_medical.__version__}\n', text)
+    text = (_ROOT / 'CHANGELOG.md').read_text()
+    self.assertIn(f'\n## {tff_medical.__version__} - ', text)
+
+
+class ReferenceTest(absltest.TestCase):
+  def test_every_public_name_says_what_it_is(self):
+    silent, seen = [], 0
+    for module in (tff_medical, *_submodules(tff_medical)):
+      named = [(module.__name__, module), *_public(module)]
+      for name, value in list(named):
+        if isinstance(value, type):
+          named += _members(name, value)
+      seen += len(named)
+      silent += [name for name, value in named if not inspect.getdoc(value)]
+    self.assertEqual(silent, [])
+    self.assertGreater(seen, 200)
+
+  def test_pages_are_built(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    (recipe,) = (
+      line.split('-m ')[1].split()
+      for line in (_ROOT / 'Makefile').read_text().splitlines()
+      if ' -m pdoc ' in line
+    )
+    recipe[recipe.index('docs/api')] = str(folder)
+    subprocess.run(
+      [sys.executable, '-m', *recipe],
+      check=True,
+      capture_output=True,
+      cwd=_ROOT,
+    )
+    for module in _submodules(tff_medical):
+      page = folder / f'{module.__name__.replace(".", "/")}.html'
+      self.assertTrue(page.exists(), page)
+      text = page.read_text()
+      for name, _ in _public(module):
+        self.assertIn(f'id="{name.rsplit(".", 1)[1]}"', text)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,52 @@
+"""Submodules that are imported when a program first asks for them (PEP 562).
+
+TensorFlow Federated takes seconds to import. A package whose `__getattr__`
+comes from here costs nothing to import, and still gives its submodules as
+attributes, with no import statement of their own.
+
+>>> import tff_medical
+>>> tff_medical.privacy.mechanisms.__name__
+'tff_medical.privacy.mechanisms'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import importlib
+
+
+def attach(
+  package: str, names: Sequence[str]
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+  """Returns the `__getattr__` and the `__dir__` of a package.
+
+  Args:
+    package: The package's dotted name.
+    names: All public names of the package. Python asks `__getattr__` for those
+      alone that the package does not define itself, which are its submodules.
+
+  Returns:
+    The two functions. The first raises `AttributeError` for any other name, and
+    `ImportError`, which names the remedy, where a library that the submodule
+    needs is not installed.
+  """
+
+  def get(name: str) -> object:
+    if name not in names:
+      raise AttributeError(f'module {package!r} has no attribute {name!r}')
+    try:
+      return importlib.import_module(f'{package}.{name}')
+    except ModuleNotFoundError as e:
+      if e.name is None or e.name.split('.')[0] == package.split('.')[0]:
+        raise
+      raise ImportError(
+        f'{package}.{name} needs {e.name}, which is not installed; install the'
+        ' versions of requirements.txt: pip install --no-deps'
+        ' --ignore-requires-python -r requirements.txt',
+        name=e.name,
+      ) from e
+
+  def public() -> list[str]:
+    return sorted(names)
+
+  return get, public

@@ -1,0 +1,440 @@
+"""PNG and JPEG bytes to pixels, in TensorFlow, within stated limits.
+
+What: `decode` turns strings into images of one size and says for each string
+that cannot be used why. Why not `tf.io.decode_image` alone: it decodes whatever
+the header claims (a PNG of 31 kB may hold 256 megapixels), ignores the EXIF
+orientation, and its error does not say which image of a batch was meant.
+
+The limits, checked on the header before a pixel is decoded:
+
+| limit        | value                                                       |
+|--------------|-------------------------------------------------------------|
+| `MAX_BYTES`  | 64 MiB a file                                               |
+| `MAX_PIXELS` | 64 Mi pixels (such as 8192 x 8192)                          |
+| `MAX_SIDE`   | 65,535 pixels, the most that JPEG knows                     |
+| `MAX_SCANS`  | 500 scans of a progressive JPEG; fewer for large images     |
+| `MAX_CHUNKS` | 16,384 chunks of a PNG                                      |
+
+Of an animated PNG the still image is used. The orientation is that of the first
+Exif segment of a JPEG (CIPA DC-008) or the eXIf chunk of a PNG; Exif data that
+makes no sense counts as upright, as in Pillow's `ImageOps.exif_transpose`.
+
+>>> images, reasons = decode(tf.constant([b'GIF89a']), (2, 2, 1))
+>>> images.shape, reasons.numpy()
+(TensorShape([1, 2, 2, 1]), array([b'is neither a PNG nor a JPEG'], dtype=object))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+MAX_BYTES = 2**26
+MAX_PIXELS = 2**26
+MAX_SIDE = 2**16 - 1
+MAX_SCANS = 500
+MAX_CHUNKS = 2**14
+
+_LUMA = (0.299, 0.587, 0.114)
+_PNG_START = b'\x89PNG\r\n\x1a\n'
+_JPEG_START = b'\xff\xd8\xff'
+# Scans times pixels of a progressive JPEG: each scan visits every pixel.
+_MAX_SCANNED = 32 * MAX_PIXELS
+# Markers of a JPEG that are looked through for its Exif segment.
+_MAX_MARKERS = 1024
+_DAMAGED = 'cannot be decoded: the PNG or JPEG is damaged or cut short'
+_UNKNOWN = 'is neither a PNG nor a JPEG'
+_APP1 = 0xE1
+# Markers that end the headers: start of scan and end of image.
+_LAST_MARKERS = (0xDA, 0xD9)
+# Markers without a length: TEM, the restarts and start of image.
+_LONE_MARKERS = (0x01, *range(0xD0, 0xD9))
+_EXIF_START = int.from_bytes(b'Exif\0\0', 'big')
+_EXIF_CHUNK = int.from_bytes(b'eXIf', 'big')
+_LAST_CHUNK = int.from_bytes(b'IEND', 'big')
+_HEADER_CHUNK = int.from_bytes(b'IHDR', 'big')
+_LITTLE, _BIG = int.from_bytes(b'II', 'big'), int.from_bytes(b'MM', 'big')
+_ORIENTATION_TAG = 0x0112
+# Exif types of whole numbers of two and of four bytes.
+_SHORT_TYPES, _LONG_TYPES = (3, 8), (4, 9)
+
+
+class _Header(NamedTuple):
+  """What the header of a file says.
+
+  Attributes:
+    reason: A string, why the file cannot be used; empty if it can.
+    is_png: Whether it is a PNG; otherwise it is a JPEG.
+    is_deep: Whether a channel has 16 bits.
+    orientation: int64, 1 to 8 as Exif counts them.
+  """
+
+  reason: tf.Tensor
+  is_png: tf.Tensor
+  is_deep: tf.Tensor
+  orientation: tf.Tensor
+
+
+def decode(
+  encoded: tf.Tensor, shape: tuple[int, int, int]
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Decodes, resizes and turns images upright.
+
+  Args:
+    encoded: Strings [N], each a PNG or JPEG.
+    shape: (H, W, C) of the images to return, with C of 1 or 3.
+
+  Returns:
+    float32 images [N, H, W, C] in 0..1, and strings [N]: '' for an image that
+    is there, or why it is not, to be read after the name of the image.
+  """
+  count = tf.size(encoded, out_type=tf.int64)
+
+  def decode_one(
+    number: tf.Tensor, one: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    header = _header(one)
+    image = tf.cond(
+      tf.equal(header.reason, ''),
+      lambda: _image(one, header, shape),
+      lambda: tf.zeros(shape),
+    )
+    return number, image, header.reason
+
+  # The one way in a graph to go on after a decoder has failed: a dataset may
+  # leave out what fails. One image at a time bounds the memory.
+  decoded = (
+    # Not `enumerate`, at which TensorFlow rewrites the dataset each time.
+    tf.data.Dataset.from_tensor_slices((tf.range(count), encoded))
+    .map(decode_one)
+    .ignore_errors()
+    .concatenate(  # A batch of nothing would not be a batch.
+      tf.data.Dataset.from_tensors((count, tf.zeros(shape), _DAMAGED))
+    )
+    .batch(count + 1)
+    .get_single_element()
+  )
+  numbers, images, reasons = decoded
+  # The row of each image in what was decoded; -1 of one that failed.
+  row = tf.scatter_nd(
+    numbers[:, tf.newaxis],
+    tf.range(1, tf.size(numbers) + 1),
+    tf.reshape(count + 1, (1,)),
+  )
+  row = row[:-1] - 1
+  # The last row is the one that stands for what failed.
+  row = tf.where(row < 0, tf.size(numbers) - 1, row)
+  images = tf.ensure_shape(tf.gather(images, row), (None, *shape))
+  return images, tf.gather(reasons, row)
+
+
+def _header(encoded: tf.Tensor) -> _Header:
+  """Reads the header of one file; fails where libjpeg finds it damaged."""
+  is_png = _starts_with(encoded, _PNG_START)
+  is_jpeg = _starts_with(encoded, _JPEG_START)
+  size = tf.strings.length(encoded)
+  reason, is_deep, orientation = tf.case(
+    [
+      (
+        size > MAX_BYTES,
+        lambda: _refused(
+          _text('has ', size, ' bytes, more than the ', MAX_BYTES, ' allowed')
+        ),
+      ),
+      (is_png, lambda: _png_header(encoded)),
+      (is_jpeg, lambda: _jpeg_header(encoded)),
+    ],
+    default=lambda: _refused(_UNKNOWN),
+  )
+  return _Header(reason, is_png, is_deep, orientation)
+
+
+def _refused(
+  reason: str | tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  return (
+    tf.convert_to_tensor(reason),
+    tf.constant(False),
+    tf.constant(1, tf.int64),
+  )
+
+
+def _png_header(
+  encoded: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Returns reason, whether it has 16 bits, and orientation of a PNG."""
+  data = tf.io.decode_raw(encoded, tf.uint8)
+  width, height = _number(data, 16, 4), _number(data, 20, 4)
+  start, length, too_many = _find_exif_chunk(data)
+  reason = tf.case(
+    [
+      (
+        (_number(data, 8, 4) != 13) | (_number(data, 12, 4) != _HEADER_CHUNK),
+        lambda: tf.constant(_DAMAGED),
+      ),
+      (
+        too_many,
+        lambda: tf.constant(f'has more than the {MAX_CHUNKS} chunks allowed'),
+      ),
+    ],
+    default=lambda: _reason_of_size(width, height),
+  )
+  has_prefix = _number(data, start, 6) == _EXIF_START
+  skipped = tf.where(has_prefix, tf.constant(6, tf.int64), 0)
+  orientation = _orientation(data, start + skipped, length - skipped)
+  return reason, _number(data, 24, 1) == 16, orientation
+
+
+def _jpeg_header(
+  encoded: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Returns reason, whether it has 16 bits, and orientation of a JPEG."""
+  # As libjpeg reads it, which decodes later.
+  shape = tf.image.extract_jpeg_shape(encoded, tf.int64)
+  height, width = shape[0], shape[1]
+  data = tf.io.decode_raw(encoded, tf.uint8)
+  scans = tf.math.count_nonzero((data[:-1] == 0xFF) & (data[1:] == 0xDA))
+  reason = tf.cond(
+    (scans > MAX_SCANS) | (scans * width * height > _MAX_SCANNED),
+    lambda: _text(
+      'has too many scans (', scans, '); save it as a baseline JPEG'
+    ),
+    lambda: tf.constant(''),
+  )
+  of_size = _reason_of_size(width, height)
+  reason = tf.where(of_size == '', reason, of_size)
+  orientation = _orientation(data, *_find_exif_segment(data))
+  return reason, tf.constant(False), orientation
+
+
+def _reason_of_size(width: tf.Tensor, height: tf.Tensor) -> tf.Tensor:
+  """Says why an image of that size cannot be used, or ''."""
+  size = _text('is ', width, ' x ', height, ' pixels, ')
+  return tf.case(
+    [
+      (
+        (width < 1) | (height < 1),
+        lambda: _text(size, 'which is no image'),
+      ),
+      (
+        (width > MAX_SIDE) | (height > MAX_SIDE),
+        lambda: _text(
+          size, 'more than the ', MAX_SIDE, ' a side allowed; make it smaller'
+        ),
+      ),
+      (
+        width * height > MAX_PIXELS,
+        lambda: _text(
+          size, 'more than the ', MAX_PIXELS, ' allowed; make it smaller'
+        ),
+      ),
+    ],
+    default=lambda: tf.constant(''),
+  )
+
+
+def _image(
+  encoded: tf.Tensor, header: _Header, shape: tuple[int, int, int]
+) -> tf.Tensor:
+  """Decodes to float32 `shape`, values in 0..1, upright."""
+  height, width, channels = shape
+  on_its_side = header.orientation >= 5
+  size = tf.where(on_its_side, (width, height), (height, width))
+
+  def resized(pixels: tf.Tensor) -> tf.Tensor:
+    # From integers, so that no float copy of the whole image is made.
+    image = tf.image.resize(pixels, size, antialias=True)
+    return tf.cast(image, tf.float32) / pixels.dtype.max
+
+  image = tf.case(
+    [
+      (
+        header.is_png & header.is_deep,
+        lambda: resized(tf.io.decode_png(encoded, dtype=tf.uint16)),
+      ),
+      (header.is_png, lambda: resized(tf.io.decode_png(encoded))),
+    ],
+    default=lambda: resized(
+      tf.io.decode_jpeg(encoded, dct_method='INTEGER_ACCURATE')
+    ),
+  )
+  image = _upright(_with_channels(image, channels), header.orientation)
+  return tf.ensure_shape(tf.clip_by_value(image, 0.0, 1.0), shape)
+
+
+def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
+  """Drops alpha and turns [h, w, 1 to 4] into [h, w, `channels`]."""
+  is_colour = tf.shape(image)[-1] >= 3
+  if channels == 3:
+    return tf.cond(
+      is_colour,
+      lambda: image[..., :3],
+      lambda: tf.repeat(image[..., :1], 3, axis=-1),
+    )
+  return tf.cond(
+    is_colour,
+    lambda: tf.reduce_sum(image[..., :3] * _LUMA, axis=-1, keepdims=True),
+    lambda: image[..., :1],
+  )
+
+
+def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+  """Turns [h, w, C] as Exif's orientation 1 to 8 asks."""
+
+  def when(values: tuple[int, ...], turn: Callable, image: tf.Tensor):
+    is_one = tf.reduce_any(orientation == tf.constant(values, tf.int64))
+    return tf.cond(is_one, lambda: turn(image), lambda: image)
+
+  image = when((5, 6, 7, 8), lambda x: tf.transpose(x, (1, 0, 2)), image)
+  image = when((2, 3, 6, 7), lambda x: tf.reverse(x, (1,)), image)
+  return when((3, 4, 7, 8), lambda x: tf.reverse(x, (0,)), image)
+
+
+def _find_exif_segment(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns start and length of the Exif data of a JPEG; 0, 0 if none."""
+
+  def step(
+    position: tf.Tensor, start: tf.Tensor, length: tf.Tensor, done: tf.Tensor
+  ) -> tuple[tf.Tensor, ...]:
+    del start, length, done
+    marker, size = (
+      _number(data, position + 1, 1),
+      _number(data, position + 2, 2),
+    )
+    is_fill = (_number(data, position, 1) != 0xFF) | _is_in(marker, (0, 0xFF))
+    is_lone = _is_in(marker, _LONE_MARKERS)
+    is_segment = ~is_fill & ~is_lone
+    found = (
+      is_segment
+      & (marker == _APP1)
+      & (_number(data, position + 4, 6) == _EXIF_START)
+    )
+    ends = is_segment & (_is_in(marker, _LAST_MARKERS) | (size < 2))
+    zero = tf.zeros_like(position)
+    return (
+      position
+      + tf.where(is_fill, zero + 1, tf.where(is_lone, zero + 2, 2 + size)),
+      tf.where(found, position + 10, zero),
+      tf.where(found, size - 8, zero),
+      found | ends,
+    )
+
+  _, start, length, _ = _walk(data, 2, step, _MAX_MARKERS)
+  return start, length
+
+
+def _find_exif_chunk(
+  data: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Returns start and length of a PNG's eXIf, and if there are too many."""
+
+  def step(
+    position: tf.Tensor, start: tf.Tensor, length: tf.Tensor, done: tf.Tensor
+  ) -> tuple[tf.Tensor, ...]:
+    del start, length, done
+    size, kind = _number(data, position, 4), _number(data, position + 4, 4)
+    found = kind == _EXIF_CHUNK
+    zero = tf.zeros_like(position)
+    return (
+      position + 12 + size,
+      tf.where(found, position + 8, zero),
+      tf.where(found, size, zero),
+      found | (kind == _LAST_CHUNK),
+    )
+
+  position, start, length, done = _walk(data, 8, step, MAX_CHUNKS)
+  return start, length, ~done & (position < tf.size(data, tf.int64))
+
+
+def _walk(
+  data: tf.Tensor,
+  first: int,
+  step: Callable[..., tuple[tf.Tensor, ...]],
+  most: int,
+) -> tuple[tf.Tensor, ...]:
+  """Steps from part to part of a file until done, its end or `most` steps."""
+  size = tf.size(data, tf.int64)
+  zero = tf.constant(0, tf.int64)
+  return tf.while_loop(
+    lambda position, start, length, done: ~done & (position < size),
+    step,
+    (tf.constant(first, tf.int64), zero, zero, tf.constant(False)),
+    maximum_iterations=most,
+  )
+
+
+def _orientation(
+  data: tf.Tensor, start: tf.Tensor, length: tf.Tensor
+) -> tf.Tensor:
+  """Returns the orientation that the Exif data of that place states, or 1."""
+  end = tf.minimum(start + length, tf.size(data, tf.int64))
+  order = _number(data, start, 2)
+  is_big = order == _BIG
+  directory = start + _number(data, start + 4, 4, is_big)
+  fits = (end - directory - 2) // 12
+  count = tf.minimum(_number(data, directory, 2, is_big), fits)
+  is_exif = (length > 0) & _is_in(order, (_LITTLE, _BIG))
+  is_exif &= _number(data, start + 2, 2, is_big) == 42
+  count = tf.where(is_exif, tf.maximum(count, 0), 0)
+  first = tf.minimum(directory + 2, tf.size(data, tf.int64))
+  entries = tf.reshape(data[first : first + 12 * count], (-1, 12))
+  tag, kind = (
+    _numbers(entries[:, :2], is_big),
+    _numbers(entries[:, 2:4], is_big),
+  )
+  is_one = _numbers(entries[:, 4:8], is_big) == 1
+  short = _numbers(entries[:, 8:10], is_big)
+  long = _numbers(entries[:, 8:12], is_big)
+  is_short = _is_in(kind[:, tf.newaxis], _SHORT_TYPES)
+  is_long = _is_in(kind[:, tf.newaxis], _LONG_TYPES)
+  is_stated = (tag == _ORIENTATION_TAG) & is_one & (is_short | is_long)
+  values = tf.boolean_mask(tf.where(is_short, short, long), is_stated)
+  # The last one counts, where a file states it more than once.
+  value = tf.concat([tf.ones((1,), tf.int64), values], axis=0)[-1]
+  return tf.where((value >= 1) & (value <= 8), value, 1)
+
+
+def _number(
+  data: tf.Tensor,
+  start: int | tf.Tensor,
+  width: int,
+  is_big: bool | tf.Tensor = True,
+) -> tf.Tensor:
+  """Reads an int64 of `width` bytes; those after the end count as 0."""
+  places = tf.cast(start, tf.int64) + tf.range(width, dtype=tf.int64)
+  size = tf.size(data, tf.int64)
+  read = tf.gather(data, tf.clip_by_value(places, 0, size - 1))
+  read = tf.where(places < size, read, tf.zeros_like(read))
+  return _numbers(read[tf.newaxis], is_big)[0]
+
+
+def _numbers(rows: tf.Tensor, is_big: bool | tf.Tensor) -> tf.Tensor:
+  """Turns bytes [N, width] into int64 [N]."""
+  width = rows.shape[-1]
+  weights = tf.constant([256**i for i in range(width)], tf.int64)
+  weights = tf.where(is_big, weights[::-1], weights)
+  return tf.reduce_sum(tf.cast(rows, tf.int64) * weights, axis=-1)
+
+
+def _is_in(value: tf.Tensor, values: tuple[int, ...]) -> tf.Tensor:
+  return tf.reduce_any(value == tf.constant(values, tf.int64), axis=-1)
+
+
+def _starts_with(encoded: tf.Tensor, start: bytes) -> tf.Tensor:
+  return tf.strings.substr(encoded, 0, len(start)) == start
+
+
+def _text(*parts: str | int | tf.Tensor) -> tf.Tensor:
+  """Joins text and numbers."""
+  return tf.strings.join(
+    [
+      tf.strings.as_string(part)
+      if tf.is_tensor(part) and part.dtype != tf.string
+      else str(part)
+      if isinstance(part, int)
+      else part
+      for part in parts
+    ]
+  )
