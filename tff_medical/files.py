@@ -55,14 +55,17 @@ def read_bytes(
     raise _validate.InputError(
       f'{os.fspath(path)} cannot be read ({_reason(error)})'
     ) from None
-  with os.fdopen(descriptor, 'rb') as file:
-    size = check_regular(path, file.fileno(), max_bytes)
-    try:
+  try:
+    # First of all: Python opens no folder, and raises another error for it.
+    size = check_regular(path, descriptor, max_bytes)
+    with open(descriptor, 'rb', closefd=False) as file:
       return file.read(size)
-    except OSError as error:
-      raise _validate.InputError(
-        f'{os.fspath(path)} cannot be read ({_reason(error)})'
-      ) from None
+  except OSError as error:
+    raise _validate.InputError(
+      f'{os.fspath(path)} cannot be read ({_reason(error)})'
+    ) from None
+  finally:
+    os.close(descriptor)
 
 
 def check_regular(

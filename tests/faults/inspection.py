@@ -24,7 +24,10 @@ from tff_medical.program import run_folder
 
 
 def finished(
-  folder: str, truth: str, rounds: int, temporary: str | None = None
+  folder: str,
+  truth: str,
+  rounds: int,
+  temporary: str | None = None,
 ) -> list[str]:
   """Returns what is wrong with a run that only ever was killed."""
   run = run_folder.RunFolder(pathlib.Path(folder))

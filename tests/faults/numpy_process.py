@@ -48,6 +48,7 @@ NOISE = 1.0
 ROUNDS = 6
 ROUNDS_PER_EVAL = 2
 SHAPE = (2, 2, 1)
+DIGEST = 'md5:0123456789abcdef'
 CLASSES = ('healthy', 'ill')
 _FAULTS = ('before', 'after', 'torn', 'fail')
 
@@ -218,7 +219,7 @@ class _Task:
       class_names=CLASSES,
       num_classes=len(CLASSES),
       multi_label=False,
-      source_digest='md5:0123456789abcdef',
+      source_digest=DIGEST,
       is_public=False,
       described='stand-in',
       name='stand-in',

@@ -68,11 +68,11 @@ def _missing(path: pathlib.Path) -> None:
 
 
 def _with(content: bytes) -> Callable[[pathlib.Path], None]:
-  def damage(path: pathlib.Path) -> None:
+  def write(path: pathlib.Path) -> None:
     _missing(path)
     path.write_bytes(content)
 
-  return damage
+  return write
 
 
 def _directory(path: pathlib.Path) -> None:
@@ -138,8 +138,9 @@ if os.geteuid():
   DAMAGES['mode 000'] = _no_access
 
 
-def _damage(name: str, damage: Callable[[pathlib.Path], None]) -> Change:
-  return lambda folder, other: damage(folder / name)
+def damage(name: str, how: Callable[[pathlib.Path], None]) -> Change:
+  """Returns the change that damages one path in the folder."""
+  return lambda folder, other: how(folder / name)
 
 
 # The ledger, line by line.
@@ -393,14 +394,14 @@ def _all_of(*changes: Change) -> Change:
   return apply
 
 
-def _newest(damage: Callable[[pathlib.Path], None]) -> Change:
-  return lambda folder, other: damage(_checkpoints(folder)[-1])
+def _newest(how: Callable[[pathlib.Path], None]) -> Change:
+  return lambda folder, other: how(_checkpoints(folder)[-1])
 
 
-def _every(damage: Callable[[pathlib.Path], None]) -> Change:
+def _every(how: Callable[[pathlib.Path], None]) -> Change:
   def apply(folder: pathlib.Path, other: pathlib.Path) -> None:
     for path in _checkpoints(folder):
-      damage(path)
+      how(path)
 
   return apply
 
@@ -449,12 +450,14 @@ def _checkpoint_changes() -> Iterator[tuple[str, Change, bool]]:
       False,
     )
   folder = 'checkpoints'
-  yield 'checkpoints: missing', _damage(folder, _missing), False
-  yield 'checkpoints: a file', _damage(folder, _with(b'x')), False
-  yield 'checkpoints: a loop', _damage(folder, _loop), False
+  yield 'checkpoints: missing', damage(folder, _missing), False
+  yield 'checkpoints: a file', damage(folder, _with(b'x')), False
+  yield 'checkpoints: a loop', damage(folder, _loop), False
 
 
-def _json(name: str, **values: Any) -> Change:
+def change_json(name: str, **values: Any) -> Change:
+  """Returns the change of some values in a JSON file."""
+
   def apply(folder: pathlib.Path, other: pathlib.Path) -> None:
     path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
@@ -478,12 +481,12 @@ def _free_row(line: str) -> str:
 
 def _side_changes() -> Iterator[tuple[str, Change, bool]]:
   """Yields changes of what there is in a finished and an unfinished run."""
-  for name, damage in DAMAGES.items():
+  for name, how in DAMAGES.items():
     for path in ('config.json', 'metrics.csv', 'tensorboard', _LEDGER,
                  'checkpoints/cohort_seed.secret',
                  'checkpoints/data_digest_key.secret'):  # fmt: skip
       lies = path == _LEDGER
-      yield f'{path}: {name}', _damage(path, damage), lies
+      yield f'{path}: {name}', damage(path, how), lies
   for values in (
     {'run_id': '00' * 16},
     {'run_id': 7},
@@ -496,7 +499,7 @@ def _side_changes() -> Iterator[tuple[str, Change, bool]]:
   ):
     yield (
       f'config.json: {values}',
-      _json('config.json', **values),
+      change_json('config.json', **values),
       'run_id' in values,
     )
   yield (
@@ -531,19 +534,19 @@ def _side_changes() -> Iterator[tuple[str, Change, bool]]:
                'a device', 'huge and sparse'):  # fmt: skip
     yield (
       f'events: {name}',
-      lambda folder, other, damage=DAMAGES[name]: damage(
+      lambda folder, other, how=DAMAGES[name]: how(
         _only(folder, 'tensorboard/events*')
       ),
       False,
     )
   yield (
     'cohort seed: negative',
-    _damage('checkpoints/cohort_seed.secret', _with(b'-1\n')),
+    damage('checkpoints/cohort_seed.secret', _with(b'-1\n')),
     False,
   )
   yield (
     'cohort seed: 10**5000',
-    _damage('checkpoints/cohort_seed.secret', _with(b'9' * 5000)),
+    damage('checkpoints/cohort_seed.secret', _with(b'9' * 5000)),
     False,
   )
   yield from _several()
@@ -551,9 +554,9 @@ def _side_changes() -> Iterator[tuple[str, Change, bool]]:
 
 def _several() -> Iterator[tuple[str, Change, bool]]:
   """Yields losses of several files at once."""
-  ledger = _damage(_LEDGER, _missing)
-  metrics = _damage('metrics.csv', _missing)
-  seed = _damage('checkpoints/cohort_seed.secret', _missing)
+  ledger = damage(_LEDGER, _missing)
+  metrics = damage('metrics.csv', _missing)
+  seed = damage('checkpoints/cohort_seed.secret', _missing)
   checkpoints = _every(_missing)
   yield 'ledger and metrics.csv missing', _all_of(ledger, metrics), True
   yield 'ledger and checkpoints missing', _all_of(ledger, checkpoints), True
@@ -575,7 +578,7 @@ def _several() -> Iterator[tuple[str, Change, bool]]:
   )
   yield (
     'ledger emptied, checkpoints torn',
-    _all_of(_damage(_LEDGER, _with(b'')), _every(_half)),
+    _all_of(damage(_LEDGER, _with(b'')), _every(_half)),
     True,
   )
   yield (
@@ -612,14 +615,14 @@ def _several() -> Iterator[tuple[str, Change, bool]]:
 
 def _final_changes() -> Iterator[tuple[str, Change, bool]]:
   """Yields changes of what a finished run alone has."""
-  for name, damage in DAMAGES.items():
+  for name, how in DAMAGES.items():
     lies = name not in ('missing',)
-    yield f'summary.json: {name}', _damage('summary.json', damage), lies
-    yield f'card: {name}', _damage(_CARD, damage), True
-    yield f'saved_model: {name}', _damage('saved_model', damage), True
+    yield f'summary.json: {name}', damage('summary.json', how), lies
+    yield f'card: {name}', damage(_CARD, how), True
+    yield f'saved_model: {name}', damage('saved_model', how), True
     yield (
       f'saved_model.pb: {name}',
-      _damage('saved_model/saved_model.pb', damage),
+      damage('saved_model/saved_model.pb', how),
       False,
     )
   for values in (
@@ -640,11 +643,11 @@ def _final_changes() -> Iterator[tuple[str, Change, bool]]:
     {'ledger_sha256': '00' * 32},
     {'weights_sha256': '00' * 32},
   ):
-    yield f'summary.json: {values}', _json('summary.json', **values), True
-    yield f'card: {values}', _json(_CARD, **values), True
+    yield f'summary.json: {values}', change_json('summary.json', **values), True
+    yield f'card: {values}', change_json(_CARD, **values), True
   yield (
     'card: event',
-    _json(_CARD, charge_event='GaussianDpEvent(noise_multiplier=100.0)'),
+    change_json(_CARD, charge_event='GaussianDpEvent(noise_multiplier=100.0)'),
     True,
   )
   for text in (
@@ -655,7 +658,7 @@ def _final_changes() -> Iterator[tuple[str, Change, bool]]:
     'ZCDpEvent(rho=-1, xi=0)',
     'PoissonSampledDpEvent(sampling_probability=0.05, event=7)',
   ):
-    yield f'card: event {text}', _json(_CARD, charge_event=text), True
+    yield f'card: event {text}', change_json(_CARD, charge_event=text), True
   yield 'card of another run', _from_other(_CARD), True
   yield 'saved_model of another run', _from_other('saved_model'), True
   yield 'summary.json of another run', _from_other('summary.json'), True
@@ -663,15 +666,15 @@ def _final_changes() -> Iterator[tuple[str, Change, bool]]:
   yield 'weights: bit flip', _flip(weights, 0.01), True
   yield 'weights of another run', _from_other(weights), True
   for name in ('missing', 'empty', 'binary', 'a FIFO', 'a folder'):
-    yield f'weights: {name}', _damage(weights, DAMAGES[name]), True
-  ledger, checkpoints = _damage(_LEDGER, _missing), _every(_missing)
+    yield f'weights: {name}', damage(weights, DAMAGES[name]), True
+  ledger, checkpoints = damage(_LEDGER, _missing), _every(_missing)
   yield (
     'only the card is left',
     _all_of(
       ledger,
       checkpoints,
-      _damage('summary.json', _missing),
-      _damage('metrics.csv', _missing),
+      damage('summary.json', _missing),
+      damage('metrics.csv', _missing),
     ),
     True,
   )
@@ -680,8 +683,8 @@ def _final_changes() -> Iterator[tuple[str, Change, bool]]:
     _all_of(
       ledger,
       checkpoints,
-      _damage('saved_model', _missing),
-      _damage('metrics.csv', _missing),
+      damage('saved_model', _missing),
+      damage('metrics.csv', _missing),
     ),
     True,
   )

@@ -42,7 +42,7 @@ from tff_medical import _validate
 # so many. Photographs and scans stay below 10; deflate can reach 1032.
 _MAX_RATIO = 100
 _FREE_BYTES = 2**26
-_MAX_MEMBERS = 1000
+MAX_MEMBERS = 1000
 # Of the directory, and of all that stands between and around the members.
 _MAX_OVERHEAD = 2**20
 # Headers of version 1 have at most 65,535 bytes after these ten.
@@ -110,17 +110,28 @@ class Error(_validate.InputError):
 class Archive:
   """The arrays of an .npz file; raises `Error` whatever is wrong with it."""
 
-  def __init__(self, file: BinaryIO):
-    """Reads the directory of the file, which must be open for reading."""
+  def __init__(self, file: BinaryIO, *, max_members: int = MAX_MEMBERS):
+    """Reads the directory of the file, which must be open for reading.
+
+    Args:
+      file: The file.
+      max_members: The most arrays that it may have.
+    """
     self._file = file
     with _as_error('', _ZIP_ERRORS):
       self._size = file.seek(0, os.SEEK_END)
-      _check_directory(file, self._size)
+      _check_directory(file, self._size, max_members)
       self._zip = zipfile.ZipFile(file)
       members = self._zip.infolist()
     self._check_members(members)
     self._members = {info.filename: info for info in members}
     self._headers: dict[str, Header] = {}
+
+  @property
+  def keys(self) -> list[str]:
+    """The names of the arrays, in the order of the file."""
+    names = (name for name in self._members if name.endswith('.npy'))
+    return [name[: -len('.npy')] for name in names]
 
   def missing(self, keys: list[str]) -> list[str]:
     """Returns which of the arrays are not there."""
@@ -209,7 +220,7 @@ class Archive:
     return header
 
 
-def _check_directory(file: BinaryIO, size: int) -> None:
+def _check_directory(file: BinaryIO, size: int, max_members: int) -> None:
   """Refuses a directory of the zip file that is not worth reading."""
   start = max(0, size - _DIRECTORY_END_SIZE - 2**16)
   file.seek(start)
@@ -218,7 +229,7 @@ def _check_directory(file: BinaryIO, size: int) -> None:
   if place < 0 or len(tail) - place < _DIRECTORY_END_SIZE:
     raise ValueError('it is no zip file, or is cut short')
   count, directory = struct.unpack_from('<HI', tail, place + 10)
-  if count > _MAX_MEMBERS or directory > _MAX_OVERHEAD:
+  if count > max_members or directory > _MAX_OVERHEAD:
     raise ValueError(
       f'it has {count} members, a directory of {directory} bytes'
     )
