@@ -103,7 +103,7 @@ def steps(process, claimed, feed, *, rounds, cohort_seed=0):
   state = process.initialize()
   taken = audit.Steps(process.get_model_weights(state))
   for round_num in range(1, rounds + 1):
-    cohort = claimed.sampling.draw(cohort_seed, round_num)
+    cohort = claimed.sampling.draw(cohort_seed, round_num, round_num)
     state = process.next(state, feed(cohort)).state
     taken(process.get_model_weights(state))
   return taken

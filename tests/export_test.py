@@ -23,7 +23,9 @@ from tff_medical import _validate
 from tff_medical import evaluation
 from tff_medical import export
 from tff_medical import models
+from tff_medical import pretrained
 from tff_medical.privacy import card_format
+from tff_medical.program import checkpoints
 
 # Runs where nothing but TensorFlow is imported.
 _SERVE = """
@@ -246,7 +248,13 @@ class AssetsTest(_InFolder):
     self.assertEqual(export.load_class_names(moved), names)
     self.assertEqual(
       export.load_card(moved),
-      {**card, 'test_metrics': {'auc': 0.5, 'x': None}},
+      {
+        **card,
+        'test_metrics': {'auc': 0.5, 'x': None},
+        'weights_sha256': checkpoints.weights_digest(
+          pretrained.read_weights(moved)
+        ),
+      },
     )
     self.assertEqual(
       sorted(file.name for file in (moved / 'assets').iterdir()),

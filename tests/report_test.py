@@ -20,6 +20,7 @@ from tff_medical import plots
 from tff_medical import report
 from tff_medical import study
 from tff_medical import study_plots
+from tff_medical.program import run_folder
 
 _CHROMIUM = next(
   filter(
@@ -99,8 +100,16 @@ class ReportTest(absltest.TestCase):
   def test_skipped_references_say_why(self):
     folder = sweeps.write(self.create_tempdir().full_path)
     for seed in (0, 1):
-      path = folder / 'cells' / f'per_site_seed_{seed}' / 'summary.json'
-      path.write_text('{"stop_reason": "skipped", "stop_message": "too few"}')
+      cell = run_folder.RunFolder(folder / 'cells' / f'per_site_seed_{seed}')
+      cell.write_summary(
+        run_folder.Summary(
+          rounds=0,
+          stop_reason='skipped',
+          stop_message='too few',
+          epsilon=float('inf'),
+          metrics={},
+        )
+      )
     text = ' '.join(report.headlines(study.read(folder)))
     self.assertIn('per site was skipped: too few.', text)
     self.assertNotIn('per site, no federation', text)
@@ -158,7 +167,7 @@ class ReportTest(absltest.TestCase):
   def test_holds_command_versions_and_digests(self):
     page = _report().read_text(encoding='utf-8')
     for cell in study.read(_report().parent).measured():
-      self.assertIn(cell.summary['ledger_sha256'], page)
+      self.assertIn(cell.summary.ledger_sha256, page)
     self.assertIn('md5:123', page)
     self.assertIn('python -m x', page)
 

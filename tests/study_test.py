@@ -65,8 +65,13 @@ class StudyTest(parameterized.TestCase):
     path = self.folder / 'cells' / 'eps_1_seed_0' / 'summary.json'
     path.write_text(path.read_text().replace('completed', 'interrupted'))
     self.assertLen(study.read(self.folder).measured(), 5)
-    path.write_text('{"stop_reas')  # As no run leaves it.
-    self.assertLen(study.read(self.folder).measured(), 5)
+
+  @parameterized.parameters('{"stop_reas', '{"stop_reason": "completed"}')
+  def test_a_damaged_summary_is_no_cell_that_has_not_ended(self, content):
+    path = self.folder / 'cells' / 'eps_1_seed_0' / 'summary.json'
+    path.write_text(content)
+    with self.assertRaisesRegex(_validate.InputError, 'summary.json.*damaged'):
+      study.read(self.folder)
 
   def test_parts(self):
     cell = study.read(self.folder).measured()[0]
@@ -87,7 +92,9 @@ class StudyTest(parameterized.TestCase):
       path.unlink()
     else:
       path.write_text(content)
-    with self.assertRaisesRegex(_validate.InputError, 'sweep_dir .*tradeoff'):
+    with self.assertRaisesRegex(
+      _validate.InputError, 'sweep_dir .*tradeoff|sweep.json is damaged'
+    ):
       study.read(self.folder)
 
 

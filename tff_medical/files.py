@@ -55,23 +55,45 @@ def read_bytes(
     raise _validate.InputError(
       f'{os.fspath(path)} cannot be read ({_reason(error)})'
     ) from None
-  with os.fdopen(descriptor, 'rb') as file:
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-      raise _validate.InputError(
-        f'{os.fspath(path)} is not a regular file; put the file itself there'
-      )
-    if status.st_size > max_bytes:
-      raise _validate.InputError(
-        f'{os.fspath(path)} has {status.st_size:,} bytes, more than the '
-        f'{max_bytes:,} that such a file may have'
-      )
-    try:
-      return file.read(status.st_size)
-    except OSError as error:
-      raise _validate.InputError(
-        f'{os.fspath(path)} cannot be read ({_reason(error)})'
-      ) from None
+  try:
+    # First of all: Python opens no folder, and raises another error for it.
+    size = check_regular(path, descriptor, max_bytes)
+    with open(descriptor, 'rb', closefd=False) as file:
+      return file.read(size)
+  except OSError as error:
+    raise _validate.InputError(
+      f'{os.fspath(path)} cannot be read ({_reason(error)})'
+    ) from None
+  finally:
+    os.close(descriptor)
+
+
+def check_regular(
+  path: str | os.PathLike[str],
+  descriptor: int,
+  max_bytes: int = MAX_TEXT_BYTES,
+) -> int:
+  """Returns the size of an open file, which must be a regular one.
+
+  Args:
+    path: Its name, for the error.
+    descriptor: The open file.
+    max_bytes: The size above which it is refused.
+
+  Raises:
+    InputError: It is something else, or too large.
+  """
+  status = os.fstat(descriptor)
+  if not stat.S_ISREG(status.st_mode):
+    raise _validate.InputError(
+      f'{os.fspath(path)} is not a regular file; put the file itself there'
+    )
+  if status.st_size > max_bytes:
+    raise _validate.InputError(
+      f'{os.fspath(path)} has {status.st_size:,} bytes, more than the '
+      f'{max_bytes:,} that such a file may have'
+    )
+  return status.st_size
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -120,12 +120,26 @@ class ImageDataTest(parameterized.TestCase):
   def test_rejects_patient_in_two_splits(self):
     with self.assertRaisesRegex(
       _validate.InputError,
-      r'1 patients are in both train and test \(such as patient 4\)',
-    ):
+      '1 patients are in both train and test; keep each',
+    ) as raised:
       _data(
-        train=_split(patients=np.array([1, 2, 3, 4])),
-        test=_split(patients=np.array([4, 5, 6, 6])),
+        train=_split(patients=np.array([10, 20, 30, 4711])),
+        test=_split(patients=np.array([4711, 50, 60, 60])),
       )
+    self.assertNotIn('4711', str(raised.exception))  # It may identify.
+
+  def test_only_what_is_known_of_the_origin_is_claimed(self):
+    for origin, described, is_public in (
+      (images.OFFICIAL, 'toy', True),
+      (images.GENERATED, 'toy', True),
+      (images.OTHER_FILE, 'toy (not the official file)', False),
+      (images.UNSTATED, 'toy', False),
+    ):
+      data = _data(origin=origin)
+      self.assertEqual((data.described, data.is_public), (described, is_public))
+    self.assertEqual(_data().origin, images.UNSTATED)
+    with self.assertRaisesRegex(_validate.InputError, 'origin must be one of'):
+      _data(origin='the cellar')
 
 
 class DuplicatesTest(absltest.TestCase):

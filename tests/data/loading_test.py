@@ -36,6 +36,8 @@ class LoadSyntheticTest(parameterized.TestCase):
     self.assertEqual(data.class_names, phantoms.CLASS_NAMES[:4])
     self.assertLen(data.site_names, 8)
     self.assertStartsWith(data.source_digest, 'sha256:')
+    self.assertTrue(data.is_public)
+    self.assertEqual(data.described, 'synthetic')
     self.assertIn('tff_medical', data.citation)
 
   def test_colour_has_a_name_of_its_own(self):

@@ -56,6 +56,7 @@ class RealFilesTest(parameterized.TestCase):
     self.assertEqual(counts, info.counts)
     self.assertEqual(data.image_shape, (28, 28, info.channels))
     self.assertEqual(data.source_digest, f'md5:{info.md5[0]}')
+    self.assertTrue(data.is_public)
     self.assertEqual(str(data.duplicates), duplicates)
     if train_counts:
       self.assertEqual(list(np.bincount(data.train.labels)), train_counts)

@@ -1,5 +1,6 @@
 """Tests on small made-up files; `medmnist_files_test` has the real ones."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -152,6 +153,8 @@ class FromFileTest(parameterized.TestCase):
     self.assertEqual(data.name, f'medmnist/{name}')
     self.assertEqual(data.multi_label, name == 'chestmnist')
     self.assertEqual(data.source_digest, f'md5:{_md5(path)}')
+    self.assertEqual(data.described, f'medmnist/{name} (not the official file)')
+    self.assertFalse(data.is_public)
     self.assertEqual(data.license, 'CC BY 4.0')
     self.assertEqual(path.stat().st_mtime_ns, before.st_mtime_ns)
     self.assertEqual(_files(self.data_dir), [path])
@@ -353,6 +356,21 @@ class DownloadTest(parameterized.TestCase):
     path.write_bytes(content)
     self._builder(right).download_and_prepare()
     self.assertTrue(self._builder(right).is_prepared())
+
+  def test_what_has_the_official_md5_is_public(self):
+    md5 = _md5(_write(self.served))
+    info = dataclasses.replace(
+      medmnist_info.BY_NAME['breastmnist'], md5=(md5,) * 4
+    )
+    config = medmnist.MedMnistConfig(dataset='breastmnist', md5=md5)
+    with mock.patch.dict(medmnist_info.BY_NAME, breastmnist=info):
+      with mock.patch.object(medmnist, 'official_config', lambda *_: config):
+        for data_dir in (None, self.served):
+          data = loading.load(
+            'medmnist/breastmnist', data_dir=data_dir, tfds_dir=self.tfds_dir
+          )
+          self.assertTrue(data.is_public)
+          self.assertEqual(data.described, 'medmnist/breastmnist')
 
   def test_load_refuses_what_is_not_official(self):
     _write(self.served)

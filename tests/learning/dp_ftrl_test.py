@@ -79,7 +79,7 @@ class DpFtrlTest(parameterized.TestCase):
     )
     state, expected = ours.initialize(), plain.initialize()
     for round_num in range(1, 7):
-      clients = list(_datasets(_SAMPLING.draw(5, round_num)))
+      clients = list(_datasets(_SAMPLING.draw(5, round_num, 1)))
       state = ours.next(state, clients).state
       expected = plain.next(expected, clients).state
     np.testing.assert_allclose(
@@ -102,7 +102,7 @@ class DpFtrlTest(parameterized.TestCase):
       for _ in range(40):
         state = process.initialize()
         for round_num in (1, 2, 3, 4):
-          clients = list(_datasets(_SAMPLING.draw(5, round_num)))
+          clients = list(_datasets(_SAMPLING.draw(5, round_num, 1)))
           state = process.next(state, clients).state
         drawn.append(_flat(process.get_model_weights(state)))
     self.assertLen(set(np.ravel(drawn)), 40 * 8)
@@ -146,10 +146,10 @@ class DpFtrlTest(parameterized.TestCase):
     # One tree, and one more for round 3, which was charged twice.
     self.assertEqual(charges, 2)
     self.assertEqual(
-      calls, [_SAMPLING.draw(5, n).tolist() for n in (1, 2, 3, 3)]
+      calls, [_SAMPLING.draw(5, n, 1).tolist() for n in (1, 2, 3, 3)]
     )
     store = checkpoints_lib.Checkpoints(folder / 'checkpoints')
-    _, state = store.load_latest(process.initialize())
+    state = store.load_latest(process.initialize()).state
     pending = state.aggregator.query_state.numerator_state.pending
     pending = np.concatenate([np.reshape(p, [3, -1]) for p in pending], axis=1)
     prefix = (pending[0] + pending[1] / 1.5) / 3

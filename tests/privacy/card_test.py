@@ -62,7 +62,8 @@ class BuildCardTest(absltest.TestCase):
     self.assertEqual(said['mechanism']['tree_height'], 3)
     self.assertIn('Checkpoints', said['text'])
     # Nothing rests on the secrecy of who takes part.
-    self.assertNotIn('cohort', said['text'])
+    self.assertNotIn('cohort seed', said['text'])
+    self.assertNotIn('who took part', said['text'])
 
   def _card_after(self, **earlier):
     mechanism = mechanisms.GaussianMechanism(

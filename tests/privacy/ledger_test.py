@@ -1,5 +1,6 @@
 """Tests of the ledger: durable charges, refusals, tampering and crashes."""
 
+import hashlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -15,6 +17,7 @@ from absl.testing import parameterized
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import ledger
+from tff_medical.privacy import local_mechanism
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
 from tff_medical.privacy import tree_mechanism
@@ -26,6 +29,18 @@ def _mechanism(noise_multiplier=1.0):
     clipping=mechanisms.FixedClipping(1.0),
     noise_multiplier=noise_multiplier,
   )
+
+
+def _resealed(records):
+  """Returns the lines of a ledger with a chain of digests that holds."""
+  lines, digest = [], ''
+  for record in records:
+    record = {k: v for k, v in record.items() if k != 'digest'}
+    body = json.dumps(record, sort_keys=True, ensure_ascii=False)
+    digest = hashlib.sha256((digest + body).encode()).hexdigest()
+    sealed = {**record, 'digest': digest}
+    lines.append(json.dumps(sealed, sort_keys=True, ensure_ascii=False))
+  return ''.join(f'{line}\n' for line in lines)
 
 
 class PrivacyLedgerTest(parameterized.TestCase):
@@ -77,6 +92,203 @@ class PrivacyLedgerTest(parameterized.TestCase):
     with self._open() as book:
       self.assertEqual(book.charges, 2)
 
+  def test_line_is_written_then_synced_and_then_the_charge_returns(self):
+    events = []
+    sync = os.fsync
+
+    def record_sync(descriptor):
+      content = os.pread(descriptor, 2**20, 0)
+      lines = [json.loads(line) for line in content.splitlines()]
+      self.assertEqual(content[-1:], b'\n')
+      events.append(('sync', os.fstat(descriptor).st_ino, lines[-1]['charges']))
+      sync(descriptor)
+
+    with self._open() as book:
+      inode = os.stat(self.path).st_ino
+      with mock.patch.object(os, 'fsync', record_sync):
+        for number in (1, 2, 3):
+          book.charge(number)
+          events.append(('returned', number))
+    self.assertEqual(
+      events,
+      [
+        event
+        for number in (1, 2, 3)
+        for event in (('sync', inode, number), ('returned', number))
+      ],
+    )
+
+  def test_a_charge_that_is_not_synced_is_none(self):
+    """What the disk does not confirm is taken back, and the round refused."""
+    with self._open() as book:
+      book.charge(1)
+      before = self.path.read_bytes()
+      with mock.patch.object(os, 'fsync', side_effect=OSError(5, 'I/O error')):
+        with self.assertRaisesRegex(OSError, 'I/O error'):
+          book.charge(2)
+      self.assertEqual(self.path.read_bytes(), before)
+      self.assertEqual((book.charges, book.rounds_charged), (1, 1))
+      book.charge(2)
+      self.assertEqual((book.charges, book.rounds_charged), (2, 2))
+
+  def test_a_new_ledger_s_name_is_on_disk_before_the_first_charge(self):
+    """Else a loss of power could take the file away with all its charges."""
+    synced = []
+    sync = os.fsync
+
+    def record(descriptor):
+      synced.append(os.fstat(descriptor).st_ino)
+      sync(descriptor)
+
+    with mock.patch.object(os, 'fsync', record):
+      with self._open():
+        self.assertContainsSubset(
+          {os.stat(self.path).st_ino, os.stat(self.path.parent).st_ino},
+          set(synced),
+        )
+
+  def _replace_by_rename(self):
+    copy = self.path.with_suffix('.new')
+    copy.write_bytes(self.path.read_bytes())
+    os.replace(copy, self.path)
+
+  def _replace_by_another(self):
+    self.path.unlink()
+    self.path.write_text('')
+
+  def _rename(self):
+    os.replace(self.path, self.path.with_suffix('.old'))
+
+  def _change_first_line(self):
+    self._write_in_place(self.path.read_bytes().replace(b'1000', b'1001'))
+
+  def _change_second_line(self):
+    self._write_in_place(
+      self.path.read_bytes().replace(b'"round": 1', b'"round": 7')
+    )
+
+  def _change_last_line(self):
+    content = self.path.read_bytes()
+    self._write_in_place(content[:-3] + b'0' + content[-2:])
+
+  def _write_in_place(self, content):
+    self.assertNotEqual(content, self.path.read_bytes())
+    with open(self.path, 'r+b') as file:
+      file.write(content)
+
+  def _append_text(self):
+    with open(self.path, 'ab') as file:
+      file.write(b'\n')
+
+  def _cut(self):
+    os.truncate(self.path, self.path.stat().st_size - 10)
+
+  def _empty(self):
+    os.truncate(self.path, 0)
+
+  @parameterized.parameters(
+    ('_replace_by_rename', 'was replaced'),
+    ('_replace_by_another', 'was replaced'),
+    ('_rename', 'was removed'),
+    ('_change_first_line', 'was changed'),
+    ('_change_second_line', 'was changed'),
+    ('_change_last_line', 'was changed'),
+    ('_append_text', 'was changed'),
+    ('_cut', 'was changed'),
+    ('_empty', 'was changed'),
+  )
+  def test_a_file_changed_while_it_is_open_is_not_charged(self, fault, message):
+    with self._open() as book:
+      book.charge(1)
+      book.charge(2)
+      getattr(self, fault)()
+      there = self.path.read_bytes() if self.path.exists() else None
+      for pay in (
+        lambda: book.charge(3),
+        lambda: book.restore(
+          round_num=9, attempt=9, charges=9, evidence='test'
+        ),
+      ):
+        with self.assertRaisesRegex(_validate.InputError, message) as caught:
+          pay()
+        self.assertNotIn('\n', str(caught.exception))
+        self.assertEqual(book.charges, 2)
+        after = self.path.read_bytes() if self.path.exists() else None
+        self.assertEqual(after, there)
+
+  def test_a_file_that_was_only_touched_is_the_same(self):
+    with self._open() as book:
+      book.charge(1)
+      os.utime(self.path, (1, 1))
+      book.charge(2)
+      os.utime(self.path, (2, 2))
+      book.charge(3)
+    with self._open() as book:
+      self.assertEqual(book.charges, 3)
+
+  def test_attempts_never_repeat_over_restarts(self):
+    """Cohorts are drawn for them."""
+    attempts = []
+    for round_nums in ((1, 2), (2, 3), (1,), (1, 2, 3)):
+      with self._open() as book:
+        for round_num in round_nums:
+          book.charge(round_num)
+          attempts.append(book.rounds_charged)
+    self.assertEqual(attempts, list(range(1, 9)))
+    self.assertEqual([r['attempt'] for r in self._records()[1:]], attempts)
+    with self._open() as book:
+      self.assertEqual([e.attempt for e in book.entries], attempts)
+
+  def test_attempts_go_on_after_those_that_are_put_back(self):
+    with self._open() as book:
+      book.charge(1)
+      book.restore(round_num=3, attempt=5, charges=4, evidence='test')
+      book.charge(4)
+      self.assertEqual((book.charges, book.rounds_charged), (5, 6))
+    with self._open() as book:
+      self.assertEqual((book.charges, book.rounds_charged), (5, 6))
+      self.assertIsNone(book.entry_of(5))
+      self.assertEqual(book.entry_of(6).round_num, 4)
+
+  def test_restore_puts_back_what_is_known_and_never_less(self):
+    with self._open(budget=1e-6) as book:  # What was spent, was spent.
+      self.assertTrue(
+        book.restore(round_num=3, attempt=0, charges=0, evidence='a')
+      )
+      self.assertEqual((book.charges, book.rounds_charged), (3, 3))
+      self.assertFalse(
+        book.restore(round_num=2, attempt=2, charges=3, evidence='b')
+      )
+      self.assertTrue(
+        book.restore(round_num=3, attempt=5, charges=5, evidence='c')
+      )
+      self.assertEqual((book.charges, book.rounds_charged), (5, 5))
+      self.assertFalse(
+        book.restore(round_num=0, attempt=0, charges=0, evidence='d')
+      )
+      expected = accounting.pld_epsilon(
+        _mechanism().charge_event(), rounds=5, delta=1e-3
+      )
+      self.assertEqual(book.epsilon, expected)
+      with self.assertRaises(ledger.BudgetExceededError):
+        book.charge(4)
+    self.assertEqual(
+      [r['restored_from'] for r in self._records()[1:]], ['a', 'c']
+    )
+
+  def test_an_attempt_alone_is_a_charge(self):
+    with self._open() as book:
+      book.restore(round_num=0, attempt=1, charges=0, evidence='test')
+      self.assertEqual(book.charges, 1)
+
+  def test_restored_rounds_are_charged_again_when_they_are_run_again(self):
+    with self._open() as book:
+      book.restore(round_num=3, attempt=3, charges=3, evidence='test')
+      book.charge(3)
+      self.assertEqual(book.charges, 4)
+      book.charge(4)
+      self.assertEqual(book.charges, 5)
+
   def test_repeated_round_is_charged_again(self):
     with self._open() as book:
       first = book.charge(1)
@@ -105,6 +317,22 @@ class PrivacyLedgerTest(parameterized.TestCase):
     with self._open(budget=budget) as book:
       with self.assertRaises(ledger.BudgetExceededError):
         book.charge(4)
+
+  def _charge_up_to(self, budget, rounds=4):
+    with self._open(budget=budget) as book:
+      for round_num in range(1, rounds + 1):
+        epsilon = book.charge(round_num)
+    return epsilon
+
+  def test_the_budget_is_exact(self):
+    """The least double below what round 4 costs refuses it."""
+    event = _mechanism().charge_event()
+    limit = accounting.pld_epsilon(event, rounds=4, delta=1e-3)
+    self.assertEqual(self._charge_up_to(limit), limit)
+    self.path.unlink()
+    with self.assertRaisesRegex(ledger.BudgetExceededError, 'round 4 '):
+      self._charge_up_to(math.nextafter(limit, 0))
+    self.assertLen(self._records(), 1 + 3)
 
   def test_no_noise_is_inf_and_exceeds_any_budget(self):
     with self._open(noise_multiplier=0.0) as book:
@@ -153,6 +381,92 @@ class PrivacyLedgerTest(parameterized.TestCase):
     self.path.write_text(lines[0] + lines[2])
     with self.assertRaisesRegex(_validate.InputError, 'line 2'):
       self._open()
+
+  def _refuses(self, records, message):
+    self.path.write_text(_resealed(records))
+    before = self.path.read_bytes()
+    with self.assertRaisesRegex(_validate.InputError, message) as caught:
+      self._open()
+    self.assertNotIn('\n', str(caught.exception))
+    with self.assertRaisesRegex(_validate.InputError, message):
+      ledger.read(self.path)
+    self.assertEqual(self.path.read_bytes(), before)
+
+  def test_the_chain_can_be_sealed_by_this_test(self):
+    """So what it seals below is refused for what it says, not its seal."""
+    self._charge_up_to(None)
+    before = self.path.read_text()
+    self.assertEqual(_resealed(self._records()), before)
+
+  @parameterized.parameters(
+    ({'charges': 1}, 'must grow'),  # Less than the line before.
+    ({'attempt': 2}, 'must grow'),
+    ({'attempt': 1}, 'must grow'),
+    ({'round': 0}, '1 or more'),
+    ({'round': -1}, '1 or more'),
+    ({'charges': 0}, 'must grow'),
+    ({'charges': '3'}, 'not a whole number'),
+    ({'charges': 3.0}, 'not a whole number'),
+    ({'charges': True}, 'not a whole number'),
+    ({'charges': None}, 'not a whole number'),
+    ({'epsilon': None}, 'line 4'),
+    ({'epsilon': -0.5}, 'epsilon is -0.5'),
+    ({'epsilon': 'nan'}, 'epsilon is nan'),
+  )
+  def test_refuses_what_no_run_writes_even_if_it_is_sealed_anew(
+    self, changed, message
+  ):
+    self._charge_up_to(None, 3)
+    records = self._records()
+    records[3] = {**records[3], **changed}
+    self._refuses(records, message)
+
+  def test_refuses_an_entry_that_lacks_something(self):
+    self._charge_up_to(None, 2)
+    for name in ('round', 'attempt', 'charges', 'epsilon'):
+      records = self._records()
+      del records[2][name]
+      self.path.write_text(_resealed(records))
+      with self.assertRaisesRegex(_validate.InputError, f'line 3.*{name}'):
+        self._open()
+      records[2][name] = 2
+      self.path.write_text(_resealed(records))
+
+  @parameterized.parameters(1, 3, None, '2')
+  def test_refuses_another_format(self, number):
+    self._charge_up_to(None, 1)
+    records = self._records()
+    records[0]['format'] = number
+    self._refuses(records, f'of format {number!r}, this version writes 2')
+
+  def test_refuses_the_ledger_of_another_run(self):
+    self._charge_up_to(None, 1)
+    with self.assertRaisesRegex(_validate.InputError, 'of another run'):
+      ledger.PrivacyLedger(self.path, _mechanism(), delta=1e-3, run_id='0f')
+
+  def test_a_new_ledger_has_the_run_s_identity(self):
+    for _ in range(2):
+      with ledger.PrivacyLedger(
+        self.path, _mechanism(), delta=1e-3, run_id='0f'
+      ) as book:
+        self.assertEqual(book.run_id, '0f')
+    self.assertEqual(ledger.read(self.path).run_id, '0f')
+
+  def test_read_says_what_the_ledger_says_and_changes_nothing(self):
+    with self._open() as book:
+      book.charge(1)
+      book.charge(1, state_digest='ab')
+      torn = self.path.read_bytes() + b'{"torn'
+      self.path.write_bytes(torn)
+      contents = ledger.read(self.path)
+      self.assertEqual(contents.entries, book.entries)
+      self.assertEqual(contents.digest, book.digest)
+      self.assertEqual(contents.run_id, book.run_id)
+    self.assertEqual(contents.entries[1].state_digest, 'ab')
+    self.assertEqual(contents.header['delta'], 1e-3)
+    self.assertEqual(self.path.read_bytes(), torn)
+    with self.assertRaises(FileNotFoundError):
+      ledger.read(self.path.with_suffix('.other'))
 
   @parameterized.parameters(
     b'not json\n', b'notes', b'[1]\n', b'{}\n', b'\xff\xfe\n'
@@ -264,6 +578,18 @@ class TreeLedgerTest(parameterized.TestCase):
       self.assertEqual(book.rounds_charged, len(rounds))
       self.assertEqual(book.epsilon, epsilon)
 
+  @parameterized.parameters((1, 1), (4, 1), (5, 2), (9, 3))
+  def test_restores_the_trees_of_rounds(self, rounds, trees):
+    with self._open() as book:
+      book.restore(round_num=rounds, attempt=0, charges=0, evidence='test')
+      self.assertEqual((book.charges, book.rounds_charged), (trees, rounds))
+      self.assertEqual(book.epsilon, self._epsilon(trees))
+      # A round run again is a tree more; one within the tree is paid for.
+      book.charge(rounds)
+      self.assertEqual(book.charges, trees + 1)
+      book.charge(rounds + 1)
+      self.assertEqual(book.charges, trees + 1 + (rounds % 4 == 0))
+
   def test_refuses_the_tree_that_would_exceed_the_budget(self):
     with self._open(budget=self._epsilon(2)) as book:
       for round_num in range(1, 9):
@@ -273,6 +599,42 @@ class TreeLedgerTest(parameterized.TestCase):
       with self.assertRaisesRegex(ledger.BudgetExceededError, 'round 8 '):
         book.charge(8)
       self.assertEqual(book.charges, 2)
+
+
+class LocalLedgerTest(absltest.TestCase):
+  """A round of 5 local steps is 5 charges."""
+
+  def setUp(self):
+    super().setUp()
+    folder = self.create_tempdir().full_path
+    self.path = pathlib.Path(folder, 'privacy_ledger.jsonl')
+    self.mechanism = local_mechanism.LocalGaussianMechanism(
+      sampling=local_mechanism.LocalPoissonSampling(500, rate=0.1, steps=5),
+      clipping=mechanisms.FixedClipping(1.0),
+      noise_multiplier=1.0,
+    )
+
+  def _open(self):
+    return ledger.PrivacyLedger(self.path, self.mechanism, delta=1e-3)
+
+  def test_charges_and_restores_every_step(self):
+    with self._open() as book:
+      book.charge(1)
+      self.assertEqual((book.charges, book.rounds_charged), (5, 1))
+      book.charge(1)
+      self.assertEqual((book.charges, book.rounds_charged), (10, 2))
+      book.restore(round_num=4, attempt=0, charges=0, evidence='test')
+      self.assertEqual((book.charges, book.rounds_charged), (20, 4))
+      book.charge(3)
+      self.assertEqual((book.charges, book.rounds_charged), (25, 5))
+    self.path.unlink()
+    with self._open() as book:
+      book.restore(round_num=2, attempt=3, charges=15, evidence='test')
+      self.assertEqual((book.charges, book.rounds_charged), (15, 3))
+      expected = accounting.pld_epsilon(
+        self.mechanism.charge_event(), rounds=15, delta=1e-3
+      )
+      self.assertEqual(book.epsilon, expected)
 
 
 if __name__ == '__main__':

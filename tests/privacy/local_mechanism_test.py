@@ -28,7 +28,7 @@ def _mechanism(**changes):
 class LocalPoissonSamplingTest(parameterized.TestCase):
   def test_draws_each_unit_in_each_step_at_the_rate(self):
     sampling = local_mechanism.LocalPoissonSampling(1000, rate=0.2, steps=3)
-    drawn = [sampling.by_step(sampling.draw(1, n)) for n in range(1, 101)]
+    drawn = [sampling.by_step(sampling.draw(1, 1, n)) for n in range(1, 101)]
     sizes = np.array([[len(units) for units in steps] for steps in drawn])
     self.assertEqual(sizes.shape, (100, 3))
     np.testing.assert_allclose(sizes.mean(axis=0), 200, atol=5)
@@ -39,9 +39,11 @@ class LocalPoissonSamplingTest(parameterized.TestCase):
       self.assertTrue(np.all(np.diff(units) > 0))
       self.assertLess(units.max(), 1000)
 
-  def test_draws_the_same_again(self):
+  def test_draws_the_same_again_for_the_same_attempt_only(self):
     sampling = local_mechanism.LocalPoissonSampling(50, rate=0.2, steps=3)
-    np.testing.assert_array_equal(sampling.draw(3, 7), sampling.draw(3, 7))
+    first = sampling.draw(3, 7, 9)
+    np.testing.assert_array_equal(sampling.draw(3, 7, 9), first)
+    self.assertNotEqual(sampling.draw(3, 7, 10).tolist(), first.tolist())
 
   @parameterized.parameters(
     ({'rate': 0.0},), ({'rate': 1.0},), ({'steps': 0},), ({'population': 0},)

@@ -18,7 +18,7 @@ class PoissonSamplingTest(parameterized.TestCase):
     rounds = 4000
     joined = np.zeros((rounds, 40))
     for round_num in range(rounds):
-      joined[round_num, poisson.draw(7, round_num)] = 1
+      joined[round_num, poisson.draw(7, 1, round_num)] = 1
     # Binomial counts a client and binomial cohort sizes: a fixed-size sample
     # would pass the first test and fail the second.
     counts = joined.sum(axis=0)
@@ -31,19 +31,21 @@ class PoissonSamplingTest(parameterized.TestCase):
 
   def test_empty_cohorts_are_drawn(self):
     poisson = sampling.PoissonSampling(population=10, expected_cohort=0.5)
-    sizes = [len(poisson.draw(0, n)) for n in range(200)]
+    sizes = [len(poisson.draw(0, n, n)) for n in range(200)]
     self.assertEqual(min(sizes), 0)
     self.assertGreater(max(sizes), 0)
 
-  def test_cohort_is_a_function_of_seed_and_round(self):
+  def test_cohort_is_a_function_of_seed_and_attempt(self):
+    """Not of the round: a repeated round has a cohort of its own."""
     poisson = sampling.PoissonSampling(population=1000, expected_cohort=50)
 
-    def draw(seed, n):
-      return poisson.draw(seed, n).tolist()
+    def draw(seed, n, round_num=1):
+      return poisson.draw(seed, round_num, n).tolist()
 
     self.assertEqual(draw(2**127 + 1, 3), draw(2**127 + 1, 3))
     self.assertNotEqual(draw(2**127 + 1, 3), draw(2**127 + 1, 4))
     self.assertNotEqual(draw(2**127 + 1, 3), draw(2**127 + 2, 3))
+    self.assertEqual(draw(2**127 + 1, 3, 1), draw(2**127 + 1, 3, 2))
 
   def test_event_has_the_rate_that_is_drawn_with(self):
     poisson = sampling.PoissonSampling(population=1000, expected_cohort=50)
@@ -63,7 +65,7 @@ class PoissonSamplingTest(parameterized.TestCase):
 class FullParticipationTest(absltest.TestCase):
   def test_everybody_in_every_round_without_amplification(self):
     everyone = sampling.FullParticipation(5)
-    np.testing.assert_array_equal(everyone.draw(0, 1), np.arange(5))
+    np.testing.assert_array_equal(everyone.draw(0, 1, 1), np.arange(5))
     inner = dp_accounting.GaussianDpEvent(1.5)
     self.assertEqual(everyone.event(inner), inner)
     self.assertEqual(everyone.expected_cohort, 5)
@@ -76,8 +78,8 @@ class TruncatedPoissonSamplingTest(parameterized.TestCase):
     joined = np.zeros(40)
     sizes = []
     for n in range(3000):
-      cohort = capped.draw(1, n)
-      free = poisson.draw(1, n)
+      cohort = capped.draw(1, 1, n)
+      free = poisson.draw(1, 1, n)
       self.assertContainsSubset(cohort, free)
       self.assertLen(cohort, min(len(free), 12))
       joined[cohort] += 1

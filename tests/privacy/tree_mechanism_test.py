@@ -31,7 +31,8 @@ class TreeSamplingTest(parameterized.TestCase):
     for seed in range(20):
       for tree in range(4):
         drawn = [
-          sampling.draw(seed, tree * rounds + n) for n in range(1, rounds + 1)
+          sampling.draw(seed, tree * rounds + n, attempt=n)
+          for n in range(1, rounds + 1)
         ]
         for cohort in drawn:
           self.assertLen(cohort, clients)
@@ -44,18 +45,20 @@ class TreeSamplingTest(parameterized.TestCase):
   def test_cohort_is_a_function_of_seed_and_round(self):
     sampling = tree_mechanism.TreeSampling(300, 10, 16)
 
-    def draw(seed, n):
-      return sampling.draw(seed, n).tolist()
+    def draw(seed, n, attempt=1):
+      return sampling.draw(seed, n, attempt).tolist()
 
     self.assertEqual(draw(2**127 + 1, 21), draw(2**127 + 1, 21))
     self.assertNotEqual(draw(2**127 + 1, 21), draw(2**127 + 2, 21))
+    # A repeated round keeps its cohort, so that nobody joins a tree twice.
+    self.assertEqual(draw(2**127 + 1, 21, 21), draw(2**127 + 1, 21, 22))
 
   def test_each_tree_is_shuffled_anew_and_evenly(self):
     sampling = tree_mechanism.TreeSampling(20, 5, 4)
     joined = np.zeros((4, 20))
     for tree in range(1000):
       for n in range(4):
-        joined[n, sampling.draw(3, 4 * tree + n + 1)] += 1
+        joined[n, sampling.draw(3, 4 * tree + n + 1, 1)] += 1
     z = (joined - 250) / math.sqrt(1000 * 0.25 * 0.75)
     self.assertGreater(stats.kstest(z.ravel(), 'norm').pvalue, 1e-4)
 

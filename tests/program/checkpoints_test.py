@@ -25,6 +25,18 @@ def _state(value):
   )
 
 
+def _record(round_num, **changed):
+  values = dict(
+    run_id='0f',
+    round_num=round_num,
+    attempt=round_num + 1,
+    charges=round_num + 2,
+    ledger_digest='ab',
+    weights_digest='cd',
+  )
+  return checkpoints.Record(**{**values, **changed})
+
+
 class CheckpointsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -35,9 +47,10 @@ class CheckpointsTest(parameterized.TestCase):
     return sorted(p.name for p in self.folder.iterdir())
 
   def test_round_trip_keeps_structure_types_and_values(self):
-    self.checkpoints.save(3, _state(7))
-    round_num, state = self.checkpoints.load_latest(_state(0))
-    self.assertEqual(round_num, 3)
+    self.checkpoints.save(_state(7), _record(3))
+    saved = self.checkpoints.load_latest(_state(0))
+    self.assertEqual(saved.record.round_num, 3)
+    state = saved.state
     self.assertIsInstance(state, _State)
     tf.nest.assert_same_structure(state, _state(7))
     np.testing.assert_array_equal(state.weights[0], _state(7).weights[0])
@@ -52,20 +65,22 @@ class CheckpointsTest(parameterized.TestCase):
 
   def test_keeps_the_newest_two(self):
     for round_num in range(12):
-      self.checkpoints.save(round_num, _state(round_num))
+      self.checkpoints.save(_state(round_num), _record(round_num))
     self.assertEqual(self.checkpoints.rounds(), [10, 11])
     self.assertEqual(self._files(), ['round_000010.npz', 'round_000011.npz'])
 
   @parameterized.parameters(b'', b'PK\x03\x04 cut', b'not a zip at all')
   def test_falls_back_to_the_one_before(self, content):
-    self.checkpoints.save(1, _state(1))
-    self.checkpoints.save(2, _state(2))
+    self.checkpoints.save(_state(1), _record(1))
+    self.checkpoints.save(_state(2), _record(2))
     (self.folder / 'round_000002.npz').write_bytes(content)
-    round_num, state = self.checkpoints.load_latest(_state(0))
-    self.assertEqual((round_num, state.weights[1]), (1, [1]))
+    saved = self.checkpoints.load_latest(_state(0))
+    self.assertEqual(saved.record, _record(1))
+    self.assertEqual(saved.state.weights[1], [1])
+    self.assertEqual(saved.newer_rounds, (2,))
 
   def test_refuses_when_none_can_be_read(self):
-    self.checkpoints.save(1, _state(1))
+    self.checkpoints.save(_state(1), _record(1))
     (self.folder / 'round_000001.npz').write_bytes(b'gone')
     with self.assertRaisesRegex(_validate.InputError, 'round_000001.*output'):
       self.checkpoints.load_latest(_state(0))
@@ -75,24 +90,25 @@ class CheckpointsTest(parameterized.TestCase):
     (_State(weights=(np.zeros((9,), np.float32), [1]), extra={'a': b'x'}),),
   )
   def test_refuses_another_process_state(self, other):
-    self.checkpoints.save(1, _state(1))
+    self.checkpoints.save(_state(1), _record(1))
     with self.assertRaises(_validate.InputError):
       self.checkpoints.load_latest(other)
 
   def test_disk_full_leaves_the_last_one_loadable(self):
     """The file-size limit of the process makes a real write fail half way."""
-    self.checkpoints.save(1, _state(1))
+    self.checkpoints.save(_state(1), _record(1))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
     try:
       with self.assertRaises(OSError):
-        self.checkpoints.save(2, _state(2))
+        self.checkpoints.save(_state(2), _record(2))
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
       signal.signal(signal.SIGXFSZ, handler)
     self.assertEqual(self._files(), ['round_000001.npz'])
-    self.assertEqual(self.checkpoints.load_latest(_state(0))[0], 1)
+    saved = self.checkpoints.load_latest(_state(0))
+    self.assertEqual(saved.record.round_num, 1)
 
   def test_cohort_seed_is_secret_fresh_and_kept(self):
     seed = self.checkpoints.cohort_seed()

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import signal
+from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
@@ -122,7 +123,7 @@ class TrainTest(absltest.TestCase):
     self.assertEqual(outcome.reason, training.StopReason.COMPLETED)
     self.assertEqual(self._charged(), [1, 2, 3, 4, 5])
     expected = [
-      self.mechanism.sampling.draw(11, n).tolist() for n in range(1, 6)
+      self.mechanism.sampling.draw(11, n, n).tolist() for n in range(1, 6)
     ]
     self.assertEqual(self.cohorts, expected)
     self.assertEqual(self.evaluations, 3)  # Rounds 2, 4 and the last.
@@ -154,9 +155,9 @@ class TrainTest(absltest.TestCase):
         publish_broken_units=True,
       )
       outcome = self._train(ledger, rounds=3, client_datasets=broken_datasets)
-    told = [value.get('broken_units') for _, value in self.recorder.released]
+    told = {n: v.get('broken_units') for n, v in self.recorder.released}
     broken = [sum(i < 10 for i in cohort) for cohort in self.cohorts]
-    self.assertEqual(told, [*broken[:2], None])
+    self.assertEqual(told, {1: broken[0], 2: broken[1], 3: None})
     self.assertGreater(sum(broken[:2]), 0)
     self.assertTrue(np.isfinite(outcome.metrics['norm']))
 
@@ -207,7 +208,7 @@ class TrainTest(absltest.TestCase):
 
   def test_failed_charge_runs_nothing(self):
     with self._ledger() as ledger:
-      ledger.charge = lambda _: (_ for _ in ()).throw(OSError(28, 'full'))
+      ledger.charge = mock.Mock(side_effect=OSError(28, 'full'))
       with self.assertRaisesRegex(OSError, 'full'):
         self._train(ledger, rounds=2)
     self.assertEmpty(self.cohorts)
@@ -215,10 +216,10 @@ class TrainTest(absltest.TestCase):
   def test_failed_save_stops_and_publishes_nothing(self):
     save = self.checkpoints.save
 
-    def fail_in_round_2(round_num, state):
-      if round_num == 2:
+    def fail_in_round_2(state, record):
+      if record.round_num == 2:
         raise OSError(28, 'No space left on device')
-      save(round_num, state)
+      return save(state, record)
 
     self.checkpoints.save = fail_in_round_2
     with self._ledger() as ledger:

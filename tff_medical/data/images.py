@@ -36,6 +36,13 @@ from tff_medical import _validate
 
 SPLIT_NAMES = ('train', 'validation', 'test')
 
+# Origins of a data set.
+OFFICIAL = 'official file'
+OTHER_FILE = 'file with another content than the official one'
+GENERATED = 'generated'
+UNSTATED = 'not stated'
+ORIGINS = (OFFICIAL, OTHER_FILE, GENERATED, UNSTATED)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
@@ -127,6 +134,7 @@ class ImageData:
     license: Licence of the images.
     source_digest: Identifies the bytes the images came from: `md5:` of the
       source file, or `sha256:` of the settings of generated images.
+    origin: Where the images come from, one of `ORIGINS`.
   """
 
   name: str
@@ -139,8 +147,10 @@ class ImageData:
   citation: str = ''
   license: str = ''
   source_digest: str = ''
+  origin: str = UNSTATED
 
   def __post_init__(self) -> None:
+    _validate.one_of(ORIGINS, origin=self.origin)
     if len(self.class_names) < 2 and not self.multi_label:
       raise _validate.InputError(
         f'{self.name} needs at least 2 classes, got {self.class_names!r}'
@@ -166,10 +176,21 @@ class ImageData:
 
   @property
   def is_public(self) -> bool:
-    return True
+    """Whether anybody can have the very same images.
+
+    What identifies the bytes of other data (`source_digest`) lets anybody who
+    holds a copy recognize them, and is not to be published.
+    """
+    return self.origin in (OFFICIAL, GENERATED)
 
   @property
   def described(self) -> str:
+    """The name for a card or a table, which claims no more than is known.
+
+    A file of another content may be called like a public set and be any data.
+    """
+    if self.origin == OTHER_FILE:
+      return f'{self.name} (not the official file)'
     return self.name
 
   @functools.cached_property
@@ -205,8 +226,9 @@ class ImageData:
       shared = np.intersect1d(first, second)
       if shared.size:
         raise _validate.InputError(
-          f'{self.name}: {shared.size} patients are in both {a} and {b} '
-          f'(such as patient {shared[0]}); keep each patient in one split'
+          # Whose they are is not said: a number may identify a patient.
+          f'{self.name}: {shared.size} patients are in both {a} and {b}; keep '
+          'each patient in one split'
         )
 
 
@@ -221,7 +243,7 @@ def check_labels(
     num_classes: Number of classes, or of findings L.
     multi_label: Whether labels are the 0 and 1 of several findings.
   """
-  if multi_label != (labels.ndim == 2):
+  if labels.ndim != (2 if multi_label else 1):
     wanted = f'[N, {num_classes}]' if multi_label else '[N]'
     raise _validate.InputError(
       f'{where} labels must have shape {wanted}, got {list(labels.shape)}'

@@ -111,6 +111,7 @@ def load_synthetic(
     citation=builder.info.citation,
     license=synthetic.LICENSE,
     source_digest=f'sha256:{synthetic.spec_digest(spec)}',
+    origin=images.GENERATED,
   )
 
 
@@ -141,6 +142,7 @@ def load_medmnist(
     path = pathlib.Path(data_dir).expanduser() / info.file_name(image_size)
     builder = medmnist.builder_for_file(name, image_size, path, tfds_dir)
   _prepare(builder, downloads=data_dir is None)
+  config = builder.builder_config
   return images.ImageData(
     name=f'medmnist/{name}',
     train=_read(builder, 'train'),
@@ -150,7 +152,8 @@ def load_medmnist(
     multi_label=info.multi_label,
     citation=medmnist_info.CITATION,
     license=info.license,
-    source_digest=f'md5:{builder.builder_config.md5}',
+    source_digest=f'md5:{config.md5}',
+    origin=images.OFFICIAL if config.is_official else images.OTHER_FILE,
   )
 
 

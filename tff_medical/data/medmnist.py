@@ -8,6 +8,9 @@ config: records prepared from one file must never be taken for another's, so
 that only the official bytes get the plain name, and any other file's config
 ends in its MD5. Source: https://medmnist.github.io; see `medmnist_info`.
 
+What a file holds is checked by its headers before its bytes are read (`npz`):
+type and shape of each array, and at most `MAX_IMAGES` images a split.
+
 TFDS itself compares size and SHA-256 of the downloads in `checksums.tsv`; the
 authors publish MD5s only, so that it lists the three files at hand and the MD5
 is compared for all 48.
@@ -22,11 +25,11 @@ records keep the order of the file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import hashlib
-from typing import Any
-import zipfile
-import zlib
+import os
+from typing import Any, BinaryIO
 
 from absl import logging
 from etils import epath
@@ -34,12 +37,21 @@ import numpy as np
 import requests
 import tensorflow_datasets as tfds
 
+from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data import medmnist_info
+from tff_medical.data import npz
 
 # Names of the splits in the files, by those used here.
 _FILE_SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}
+_KEYS = [
+  f'{split}_{kind}'
+  for split in _FILE_SPLITS.values()
+  for kind in ('images', 'labels')
+]
+# The most images of a split; the largest of the twelve sets has 165,466.
+MAX_IMAGES = 2**18
 _BLOCK = 2**20
 _TIMEOUT_SECS = 20
 
@@ -63,16 +75,20 @@ class MedMnistConfig(tfds.core.BuilderConfig):
   md5: str = ''
 
   def __post_init__(self) -> None:
-    official = self.info.official_md5(self.image_size)
-    self.md5 = self.md5 or official
+    self.md5 = self.md5 or self.info.official_md5(self.image_size)
     self.name = f'{self.dataset}_{self.image_size}'
-    if self.md5 != official:
+    if not self.is_official:
       self.name += f'_md5_{self.md5}'
 
   @property
   def info(self) -> medmnist_info.MedMnistInfo:
     """What is known of the data set."""
     return medmnist_info.BY_NAME[self.dataset]
+
+  @property
+  def is_official(self) -> bool:
+    """Whether the file is the official one."""
+    return self.md5 == self.info.official_md5(self.image_size)
 
 
 class MedMnist(tfds.core.GeneratorBasedBuilder):
@@ -200,8 +216,13 @@ def builder_for_file(
     image_size: One of `medmnist_info.IMAGE_SIZES`.
     path: The .npz file, which is only read.
     tfds_dir: Where prepared records go, TFDS's own default if None.
+
+  Raises:
+    InputError: The file cannot be read or does not hold such a set.
   """
   config = official_config(dataset, image_size)
+  # Before the MD5, or the bytes of a file without an end would be read.
+  check_npz(path, config.info, image_size)
   digest = file_md5(path)
   if digest != config.md5:
     logging.warning(
@@ -230,15 +251,14 @@ def check_reachable(config: MedMnistConfig) -> None:
 def file_md5(path: epath.PathLike) -> str:
   """Returns the hexadecimal MD5 of a file, read block by block."""
   digest = hashlib.md5()
-  try:
-    with epath.Path(path).open('rb') as file:
+  with _open(path) as file:
+    try:
       while block := file.read(_BLOCK):
         digest.update(block)
-  except OSError as error:
-    raise _validate.InputError(
-      f'cannot read {path}: {error.strerror or error}; give the folder that '
-      'holds the file as data_dir, or leave data_dir out to download it'
-    ) from error
+    except OSError as error:
+      raise _validate.InputError(
+        f'cannot read {path}: {error.strerror or error}; get it again'
+      ) from error
   return digest.hexdigest()
 
 
@@ -259,12 +279,11 @@ def read_npz(
   Raises:
     InputError: The file is unreadable or holds something else.
   """
-  keys = [
-    f'{s}_{k}' for s in _FILE_SPLITS.values() for k in ('images', 'labels')
-  ]
-  arrays = _load_arrays(path, keys)
+  with _archive(path) as archive:
+    _check_headers(path, archive, info, image_size)
+    arrays = {key: archive.read(key) for key in _KEYS}
   return {
-    name: _check_arrays(
+    name: _checked_arrays(
       f'{path}: {part}',
       arrays[f'{part}_images'],
       arrays[f'{part}_labels'],
@@ -275,6 +294,23 @@ def read_npz(
   }
 
 
+def check_npz(
+  path: epath.PathLike, info: medmnist_info.MedMnistInfo, image_size: int
+) -> None:
+  """Checks what a MedMNIST file claims to hold, reading headers only.
+
+  Args:
+    path: The .npz file.
+    info: What it should hold.
+    image_size: Height and width that the images should have.
+
+  Raises:
+    InputError: The file is unreadable or claims to hold something else.
+  """
+  with _archive(path) as archive:
+    _check_headers(path, archive, info, image_size)
+
+
 def _cannot_download(url: str, error: Exception) -> _validate.InputError:
   return _validate.InputError(
     f'cannot download {url}: {error}; fetch the file by other means and give '
@@ -282,50 +318,112 @@ def _cannot_download(url: str, error: Exception) -> _validate.InputError:
   )
 
 
-def _load_arrays(
-  path: epath.PathLike, keys: list[str]
-) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _archive(path: epath.PathLike) -> Iterator[npz.Archive]:
+  """Opens an .npz file; what is wrong with it is said with its name."""
+  with _open(path) as file:
+    try:
+      yield npz.Archive(file)
+    except npz.Error as error:
+      raise _validate.InputError(
+        f'{path} is not a complete MedMNIST .npz file ({error}); get it again'
+      ) from error
+
+
+@contextlib.contextmanager
+def _open(path: epath.PathLike) -> Iterator[BinaryIO]:
+  """Opens a regular file, or one of another file system by its address."""
   try:
-    with epath.Path(path).open('rb') as file:
-      archive = np.load(file, allow_pickle=False)
-      if isinstance(archive, np.ndarray):
-        raise ValueError('it is a single array')
-      missing = [key for key in keys if key not in archive.files]
-      if missing:
-        raise ValueError(f'{", ".join(missing)} missing in it')
-      return {key: archive[key] for key in keys}
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as e:
+    if '://' in os.fspath(path):
+      file = epath.Path(path).open('rb')
+    else:
+      file = _files.open_regular(path)
+  except OSError as error:
     raise _validate.InputError(
-      f'{path} is not a complete MedMNIST .npz file ({e}); get it again'
-    ) from e
+      f'cannot read {path}: {error.strerror or error}; give the folder that '
+      'holds the file as data_dir, or leave data_dir out to download it'
+    ) from error
+  with file:
+    yield file
 
 
-def _check_arrays(
+def _check_headers(
+  path: epath.PathLike,
+  archive: npz.Archive,
+  info: medmnist_info.MedMnistInfo,
+  image_size: int,
+) -> None:
+  """Raises `InputError` unless all arrays claim to be what is wanted."""
+  missing = archive.missing(_KEYS)
+  if missing:
+    raise npz.Error(f'{", ".join(missing)} missing in it')
+  for part in _FILE_SPLITS.values():
+    _check_split_headers(
+      f'{path}: {part}',
+      archive.header(f'{part}_images'),
+      archive.header(f'{part}_labels'),
+      info,
+      image_size,
+    )
+
+
+def _check_split_headers(
+  where: str,
+  pixels: npz.Header,
+  labels: npz.Header,
+  info: medmnist_info.MedMnistInfo,
+  image_size: int,
+) -> None:
+  shape = (image_size, image_size, info.channels)
+  shapes = (shape, shape[:2]) if info.channels == 1 else (shape,)
+  count = pixels.shape[0] if pixels.shape else 0
+  if pixels.dtype != np.uint8 or pixels.shape[1:] not in shapes or not count:
+    wanted = ' or '.join(str(['N', *s]).replace("'", '') for s in shapes)
+    raise _validate.InputError(
+      f'{where}_images must be uint8 of shape {wanted}, got {pixels.dtype} '
+      f'{list(pixels.shape)}; is it {info.name} in size {image_size}?'
+    )
+  if count > MAX_IMAGES:
+    raise _validate.InputError(
+      f'{where}_images has {count} images, more than the {MAX_IMAGES} '
+      f'allowed; is it {info.name}?'
+    )
+  if labels.dtype.kind not in 'iu' or labels.shape[:1] != pixels.shape[:1]:
+    raise _validate.InputError(
+      f'{where}_labels must be {count} rows of integers, one an image, '
+      f'got {labels.dtype} {list(labels.shape)}; is it {info.name}?'
+    )
+  if labels.shape[1:] not in _label_shapes(info):
+    wanted = '[N, L]'.replace('L', str(len(info.class_names)))
+    raise _validate.InputError(
+      f'{where} labels must have shape {wanted if info.multi_label else "[N]"}'
+      f', got {list(labels.shape)}; is it {info.name}?'
+    )
+
+
+def _label_shapes(
+  info: medmnist_info.MedMnistInfo,
+) -> tuple[tuple[int, ...], ...]:
+  """The shapes that the labels of an image may have."""
+  return ((len(info.class_names),),) if info.multi_label else ((), (1,))
+
+
+def _checked_arrays(
   where: str,
   pixels: np.ndarray,
   labels: np.ndarray,
   info: medmnist_info.MedMnistInfo,
   image_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  shape = (image_size, image_size, info.channels)
-  shapes = (shape, shape[:2]) if info.channels == 1 else (shape,)
-  if (
-    pixels.dtype != np.uint8
-    or pixels.shape[1:] not in shapes
-    or not pixels.size
-  ):
-    wanted = ' or '.join(str(['N', *s]).replace("'", '') for s in shapes)
+  """Returns images [N, H, W, C] and checked labels as int64 [N] or [N, L]."""
+  if labels.dtype.kind == 'u' and labels.max() > np.iinfo(np.int64).max:
     raise _validate.InputError(
-      f'{where}_images must be uint8 of shape {wanted}, got {pixels.dtype} '
-      f'{list(pixels.shape)}; is it {info.name} in size {image_size}?'
+      f'{where}_labels must be small integers, got {labels.max()}; is it '
+      f'{info.name}?'
     )
-  if labels.dtype.kind not in 'iu' or labels.shape[:1] != pixels.shape[:1]:
-    raise _validate.InputError(
-      f'{where}_labels must be {len(pixels)} rows of integers, one an image, '
-      f'got {labels.dtype} {list(labels.shape)}'
-    )
-  if not info.multi_label and labels.ndim == 2 and labels.shape[1] == 1:
-    labels = labels[:, 0]
   labels = labels.astype(np.int64)
+  if not info.multi_label:
+    labels = labels.reshape(len(labels))
   images.check_labels(where, labels, len(info.class_names), info.multi_label)
+  shape = (image_size, image_size, info.channels)
   return pixels.reshape(-1, *shape), labels

@@ -108,7 +108,7 @@ def patient_units(
   for unit, own in enumerate(members):
     if np.ptp(client_of_row[own]):
       raise _validate.InputError(
-        f'patient {numbers[unit]} is on several clients; use a partition of '
+        'a patient is on several clients; use a partition of '
         'tff_medical.data.partition, which keeps patients together'
       )
     rows[unit, : len(own[:width])] = own[:width]

@@ -37,6 +37,9 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 
 _FORMAT = 2
+# No run has as many rounds or charges; a damaged file may state any number, and
+# the epsilon of that of 1e9 would be computed for ever.
+MAX_COUNT = 10**7
 
 
 class BudgetExceededError(Exception):
@@ -81,6 +84,9 @@ class Entry:
       restored_from=str(record.get('restored_from', '')),
       digest=digest,
     )
+    for count in (entry.round_num, entry.attempt, entry.charges):
+      if count > MAX_COUNT:
+        raise ValueError(f'{count} is above {MAX_COUNT:,}')
     if math.isnan(entry.epsilon) or entry.epsilon < 0:
       raise ValueError(f'epsilon is {entry.epsilon}')
     return entry
@@ -176,7 +182,7 @@ class PrivacyLedger:
     self._entries: list[Entry] = []
     self._last_round = 0
     self._run_id = self._header_digest = ''
-    self._size, self._last_line = 0, b''
+    self._size, self._last_line, self._changed_at = 0, b'', 0
     self._file = _open_regular(self._path)
     try:
       self._lock()
@@ -317,9 +323,16 @@ class PrivacyLedger:
       Whether anything was missing.
 
     Raises:
-      InputError: The file was replaced or changed by somebody else.
+      InputError: The file was replaced or changed by somebody else, or the
+        evidence cannot be true.
       OSError: The entry could not be written.
     """
+    if max(round_num, attempt, charges) > MAX_COUNT:
+      raise _validate.InputError(
+        f'{evidence} states more than {MAX_COUNT:,} rounds or '
+        'charges, which no run has; restore or remove it, or choose another '
+        'output_dir'
+      )
     charges = max(
       charges, self._charges_for(round_num), min(attempt, 1), self.charges
     )
@@ -377,6 +390,7 @@ class PrivacyLedger:
       raise
     self._size += len(line)
     self._last_line = line
+    self._changed_at = os.fstat(self._file.fileno()).st_mtime_ns
 
   def _check_unchanged(self) -> None:
     """Refuses to write into a file that is no longer what was read.
@@ -393,11 +407,7 @@ class PrivacyLedger:
     else:
       if (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
         problem = 'was replaced by another file'
-      elif own.st_size != self._size or self._last_line != os.pread(
-        self._file.fileno(),
-        len(self._last_line),
-        self._size - len(self._last_line),
-      ):
+      elif own.st_size != self._size or not self._is_as_written(own):
         problem = 'was changed'
     if problem:
       raise _validate.InputError(
@@ -405,6 +415,25 @@ class PrivacyLedger:
         'run. Leave the file alone and start the same command again: what it '
         'has lost is charged again from the checkpoint'
       )
+
+  def _is_as_written(self, status: os.stat_result) -> bool:
+    """Whether the file, of the right size, says what was read and written.
+
+    All of it is read only where its time of change shows a need, so that a
+    charge costs the same however many there were.
+    """
+    read_all = status.st_mtime_ns != self._changed_at
+    length = self._size if read_all else len(self._last_line)
+    content = os.pread(self._file.fileno(), length, self._size - length)
+    if not content.endswith(self._last_line):
+      return False
+    if read_all:
+      try:
+        _parse(self._path, content)
+      except _validate.InputError:
+        return False
+      self._changed_at = status.st_mtime_ns
+    return True
 
   def _start_or_resume(
     self, header: Mapping[str, Any], run_id: str | None
@@ -438,13 +467,24 @@ class PrivacyLedger:
 
 def _open_regular(path: pathlib.Path) -> Any:
   """Opens the ledger to read and append; creates it if it is missing."""
-  if path.exists() and not path.is_file():
+  # Opening a FIFO must not wait for whoever would write into it.
+  flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+  try:
+    descriptor = os.open(path, flags, 0o666)
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+      raise
     raise _validate.InputError(
-      f'{path} is not a regular file; put the ledger itself there or choose '
-      'another output_dir'
-    )
+      f'{path} cannot be opened ({error.strerror}); put the ledger itself '
+      'there or choose another output_dir'
+    ) from None
+  try:
+    files.check_regular(path, descriptor)
+  except BaseException:
+    os.close(descriptor)
+    raise
   # Unbuffered: a failed write must not be tried again when the file closes.
-  return open(path, 'a+b', buffering=0)
+  return os.fdopen(descriptor, 'a+b', buffering=0)
 
 
 def _parse(path: pathlib.Path, content: bytes) -> Contents:

@@ -36,12 +36,16 @@ from absl import logging
 import numpy as np
 import tensorflow as tf
 
+from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import files
+from tff_medical.data import npz
 
 _FILE = re.compile(r'round_(\d{6,})\.npz')
 _SEED_FILE = 'cohort_seed.secret'
 _RECORD = 'record'
+# The largest network here has some hundreds, an optimizer three times as many.
+_MAX_LEAVES = 10_000
 # What NumPy raises for files that are cut, damaged or of another process.
 UNREADABLE = (
   OSError,
@@ -82,6 +86,27 @@ class Record:
   weights_digest: str
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
   evaluates: bool = False
+
+  @classmethod
+  def of(cls, values: Any) -> Record:
+    """Returns the record that a file holds.
+
+    Raises:
+      AlteredError: It is none: a name or a type is another one.
+    """
+    try:
+      record = cls(**values)
+      for name in ('round_num', 'attempt', 'charges'):
+        _validate.whole(getattr(record, name), name)
+      for name in ('run_id', 'ledger_digest', 'weights_digest'):
+        if not isinstance(getattr(record, name), str):
+          raise TypeError(f'{name} is no text')
+      if not isinstance(record.evaluates, bool):
+        raise TypeError('evaluates is not true or false')
+      numbers = {n: float(value) for n, value in record.values.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+      raise AlteredError(f'holds no record of a round ({error})') from None
+    return dataclasses.replace(record, values=numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,14 +287,17 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
     AlteredError: They are not what was saved under this name.
     OSError, ValueError, KeyError, zipfile.BadZipFile, ...: It is damaged.
   """
-  content = files.read_bytes(path, max_bytes=2**40)
-  with np.load(io.BytesIO(content), allow_pickle=False) as file:
-    if _RECORD not in file.files:
+  with _files.open_regular(path) as file:
+    # Of a damaged file nothing is read that is not there.
+    archive = npz.Archive(file, max_members=_MAX_LEAVES)
+    if _RECORD not in archive.keys:
       raise AlteredError('is no checkpoint of this version')
-    leaves = [file[f'leaf_{n:04d}'] for n in range(len(file.files) - 1)]
-    text = file[_RECORD].tobytes()
+    leaves = [
+      archive.read(f'leaf_{n:04d}') for n in range(len(archive.keys) - 1)
+    ]
+    text = archive.read(_RECORD).tobytes()
   text, digest = text[:-64], text[-64:]
-  record = Record(**json.loads(text))
+  record = Record.of(json.loads(text))
   if _digest(leaves, text) != digest:
     raise AlteredError('was changed: its digest does not match')
   match = _FILE.fullmatch(path.name)

@@ -182,6 +182,8 @@ class RunFolder:
     if not self.path.is_dir():
       raise _validate.InputError(f'output_dir {self.path} is not a folder')
     names = {p.name for p in self.path.iterdir()}
+    if self._was_just_claimed(names):
+      return
     if names and self.config.name not in names:
       what = (
         'a run without its config.json; restore that file or choose another '
@@ -190,6 +192,20 @@ class RunFolder:
         else 'other files (no config.json); choose a new folder'
       )
       raise _validate.InputError(f'output_dir {self.path} holds {what}')
+
+  def _was_just_claimed(self, names: Collection[str]) -> bool:
+    """Whether a start that was killed before config.json left the folder."""
+    if not {*names} <= {
+      self.checkpoints.name,
+      f'{self.config.name}{files.PARTIAL_SUFFIX}',
+    }:
+      return False
+    there = (
+      {p.name for p in self.checkpoints.iterdir()}
+      if self.checkpoints.is_dir()
+      else set()
+    )
+    return there <= {_KEY_FILE, f'{_KEY_FILE}{files.PARTIAL_SUFFIX}'}
 
   def claim(
     self,
