@@ -96,7 +96,11 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
         client_datasets=feed,
         ledger=ledger,
         checkpoints=checkpoints,
-        cohort_seed=checkpoints.cohort_seed(settings.cohort_seed),
+        cohort_seed=checkpoints.cohort_seed(
+          settings.cohort_seed,
+          must_be_there=ledger.rounds_charged > 0
+          and not mechanism.sampling.draws_by_attempt,
+        ),
         rounds=settings.rounds,
         evaluate=task.evaluate,
         rounds_per_eval=settings.rounds_per_eval,
