@@ -23,9 +23,10 @@ def run(
 
   Bad input, of flags or found later, prints one line to stderr and exits with
   2; so does an argument that is no flag, unless `takes_arguments` says that
-  `main` is given them. A signal that asks the command to end interrupts `main`,
-  unless that defers it, and gives the exit code (`endings`). `main` returns the
-  exit code, or None for 0.
+  `main` is given them. What cannot be written prints one line and exits with 1.
+  A signal that asks the command to end interrupts `main`, unless that defers it,
+  and gives the exit code (`endings`). `main` returns the exit code, or None for
+  0.
   """
   endings.install()
 
@@ -56,6 +57,12 @@ def run(
         return endings.stopped()
       if isinstance(error, _validate.InputError):
         _fail(error)
+      if isinstance(error, OSError):
+        # A full disk, or a folder where a file is to go.
+        print(
+          f'error: stopped: {" ".join(str(error).split())}', file=sys.stderr
+        )
+        return exit_codes.FAILED
       raise
     return endings.exit_code(code)
 

@@ -160,6 +160,12 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
       f'output_dir {folder} holds other files (no {path.name}); choose a new '
       'folder'
     )
+  for name, said in there.items():
+    if not isinstance(said, list) or not all(isinstance(x, str) for x in said):
+      raise _validate.InputError(
+        f'{path} is damaged (the cell {name!r:.200} has the flags '
+        f'{said!r:.200}); restore it or choose another output_dir'
+      )
   for name in sorted(there.keys() & wanted.keys()):
     # A cell that never came to have a folder may be asked for otherwise.
     if there[name] != wanted[name] and cells.cell_folder(folder, name).exists():
@@ -188,6 +194,18 @@ def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
   return summary if summary.has_ended else None
 
 
+def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
+  """Returns what a training that has ended was started with."""
+  run = run_folder.RunFolder(cells.cell_folder(folder, cell))
+  try:
+    return run.read_config()
+  except FileNotFoundError:
+    raise _validate.InputError(
+      f'{run.path} lacks its config.json; restore that file, or remove the '
+      'folder and start again'
+    ) from None
+
+
 def rows(
   folder: pathlib.Path, variants: Sequence[Variant], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
@@ -203,8 +221,7 @@ def rows(
       cell = variant.cell(seed)
       summary = _summary(folder, cell)
       if summary:
-        run = run_folder.RunFolder(cells.cell_folder(folder, cell))
-        initial.add(run.read_config().initial_model_sha256)
+        initial.add(_config(folder, cell).initial_model_sha256)
         line = results.row(variant.name, seed, summary)
         found.append({**line, 'flags': variant.flags})
     if len(initial) > 1:
@@ -307,7 +324,7 @@ def run(
     text = table(lines)
     with ending.deferred():
       results.write(folder / 'results.csv', lines)
-      (folder / 'results.md').write_text(text + '\n', encoding='utf-8')
+      files.write_bytes(folder / 'results.md', f'{text}\n'.encode())
       draw(lines, base.target_epsilon or 0.0, folder)
     print(text)
   for line in ended.failed:

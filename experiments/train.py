@@ -87,7 +87,11 @@ def run(given: settings_lib.Flags) -> training.Outcome:
         client_datasets=feed,
         ledger=ledger,
         checkpoints=checkpoints,
-        cohort_seed=checkpoints.cohort_seed(settings.run.cohort_seed),
+        cohort_seed=checkpoints.cohort_seed(
+          settings.run.cohort_seed,
+          must_be_there=ledger.rounds_charged > 0
+          and not mechanism.sampling.draws_by_attempt,
+        ),
         rounds=settings.mode.rounds,
         evaluate=task.evaluate,
         rounds_per_eval=settings.run.rounds_per_eval,

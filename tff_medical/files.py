@@ -108,18 +108,27 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Returns the mapping in a JSON file; raises as `read_bytes` does."""
+  return parse_json(read_text(path), os.fspath(path))
+
+
+def parse_json(text: str, what: str) -> dict[str, Any]:
+  """Returns the mapping that a text in JSON holds.
+
+  Args:
+    text: The text.
+    what: What an error calls it.
+
+  Raises:
+    InputError: It is damaged.
+  """
   try:
-    content = json.loads(read_text(path))
-  except (ValueError, RecursionError) as error:
-    if isinstance(error, _validate.InputError):
-      raise
-    raise _validate.InputError(
-      f'{os.fspath(path)} is damaged (it is not JSON)'
-    ) from None
+    content = json.loads(text)
+    # Half a surrogate pair can be read, and never be written or shown.
+    json.dumps(content, ensure_ascii=False).encode()
+  except (ValueError, RecursionError):
+    raise _validate.InputError(f'{what} is damaged (it is not JSON)') from None
   if not isinstance(content, dict):
-    raise _validate.InputError(
-      f'{os.fspath(path)} is damaged (it holds no JSON object)'
-    )
+    raise _validate.InputError(f'{what} is damaged (it holds no JSON object)')
   return content
 
 

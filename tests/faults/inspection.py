@@ -41,14 +41,21 @@ def finished(
   ]
 
 
-def stated(folder: str, truth: str) -> dict[str, Any]:
+def stated(folder: str, truth: str, seen: str = 'saved') -> dict[str, Any]:
   """Returns what the folder states, and what was really released.
+
+  Args:
+    folder: The run's.
+    truth: Of the run.
+    seen: 'saved', or 'published' where nothing that is left can tell what was
+      saved last.
 
   For runs whose files were tampered with: `epsilon` of summary and card, None
   where there is none, `released` by the truth, and repeated `attempts`.
   """
   run = run_folder.RunFolder(pathlib.Path(folder))
-  saved = numpy_process.Truth(truth).lines('saved')
+  lines = numpy_process.Truth(truth).lines(seen)
+  released = list(dict.fromkeys(one['nonce'] for one in lines))
   epsilons = []
   rounds = 0
   try:
@@ -66,12 +73,12 @@ def stated(folder: str, truth: str) -> dict[str, Any]:
   cohorts = {}
   for one in numpy_process.Truth(truth).lines('ran'):
     cohorts[one['nonce']] = one['cohort']
-  drawn = [cohorts[one['nonce']] for one in saved]
+  drawn = [cohorts[nonce] for nonce in released]
   return {
     'epsilon': min(epsilons, default=None),
     'rounds': rounds,
     'released': accounting.epsilon(
-      numpy_process.event(), rounds=len(saved), delta=numpy_process.DELTA
+      numpy_process.event(), rounds=len(released), delta=numpy_process.DELTA
     ),
     'repeated': len(drawn) - len(set(drawn)),
     **verified(folder),

@@ -7,7 +7,8 @@ are stand-ins, so that a start takes a second. It runs in a forked child.
 
 What really happened is told to a file of its own, the truth, which is flushed
 to the disk before the thing that it tells of can be seen by anybody: `ran` for
-each round that drew noise, `saved` for each whose state is about to be saved.
+each round that drew noise, `saved` for each whose state is about to be saved,
+`published` for each that is about to stand in metrics.csv.
 """
 
 from __future__ import annotations
@@ -343,6 +344,8 @@ def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
     return aim.around('save', lambda: save(self, state, record))
 
   async def release_watched(self: Any, value: Any, key: int) -> None:
+    nonces = {one['round']: one['nonce'] for one in truth.lines('saved')}
+    truth.tell(what='published', round=key, nonce=nonces[key])
     aim.around('append metrics.csv', lambda: None)
     await release(self, value, key)
     aim.around('appended metrics.csv', lambda: None, self._path)

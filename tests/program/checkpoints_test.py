@@ -1,6 +1,7 @@
 """Tests of checkpoints: exact round trips, atomic writes, real disk failures."""
 
 import collections
+import dataclasses
 import os
 import pathlib
 import resource
@@ -124,6 +125,45 @@ class CheckpointsTest(parameterized.TestCase):
     self.assertEqual(self.checkpoints.cohort_seed(), 5)
     with self.assertRaisesRegex(_validate.InputError, 'cohort_seed'):
       self.checkpoints.cohort_seed(6)
+
+  def test_lost_cohort_seed_is_renewed_unless_rounds_depend_on_it(self):
+    for damage in (
+      lambda path: path.unlink(),
+      lambda path: path.write_text('not a number'),
+      lambda path: path.write_text('-1'),
+    ):
+      seed = self.checkpoints.cohort_seed()
+      damage(self.folder / 'cohort_seed.secret')
+      with self.assertRaisesRegex(_validate.InputError, 'missing or damaged'):
+        self.checkpoints.cohort_seed(must_be_there=True)
+      self.assertNotEqual(self.checkpoints.cohort_seed(), seed)
+    seed = self.checkpoints.cohort_seed()
+    self.assertEqual(self.checkpoints.cohort_seed(must_be_there=True), seed)
+
+  @parameterized.parameters(
+    dict(charges='many'),
+    dict(attempt=None),
+    dict(round_num=-1),
+    dict(round_num=True),
+    dict(run_id=7),
+    dict(values=[1]),
+    dict(values={'epsilon': 'much'}),
+    dict(evaluates='no'),
+    dict(more=1),
+  )
+  def test_record_of_other_types_is_refused(self, **changed):
+    values = {**dataclasses.asdict(_record(1)), **changed}
+    with self.assertRaisesRegex(checkpoints.AlteredError, 'no record'):
+      checkpoints.Record.of(values)
+
+  def test_nothing_is_read_of_a_file_that_claims_more_than_it_has(self):
+    """A terabyte of zeros at its end, as a copy that was broken off may have."""
+    self.checkpoints.save(_state(1), _record(1))
+    self.checkpoints.save(_state(2), _record(2))
+    os.truncate(self.folder / 'round_000002.npz', 2**40)
+    saved = self.checkpoints.load_latest(_state(0))
+    self.assertEqual(saved.record.round_num, 1)
+    self.assertEqual(saved.newer_rounds, (2,))
 
 
 if __name__ == '__main__':

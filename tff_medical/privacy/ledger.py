@@ -61,6 +61,7 @@ class Entry:
       it is not known.
     restored_from: What showed that the file had lost charges, where this entry
       puts them back; '' for the entry of a round.
+    nonce: Of an entry that puts charges back: makes its digest its own.
     digest: SHA-256, in hexadecimal, that commits to the file up to this line.
   """
 
@@ -70,6 +71,7 @@ class Entry:
   epsilon: float
   state_digest: str = ''
   restored_from: str = ''
+  nonce: str = ''
   digest: str = ''
 
   @classmethod
@@ -82,6 +84,7 @@ class Entry:
       epsilon=float(record['epsilon']),
       state_digest=str(record.get('state_sha256', '')),
       restored_from=str(record.get('restored_from', '')),
+      nonce=str(record.get('nonce', '')),
       digest=digest,
     )
     for count in (entry.round_num, entry.attempt, entry.charges):
@@ -96,6 +99,7 @@ class Entry:
     extra = {
       'state_sha256': self.state_digest,
       'restored_from': self.restored_from,
+      'nonce': self.nonce,
     }
     return {
       'round': self.round_num,
@@ -257,6 +261,19 @@ class PrivacyLedger:
       self._event, rounds=self.charges, delta=self._delta
     )
 
+  def seed_of_draws(self, cohort_seed: int) -> int:
+    """Returns the seed for draws that each charge pays for.
+
+    It is the run's own, until charges are put back: which attempts there were
+    since the last line that was left is not known then, and their cohorts must
+    not be drawn and released again as if they were new.
+    """
+    for entry in reversed(self._entries):
+      if entry.restored_from:
+        text = f'{cohort_seed} {entry.digest}'
+        return int.from_bytes(hashlib.sha256(text.encode()).digest(), 'big')
+    return cohort_seed
+
   def entry_of(self, attempt: int) -> Entry | None:
     """Returns the entry of an attempt; None where the file has lost it."""
     for entry in reversed(self._entries):
@@ -346,6 +363,7 @@ class PrivacyLedger:
         charges=charges,
         epsilon=self._epsilon_of(charges),
         restored_from=evidence,
+        nonce=secrets.token_hex(16),
       )
     )
     return True
@@ -549,12 +567,13 @@ def _check(
   try:
     record = json.loads(line)
     record.pop('digest')
+    sealed = _seal(record, previous_digest)
   except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
     raise _validate.InputError(
       f'{path} line {number} is not a ledger entry; restore the file '
       'or choose another output_dir'
     ) from None
-  if _seal(record, previous_digest) != line:
+  if sealed != line:
     raise _validate.InputError(
       f'{path} was changed at or before line {number}: its digest '
       'does not match; restore the file or choose another output_dir'

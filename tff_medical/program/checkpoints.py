@@ -226,20 +226,28 @@ class Checkpoints:
       )
     return None
 
-  def cohort_seed(self, given: int | None = None) -> int:
+  def cohort_seed(
+    self, given: int | None = None, *, must_be_there: bool = False
+  ) -> int:
     """Returns the seed of this run's cohorts; the first call decides it.
-
-    A file that is damaged is replaced by a new seed, which is said: cohorts are
-    drawn for the number of the attempt, so none is drawn a second time.
 
     Args:
       given: The seed to use; by default 128 bits from the operating system.
+      must_be_there: Whether rounds were drawn that those to come depend on.
+        Otherwise a file that is lost or damaged is replaced by a new seed, which
+        is said: each charge pays for a draw of its own.
 
     Raises:
-      InputError: The run was started with another seed.
+      InputError: The run was started with another seed, or it is lost and must
+        not be.
     """
     path = self._folder / _SEED_FILE
     seed = self._read_seed(path)
+    if seed is None and must_be_there:
+      raise _validate.InputError(
+        f'{path} is missing or damaged, and with this mechanism nobody may join '
+        'twice before all have: restore the file or choose another output_dir'
+      )
     if seed is not None:
       if given is not None and given != seed:
         raise _validate.InputError(
@@ -297,9 +305,12 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
     ]
     text = archive.read(_RECORD).tobytes()
   text, digest = text[:-64], text[-64:]
-  record = Record.of(json.loads(text))
   if _digest(leaves, text) != digest:
     raise AlteredError('was changed: its digest does not match')
+  try:
+    record = Record.of(json.loads(text))
+  except (ValueError, RecursionError) as error:
+    raise AlteredError(f'holds no record of a round ({error})') from None
   match = _FILE.fullmatch(path.name)
   if match is None or int(match.group(1)) != record.round_num:
     raise AlteredError(

@@ -314,7 +314,7 @@ class RunFolder:
           if field.name in values or field.default is dataclasses.MISSING
         }
       )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
       raise _validate.InputError(
         f'{self.summary} is damaged or of another version ({error}); start '
         'the run again, which writes it anew'

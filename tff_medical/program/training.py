@@ -146,6 +146,8 @@ def train(
     saved = _start(process, initial, ledger, checkpoints)
   else:
     _reconcile(ledger, saved)
+  if sampling.draws_by_attempt:
+    cohort_seed = ledger.seed_of_draws(cohort_seed)
   state, digest, done = saved.state, saved.digest, saved.record.round_num
   weights = process.get_model_weights(state)
   metrics: Mapping[str, float] = {}
