@@ -15,10 +15,10 @@ import numpy as np
 
 from experiments import audit
 from experiments import audited_run
-from experiments import build
 from experiments import exit_codes
-from experiments import settings as settings_lib
 from experiments import train
+from experiments.config import assembly
+from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import canaries as canaries_lib
@@ -41,7 +41,7 @@ class AuditTest(parameterized.TestCase):
 
   @classmethod
   def _train(cls, name, **changed):
-    settings = settings_lib.Settings(
+    settings = settings_lib.Flags.of(
       dataset='medmnist/breastmnist',
       data_dir=npz.write(cls.runs),
       rounds=3,
@@ -113,7 +113,7 @@ class AuditTest(parameterized.TestCase):
     self.assertGreater(found['lower_bound'], found['upper_bound'])
 
   def test_record_level_and_adaptive_clipping(self):
-    settings = settings_lib.Settings(
+    settings = settings_lib.Flags.of(
       dataset='medmnist/breastmnist',
       data_dir=npz.write(self.temp),
       privacy_unit='record',
@@ -124,7 +124,7 @@ class AuditTest(parameterized.TestCase):
       output_dir=str(self.temp),
     )
     settings = settings.resolve().for_population(3, 60)
-    mechanism = build.build_mechanism(settings, 60, print)
+    mechanism = assembly.build_mechanism(settings, 60, print)
     folder = run_folder.RunFolder(self.temp)
     rounds = []
     found = audited_run.repeat_with_canaries(
@@ -148,12 +148,12 @@ class AuditTest(parameterized.TestCase):
 
   @parameterized.parameters(
     {
-      'mechanism': 'tree',
+      'mechanism': 'dp_ftrl',
       'num_clients': 12,
       'clients_per_round': 4.0,
       'rounds_per_tree': 3,
     },
-    {'mechanism': 'distributed', 'num_clients': 12},
+    {'mechanism': 'distributed_dp', 'num_clients': 12},
   )
   def test_other_mechanisms_honest_and_without_noise(self, **changed):
     """The whole command: a run, its audit, and that of a broken build."""
@@ -236,12 +236,12 @@ class EnlargeTest(parameterized.TestCase):
     {**_RECORD, **_PRIVATE},
   )
   def test_mechanism_stays_the_same_for_more_units(self, **changed):
-    settings = settings_lib.Settings(output_dir='x', **changed).resolve()
+    settings = settings_lib.Flags.of(output_dir='x', **changed).resolve()
     settings = settings.for_population(settings.num_clients, 12)
     canaries = canaries_lib.Canaries(np.arange(36) < 12, key=0)
     larger = audited_run.enlarge(settings, 12, canaries)
     before, after = (
-      build.build_mechanism(s, n, print)
+      assembly.build_mechanism(s, n, print)
       for s, n in ((settings, 12), (larger, 48))
     )
     self.assertAlmostEqual(after.sampling.rate, before.sampling.rate)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from experiments import compare
 from experiments import jobs
-from experiments import settings as settings_lib
+from experiments.config import settings as settings_lib
 from tests import sweeps
 from tests.experiments import npz
 from tff_medical import _validate
@@ -30,7 +30,7 @@ class CompareTest(parameterized.TestCase):
     super().setUp()
     self.temp = pathlib.Path(self.create_tempdir().full_path)
     self.output = self.temp / 'out'
-    self.base = settings_lib.Settings(
+    self.base = settings_lib.Flags.of(
       dataset='medmnist/breastmnist',
       data_dir=npz.write(self.temp),
       num_clients=30,
@@ -47,9 +47,7 @@ class CompareTest(parameterized.TestCase):
       contextlib.redirect_stdout(printed),
       contextlib.redirect_stderr(printed),
     ):
-      code = compare.run(
-        dataclasses.replace(self.base, **changed), variants, seeds, jobs=2
-      )
+      code = compare.run(self.base.changed(**changed), variants, seeds, jobs=2)
     return code, printed.getvalue()
 
   @contextlib.contextmanager

@@ -18,10 +18,10 @@ from PIL import Image
 
 from experiments import audit
 from experiments import audited_run
-from experiments import build
 from experiments import inversion_audit
-from experiments import settings as settings_lib
 from experiments import train
+from experiments.config import assembly
+from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import inversion
@@ -52,7 +52,7 @@ class InversionAuditTest(parameterized.TestCase):
     cls.runs = pathlib.Path(cls.enter_context(tempfile.TemporaryDirectory()))
 
   def _settings(self, **changed):
-    return settings_lib.Settings(
+    return settings_lib.Flags.of(
       dataset='medmnist/breastmnist',
       data_dir=npz.write(self.runs),
       rounds=1,
@@ -114,7 +114,7 @@ class InversionAuditTest(parameterized.TestCase):
       (np.concatenate([np.ravel(u) for u in update]), label)
       for update, label in attacked
     ]
-    task = build.build_task(run.settings)
+    task = assembly.load_task(run.settings)
     gradients = [
       inversion.gradient_of(
         task.keras_model,
@@ -134,13 +134,13 @@ class InversionAuditTest(parameterized.TestCase):
     np.testing.assert_allclose(
       clipped, raw * clip_norm / np.linalg.norm(raw), rtol=1e-4, atol=1e-9
     )
-    mechanism = build.build_mechanism(run.settings, units, print)
+    mechanism = assembly.build_mechanism(run.settings, units, print)
     stddev = clip_norm * mechanism.value_noise_multiplier
     self.assertAlmostEqual((noised - clipped).std() / stddev, 1, delta=0.03)
 
   def test_noise_is_fresh(self):
     run = self._unfinished(**_RECORD)
-    mechanism = build.build_mechanism(run.settings, 60, print)
+    mechanism = assembly.build_mechanism(run.settings, 60, print)
     raw = [np.ones(5, np.float32)]
     first, second = (
       inversion_audit._seen(raw, mechanism)['noised'][0] for _ in range(2)
@@ -149,7 +149,7 @@ class InversionAuditTest(parameterized.TestCase):
 
   def test_several_local_steps(self):
     run = self._unfinished(**_CLIENT, client_epochs=2)
-    task = build.build_task(run.settings)
+    task = assembly.load_task(run.settings)
     model, loss = task.keras_model, models.loss(multi_label=False)
     image = task.data.train.images[0].astype(np.float32) / 255
     start = model.get_weights()
@@ -163,8 +163,8 @@ class InversionAuditTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (
-      {'mechanism': 'tree', 'noise_multiplier': 1.0, 'num_clients': 12},
-      'mechanism=tree',
+      {'mechanism': 'dp_ftrl', 'noise_multiplier': 1.0, 'num_clients': 12},
+      'mechanism=dp_ftrl',
     ),
     ({'clipping': 'none', 'num_clients': 12}, 'no noise'),
   )

@@ -8,7 +8,7 @@ from absl import flags as absl_flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from experiments import flags
+from experiments.config import flags
 
 _PRESETS = sorted(
   (pathlib.Path(flags.__file__).parent / 'presets').glob('*.flags')
@@ -19,7 +19,7 @@ class PresetsTest(parameterized.TestCase):
   @parameterized.parameters(*[(p,) for p in _PRESETS])
   def test_resolves_and_names_its_command(self, path):
     values = absl_flags.FlagValues()
-    read = flags.define_settings(values)
+    read = flags.define(values)
     values(['train', f'--flagfile={path}', '--output_dir=x'], known_only=True)
     settings = read()
     if path.name.startswith(

@@ -8,7 +8,7 @@ from absl.testing import absltest
 import numpy as np
 
 from experiments import references
-from experiments import settings as settings_lib
+from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import export
@@ -26,7 +26,7 @@ class ReferencesTest(absltest.TestCase):
     self.data_dir = npz.write(self.temp)
 
   def _run(self, kind, **settings):
-    settings = settings_lib.Settings(
+    settings = settings_lib.Flags.of(
       dataset='medmnist/breastmnist',
       data_dir=self.data_dir,
       output_dir=str(self.output),

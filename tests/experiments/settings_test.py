@@ -1,20 +1,19 @@
 """Tests of settings: defaults that fit together, and refusals."""
 
-import dataclasses
-
 from absl import flags as absl_flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from experiments import flags
-from experiments import settings as settings_lib
+from experiments.config import flags
+from experiments.config import settings as settings_lib
+from experiments.modes import client_training as mode_training
 from tff_medical import _validate
 from tff_medical.learning import client_training
 
 
 def _read(*arguments):
   values = absl_flags.FlagValues()
-  read = flags.define_settings(values)
+  read = flags.define(values)
   values(['train', '--output_dir=runs/x', *arguments])
   return read().resolve()
 
@@ -22,14 +21,14 @@ def _read(*arguments):
 class SettingsTest(parameterized.TestCase):
   def test_every_setting_is_a_flag_with_the_same_default(self):
     values = absl_flags.FlagValues()
-    read = flags.define_settings(values)
+    read = flags.define(values)
     values(['train'])
-    self.assertEqual(read(), settings_lib.Settings())
-    for field in dataclasses.fields(settings_lib.Settings):
-      self.assertNotEmpty(values[field.name].help)
+    self.assertEqual(read(), settings_lib.Flags.of())
+    for name in settings_lib.NAMES:
+      self.assertNotEmpty(values[name].help)
 
   def test_the_flags_that_users_were_promised(self):
-    names = {f.name for f in dataclasses.fields(settings_lib.Settings)}
+    names = set(settings_lib.NAMES)
     promised = """dataset data_dir image_size model partition dirichlet_alpha
         num_clients clients_per_round client_sampling rounds rounds_per_eval
         client_epochs client_batch_size client_learning_rate server_optimizer
@@ -39,7 +38,7 @@ class SettingsTest(parameterized.TestCase):
     self.assertContainsSubset(promised.split(), names)
 
   def test_defaults_of_private_training(self):
-    settings = _read('--target_epsilon=8').for_population(300, 300)
+    settings = _read('--target_epsilon=8').for_data(300, 300)
     self.assertEqual(settings.num_clients, 300)
     self.assertEqual(settings.clients_per_round, 30)
     self.assertEqual(settings.clip_norm, 0.1)
@@ -49,7 +48,7 @@ class SettingsTest(parameterized.TestCase):
     self.assertAlmostEqual(settings.target_delta, 300**-1.1)
 
   def test_defaults_without_privacy(self):
-    settings = _read('--clipping=none').for_population(50, 50)
+    settings = _read('--clipping=none').for_data(50, 50)
     self.assertIsNone(settings.clip_norm)
     self.assertIsNone(settings.target_delta)
     self.assertIsNone(settings.epsilon_budget)
@@ -115,26 +114,26 @@ class SettingsTest(parameterized.TestCase):
     (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
     (['--partition=random'], 'partition must be one of'),
     (['--privacy_unit=site'], 'privacy_unit must be one of'),
-    (['--mechanism=tree', '--client_sampling=all'], 'client_sampling.*tree'),
-    (['--mechanism=tree', '--clipping=adaptive'], 'clipping must be fixed'),
-    (['--mechanism=tree', '--clients_per_round=2.5'], 'whole number'),
-    (['--mechanism=distributed', '--runtime=tff'], 'runtime must be local'),
+    (['--mechanism=dp_ftrl', '--client_sampling=all'], 'client_sampling.*tree'),
+    (['--mechanism=dp_ftrl', '--clipping=adaptive'], 'clipping must be fixed'),
+    (['--mechanism=dp_ftrl', '--clients_per_round=2.5'], 'whole number'),
+    (['--mechanism=distributed_dp', '--runtime=tff'], 'runtime must be local'),
     (
-      ['--mechanism=distributed', '--clients_per_round=5'],
-      'clients_per_round=5.0 would be ignored with mechanism=distributed',
+      ['--mechanism=distributed_dp', '--clients_per_round=5'],
+      'clients_per_round=5.0 would be ignored with mechanism=distributed_dp',
     ),
-    (['--privacy_unit=record', '--mechanism=tree'], 'must be client with'),
-    (['--mechanism=local'], 'privacy_unit must be record or patient'),
-    (['--local_steps=2'], 'local_steps.*ignored.*mechanism=gaussian'),
+    (['--privacy_unit=record', '--mechanism=dp_ftrl'], 'must be client with'),
+    (['--mechanism=local_dp_sgd'], 'privacy_unit must be record or patient'),
+    (['--local_steps=2'], 'local_steps.*ignored.*privacy_unit=client'),
     (
       ['--privacy_unit=record', '--client_learning_rate=1'],
       'client_learning_rate.*ignored with privacy_unit=record',
     ),
     (
-      ['--mechanism=distributed', '--publish_broken_units'],
-      'publish_broken_units=True would be ignored with mechanism=distributed',
+      ['--mechanism=distributed_dp', '--publish_broken_units'],
+      'publish_broken_units=True would be ignored with mechanism=distributed_dp',
     ),
-    (['--rounds_per_tree=5'], 'rounds_per_tree.*ignored.*mechanism=gaussian'),
+    (['--rounds_per_tree=5'], 'rounds_per_tree.*ignored.*mechanism=dp_fed_avg'),
     (['--proximal_strength=-1'], 'proximal_strength'),
     (['--ema_decay=1'], 'ema_decay'),
     (['--ema_decay=-.1'], 'ema_decay'),
@@ -163,7 +162,7 @@ class SettingsTest(parameterized.TestCase):
   def test_defaults_of_record_level(self):
     settings = _read('--target_epsilon=8', '--privacy_unit=record')
     self.assertEqual(settings.num_clients, 8)
-    settings = settings.for_population(8, 4000)
+    settings = settings.for_data(8, 4000)
     self.assertEqual(settings.expected_batch_size, 200)
     self.assertIsNone(settings.client_sampling)
     self.assertIsNone(settings.clients_per_round)
@@ -184,21 +183,21 @@ class SettingsTest(parameterized.TestCase):
   ):
     settings = _read('--target_epsilon=8', cohort, *arguments)
     with self.assertRaisesRegex(_validate.InputError, message):
-      settings.for_population(num_clients, num_units)
+      settings.for_data(num_clients, num_units)
 
   def test_tree_takes_the_rounds_that_the_clients_suffice_for(self):
-    settings = _read('--target_epsilon=8', '--mechanism=tree', '--rounds=50')
+    settings = _read('--target_epsilon=8', '--mechanism=dp_ftrl', '--rounds=50')
     self.assertEqual(settings.clipping, 'fixed')
-    settings = settings.for_population(300, 300)
+    settings = settings.for_data(300, 300)
     self.assertEqual(settings.clients_per_round, 30)
     self.assertEqual(settings.rounds_per_tree, 10)
 
   def test_schedules_are_those_of_the_library(self):
-    self.assertEqual(settings_lib.SCHEDULES, client_training.SCHEDULES)
+    self.assertEqual(mode_training.SCHEDULES, client_training.SCHEDULES)
 
   def test_output_dir_is_needed(self):
     with self.assertRaisesRegex(_validate.InputError, 'output_dir'):
-      settings_lib.Settings(target_epsilon=1.0).resolve()
+      settings_lib.Flags.of(target_epsilon=1.0).resolve()
 
 
 if __name__ == '__main__':

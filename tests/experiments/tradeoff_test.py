@@ -14,8 +14,8 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from experiments import jobs
-from experiments import settings as settings_lib
 from experiments import tradeoff
+from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import study
@@ -26,7 +26,7 @@ class TradeoffTest(parameterized.TestCase):
     super().setUp()
     self.temp = pathlib.Path(self.create_tempdir().full_path)
     self.output = self.temp / 'sweep'
-    self.base = settings_lib.Settings(
+    self.base = settings_lib.Flags.of(
       dataset='medmnist/breastmnist',
       data_dir=npz.write(self.temp),
       num_clients=30,
@@ -47,7 +47,7 @@ class TradeoffTest(parameterized.TestCase):
       contextlib.redirect_stderr(printed),
     ):
       code = tradeoff.run(
-        dataclasses.replace(self.base, **changed),
+        self.base.changed(**changed),
         epsilons=epsilons,
         seeds=seeds,
         jobs=2,
@@ -180,8 +180,8 @@ class TradeoffTest(parameterized.TestCase):
       'target_unclipped_quantile': 0.7,
       'target_delta': 0.01,
     },
-    {'mechanism': 'tree', 'rounds_per_tree': 2},
-    {'mechanism': 'distributed', 'clients_per_round': None},
+    {'mechanism': 'dp_ftrl', 'rounds_per_tree': 2},
+    {'mechanism': 'distributed_dp', 'clients_per_round': None},
     {'client_sampling': 'all', 'clients_per_round': None},
     {
       'privacy_unit': 'record',
@@ -191,7 +191,7 @@ class TradeoffTest(parameterized.TestCase):
     },
   )
   def test_without_privacy_nothing_is_left_of_it(self, **changed):
-    base = dataclasses.replace(self.base, **changed)
+    base = self.base.changed(**changed)
     plain = tradeoff.without_privacy(base)
     self.assertEqual(plain.clipping, 'none')
     self.assertEqual(plain.mechanism, 'gaussian')
@@ -205,7 +205,7 @@ class TradeoffTest(parameterized.TestCase):
     self.assertFalse(plain.resolve().is_private)
 
   def test_flags_of_the_cells_without_privacy(self):
-    base = dataclasses.replace(self.base, server_learning_rate=2.0)
+    base = self.base.changed(server_learning_rate=2.0)
     planned = tradeoff.plan_cells(
       base, [4.0, math.inf], 1, '--server_learning_rate=0.1 --rounds=7'
     )
@@ -227,8 +227,7 @@ class TradeoffTest(parameterized.TestCase):
         tradeoff.plan_cells(base, [math.inf], 1, wrong)
 
   def test_references_get_what_they_have_use_for(self):
-    base = dataclasses.replace(
-      self.base,
+    base = self.base.changed(
       privacy_unit='record',
       num_clients=None,
       clients_per_round=None,
@@ -245,17 +244,17 @@ class TradeoffTest(parameterized.TestCase):
     self.assertEqual(central.dataset, base.dataset)
     for name in ('ema_decay', 'expected_batch_size', 'client_threads'):
       self.assertEqual(
-        getattr(central, name), getattr(settings_lib.Settings(), name)
+        getattr(central, name), getattr(settings_lib.Flags.of(), name)
       )
 
   def test_without_privacy_everybody_still_joins(self):
     base = dataclasses.replace(
-      self.base, mechanism='distributed', clients_per_round=None
+      self.base, mechanism='distributed_dp', clients_per_round=None
     )
     self.assertEqual(tradeoff.without_privacy(base).client_sampling, 'all')
 
   def test_seeds_start_at_the_given_one(self):
-    base = dataclasses.replace(self.base, seed=5)
+    base = self.base.changed(seed=5)
     planned = tradeoff.plan_cells(base, [2.0], 2)
     self.assertEqual({p.settings.seed for p in planned}, {5, 6})
     names = {p.cell.name for p in planned if p.cell.kind == study.FEDERATED}

@@ -18,8 +18,8 @@ import numpy as np
 from tensorboard.backend.event_processing import event_accumulator
 
 from experiments import references
-from experiments import settings as settings_lib
 from experiments import train
+from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import export
@@ -35,7 +35,7 @@ class TrainTest(parameterized.TestCase):
     super().setUp()
     self.temp = pathlib.Path(self.create_tempdir().full_path)
     self.output = self.temp / 'run'
-    self.settings = settings_lib.Settings(
+    self.settings = settings_lib.Flags.of(
       dataset='medmnist/breastmnist',
       data_dir=npz.write(self.temp),
       num_clients=12,
@@ -47,7 +47,7 @@ class TrainTest(parameterized.TestCase):
     )
 
   def _run(self, **changed):
-    return train.run(dataclasses.replace(self.settings, **changed))
+    return train.run(self.settings.changed(**changed))
 
   def _json(self, name):
     return json.loads((self.output / name).read_text())
@@ -61,7 +61,7 @@ class TrainTest(parameterized.TestCase):
 
   def _command(self, *arguments, **settings):
     """Runs the command in a process of its own."""
-    values = dataclasses.asdict(dataclasses.replace(self.settings, **settings))
+    values = dataclasses.asdict(self.settings.changed(**settings))
     given = [f'--{k}={v}' for k, v in values.items() if v is not None]
     return [sys.executable, '-m', 'experiments.train', *given, *arguments]
 
@@ -144,8 +144,7 @@ class TrainTest(parameterized.TestCase):
   def test_stops_before_it_exceeds_the_budget(self):
     self._run(rounds=1)
     epsilon = self._json('summary.json')['epsilon']
-    self.settings = dataclasses.replace(
-      self.settings,
+    self.settings = self.settings.changed(
       output_dir=str(self.temp / 'other'),
       epsilon_budget=epsilon * 1.01,
     )
@@ -183,7 +182,7 @@ class TrainTest(parameterized.TestCase):
   def _public_model(self, name='public', **settings):
     references.run(
       'central',
-      settings_lib.Settings(
+      settings_lib.Flags.of(
         dataset='medmnist/pneumoniamnist',
         data_dir=npz.write(self.temp, 'pneumoniamnist'),
         num_clients=12,
@@ -294,10 +293,10 @@ class TrainTest(parameterized.TestCase):
     self.assertIn('cohort seed by the user', ' '.join(card['not_covered']))
 
   @parameterized.parameters(
-    ({'mechanism': 'tree', 'clients_per_round': 3.0}, 'dp_ftrl'),
+    ({'mechanism': 'dp_ftrl', 'clients_per_round': 3.0}, 'dp_ftrl'),
     (
       {
-        'mechanism': 'distributed',
+        'mechanism': 'distributed_dp',
         'clients_per_round': None,
         'noise_multiplier': 3.0,
       },
@@ -316,7 +315,7 @@ class TrainTest(parameterized.TestCase):
     (
       {
         'privacy_unit': 'record',
-        'mechanism': 'local',
+        'mechanism': 'local_dp_sgd',
         'clients_per_round': None,
         'num_clients': 3,
         'noise_multiplier': 1.0,

@@ -34,7 +34,7 @@ from experiments import cells
 from experiments import compare
 from experiments import references
 from experiments import report
-from experiments import settings as settings_lib
+from experiments.config import settings as settings_lib
 from tests import sweeps
 from tests.faults import cases
 from tests.faults import forks
@@ -88,8 +88,8 @@ def _report(folder: pathlib.Path) -> None:
 
 def _comparison(
   folder: pathlib.Path,
-) -> tuple[settings_lib.Settings, list[compare.Variant]]:
-  base = settings_lib.Settings(
+) -> tuple[settings_lib.Flags, list[compare.Variant]]:
+  base = settings_lib.Flags.of(
     target_epsilon=2.0, rounds=3, output_dir=str(folder)
   )
   return base, [compare.Variant('more rounds', '--rounds=4')]
@@ -188,7 +188,7 @@ def _reference(folder: pathlib.Path) -> None:
     mock.patch.object(references.build, 'build_task', lambda settings: task),
     mock.patch.object(references, '_train_central', lambda *unused: trained),
   ):
-    references.run('central', settings_lib.Settings(output_dir=str(folder)))
+    references.run('central', settings_lib.Flags.of(output_dir=str(folder)))
 
 
 _CELL = 'cells/eps_8_seed_0'

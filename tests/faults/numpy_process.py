@@ -34,8 +34,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments import settings as settings_lib
 from experiments import train
+from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import ledger as ledger_lib
@@ -248,7 +248,7 @@ def norm(weights: Any) -> float:
   )))  # fmt: skip
 
 
-def settings(folder: str, **changed: Any) -> settings_lib.Settings:
+def settings(folder: str, **changed: Any) -> settings_lib.Flags:
   """Returns the settings of a run in `folder`."""
   values = dict(
     num_clients=CLIENTS,
@@ -259,7 +259,7 @@ def settings(folder: str, **changed: Any) -> settings_lib.Settings:
     rounds_per_eval=ROUNDS_PER_EVAL,
     output_dir=folder,
   )
-  return settings_lib.Settings(**{**values, **changed})
+  return settings_lib.Flags.of(**{**values, **changed})
 
 
 def start(
