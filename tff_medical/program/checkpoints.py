@@ -96,7 +96,7 @@ class Record:
     try:
       record = cls(**values)
       for name in ('round_num', 'attempt', 'charges'):
-        _validate.whole(getattr(record, name), name)
+        _validate.count(getattr(record, name), name)
       for name in ('run_id', 'ledger_digest', 'weights_digest'):
         if not isinstance(getattr(record, name), str):
           raise TypeError(f'{name} is no text')
