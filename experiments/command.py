@@ -34,6 +34,7 @@ def run(
     if any(arg in ('--help', '-help', '-h', '--h') for arg in argv[1:]):
       _print_help(argv[0])
     try:
+      flags_lib.check_flagfiles(argv[1:])
       rest = flags.FLAGS(flags_lib.with_configs(argv))
       if len(rest) > 1 and not takes_arguments:
         raise _validate.InputError(

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import math
+import os
 import typing
 from typing import Any, TypeVar
 
@@ -41,6 +43,8 @@ def setting(
   high: float | None = None,
   only_if: Mapping[str, tuple[Any, ...]] | None = None,
   may_change: bool = False,
+  or_zero: bool = False,
+  is_path: bool = False,
 ) -> Any:
   """Returns a field of a group of settings.
 
@@ -48,11 +52,15 @@ def setting(
     default: The value if the flag is not given.
     help_text: What the setting decides, for --help.
     choices: The allowed values; () for any.
-    low: The least number allowed, unless None.
-    high: The largest number allowed, unless None.
+    low: The least number allowed. Every number has both bounds: they keep what
+      is computed within float32, int32, memory and hours, and are wide enough
+      for whatever trains a model.
+    high: The largest number allowed.
     only_if: Earlier fields of the group, and the values of them with which this
       one has a use.
     may_change: Whether a run may go on with another value.
+    or_zero: Whether 0 is allowed, too.
+    is_path: Whether the value is a path of this machine, whose `~` is expanded.
   """
   return dataclasses.field(
     default=default,
@@ -63,6 +71,8 @@ def setting(
       'high': high,
       'only_if': only_if or {},
       'may_change': may_change,
+      'or_zero': or_zero,
+      'is_path': is_path,
     },
   )
 
@@ -109,7 +119,9 @@ def read(group: type[_T], given: Mapping[str, Any]) -> _T:
           f'{name}={given[name]} would be ignored with {reason}; leave it out'
         )
     values[name] = given.get(name, default)
-    _check(field, values[name])
+    if field.metadata['is_path'] and values[name] is not None:
+      values[name] = local_path(name, values[name])
+    check(field, values[name])
   return group(**values)
 
 
@@ -139,16 +151,65 @@ def unused_because(
   return ''
 
 
-def _check(field: dataclasses.Field[Any], value: Any) -> None:
-  """Raises `InputError` unless a setting may have this value."""
+def check(field: dataclasses.Field[Any], value: Any) -> None:
+  """Raises `InputError` unless a setting may have this value; None is none."""
   if value is None:
     return
-  if field.metadata['choices']:
-    _validate.one_of(field.metadata['choices'], **{field.name: value})
-  low, high = field.metadata['low'], field.metadata['high']
-  if low is not None or high is not None:
-    _validate.within(
-      -float('inf') if low is None else low,
-      float('inf') if high is None else high,
-      **{field.name: value},
+  metadata, named = field.metadata, {field.name: value}
+  if metadata['choices']:
+    _validate.one_of(metadata['choices'], **named)
+  low, high = metadata['low'], metadata['high']
+  if low is None or high is None:
+    if isinstance(value, str):
+      _validate.text(**named)
+    return
+  if metadata['or_zero'] and value == 0:
+    return
+  if isinstance(low, int) and isinstance(high, int):
+    _validate.whole(**named)
+  if low > 0 and not metadata['or_zero']:
+    _validate.positive(**named)
+  elif low >= 0:
+    _validate.non_negative(**named)
+  _validate.within(low, high, **named)
+
+
+def check_product(
+  limit: int, what: str, values: Mapping[str, float | None]
+) -> None:
+  """Refuses numbers that are each in order, but too large together.
+
+  Args:
+    limit: The largest product.
+    what: The unit of the product.
+    values: The numbers by the names of their settings; None counts as 1.
+
+  Raises:
+    InputError: Their product is above the limit.
+  """
+  factors = {name: value for name, value in values.items() if value}
+  if math.prod(factors.values()) > limit:
+    product = ' x '.join(f'{k} ({v:g})' for k, v in factors.items() if v != 1)
+    raise _validate.InputError(
+      f'{product} must be at most {limit:,} {what}; lower one of them'
     )
+
+
+def local_path(name: str, path: str) -> str:
+  """Returns a path with `~` expanded.
+
+  Raises:
+    InputError: It is blank, of a home that is unknown, or no local path.
+  """
+  _validate.text(**{name: path})
+  if '://' in path:
+    raise _validate.InputError(
+      f'{name} must be a folder of this machine, got {path!r}; copy or mount it'
+    )
+  expanded = os.path.expanduser(path)
+  if expanded.startswith('~'):
+    raise _validate.InputError(
+      f'{name} names a home folder that is not there, got {path!r}; write the '
+      'path in full, or ./ before it if it does begin with ~'
+    )
+  return expanded

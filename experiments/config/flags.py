@@ -8,6 +8,7 @@ TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
 import pathlib
 import shlex
 import textwrap
@@ -28,6 +29,7 @@ _DEFINE: Mapping[type[Any], Callable[..., Any]] = {
   str: flags.DEFINE_string,
 }
 _WIDTH = 80
+_MAX_FLAGFILE_BYTES = 1_000_000
 _MECHANISM_HELP = 'the way of training [the first that protects --privacy_unit]'
 # What config.json holds that is no value of a flag.
 _NOT_GIVEN_BACK = ('output_dir', 'cohort_seed')
@@ -72,6 +74,57 @@ def changed(given: settings_lib.Flags, arguments: str) -> settings_lib.Flags:
       f'{arguments!r} must hold flags alone (--name=value), got {rest[1]!r}'
     )
   return given.changed(**read().given)
+
+
+def check_flagfiles(
+  arguments: Sequence[str], inside: tuple[str, ...] = ()
+) -> None:
+  """Raises `InputError` for flagfiles that absl would hang or fail on.
+
+  Args:
+    arguments: The command line without the program, or lines of a flagfile.
+    inside: The real paths of the flagfiles that these lines are in.
+  """
+  pairs = zip(arguments, [*arguments[1:], ''])
+  for argument, following in pairs:
+    if argument == '--':
+      return
+    name, equals, value = argument.partition('=')
+    if name not in ('-flagfile', '--flagfile'):
+      continue
+    path = pathlib.Path((value if equals else following).strip())
+    text = _read_flagfile(path)
+    real = os.path.realpath(path.expanduser())
+    if real in inside:
+      raise _validate.InputError(f'flagfile {path} includes itself')
+    lines = [line.strip() for line in text.splitlines()]
+    nested = [line for line in lines if line.startswith('-')]
+    check_flagfiles(nested, (*inside, real))
+
+
+def _read_flagfile(path: pathlib.Path) -> str:
+  try:
+    expanded = path.expanduser()
+    if not expanded.is_file():  # A pipe would be waited for.
+      why = 'is no file' if expanded.exists() else 'does not exist'
+      raise _validate.InputError(f'flagfile {path} {why}')
+    if expanded.stat().st_size > _MAX_FLAGFILE_BYTES:
+      raise _validate.InputError(f'flagfile {path} is too large for a flagfile')
+    text = expanded.read_text(encoding='utf-8')
+  except (OSError, RuntimeError) as error:  # RuntimeError: no such home.
+    raise _validate.InputError(
+      f'flagfile {path} cannot be read ({error})'
+    ) from None
+  except _validate.InputError:
+    raise
+  except ValueError:  # Not UTF-8, or a null byte in the name.
+    text = '\0'
+  if '\0' in text:
+    raise _validate.InputError(
+      f'flagfile {str(path)!r} is no text; it must hold a flag a line, '
+      '--name=value'
+    )
+  return text
 
 
 def with_configs(argv: Sequence[str]) -> list[str]:

@@ -44,9 +44,10 @@ class DataSettings:
     None,
     'folder with NAME.npz; without it MedMNIST sets are downloaded',
     may_change=True,
+    is_path=True,
   )
   image_size: int = fields.setting(
-    28, 'pixels a side: 28, 64, 128 or 224', low=1, high=4096
+    28, 'pixels a side: 28, 64, 128 or 224', low=8, high=512
   )
   partition: str = fields.setting(
     'iid', 'how images go to clients', choices=partition_lib.KINDS
@@ -54,16 +55,16 @@ class DataSettings:
   dirichlet_alpha: float = fields.setting(
     0.5,
     'skew of labels or sizes; less is more',
-    low=1e-3,
-    high=1e6,
     only_if={'partition': partition_lib.ALPHA_KINDS},
+    low=1e-6,
+    high=1e6,
   )
   num_clients: Optional[int] = fields.setting(
     None,
     'number of clients [300 where clients are protected, else 8 sites]',
-    low=1,
-    high=10_000_000,
     only_if={'partition': partition_lib.COUNTED_KINDS},
+    low=1,
+    high=1_000_000,
   )
   seed: int = fields.setting(
     0,
@@ -85,6 +86,7 @@ class ModelSettings:
     'saved_model folder of an earlier run, public or paid for, whose weights '
     'training starts from',
     may_change=True,  # Its digest must not.
+    is_path=True,
   )
 
 
@@ -93,7 +95,7 @@ class RunSettings:
   """How, where and how visibly the training runs."""
 
   rounds_per_eval: int = fields.setting(
-    10, 'rounds between evaluations', low=1, high=1_000_000, may_change=True
+    10, 'rounds between evaluations', may_change=True, low=1, high=1_000_000
   )
   cohort_seed: Optional[int] = fields.setting(
     None,
@@ -110,10 +112,10 @@ class RunSettings:
   client_threads: Optional[int] = fields.setting(
     None,
     'clients that train at once on the CPU [one for each core]',
-    low=1,
-    high=1024,
     only_if={'runtime': ('local',)},
     may_change=True,
+    low=1,
+    high=256,
   )
   client_devices: Optional[str] = fields.setting(
     None,
@@ -124,10 +126,10 @@ class RunSettings:
   clients_per_device: Optional[int] = fields.setting(
     None,
     'clients that train at once on each device [1]',
-    low=1,
-    high=1024,
     only_if={'runtime': ('local',)},
     may_change=True,
+    low=1,
+    high=64,
   )
   export_diverged: bool = fields.setting(
     False,
@@ -135,7 +137,10 @@ class RunSettings:
     may_change=True,
   )
   output_dir: Optional[str] = fields.setting(
-    None, 'folder of the results', may_change=True
+    None,
+    'folder of the results',
+    may_change=True,
+    is_path=True,
   )
 
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Optional, TypeVar
 from experiments.config import fields
 import tff_medical as tfm
 from tff_medical import InputError
+from tff_medical.privacy import limits
 
 if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
@@ -65,31 +66,38 @@ class Mode(abc.ABC):
   clip_norm: float = fields.setting(
     1.0,
     'L2 norm to which contributions are clipped, the first one if adaptive',
-    low=1e-10,
-    high=1e10,
     only_if=_CLIPPED,
+    low=limits.MIN_CLIP_NORM,
+    high=limits.MAX_CLIP_NORM,
   )
   noise_multiplier: Optional[float] = fields.setting(
     None,
     'standard deviation of the noise over the sensitivity; 0 is no guarantee',
-    low=0,
-    high=1e6,
     only_if=_CLIPPED,
+    low=limits.MIN_NOISE_MULTIPLIER,
+    high=limits.MAX_NOISE_MULTIPLIER,
+    or_zero=True,
   )
   target_epsilon: Optional[float] = fields.setting(
     None,
     'ε of the whole training, to which the noise is calibrated',
-    low=1e-3,
-    high=1e6,
     only_if=_CLIPPED,
+    low=1e-6,
+    high=1e4,
   )
   target_delta: Optional[float] = fields.setting(
-    None, 'δ of every ε [number of units ** -1.1]', only_if=_CLIPPED
+    None,
+    'δ of every ε [number of units ** -1.1]',
+    only_if=_CLIPPED,
+    low=1e-12,
+    high=0.5,
   )
   epsilon_budget: Optional[float] = fields.setting(
     None,
     'a round that would exceed this ε is refused [target_epsilon]',
     only_if=_CLIPPED,
+    low=1e-6,
+    high=1e9,
   )
   server_optimizer: str = fields.setting(
     'sgd',
@@ -102,16 +110,18 @@ class Mode(abc.ABC):
   server_momentum: float = fields.setting(
     0.9,
     'in [0, 1)',
-    low=0,
-    high=1 - 1e-6,
     only_if={'server_optimizer': ('sgd',)},
+    low=1e-6,
+    high=0.9999,
+    or_zero=True,
   )
   ema_decay: float = fields.setting(
     0.0,
     "exports the moving average of the rounds' models, at no cost in privacy; "
     '0 exports the last model',
-    low=0,
-    high=1 - 1e-6,
+    low=1e-6,
+    high=0.99999,
+    or_zero=True,
   )
 
   @property
@@ -197,9 +207,15 @@ class Mode(abc.ABC):
     """
     if not self.is_private:
       return self
+    delta = tfm.privacy.accounting.default_delta(num_units)
+    largest = fields.of(type(self))['target_delta'].metadata['high']
+    if self.target_delta is None and delta > largest:
+      raise InputError(
+        f'target_delta must be given where the population is {num_units}: its '
+        f'default would be {delta:g}'
+      )
     return self.with_default(
-      target_delta=tfm.privacy.accounting.default_delta(num_units),
-      epsilon_budget=self.target_epsilon,
+      target_delta=delta, epsilon_budget=self.target_epsilon
     )
 
   def with_default(self: ModeT, **defaults: Any) -> ModeT:

@@ -15,6 +15,9 @@ import tff_medical as tfm
 if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
 
+# Over the images of clients, in one round.
+_MAX_PASSES = 1_000_000
+
 SCHEDULES = ('constant', 'linear', 'cosine')
 
 
@@ -32,7 +35,7 @@ class ClientTraining(base.Mode, abc.ABC):
     16, 'images a step on a client', low=1, high=1_000_000
   )
   client_learning_rate: float = fields.setting(
-    0.1, 'SGD step on a client', low=1e-10, high=1e10
+    0.1, 'SGD step on a client', low=1e-10, high=1e6
   )
   client_learning_rate_schedule: str = fields.setting(
     'constant',
@@ -42,9 +45,26 @@ class ClientTraining(base.Mode, abc.ABC):
   proximal_strength: float = fields.setting(
     0.0,
     "FedProx's mu, which holds clients near the global model",
-    low=0,
-    high=1e10,
+    low=1e-10,
+    high=1e6,
+    or_zero=True,
   )
+
+  def for_data(
+    self: base.ModeT, num_clients: int, num_units: int
+  ) -> base.ModeT:
+    """Returns the mode with what depends on the data; see the base class."""
+    mode: Any = super().for_data(num_clients, num_units)
+    fields.check_product(
+      _MAX_PASSES,
+      'passes over clients a round',
+      {
+        'client_epochs': mode.client_epochs,
+        'clients_per_round': getattr(mode, 'clients_per_round', None)
+        or num_clients,
+      },
+    )
+    return mode
 
   def feed(self, task: tfm.tasks.Task) -> base.Feed:
     """Returns the whole data of each client drawn."""
@@ -100,4 +120,4 @@ def publish_broken_units() -> Any:
 
 def clients_per_round(help_text: str, **extra: Any) -> Any:
   """Returns the setting of modes that draw some of the clients."""
-  return fields.setting(None, help_text, low=1e-6, high=1e9, **extra)
+  return fields.setting(None, help_text, low=1e-3, high=1e6, **extra)

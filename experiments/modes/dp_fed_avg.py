@@ -14,6 +14,7 @@ from experiments.config import fields
 from experiments.modes import base
 from experiments.modes import client_training
 import tff_medical as tfm
+from tff_medical import InputError
 
 if typing.TYPE_CHECKING:
   from tff_medical.privacy import mechanisms
@@ -37,9 +38,9 @@ class DpFedAvg(client_training.ClientTraining):
   target_unclipped_quantile: float = fields.setting(
     0.5,
     'fraction of contributions that adaptive clipping leaves as they are',
-    low=0.01,
-    high=0.99,
     only_if={'clipping': ('adaptive',)},
+    low=1e-3,
+    high=0.999,
   )
   client_sampling: str = fields.setting(
     'poisson',
@@ -52,9 +53,9 @@ class DpFedAvg(client_training.ClientTraining):
   max_clients_per_round: Optional[int] = fields.setting(
     None,
     'no round has more clients [no cap]',
-    low=1,
-    high=1_000_000_000,
     only_if=_POISSON,
+    low=1,
+    high=1_000_000,
   )
   publish_broken_units: bool = client_training.publish_broken_units()
 
@@ -70,6 +71,15 @@ class DpFedAvg(client_training.ClientTraining):
       num_clients,
       'clients',
     )
+    cap, expected = (
+      mode.max_clients_per_round,
+      base.known(mode.clients_per_round),
+    )
+    if cap is not None and cap < expected:
+      raise InputError(
+        'max_clients_per_round must be at least clients_per_round '
+        f'({expected:g}), got {cap}'
+      )
     return mode
 
   def mechanism(self, num_units: int) -> mechanisms.GaussianMechanism:

@@ -41,11 +41,25 @@ class DpSgd(unit_training.UnitTraining):
   microbatch_size: int = fields.setting(
     32,
     'records or patients whose gradients are held at once, bounds memory',
-    low=1,
-    high=100_000,
     may_change=True,
+    low=1,
+    high=65_536,
   )
   publish_broken_units: bool = client_training.publish_broken_units()
+
+  def check(self) -> None:
+    """Raises `InputError` unless the settings fit together."""
+    super().check()
+    per_patient = self.privacy_unit == 'patient'
+    fields.check_product(
+      unit_training.MAX_IMAGES_AT_ONCE,
+      'images in memory at once',
+      {
+        'microbatch_size': self.microbatch_size,
+        'max_images_per_patient': per_patient and self.max_images_per_patient,
+        'augmentations': self.augmentations,
+      },
+    )
 
   def feed(self, task: tfm.tasks.Task) -> base.Feed:
     """Returns the drawn units of every client."""

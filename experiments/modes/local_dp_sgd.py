@@ -13,11 +13,17 @@ from experiments.config import fields
 from experiments.modes import base
 from experiments.modes import unit_training
 import tff_medical as tfm
+from tff_medical import InputError
 
 if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
 
   from tff_medical.privacy import local_mechanism
+
+
+# The accountant's time, and the random numbers of a round.
+_MAX_CHARGES = 1_000_000
+_MAX_DRAWS = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +37,38 @@ class LocalDpSgd(unit_training.UnitTraining):
     base.Mode, 'server_learning_rate', 1.0
   )
   local_steps: int = fields.setting(
-    5, 'steps of a client in a round, each charged', low=1, high=10_000
+    5, 'steps of a client in a round, each charged', low=1, high=1_000
   )
   client_learning_rate: float = fields.setting(
-    0.1, "a client's SGD step", low=1e-10, high=1e10
+    0.1, "a client's SGD step", low=1e-10, high=1e6
   )
+
+  def check(self) -> None:
+    """Raises `InputError` unless the settings fit together."""
+    super().check()
+    fields.check_product(
+      _MAX_CHARGES,
+      'charges',
+      {'rounds': self.rounds, 'local_steps': self.local_steps},
+    )
+    fields.check_product(
+      unit_training.MAX_IMAGES_AT_ONCE,
+      'images in memory at once',
+      {
+        'local_steps': self.local_steps,
+        'expected_batch_size': self.expected_batch_size,
+      },
+    )
+
+  def for_data(self, num_clients: int, num_units: int) -> LocalDpSgd:
+    """Returns the mode with its expected batch; see the base class."""
+    mode = super().for_data(num_clients, num_units)
+    if self.local_steps * num_units > _MAX_DRAWS:
+      raise InputError(
+        f'local_steps ({self.local_steps}) x {num_units} {self.privacy_unit}s '
+        f'must be at most {_MAX_DRAWS:,} draws a round; lower local_steps'
+      )
+    return mode
 
   def sampling(self, num_units: int) -> local_mechanism.LocalPoissonSampling:
     """Returns how each step's units are drawn."""

@@ -12,6 +12,9 @@ from experiments.config import fields
 from experiments.modes import base
 import tff_medical as tfm
 
+# The memory of a step.
+MAX_IMAGES_AT_ONCE = 1_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class UnitTraining(base.Mode, abc.ABC):
@@ -27,8 +30,8 @@ class UnitTraining(base.Mode, abc.ABC):
     None,
     'records or patients expected in a step, over all clients [a twentieth of '
     'them]',
-    low=1e-6,
-    high=1e9,
+    low=1e-3,
+    high=1e6,
   )
   augmentations: int = fields.setting(
     0,
@@ -39,9 +42,9 @@ class UnitTraining(base.Mode, abc.ABC):
   max_images_per_patient: int = fields.setting(
     4,
     'more images of a patient are left out',
-    low=1,
-    high=100_000,
     only_if={'privacy_unit': ('patient',)},
+    low=1,
+    high=10_000,
   )
 
   def for_data(

@@ -1,12 +1,17 @@
 """Tests of settings: defaults that fit together, and refusals."""
 
+import os
+from unittest import mock
+
 from absl import flags as absl_flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from experiments.config import fields
 from experiments.config import flags
 from experiments.config import settings as settings_lib
 from experiments.modes import client_training as mode_training
+from tests.faults import flag_faults
 from tff_medical import _validate
 from tff_medical.learning import client_training
 
@@ -39,20 +44,20 @@ class SettingsTest(parameterized.TestCase):
 
   def test_defaults_of_private_training(self):
     settings = _read('--target_epsilon=8').for_data(300, 300)
-    self.assertEqual(settings.num_clients, 300)
-    self.assertEqual(settings.clients_per_round, 30)
-    self.assertEqual(settings.clip_norm, 0.1)
-    self.assertEqual(settings.target_unclipped_quantile, 0.5)
-    self.assertEqual(settings.server_momentum, 0.9)
-    self.assertEqual(settings.epsilon_budget, 8)
-    self.assertAlmostEqual(settings.target_delta, 300**-1.1)
+    self.assertEqual(settings.used().get('num_clients'), 300)
+    self.assertEqual(settings.used().get('clients_per_round'), 30)
+    self.assertEqual(settings.used().get('clip_norm'), 0.1)
+    self.assertEqual(settings.used().get('target_unclipped_quantile'), 0.5)
+    self.assertEqual(settings.used().get('server_momentum'), 0.9)
+    self.assertEqual(settings.used().get('epsilon_budget'), 8)
+    self.assertAlmostEqual(settings.used().get('target_delta'), 300**-1.1)
 
   def test_defaults_without_privacy(self):
     settings = _read('--clipping=none').for_data(50, 50)
-    self.assertIsNone(settings.clip_norm)
-    self.assertIsNone(settings.target_delta)
-    self.assertIsNone(settings.epsilon_budget)
-    self.assertFalse(settings.is_private)
+    self.assertIsNone(settings.used().get('clip_norm'))
+    self.assertIsNone(settings.used().get('target_delta'))
+    self.assertIsNone(settings.used().get('epsilon_budget'))
+    self.assertFalse(settings.mode.is_private)
 
   @parameterized.parameters(
     (['--partition=dirichlet'], 'dirichlet_alpha', 0.5),
@@ -63,7 +68,7 @@ class SettingsTest(parameterized.TestCase):
   )
   def test_defaults_of_modes(self, arguments, name, value):
     settings = _read('--noise_multiplier=1', *arguments)
-    self.assertEqual(getattr(settings, name), value)
+    self.assertEqual(settings.used().get(name), value)
 
   @parameterized.parameters(
     ([], 'exactly one of target_epsilon and noise_multiplier'),
@@ -114,7 +119,10 @@ class SettingsTest(parameterized.TestCase):
     (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
     (['--partition=random'], 'partition must be one of'),
     (['--privacy_unit=site'], 'privacy_unit must be one of'),
-    (['--mechanism=dp_ftrl', '--client_sampling=all'], 'client_sampling.*tree'),
+    (
+      ['--mechanism=dp_ftrl', '--client_sampling=all'],
+      'client_sampling.*dp_ftrl',
+    ),
     (['--mechanism=dp_ftrl', '--clipping=adaptive'], 'clipping must be fixed'),
     (['--mechanism=dp_ftrl', '--clients_per_round=2.5'], 'whole number'),
     (['--mechanism=distributed_dp', '--runtime=tff'], 'runtime must be local'),
@@ -127,7 +135,7 @@ class SettingsTest(parameterized.TestCase):
     (['--local_steps=2'], 'local_steps.*ignored.*privacy_unit=client'),
     (
       ['--privacy_unit=record', '--client_learning_rate=1'],
-      'client_learning_rate.*ignored with privacy_unit=record',
+      'client_learning_rate.*ignored with mechanism=dp_sgd',
     ),
     (
       ['--mechanism=distributed_dp', '--publish_broken_units'],
@@ -161,12 +169,12 @@ class SettingsTest(parameterized.TestCase):
 
   def test_defaults_of_record_level(self):
     settings = _read('--target_epsilon=8', '--privacy_unit=record')
-    self.assertEqual(settings.num_clients, 8)
+    self.assertEqual(settings.used().get('num_clients'), 8)
     settings = settings.for_data(8, 4000)
-    self.assertEqual(settings.expected_batch_size, 200)
-    self.assertIsNone(settings.client_sampling)
-    self.assertIsNone(settings.clients_per_round)
-    self.assertAlmostEqual(settings.target_delta, 4000**-1.1)
+    self.assertEqual(settings.used().get('expected_batch_size'), 200)
+    self.assertIsNone(settings.used().get('client_sampling'))
+    self.assertIsNone(settings.used().get('clients_per_round'))
+    self.assertAlmostEqual(settings.used().get('target_delta'), 4000**-1.1)
 
   @parameterized.parameters(
     ([], 20, 20, '--clients_per_round=20', 'clients_per_round.*below the 20'),
@@ -187,13 +195,77 @@ class SettingsTest(parameterized.TestCase):
 
   def test_tree_takes_the_rounds_that_the_clients_suffice_for(self):
     settings = _read('--target_epsilon=8', '--mechanism=dp_ftrl', '--rounds=50')
-    self.assertEqual(settings.clipping, 'fixed')
+    self.assertEqual(settings.used().get('clipping'), 'fixed')
     settings = settings.for_data(300, 300)
-    self.assertEqual(settings.clients_per_round, 30)
-    self.assertEqual(settings.rounds_per_tree, 10)
+    self.assertEqual(settings.used().get('clients_per_round'), 30)
+    self.assertEqual(settings.used().get('rounds_per_tree'), 10)
 
   def test_schedules_are_those_of_the_library(self):
     self.assertEqual(mode_training.SCHEDULES, client_training.SCHEDULES)
+
+  def test_every_number_has_bounds_that_its_default_keeps(self):
+    for name, groups in settings_lib.OWNERS.items():
+      for group in groups:
+        field = fields.of(group)[name]
+        number = name in flag_faults.numeric_names()
+        bounds = (field.metadata['low'], field.metadata['high'])
+        self.assertEqual(None not in bounds, number, name)
+        if number:
+          fields.check(field, field.default)
+
+  @parameterized.parameters(
+    (
+      ['--rounds=20000', '--local_steps=51'],
+      'rounds .* x local_steps .*charges',
+    ),
+    (['--local_steps=999', '--expected_batch_size=2000'], 'local_steps .* x'),
+  )
+  def test_products_have_limits(self, arguments, message):
+    local = [
+      '--privacy_unit=record',
+      '--mechanism=local_dp_sgd',
+      '--target_epsilon=8',
+    ]
+    with self.assertRaisesRegex(_validate.InputError, message):
+      _read(*local, *arguments)
+
+  def test_passes_and_views_have_limits(self):
+    with self.assertRaisesRegex(_validate.InputError, 'client_epochs .* x'):
+      _read('--target_epsilon=8', '--client_epochs=9000', '--num_clients=900')
+    with self.assertRaisesRegex(_validate.InputError, 'microbatch_size .* x'):
+      _read(
+        '--target_epsilon=8',
+        '--privacy_unit=patient',
+        '--microbatch_size=10000',
+        '--augmentations=100',
+      )
+
+  def test_draws_of_a_round_fit_into_memory(self):
+    settings = _read(
+      '--privacy_unit=record',
+      '--mechanism=local_dp_sgd',
+      '--target_epsilon=8',
+      '--local_steps=900',
+    )
+    with self.assertRaisesRegex(_validate.InputError, 'local_steps .*draws'):
+      settings.for_data(8, 900_000)
+
+  def test_home_is_expanded_once(self):
+    with mock.patch.dict(os.environ, HOME='/home/somebody'):
+      settings = settings_lib.Flags.of(
+        target_epsilon=1.0, output_dir='~/~runs', data_dir='data/~'
+      ).resolve()
+    self.assertEqual(settings.used().get('output_dir'), '/home/somebody/~runs')
+    self.assertEqual(settings.used().get('data_dir'), 'data/~')
+
+  @parameterized.product(
+    name=('output_dir', 'data_dir', 'initial_model'), text=flag_faults.TEXTS
+  )
+  def test_refuses_what_is_no_local_path(self, name, text):
+    given = {'output_dir': 'run', name: text}
+    settings = settings_lib.Flags.of(target_epsilon=1.0, **given)
+    with self.assertRaisesRegex(_validate.InputError, name):
+      settings.resolve()
 
   def test_output_dir_is_needed(self):
     with self.assertRaisesRegex(_validate.InputError, 'output_dir'):
