@@ -5,7 +5,7 @@ import re
 
 from absl.testing import absltest
 
-from experiments import settings
+from experiments.config import settings
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _README = _ROOT / 'README.md'

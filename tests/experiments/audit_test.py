@@ -11,7 +11,6 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import numpy as np
 
 from experiments import audit
 from experiments import audited_run
@@ -19,9 +18,9 @@ from experiments import exit_codes
 from experiments import train
 from experiments.config import assembly
 from experiments.config import settings as settings_lib
+from experiments.modes import base
 from tests.experiments import npz
 from tff_medical import _validate
-from tff_medical import canaries as canaries_lib
 from tff_medical.privacy import accounting
 from tff_medical.program import run_folder
 from tff_medical.program import training
@@ -100,12 +99,12 @@ class AuditTest(parameterized.TestCase):
 
   def test_a_build_that_leaves_the_noise_out_is_exit_code_1(self):
     folder = self._copy('private')
-    real = build.build_process
+    real = base.Mode.averaged_process
 
-    def without_noise(settings, task, mechanism):
-      return real(settings, task, mechanism.with_noise(0.0))
+    def without_noise(mode, task, mechanism):
+      return real(mode, task, mechanism.with_noise(0.0))
 
-    with mock.patch.object(build, 'build_process', without_noise):
+    with mock.patch.object(base.Mode, 'averaged_process', without_noise):
       code, printed, found = self._main(folder, canaries=200)
     self.assertEqual(code, exit_codes.FAILED)
     self.assertIn('BROKEN', printed)
@@ -123,7 +122,7 @@ class AuditTest(parameterized.TestCase):
       rounds=3,
       output_dir=str(self.temp),
     )
-    settings = settings.resolve().for_population(3, 60)
+    settings = settings.resolve().for_data(3, 60)
     mechanism = assembly.build_mechanism(settings, 60, print)
     folder = run_folder.RunFolder(self.temp)
     rounds = []
@@ -166,12 +165,12 @@ class AuditTest(parameterized.TestCase):
     self.assertAlmostEqual(found['upper_bound'], summary['epsilon'])
     self.assertEqual(found['card']['mechanism']['population'], 112)
     shutil.rmtree(folder / 'audit')
-    real = build.build_process
+    real = base.Mode.averaged_process
 
-    def without_noise(settings, task, mechanism):
-      return real(settings, task, mechanism.with_noise(0.0))
+    def without_noise(mode, task, mechanism):
+      return real(mode, task, mechanism.with_noise(0.0))
 
-    with mock.patch.object(build, 'build_process', without_noise):
+    with mock.patch.object(base.Mode, 'averaged_process', without_noise):
       code, printed, found = self._main(folder, canaries=200)
     self.assertEqual(code, exit_codes.FAILED, found)
     self.assertIn('BROKEN', printed)
@@ -237,9 +236,10 @@ class EnlargeTest(parameterized.TestCase):
   )
   def test_mechanism_stays_the_same_for_more_units(self, **changed):
     settings = settings_lib.Flags.of(output_dir='x', **changed).resolve()
-    settings = settings.for_population(settings.num_clients, 12)
-    canaries = canaries_lib.Canaries(np.arange(36) < 12, key=0)
-    larger = audited_run.enlarge(settings, 12, canaries)
+    settings = settings.for_data(settings.data.num_clients, 12)
+    # 36 canaries join the 12 units, and 12 of them take part.
+    mode = settings.mode.with_canaries(scale=48 / 12, present=24 / 12)
+    larger = dataclasses.replace(settings, mode=mode)
     before, after = (
       assembly.build_mechanism(s, n, print)
       for s, n in ((settings, 12), (larger, 48))

@@ -9,7 +9,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from experiments import flags
-from experiments import settings as settings_lib
+from experiments.config import settings as settings_lib
 from tff_medical import _validate
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@
 from absl.testing import absltest
 import numpy as np
 
-from experiments import settings as settings_lib
+from experiments.config import settings as settings_lib
 from tests.faults import flag_faults
 from tff_medical.privacy import accounting
 
