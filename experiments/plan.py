@@ -25,14 +25,14 @@ from typing import Any, NamedTuple
 from absl import flags as absl_flags
 
 from experiments import command
+from experiments import modes
+from experiments.config import fields
 from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical import planning
 from tff_medical import plots
 from tff_medical.data import loading
-from tff_medical.data import medmnist_info
-from tff_medical.data import phantoms
 from tff_medical.privacy import accounting
 from tff_medical.program import ending
 
@@ -47,30 +47,12 @@ class Row(NamedTuple):
   outlook: planning.Outlook
 
 
-class _Data(NamedTuple):
-  """What of a data set matters here."""
-
-  num_records: int
-  channels: int
-  num_outputs: int
-
-
-def describe_data(dataset: str) -> _Data:
-  """Returns a data set's training records, channels and model outputs."""
-  _validate.one_of(loading.DATASETS, dataset=dataset)
-  if dataset in loading.SYNTHETIC:
-    spec = phantoms.PhantomSpec(channels=loading.SYNTHETIC[dataset])
-    return _Data(spec.num_train, spec.channels, spec.num_classes)
-  info = medmnist_info.BY_NAME[dataset.split('/')[1]]
-  return _Data(info.counts[0], info.channels, len(info.class_names))
-
-
-def count_parameters(model: str, image_size: int, data: _Data) -> int:
+def count_parameters(model: str, image_size: int, data: loading.Source) -> int:
   """Returns how many parameters the model has, by building it."""
   built = models.build(
     model,
     input_shape=(image_size, image_size, data.channels),
-    num_outputs=data.num_outputs,
+    num_outputs=len(data.class_names),
   )
   return int(built.count_params())
 
@@ -98,15 +80,15 @@ def parse_epsilons(values: Sequence[str]) -> list[float]:
 
 
 def scenarios(
-  values: absl_flags.FlagValues, data: _Data
+  values: absl_flags.FlagValues, data: loading.Source
 ) -> list[planning.Scenario]:
   """Returns client and record level as the flags describe them."""
   for name in (
     'rounds', 'num_clients', 'clients_per_round', 'expected_batch_size',
-    'target_delta', 'max_clients_per_round',
+    'target_delta', 'max_clients_per_round', 'image_size',
   ):  # fmt: skip
-    settings_lib.check_bounds(**{name: values[name].value})
-  populations = (values.num_clients, values.num_records or data.num_records)
+    fields.check(settings_lib.field(name), values[name].value)
+  populations = (values.num_clients, values.num_records or data.num_train)
   cohorts = (
     values.clients_per_round or populations[0] / 10,
     values.expected_batch_size or populations[1] / 20,
@@ -135,9 +117,9 @@ def scenarios(
 
 
 def _clipping(values: absl_flags.FlagValues, unit: str) -> str:
-  """Returns the kind of clipping; the default is that of `settings`."""
-  default = 'adaptive' if unit == 'client' else 'fixed'
-  return values.clipping or default
+  """Returns the kind of clipping; the default is that of the unit's mode."""
+  default = fields.of(modes.default(unit))['clipping'].default
+  return str(values.clipping or default)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -276,12 +258,12 @@ def main(values: absl_flags.FlagValues) -> None:
     raise _validate.InputError(
       'epsilons must be finite here, got inf, which needs no noise'
     )
-  low, high = settings_lib.bounds('target_epsilon')
+  bounds = settings_lib.field('target_epsilon').metadata
   for epsilon in epsilons:
-    _validate.within(low, high, epsilons=epsilon)
+    _validate.within(bounds['low'], bounds['high'], epsilons=epsilon)
   if values.output_dir is not None:
-    values.output_dir = settings_lib.local_path(output_dir=values.output_dir)
-  data = describe_data(values.dataset)
+    values.output_dir = fields.local_path('output_dir', values.output_dir)
+  data = loading.source(values.dataset)
   planned = scenarios(values, data)
   parameters = values.num_parameters or count_parameters(
     values.model, values.image_size, data
@@ -327,7 +309,7 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   absl_flags.DEFINE_string(
     'dataset',
     _DEFAULTS.dataset,
-    'gives records, channels and classes: synthetic or medmnist/NAME',
+    f'gives records, channels and classes: {loading.names()}',
     **put,
   )
   absl_flags.DEFINE_integer(

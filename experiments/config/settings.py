@@ -26,6 +26,7 @@ from experiments import modes
 from experiments.config import fields
 from experiments.modes import base
 from tff_medical import _validate
+from tff_medical.data import loading
 from tff_medical.data import partition as partition_lib
 
 PRIVACY_UNITS = ('client', 'record', 'patient')
@@ -38,7 +39,8 @@ class DataSettings:
 
   dataset: str = fields.setting(
     'synthetic',
-    'synthetic, synthetic_rgb (generated, no download) or medmnist/NAME',
+    f'the images: {loading.names()}; synthetic ones are generated, without a '
+    'download',
   )
   data_dir: Optional[str] = fields.setting(
     None,
@@ -72,6 +74,9 @@ class DataSettings:
     low=0,
     high=2**31 - 1,
   )
+
+  def __post_init__(self) -> None:
+    _validate.one_of(loading.DATASETS, dataset=self.dataset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +226,11 @@ MAY_CHANGE = frozenset(
 NAMES = (_MECHANISM, *OWNERS)
 
 
+def field(name: str) -> dataclasses.Field[Any]:
+  """Returns a setting by its name, as the first group that has it says."""
+  return fields.of(OWNERS[name][0])[name]
+
+
 @dataclasses.dataclass(frozen=True)
 class Flags:
   """The flags that were given.
@@ -244,7 +254,7 @@ class Flags:
       return self.given[name]
     if name == _MECHANISM:
       return None
-    return fields.of(OWNERS[name][0])[name].default
+    return field(name).default
 
   def changed(self, **values: Any) -> Flags:
     """Returns these flags with others; None takes a flag back."""

@@ -76,6 +76,41 @@ class LoadSyntheticTest(parameterized.TestCase):
     self.assertEqual(out.getvalue(), '')
 
 
+class RegistryTest(parameterized.TestCase):
+  @parameterized.parameters('synthetic', 'synthetic_rgb')
+  def test_says_without_loading_what_is_loaded(self, name):
+    source = loading.source(name)
+    folder = self.create_tempdir().full_path
+    data = loading.load(name, image_size=16, tfds_dir=folder)
+    self.assertEqual(data.name, name)
+    self.assertLen(data.train, source.num_train)
+    self.assertEqual(data.image_shape[2], source.channels)
+    self.assertEqual(data.class_names, source.class_names)
+
+  def test_a_new_data_set_is_a_line_in_one_place(self):
+    asked = []
+    new = loading.Source(500, 3, ('healthy', 'ill'), load=asked.append)
+    with self.assertRaisesRegex(_validate.InputError, 'one of .*synthetic_rgb'):
+      loading.load('clinic/new')
+    with mock.patch.dict(loading.DATASETS, {'clinic/new': new}):
+      loading.load('clinic/new', image_size=64, data_dir='there', seed=3)
+      self.assertEndsWith(loading.names(), 'medmnist/NAME, clinic/NAME')
+      with self.assertRaisesRegex(_validate.InputError, "mean 'clinic/new'"):
+        loading.load('clinic/now')
+    self.assertEqual(
+      asked, [loading.Options(image_size=64, data_dir='there', seed=3)]
+    )
+
+  @parameterized.parameters(
+    ((0, 1, ('a',)), 'num_train'),
+    ((5, 2, ('a',)), 'channels'),
+    ((5, 1, ()), 'class_names'),
+  )
+  def test_a_source_checks_itself(self, values, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      loading.Source(*values, load=None)
+
+
 class RejectsTest(parameterized.TestCase):
   @parameterized.named_parameters(
     ('unknown', dict(dataset='sinthetic'), "did you mean 'synthetic'"),

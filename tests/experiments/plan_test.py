@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import pathlib
+from unittest import mock
 
 from absl import flags as absl_flags
 from absl.testing import absltest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from experiments import plan
 from tff_medical import _validate
+from tff_medical.data import loading
 
 
 def _run(*arguments):
@@ -81,10 +83,18 @@ class PlanTest(parameterized.TestCase):
     ('medmnist/dermamnist', 7007, None),
   )
   def test_data_sets(self, dataset, records, parameters):
-    data = plan.describe_data(dataset)
-    self.assertEqual(data.num_records, records)
+    data = loading.source(dataset)
+    self.assertEqual(data.num_train, records)
     if parameters:
       self.assertEqual(plan.count_parameters('cnn_small', 28, data), parameters)
+
+  def test_a_new_data_set_is_a_line_in_one_place(self):
+    new = loading.Source(500, 3, ('healthy', 'ill'), load=None)
+    with mock.patch.dict(loading.DATASETS, {'new': new}):
+      printed = _run('--epsilons=8', '--dataset=new', '--model=cnn_small')
+    self.assertIn('25 of 500 records expected', printed)
+    parameters = plan.count_parameters('cnn_small', 28, new)
+    self.assertIn(f'{parameters:,} parameters', printed)
 
   @parameterized.parameters(
     (['--epsilons=2,x'], "epsilons.*'x'"),
@@ -99,6 +109,7 @@ class PlanTest(parameterized.TestCase):
     (['--clients_per_round=301'], 'clients_per_round must be at most'),
     (['--expected_batch_size=-3'], 'expected_batch_size'),
     (['--num_clients=0'], 'num_clients'),
+    (['--image_size=0'], 'image_size'),
     (['--rounds=0'], 'rounds'),
     (['--target_delta=2'], 'delta'),
   )

@@ -1,10 +1,11 @@
 """Loads a data set by name, as arrays: the one entry that programs need.
 
-What: `load('synthetic')` and `load('medmnist/pneumoniamnist')` prepare the TFDS
-records once, in TFDS's cache, and read them into an `images.ImageData`. Why
-through records rather than straight from the source: what is trained on is
-then what `tfds.load` gives anybody else, in the same order. Arrays are uint8,
-all in memory.
+What: `DATASETS` holds every data set by name, with what is known of it before
+it is loaded. `load('synthetic')` and `load('medmnist/pneumoniamnist')` prepare
+the TFDS records once, in TFDS's cache, and read them into an
+`images.ImageData`. Why through records rather than straight from the source:
+what is trained on is then what `tfds.load` gives anybody else, in the same
+order. Arrays are uint8, all in memory.
 
 >>> load('medmnist/pneumonia')
 Traceback (most recent call last):
@@ -19,6 +20,7 @@ synthetic, synthetic_rgb, got 'medmnist/pneumonia'; did you mean 'medmnist/pneum
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import io
@@ -36,14 +38,52 @@ from tff_medical.data import phantoms
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
-# Channels of the generated data by its name.
-SYNTHETIC = {'synthetic': 1, 'synthetic_rgb': 3}
-DATASETS = (
-  *SYNTHETIC,
-  *(f'medmnist/{name}' for name in medmnist_info.BY_NAME),
-)
-
 _READ_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What `load` was asked for beside the name; see there.
+
+  Attributes:
+    image_size: Height and width.
+    data_dir: A folder with the file of the data set, or None.
+    tfds_dir: Where records are prepared, or None.
+    seed: Of what is generated.
+    difficulty: Of what is generated, or None.
+  """
+
+  image_size: int = 28
+  data_dir: str | None = None
+  tfds_dir: str | None = None
+  seed: int = 0
+  difficulty: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A data set: what is known of it without loading it, and how it is loaded.
+
+  Attributes:
+    num_train: The number of training images.
+    channels: 1 (grey) or 3 (RGB).
+    class_names: The classes or, with several labels an image, the findings.
+    load: Returns the images. Options that are not used must be refused.
+  """
+
+  num_train: int
+  channels: int
+  class_names: tuple[str, ...]
+  load: Callable[[Options], images.ImageData]
+
+  def __post_init__(self) -> None:
+    _validate.positive_int(num_train=self.num_train)
+    if self.channels not in phantoms.CHANNELS:
+      raise _validate.InputError(
+        f'channels must be 1 (grey) or 3 (RGB), got {self.channels!r}'
+      )
+    if not self.class_names:
+      raise _validate.InputError('class_names must name at least one, got none')
 
 
 def load(
@@ -70,25 +110,72 @@ def load(
   Raises:
     InputError: A name, value, combination or file that cannot be used.
   """
+  return source(dataset).load(
+    Options(image_size, data_dir, tfds_dir, seed, difficulty)
+  )
+
+
+def source(dataset: str) -> Source:
+  """Returns what is known of a data set without loading it.
+
+  Args:
+    dataset: One of `DATASETS`.
+
+  Raises:
+    InputError: There is none of that name.
+  """
   _validate.one_of(DATASETS, dataset=dataset)
-  if dataset in SYNTHETIC:
-    if data_dir is not None:
+  return DATASETS[dataset]
+
+
+def names() -> str:
+  """Returns the names as a help text has them, a family of them as one.
+
+  >>> names()
+  'synthetic, synthetic_rgb, medmnist/NAME'
+  """
+  short = (
+    f'{name.split("/")[0]}/NAME' if '/' in name else name for name in DATASETS
+  )
+  return ', '.join(dict.fromkeys(short))
+
+
+def _synthetic_source(channels: int) -> Source:
+  spec = phantoms.PhantomSpec(channels=channels)
+
+  def load_it(options: Options) -> images.ImageData:
+    if options.data_dir is not None:
       raise _validate.InputError(
-        f'data_dir is not used by {dataset}, got {data_dir!r}; leave it out'
+        f'data_dir is not used by {_SYNTHETIC[channels]}, got '
+        f'{options.data_dir!r}; leave it out'
       )
-    spec = phantoms.PhantomSpec(
-      image_size=image_size, channels=SYNTHETIC[dataset], seed=seed
+    wanted = dataclasses.replace(
+      spec, image_size=options.image_size, seed=options.seed
     )
-    if difficulty is not None:
-      spec = dataclasses.replace(spec, difficulty=difficulty)
-    return load_synthetic(spec, tfds_dir=tfds_dir)
-  if difficulty is not None:
-    raise _validate.InputError(
-      f'difficulty is only for synthetic, got {difficulty!r} with {dataset}; '
-      'leave it out'
+    if options.difficulty is not None:
+      wanted = dataclasses.replace(wanted, difficulty=options.difficulty)
+    return load_synthetic(wanted, tfds_dir=options.tfds_dir)
+
+  return Source(
+    spec.num_train, channels, phantoms.CLASS_NAMES[: spec.num_classes], load_it
+  )
+
+
+def _medmnist_source(info: medmnist_info.MedMnistInfo) -> Source:
+  def load_it(options: Options) -> images.ImageData:
+    if options.difficulty is not None:
+      raise _validate.InputError(
+        f'difficulty is only for synthetic, got {options.difficulty!r} with '
+        f'medmnist/{info.name}; leave it out'
+      )
+    return load_medmnist(
+      info.name,
+      options.image_size,
+      data_dir=options.data_dir,
+      tfds_dir=options.tfds_dir,
     )
-  name = dataset.split('/')[1]
-  return load_medmnist(name, image_size, data_dir=data_dir, tfds_dir=tfds_dir)
+
+  return Source(info.counts[0], info.channels, info.class_names, load_it)
 
 
 def load_synthetic(
@@ -98,11 +185,10 @@ def load_synthetic(
   # Imports TensorFlow Datasets, hence only here.
   from tff_medical.data import synthetic
 
-  names = {channels: name for name, channels in SYNTHETIC.items()}
   builder = synthetic.builder_for_spec(spec, tfds_dir)
   _prepare(builder, downloads=False)
   return images.ImageData(
-    name=names[spec.channels],
+    name=_SYNTHETIC[spec.channels],
     train=_read(builder, 'train'),
     validation=_read(builder, 'validation'),
     test=_read(builder, 'test'),
@@ -204,3 +290,16 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> images.Split:
     sites=columns.get('site'),
     patients=columns.get('patient'),
   )
+
+
+# The names of the generated data by their channels.
+_SYNTHETIC = {1: 'synthetic', 3: 'synthetic_rgb'}
+# All data sets by their names. A new one is a line here: the commands, their
+# checks and their help ask for nothing else.
+DATASETS: dict[str, Source] = {
+  **{name: _synthetic_source(c) for c, name in _SYNTHETIC.items()},
+  **{
+    f'medmnist/{name}': _medmnist_source(info)
+    for name, info in medmnist_info.BY_NAME.items()
+  },
+}
