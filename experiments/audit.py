@@ -30,11 +30,33 @@ import sys
 from typing import Any
 
 from absl import flags as absl_flags
+
+from experiments import command
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string(
+    'run_dir', None, 'folder of the run to audit, which must have ended'
+  )
+  absl_flags.DEFINE_integer(
+    'canaries', 400, 'how many, about half take part; 0 does not train again'
+  )
+  absl_flags.DEFINE_string(
+    'reference_run_dir',
+    None,
+    'folder of a run without privacy on the same data, to compare with',
+  )
+  absl_flags.DEFINE_integer(
+    'inversion_images',
+    0,
+    'how many training images to reconstruct from updates; the figure that is '
+    'written shows them',
+  )
+  command.parse()
+
 import numpy as np
 import tqdm
 
 from experiments import audited_run
-from experiments import command
 from experiments import exit_codes
 from experiments import inversion_audit
 from tff_medical import _validate
@@ -45,24 +67,6 @@ from tff_medical import runtime
 from tff_medical.data import images as images_lib
 from tff_medical.program import ending
 from tff_medical.program import training
-
-_RUN_DIR = absl_flags.DEFINE_string(
-  'run_dir', None, 'folder of the run to audit, which must have ended'
-)
-_CANARIES = absl_flags.DEFINE_integer(
-  'canaries', 400, 'how many, about half take part; 0 does not train again'
-)
-_REFERENCE_RUN_DIR = absl_flags.DEFINE_string(
-  'reference_run_dir',
-  None,
-  'folder of a run without privacy on the same data, to compare with',
-)
-_INVERSION_IMAGES = absl_flags.DEFINE_integer(
-  'inversion_images',
-  0,
-  'how many training images to reconstruct from updates; the figure that is '
-  'written shows them',
-)
 
 
 def audit(
@@ -303,11 +307,12 @@ def main(
 
 
 if __name__ == '__main__':
+  _FLAGS = absl_flags.FLAGS
   command.run(
     lambda: main(
-      _RUN_DIR.value,
-      _CANARIES.value,
-      _REFERENCE_RUN_DIR.value,
-      _INVERSION_IMAGES.value,
+      _FLAGS.run_dir,
+      _FLAGS.canaries,
+      _FLAGS.reference_run_dir,
+      _FLAGS.inversion_images,
     )
   )

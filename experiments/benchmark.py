@@ -14,40 +14,43 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import gc
 import statistics
 from typing import Any
 
 from absl import flags as absl_flags
+
+from experiments import command
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_integer('rounds', 12, 'rounds that are measured')
+  absl_flags.DEFINE_integer('warm_up', 3, 'rounds before them')
+  absl_flags.DEFINE_list('contenders', ['local', 'tff', 'floor'], 'what to run')
+  absl_flags.DEFINE_list(
+    'workloads', ['common', 'small_clients'], 'what to run them on'
+  )
+  absl_flags.DEFINE_string('json', None, 'file for the figures')
+  absl_flags.DEFINE_integer(
+    'client_threads', None, 'clients at once on the CPU [one for each core]'
+  )
+  absl_flags.DEFINE_list(
+    'client_devices', None, 'devices that train clients, as GPU:0'
+  )
+  absl_flags.DEFINE_integer(
+    'clients_per_device', None, 'clients at once on each device [1]'
+  )
+  command.parse()
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments import bare_tensorflow
-from experiments import command
 from experiments import timing
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.runtime import devices
-
-_ROUNDS = absl_flags.DEFINE_integer('rounds', 12, 'Rounds that are measured.')
-_WARM_UP = absl_flags.DEFINE_integer('warm_up', 3, 'Rounds before them.')
-_CONTENDERS = absl_flags.DEFINE_list(
-  'contenders', ['local', 'tff', 'floor'], 'What to run.'
-)
-_WORKLOADS = absl_flags.DEFINE_list(
-  'workloads', ['common', 'small_clients'], 'What to run them on.'
-)
-_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
-_CLIENT_THREADS = absl_flags.DEFINE_integer(
-  'client_threads', None, 'Clients at once on the CPU; default: all cores.'
-)
-_CLIENT_DEVICES = absl_flags.DEFINE_list(
-  'client_devices', None, 'TensorFlow devices that run clients, as GPU:0.'
-)
-_CLIENTS_PER_DEVICE = absl_flags.DEFINE_integer(
-  'clients_per_device', None, 'Clients at once on each device.'
-)
 
 _NOISE_MULTIPLIER = 0.5
 
@@ -137,7 +140,10 @@ def _tff_rounds(
   return run
 
 
-def _local(work: Workload, context: Any) -> Callable[[], None]:
+def _local(
+  work: Workload, context: Any, threads: int | None
+) -> Callable[[], None]:
+  del threads  # The context has them.
   datasets = [
     runtime.tensor_dataset(data, batch_size=work.batch_size)
     for data in client_data(work)
@@ -145,7 +151,10 @@ def _local(work: Workload, context: Any) -> Callable[[], None]:
   return _tff_rounds(context, work, datasets)
 
 
-def _plain(work: Workload, context: Any) -> Callable[[], None]:
+def _plain(
+  work: Workload, context: Any, threads: int | None
+) -> Callable[[], None]:
+  del threads
   datasets = [
     tf.data.Dataset.from_tensor_slices(data).batch(work.batch_size)
     for data in client_data(work)
@@ -153,21 +162,27 @@ def _plain(work: Workload, context: Any) -> Callable[[], None]:
   return _tff_rounds(context, work, datasets)
 
 
-def _tff(work: Workload, context: Any) -> Callable[[], None]:
+def _tff(
+  work: Workload, context: Any, threads: int | None
+) -> Callable[[], None]:
   del context
   return _plain(
-    work, tff.backends.native.create_sync_local_cpp_execution_context()
+    work,
+    tff.backends.native.create_sync_local_cpp_execution_context(),
+    threads,
   )
 
 
-def _floor(work: Workload, context: Any) -> Callable[[], None]:
+def _floor(
+  work: Workload, context: Any, threads: int | None
+) -> Callable[[], None]:
   del context
   training = bare_tensorflow.Training(
     keras_model(),
     client_data(work),
     work.batch_size,
     _NOISE_MULTIPLIER,
-    _CLIENT_THREADS.value or devices.available_cores(),
+    threads or devices.available_cores(),
   )
   return training.next_round
 
@@ -199,31 +214,32 @@ def summarize(
   return summary
 
 
-def main() -> None:
+def main(values: absl_flags.FlagValues) -> None:
   """Runs the benchmark that the flags ask for."""
-  _validate.positive_int(rounds=_ROUNDS.value)
-  _validate.non_negative(warm_up=_WARM_UP.value)
-  for name in _CONTENDERS.value:
+  _validate.positive_int(rounds=values.rounds)
+  _validate.non_negative(warm_up=values.warm_up)
+  for name in values.contenders:
     _validate.one_of(_CONTENDER_FNS, contenders=name)
-  for name in _WORKLOADS.value:
+  for name in values.workloads:
     _validate.one_of(WORKLOADS, workloads=name)
+  threads = values.client_threads
   context = runtime.create_local_context(
-    _CLIENT_THREADS.value, _CLIENT_DEVICES.value, _CLIENTS_PER_DEVICE.value
+    threads, values.client_devices, values.clients_per_device
   )
   results = {}
-  for name in _WORKLOADS.value:
+  for name in values.workloads:
     work = WORKLOADS[name]
     contenders = {
-      c: _CONTENDER_FNS[c](work, context) for c in _CONTENDERS.value
+      c: _CONTENDER_FNS[c](work, context, threads) for c in values.contenders
     }
-    seconds = timing.measure(contenders, _WARM_UP.value, _ROUNDS.value)
+    seconds = timing.measure(contenders, values.warm_up, values.rounds)
     results[name] = summarize(work, seconds)
     del contenders
     gc.collect()  # TFF stops its worker program when its context is gone.
   timing.print_table(results)
-  if _JSON.value:
-    timing.write_json(_JSON.value, results, rounds=_ROUNDS.value)
+  if values.json:
+    timing.write_json(values.json, results, rounds=values.rounds)
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(functools.partial(main, absl_flags.FLAGS))

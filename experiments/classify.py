@@ -18,18 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import decimal
-import os
+import functools
 import re
-import sys
 from typing import Any
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+from absl import flags as absl_flags
 
-from absl import app
-from absl import flags
+from experiments import command
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string('saved_model', None, 'folder of the exported model')
+  command.parse(takes_arguments=True)
+
 import tensorflow as tf
 
-from experiments import exit_codes
 from tff_medical import _validate
 from tff_medical import encoded_images
 from tff_medical import export
@@ -38,20 +40,10 @@ from tff_medical import files
 # What the exported graph says of the one image in a request.
 _REASON = re.compile(r'assertion failed: \[image 0 of encoded ([^\]]*)\]')
 
-_SAVED_MODEL = flags.DEFINE_string(
-  'saved_model', None, 'Folder of the exported model.'
-)
 
-
-def main(argv: Sequence[str]) -> int:
-  """Classifies the files in `argv`; returns the exit code."""
-  try:
-    lines = classify(_SAVED_MODEL.value, argv[1:])
-  except _validate.InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return exit_codes.BAD_INPUT
-  print('\n'.join(lines))
-  return exit_codes.OK
+def main(values: absl_flags.FlagValues, paths: Sequence[str]) -> None:
+  """Prints the classes of the images in the files `paths`."""
+  print('\n'.join(classify(values.saved_model, paths)))
 
 
 def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
@@ -146,16 +138,5 @@ def _row(
   return (text, *(f'{p:.4f}' for p in probabilities))
 
 
-def _parse(argv: Sequence[str]) -> Sequence[str]:
-  """Parses flags like absl, but a wrong one is a line and exit code 2."""
-  try:
-    if any(word.lstrip('-').startswith('help') for word in argv[1:]):
-      return app.parse_flags_with_usage(list(argv))
-    return flags.FLAGS(list(argv))
-  except flags.Error as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(exit_codes.BAD_INPUT)
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  command.run(functools.partial(main, absl_flags.FLAGS), takes_arguments=True)

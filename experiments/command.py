@@ -1,4 +1,9 @@
-"""Runs a command: flags, help, bad input, signals and exit codes."""
+"""Runs a command: flags, help, bad input, signals and exit codes.
+
+A command that imports TensorFlow has two blocks `if __name__ == '__main__'`: the
+one before its slow imports defines the flags and calls `parse`, so that --help
+and wrong flags take no seconds; the one at its end calls `run`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,45 @@ from experiments import exit_codes
 from experiments.config import flags as flags_lib
 from tff_medical import _validate
 
+_HELP = ('h', '?', 'help', 'helpshort', 'helpfull', 'helpxml')
+# What `parse` left of the command line.
+_parsed: Sequence[str] | None = None
+
+
+def parse(
+  *,
+  takes_arguments: bool = False,
+  check: Callable[[], object] = lambda: None,
+) -> Sequence[str]:
+  """Parses the command line, once; returns the program and what is no flag.
+
+  For --help it prints the help and exits with 0; bad input prints one line to
+  stderr and exits with 2.
+
+  Args:
+    takes_arguments: Whether there may be arguments that are no flags.
+    check: Is called with the flags parsed; raises `InputError` if they cannot
+      be used together.
+  """
+  global _parsed
+  if _parsed is not None:
+    return _parsed
+  endings.install()
+  if _asks_for_help(sys.argv[1:]):
+    _print_help(sys.argv[0])
+  try:
+    flags_lib.check_flagfiles(sys.argv[1:])
+    rest = flags.FLAGS(flags_lib.with_configs(sys.argv))
+    if len(rest) > 1 and not takes_arguments:
+      raise _validate.InputError(
+        f'unexpected argument {rest[1]!r}; flags are --name=value'
+      )
+    check()
+  except (flags.Error, _validate.InputError) as error:
+    sys.exit(_refuse(error))
+  _parsed = rest
+  return rest
+
 
 def run(
   main: Callable[..., int | None], *, takes_arguments: bool = False
@@ -29,45 +73,43 @@ def run(
   0.
   """
   endings.install()
+  app.run(
+    lambda argv: call(main, argv[1:]) if takes_arguments else call(main),
+    flags_parser=lambda argv: parse(takes_arguments=takes_arguments),
+  )
 
-  def parse(argv: Sequence[str]) -> Sequence[str]:
-    if any(arg in ('--help', '-help', '-h', '--h') for arg in argv[1:]):
-      _print_help(argv[0])
-    try:
-      flags_lib.check_flagfiles(argv[1:])
-      rest = flags.FLAGS(flags_lib.with_configs(argv))
-      if len(rest) > 1 and not takes_arguments:
-        raise _validate.InputError(
-          f'unexpected argument {rest[1]!r}; flags are --name=value'
-        )
-      return rest
-    except (flags.Error, _validate.InputError) as error:
-      _fail(error)
 
-  def run_main(argv: Sequence[str]) -> int | None:
-    logging.set_verbosity(logging.WARNING)
-    _guard_tff_worker()
-    try:
-      with endings.work():
-        code = main(argv[1:]) if takes_arguments else main()
-    except KeyboardInterrupt as error:
-      return endings.stopped(error)
-    except Exception as error:
-      if endings.signum() is not None:
-        # The interruption may have come out of TensorFlow as another error.
-        return endings.stopped()
-      if isinstance(error, _validate.InputError):
-        _fail(error)
-      if isinstance(error, OSError):
-        # A full disk, or a folder where a file is to go.
-        print(
-          f'error: stopped: {" ".join(str(error).split())}', file=sys.stderr
-        )
-        return exit_codes.FAILED
-      raise
-    return endings.exit_code(code)
+def call(main: Callable[..., int | None], *arguments: Sequence[str]) -> int:
+  """Calls `main`; returns the exit code, as `run` says."""
+  logging.set_verbosity(logging.WARNING)
+  _guard_tff_worker()
+  try:
+    with endings.work():
+      code = main(*arguments)
+  except KeyboardInterrupt as error:
+    return endings.stopped(error)
+  except Exception as error:
+    if endings.signum() is not None:
+      # The interruption may have come out of TensorFlow as another error.
+      return endings.stopped()
+    if isinstance(error, _validate.InputError):
+      return _refuse(error)
+    if isinstance(error, OSError):
+      # A full disk, or a folder where a file is to go.
+      print(f'error: stopped: {_in_a_line(error)}', file=sys.stderr)
+      return exit_codes.FAILED
+    raise
+  return endings.exit_code(code)
 
-  app.run(run_main, flags_parser=parse)
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+  for argument in arguments:
+    if argument == '--':
+      return False
+    name = argument.partition('=')[0]
+    if name.startswith('-') and name.lstrip('-') in _HELP:
+      return True
+  return False
 
 
 def _print_help(program: str) -> typing.NoReturn:
@@ -87,14 +129,18 @@ def _guard_tff_worker() -> None:
 
   Commands that do not use TFF are not made to import it.
   """
-  if 'tensorflow_federated' in sys.modules:
+  if sys.modules.get('tensorflow_federated') is not None:
     from tff_medical.runtime import tff_worker
 
     tff_worker.guard()
     endings.before_leaving(tff_worker.kill_all)
 
 
-def _fail(error: Exception) -> typing.NoReturn:
-  message = ' '.join(str(error).split())
-  print(f'error: {message}', file=sys.stderr)
-  sys.exit(exit_codes.BAD_INPUT)
+def _refuse(error: Exception) -> int:
+  """Prints the line of bad input; returns the exit code."""
+  print(f'error: {_in_a_line(error)}', file=sys.stderr)
+  return exit_codes.BAD_INPUT
+
+
+def _in_a_line(error: Exception) -> str:
+  return ' '.join(str(error).split())

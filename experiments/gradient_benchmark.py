@@ -24,11 +24,19 @@ import statistics
 from typing import Any
 
 from absl import flags as absl_flags
+
+from experiments import command
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_integer('steps', 50, 'steps that are measured')
+  absl_flags.DEFINE_integer('warm_up', 5, 'steps before them')
+  absl_flags.DEFINE_string('json', None, 'file for the figures')
+  command.parse()
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments import command
 from experiments import timing
 from tff_medical import _validate
 from tff_medical import models
@@ -162,8 +170,5 @@ def main(steps: int, warm_up: int, json: str | None) -> None:
 
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_integer('steps', 50, 'steps that are measured')
-  absl_flags.DEFINE_integer('warm_up', 5, 'steps before them')
-  absl_flags.DEFINE_string('json', None, 'file for the figures')
   _FLAGS = absl_flags.FLAGS
   command.run(lambda: main(_FLAGS.steps, _FLAGS.warm_up, _FLAGS.json))

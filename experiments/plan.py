@@ -29,7 +29,6 @@ from experiments import modes
 from experiments.config import fields
 from experiments.config import settings as settings_lib
 from tff_medical import _validate
-from tff_medical import models
 from tff_medical import planning
 from tff_medical import plots
 from tff_medical.data import loading
@@ -49,6 +48,8 @@ class Row(NamedTuple):
 
 def count_parameters(model: str, image_size: int, data: loading.Source) -> int:
   """Returns how many parameters the model has, by building it."""
+  from tff_medical import models  # TensorFlow: only where it is wanted.
+
   built = models.build(
     model,
     input_shape=(image_size, image_size, data.channels),

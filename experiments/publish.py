@@ -164,7 +164,7 @@ def _draw_panel(
     means.append(study.mean(aucs))
     axes.plot([position] * len(aucs), aucs, 'o', color=plots.color(0))
   axes.plot(range(len(epsilons)), means, color=plots.color(0))
-  for index, kind in enumerate((study.CENTRAL, study.PER_SITE), start=1):
+  for index, kind in enumerate(study.REFERENCES, start=1):
     if (kind, math.inf) in groups:
       level = study.mean(groups[kind, math.inf])
       plots.level(axes, level, study.LABELS[kind], plots.color(index))

@@ -22,25 +22,33 @@ import time
 from typing import NamedTuple
 
 from absl import flags as absl_flags
+
+from experiments import command
+from experiments.config import flags
+from experiments.config import settings as settings_lib
+from tff_medical import study
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string(
+    'kind', None, f'one of {", ".join(study.REFERENCES)}'
+  )
+  read_flags = flags.define()
+  command.parse(check=lambda: read_flags().as_reference().resolve())
+
 import numpy as np
 import tensorflow as tf
 
-from experiments import command
 from experiments.config import assembly
-from experiments.config import flags
-from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import evaluation
 from tff_medical import export
 from tff_medical import models
-from tff_medical import study
 from tff_medical import tasks
 from tff_medical.data import clients as clients_lib
 from tff_medical.privacy import card as card_lib
 from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
 
-KINDS = (study.CENTRAL, study.PER_SITE)
 # With more clients than this, and no sites, one alone has too few images.
 MAX_ALONE = 20
 _EPOCHS = 30
@@ -60,15 +68,15 @@ def run(kind: str, given: settings_lib.Flags) -> None:
   """Trains a reference and writes its folder.
 
   Args:
-    kind: One of `KINDS`.
+    kind: One of `study.REFERENCES`.
     given: Flags of `settings.REFERENCE_FLAGS` alone.
 
   Raises:
     InputError: A setting would be ignored or cannot be used.
   """
   started = time.monotonic()
-  _validate.one_of(KINDS, kind=kind)
-  settings = _checked(given).resolve()
+  _validate.one_of(study.REFERENCES, kind=kind)
+  settings = given.as_reference().resolve()
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.run.output_dir or ''))
   folder.check()
   task = assembly.load_task(settings)
@@ -97,20 +105,6 @@ def run(kind: str, given: settings_lib.Flags) -> None:
   with ending.deferred():
     folder.write_summary(summary)
   print(f'{kind}: {message}')
-
-
-def _checked(given: settings_lib.Flags) -> settings_lib.Flags:
-  """Returns the flags without privacy; refuses what would be ignored."""
-  for name, value in given.given.items():
-    if name not in settings_lib.REFERENCE_FLAGS and (name, value) != (
-      'clipping',
-      'none',
-    ):
-      raise _validate.InputError(
-        f'{name}={value} would be ignored by training without federation '
-        'and privacy; leave it out'
-      )
-  return given.for_reference()
 
 
 def _train_central(
@@ -229,5 +223,4 @@ def main(
 
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_string('kind', None, f'one of {", ".join(KINDS)}')
-  command.run(functools.partial(main, flags.define(), absl_flags.FLAGS))
+  command.run(functools.partial(main, read_flags, absl_flags.FLAGS))

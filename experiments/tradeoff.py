@@ -91,7 +91,7 @@ def plan_cells(
     raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
   cells = []
   for seed in range(base.seed, base.seed + seeds):
-    for kind in (study.CENTRAL, study.PER_SITE):
+    for kind in study.REFERENCES:
       cells.append(study.Cell(f'{kind}_seed_{seed}', kind, math.inf, seed))
     for epsilon in sorted(epsilons, reverse=True):
       name = f'eps_{epsilon:g}_seed_{seed}'

@@ -18,15 +18,20 @@ import sys
 import time
 from typing import Any
 
+from experiments import command
+from experiments import exit_codes
+from experiments.config import flags
+from experiments.config import settings as settings_lib
+
+if __name__ == '__main__':
+  read_flags = flags.define()
+  command.parse(check=lambda: read_flags().resolve())
+
 import tensorflow as tf
 import tensorflow_federated as tff
 import tqdm
 
-from experiments import command
-from experiments import exit_codes
 from experiments.config import assembly
-from experiments.config import flags
-from experiments.config import settings as settings_lib
 from experiments.modes import base
 from tff_medical import _validate
 from tff_medical import export
@@ -280,4 +285,4 @@ def main(read_flags: Callable[[], settings_lib.Flags]) -> int:
 
 
 if __name__ == '__main__':
-  command.run(functools.partial(main, flags.define()))
+  command.run(functools.partial(main, read_flags))

@@ -12,13 +12,14 @@ check is printed; exit code 1 says that something differs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-import os
 import sys
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 from experiments import command
 from tff_medical import _validate
+
+if __name__ == '__main__':
+  command.parse(takes_arguments=True)
+
 from tff_medical import verification
 
 EXIT_DIFFERS = 1

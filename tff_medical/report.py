@@ -107,7 +107,7 @@ def _cost(cells: Sequence[study.Cell], sweep: study.Sweep) -> str:
 
 def _references(sweep: study.Sweep) -> list[str]:
   found = []
-  for kind in (study.CENTRAL, study.PER_SITE):
+  for kind in study.REFERENCES:
     cells = sweep.measured(kind)
     if cells:
       aucs = [c.metric('auc') for c in cells]

@@ -33,7 +33,9 @@ from tff_medical.program import run_folder
 FEDERATED = 'federated'
 CENTRAL = 'central'
 PER_SITE = 'per_site'
-KINDS = (FEDERATED, CENTRAL, PER_SITE)
+# Training without federation and privacy.
+REFERENCES = (CENTRAL, PER_SITE)
+KINDS = (FEDERATED, *REFERENCES)
 # What a reference is called in tables and figures.
 LABELS = {CENTRAL: 'central', PER_SITE: 'per site'}
 

@@ -343,6 +343,21 @@ class Flags:
       kept.setdefault('num_clients', self.mode().default_clients)
     return Flags({**kept, 'clipping': 'none'})
 
+  def as_reference(self) -> Flags:
+    """Returns the same as `for_reference`, but leaves nothing out.
+
+    Raises:
+      InputError: A flag would be ignored.
+    """
+    for name, value in self.given.items():
+      is_plain = (name, value) == ('clipping', 'none')
+      if name not in REFERENCE_FLAGS and not is_plain:
+        raise _validate.InputError(
+          f'{name}={value} would be ignored by training without federation '
+          'and privacy; leave it out'
+        )
+    return self.for_reference()
+
   def arguments(self) -> list[str]:
     """Returns the flags as a command takes them."""
     return [f'--{name}={value}' for name, value in self._sorted()]

@@ -1,9 +1,9 @@
 import json
 import statistics
+import types
 from unittest import mock
 
 from absl.testing import absltest
-from absl.testing import flagsaver
 from absl.testing import parameterized
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -14,6 +14,21 @@ from tff_medical import _validate
 from tff_medical import runtime
 
 _SMALL = benchmark.Workload(clients=6, images=8, batch_size=4)
+
+
+def _values(**changed):
+  """Returns the values of the flags."""
+  values = dict(
+    rounds=1,
+    warm_up=0,
+    contenders=['floor'],
+    workloads=['common'],
+    json=None,
+    client_threads=None,
+    client_devices=None,
+    clients_per_device=None,
+  )
+  return types.SimpleNamespace(**{**values, **changed})
 
 
 class BenchmarkTest(parameterized.TestCase):
@@ -30,15 +45,13 @@ class BenchmarkTest(parameterized.TestCase):
 
   def test_whole_command(self):
     path = self.create_tempfile('benchmark.json').full_path
-    flags = flagsaver.flagsaver(
-      rounds=1,
-      warm_up=0,
+    values = _values(
       workloads=['common'],
       contenders=['local', 'local_plain', 'floor'],
       json=path,
     )
-    with flags, mock.patch.dict(benchmark.WORKLOADS, common=_SMALL):
-      benchmark.main()
+    with mock.patch.dict(benchmark.WORKLOADS, common=_SMALL):
+      benchmark.main(values)
     with open(path, encoding='utf-8') as file:
       report = json.load(file)
     self.assertEqual(report['rounds'], 1)
@@ -53,9 +66,8 @@ class BenchmarkTest(parameterized.TestCase):
     ({'workloads': ['commn']}, "did you mean 'common'"),
   )
   def test_wrong_flags(self, flags, message):
-    with flagsaver.flagsaver(**flags):
-      with self.assertRaisesRegex(_validate.InputError, message):
-        benchmark.main()
+    with self.assertRaisesRegex(_validate.InputError, message):
+      benchmark.main(_values(**flags))
 
   def test_floor_does_the_arithmetic_of_tff(self):
     model = benchmark.keras_model()

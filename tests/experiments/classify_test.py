@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
@@ -11,15 +12,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 
 from absl.testing import absltest
-from absl.testing import flagsaver
 from absl.testing import parameterized
 import numpy as np
 from scipy import special
 import tensorflow as tf
 
 from experiments import classify
+from experiments import command
 from tff_medical import evaluation
 from tff_medical import export
 from tff_medical import models
@@ -78,8 +80,10 @@ class ClassifyTest(parameterized.TestCase):
   def _run(self, model, *paths):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-      with flagsaver.flagsaver(saved_model=model and f'{self.folder}/{model}'):
-        code = classify.main(['classify', *paths])
+      values = types.SimpleNamespace(
+        saved_model=model and f'{self.folder}/{model}'
+      )
+      code = command.call(functools.partial(classify.main, values), paths)
     return code, out.getvalue().splitlines(), err.getvalue()
 
   def test_classes_and_probabilities_of_each_image(self):
@@ -255,12 +259,15 @@ class ClassifyTest(parameterized.TestCase):
     self.assertLen(result.stdout.splitlines(), 3)
 
   def test_an_unknown_flag_exits_with_2(self):
-    err = io.StringIO()
-    with contextlib.redirect_stderr(err):
-      with self.assertRaises(SystemExit) as raised:
-        classify._parse(['classify', '--save_model=x'])
-    self.assertEqual(raised.exception.code, 2)
-    self.assertStartsWith(err.getvalue(), 'error: Unknown command line flag')
+    done = subprocess.run(
+      [sys.executable, '-m', 'experiments.classify', '--save_model=x'],
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual((done.returncode, done.stdout), (2, ''))
+    self.assertRegex(done.stderr, '^error: Unknown command line flag.*\n$')
 
 
 if __name__ == '__main__':

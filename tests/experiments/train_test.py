@@ -1,7 +1,6 @@
 """Tests of the training command, from flags to files."""
 
 import csv
-import dataclasses
 import json
 import os
 import pathlib
@@ -61,8 +60,7 @@ class TrainTest(parameterized.TestCase):
 
   def _command(self, *arguments, **settings):
     """Runs the command in a process of its own."""
-    values = dataclasses.asdict(self.settings.changed(**settings))
-    given = [f'--{k}={v}' for k, v in values.items() if v is not None]
+    given = self.settings.changed(**settings).arguments()
     return [sys.executable, '-m', 'experiments.train', *given, *arguments]
 
   def test_leaves_every_file_that_it_promises(self):
