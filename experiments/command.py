@@ -97,7 +97,7 @@ def call(main: Callable[..., int | None], *arguments: Sequence[str]) -> int:
     if isinstance(error, OSError):
       # A full disk, or a folder where a file is to go.
       print(f'error: stopped: {_in_a_line(error)}', file=sys.stderr)
-      return exit_codes.FAILED
+      return endings.exit_code(exit_codes.FAILED)
     raise
   return endings.exit_code(code)
 
@@ -139,7 +139,7 @@ def _guard_tff_worker() -> None:
 def _refuse(error: Exception) -> int:
   """Prints the line of bad input; returns the exit code."""
   print(f'error: {_in_a_line(error)}', file=sys.stderr)
-  return exit_codes.BAD_INPUT
+  return endings.exit_code(exit_codes.BAD_INPUT)
 
 
 def _in_a_line(error: Exception) -> str:

@@ -29,6 +29,7 @@ _DEFINE: Mapping[type[Any], Callable[..., Any]] = {
   str: flags.DEFINE_string,
 }
 _WIDTH = 80
+_FLAGFILE = ('-flagfile', '--flagfile')
 _MAX_FLAGFILE_BYTES = 1_000_000
 _MECHANISM_HELP = 'the way of training [the first that protects --privacy_unit]'
 # What config.json holds that is no value of a flag.
@@ -66,7 +67,11 @@ def changed(given: settings_lib.Flags, arguments: str) -> settings_lib.Flags:
   values = flags.FlagValues()
   read = define(values)
   try:
-    rest = values(['', *shlex.split(arguments)])
+    words = shlex.split(arguments)
+    check_flagfiles(words)
+    rest = values(['', *with_configs(words)])
+  except _validate.InputError:
+    raise
   except (flags.Error, ValueError) as error:
     raise _validate.InputError(f'{arguments!r}: {error}') from None
   if len(rest) > 1:
@@ -90,7 +95,7 @@ def check_flagfiles(
     if argument == '--':
       return
     name, equals, value = argument.partition('=')
-    if name not in ('-flagfile', '--flagfile'):
+    if name not in _FLAGFILE:
       continue
     path = pathlib.Path((value if equals else following).strip())
     text = _read_flagfile(path)
@@ -137,12 +142,22 @@ def with_configs(argv: Sequence[str]) -> list[str]:
     InputError: The file is damaged.
   """
   found: list[str] = []
-  for argument in argv:
-    name, _, value = argument.lstrip('-').partition('=')
-    if name == 'flagfile' and value.endswith('.json'):
-      found += _of_config(pathlib.Path(value).expanduser())
-    else:
+  rest = list(argv)
+  while rest:
+    argument = rest.pop(0)
+    if argument == '--':
+      return [*found, argument, *rest]
+    name, equals, value = argument.partition('=')
+    if name not in _FLAGFILE:
       found.append(argument)
+      continue
+    if not equals and rest:
+      value = rest.pop(0)
+    path = value.strip()
+    if path.endswith('.json'):
+      found += _of_config(pathlib.Path(path).expanduser())
+    else:
+      found.append(f'{name}={value}')
   return found
 
 

@@ -307,6 +307,8 @@ class Flags:
     settings = Settings(
       _with_clients(data, mode), model, mode.read(self._part(mode)), run
     )
+    if settings.data.num_clients is not None:
+      settings.mode.check_clients(settings.data.num_clients)
     if settings.run.output_dir is None:
       raise _validate.InputError(
         'output_dir must be given: --output_dir=FOLDER'

@@ -195,6 +195,16 @@ class Mode(abc.ABC):
           'it out'
         )
 
+  def check_clients(self, num_clients: int) -> None:
+    """Raises `InputError` unless the settings fit a number of clients.
+
+    It is called before the data is loaded, where that number is known then.
+
+    Args:
+      num_clients: The number of clients.
+    """
+    del num_clients
+
   def for_data(self: ModeT, num_clients: int, num_units: int) -> ModeT:
     """Returns the mode with what depends on the data.
 

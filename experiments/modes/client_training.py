@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 import typing
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from experiments.config import fields
 from experiments.modes import base
@@ -17,6 +17,8 @@ if typing.TYPE_CHECKING:
 
 # Over the images of clients, in one round.
 _MAX_PASSES = 1_000_000
+
+ClientTrainingT = TypeVar('ClientTrainingT', bound='ClientTraining')
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 
@@ -50,20 +52,28 @@ class ClientTraining(base.Mode, abc.ABC):
     or_zero=True,
   )
 
-  def for_data(
-    self: base.ModeT, num_clients: int, num_units: int
-  ) -> base.ModeT:
-    """Returns the mode with what depends on the data; see the base class."""
-    mode: Any = super().for_data(num_clients, num_units)
+  def check_clients(self, num_clients: int) -> None:
+    """Raises `InputError` unless the settings fit a number of clients."""
+    cohort = getattr(self, 'clients_per_round', None)
+    if cohort is not None:
+      base.check_below('clients_per_round', cohort, num_clients, 'clients')
+    many = (
+      {'num_clients': num_clients}
+      if cohort is None
+      else {'clients_per_round': cohort}
+    )
     fields.check_product(
       _MAX_PASSES,
       'passes over clients a round',
-      {
-        'client_epochs': mode.client_epochs,
-        'clients_per_round': getattr(mode, 'clients_per_round', None)
-        or num_clients,
-      },
+      {'client_epochs': self.client_epochs, **many},
     )
+
+  def for_data(
+    self: ClientTrainingT, num_clients: int, num_units: int
+  ) -> ClientTrainingT:
+    """Returns the mode with what depends on the data; see the base class."""
+    mode = super().for_data(num_clients, num_units)
+    mode.check_clients(num_clients)
     return mode
 
   def feed(self, task: tfm.tasks.Task) -> base.Feed:

@@ -183,12 +183,13 @@ class AuditTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'another data_digest'):
       self._main(folder)
     self.assertFalse((folder / 'audit').exists())
-    config['initial_model_sha256'] = '0'
-    run = audited_run.FinishedRun.load(str(folder))
-    run = dataclasses.replace(run, config={**config, 'data_digest': None})
-    run.config.pop('data_digest')
+    run = audited_run.FinishedRun.load(str(self.runs / 'private'))
+    changed = dataclasses.replace(run.config, initial_model_sha256='0')
+    run = dataclasses.replace(run, config=changed)
     run.load_data()  # Needs no initial model.
-    with self.assertRaisesRegex(_validate.InputError, 'initial_model_sha256'):
+    with self.assertRaisesRegex(
+      _validate.InputError, 'another initial model .0 there'
+    ):
       run.build_task()
 
   def test_without_privacy_there_is_membership_inference_alone(self):

@@ -8,16 +8,18 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from experiments import flags
+from experiments import exit_codes
+from experiments.config import flags
 from experiments.config import settings as settings_lib
 from tff_medical import _validate
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A command with flags, without what makes `experiments.train` slow to start.
 _COMMAND = """
-from experiments import flags
-read = flags.define_settings()
-flags.run(lambda: print('rounds', read().rounds))
+from experiments import command
+from experiments.config import flags
+read = flags.define()
+command.run(lambda: print('rounds', read().rounds))
 """
 
 
@@ -87,11 +89,11 @@ class FlagfileTest(parameterized.TestCase):
       ['-flagfile', f'{self.folder}/x'],
     ):
       ended = self._run(*arguments)
-      self.assertEqual(ended.returncode, flags.EXIT_BAD_INPUT)
+      self.assertEqual(ended.returncode, exit_codes.BAD_INPUT)
       self.assertRegex(ended.stderr, rf'^error: .*{message}.*\n$')
       self.assertEmpty(ended.stdout)
       with self.assertRaisesRegex(_validate.InputError, message):
-        flags.changed(settings_lib.Settings(), ' '.join(arguments))
+        flags.changed(settings_lib.Flags.of(), ' '.join(arguments))
 
   def test_good_ones_still_work(self):
     (self.folder / 'y').write_text('--rounds=7\n', encoding='utf-8')

@@ -154,7 +154,7 @@ class InversionAuditTest(parameterized.TestCase):
     image = task.data.train.images[0].astype(np.float32) / 255
     start = model.get_weights()
     arguments = (model, loss, image, np.int64(0))
-    update = inversion_audit._update(*arguments, run.settings)
+    update = inversion_audit._update(*arguments, run.settings.mode)
     first = inversion.gradient_of(*arguments)
     model.set_weights([w - 0.5 * g for w, g in zip(start, first)])
     second = inversion.gradient_of(*arguments)

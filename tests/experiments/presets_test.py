@@ -1,6 +1,5 @@
 """Tests that every preset can be run and says what it reached."""
 
-import dataclasses
 import pathlib
 import re
 
@@ -8,10 +7,11 @@ from absl import flags as absl_flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
+import experiments
 from experiments.config import flags
 
 _PRESETS = sorted(
-  (pathlib.Path(flags.__file__).parent / 'presets').glob('*.flags')
+  (pathlib.Path(experiments.__file__).parent / 'presets').glob('*.flags')
 )
 
 
@@ -21,12 +21,12 @@ class PresetsTest(parameterized.TestCase):
     values = absl_flags.FlagValues()
     read = flags.define(values)
     values(['train', f'--flagfile={path}', '--output_dir=x'], known_only=True)
-    settings = read()
+    given = read()
     if path.name.startswith(
       ('tradeoff', 'study')
     ):  # Its cells decide the budget.
-      settings = dataclasses.replace(settings, target_epsilon=1.0)
-    self.assertGreater(settings.resolve().rounds, 0)
+      given = given.changed(target_epsilon=1.0)
+    self.assertGreater(given.resolve().mode.rounds, 0)
     header = ''.join(
       line for line in path.read_text().splitlines() if line.startswith('#')
     )

@@ -2,9 +2,7 @@
 
 import contextlib
 import csv
-import dataclasses
 import io
-import json
 import math
 import pathlib
 import shutil
@@ -14,11 +12,25 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from experiments import jobs
+from experiments import modes
 from experiments import tradeoff
 from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import study
+from tff_medical.program import run_folder
+
+
+def _summary(reason):
+  """Returns how a cell ended."""
+  return run_folder.Summary(
+    rounds=3,
+    stop_reason=reason,
+    stop_message=reason,
+    epsilon=2.0,
+    metrics={'auc': 0.5},
+    seconds=1.0,
+  )
 
 
 class TradeoffTest(parameterized.TestCase):
@@ -70,8 +82,7 @@ class TradeoffTest(parameterized.TestCase):
         if not code:
           folder = self.output / 'cells' / job.name
           folder.mkdir(parents=True, exist_ok=True)
-          summary = {'stop_reason': 'completed', 'metrics': {'auc': 0.5}}
-          (folder / 'summary.json').write_text(json.dumps(summary))
+          run_folder.RunFolder(folder).write_summary(_summary('completed'))
         on_poll([job.name])
         on_end(job, code)
 
@@ -121,8 +132,8 @@ class TradeoffTest(parameterized.TestCase):
     with self._fake_cells():
       self._run(seeds=2)
     shutil.rmtree(self.output / 'cells' / 'eps_inf_seed_1')
-    path = self.output / 'cells' / 'eps_40_seed_0' / 'summary.json'
-    path.write_text('{"stop_reason": "interrupted", "metrics": {}}')
+    cell = run_folder.RunFolder(self.output / 'cells' / 'eps_40_seed_0')
+    cell.write_summary(_summary('interrupted'))
     with self._fake_cells() as started:
       _, printed = self._run(seeds=2)
     self.assertEqual(
@@ -194,15 +205,16 @@ class TradeoffTest(parameterized.TestCase):
     base = self.base.changed(**changed)
     plain = tradeoff.without_privacy(base)
     self.assertEqual(plain.clipping, 'none')
-    self.assertEqual(plain.mechanism, 'gaussian')
+    mode = modes.default(base.privacy_unit)
+    self.assertEqual(plain.mode(), mode)
     for name in 'clip_norm target_delta rounds_per_tree'.split():
-      self.assertIsNone(getattr(plain, name))
+      self.assertNotIn(name, plain.given)
     for name in (
       'rounds num_clients clients_per_round privacy_unit expected_batch_size '
       'client_threads'
     ).split():
       self.assertEqual(getattr(plain, name), getattr(base, name), name)
-    self.assertFalse(plain.resolve().is_private)
+    self.assertFalse(plain.resolve().mode.is_private)
 
   def test_flags_of_the_cells_without_privacy(self):
     base = self.base.changed(server_learning_rate=2.0)
@@ -210,9 +222,7 @@ class TradeoffTest(parameterized.TestCase):
       base, [4.0, math.inf], 1, '--server_learning_rate=0.1 --rounds=7'
     )
     found = {
-      p.cell.epsilon: p.settings
-      for p in planned
-      if p.cell.kind == study.FEDERATED
+      p.cell.epsilon: p.flags for p in planned if p.cell.kind == study.FEDERATED
     }
     self.assertEqual(found[4.0].server_learning_rate, 2.0)
     self.assertEqual(found[4.0].rounds, 3)
@@ -236,7 +246,7 @@ class TradeoffTest(parameterized.TestCase):
       client_threads=1,
     )
     (central,) = (
-      p.settings
+      p.flags
       for p in tradeoff.plan_cells(base, [], 1)
       if p.cell.kind == study.CENTRAL
     )
@@ -248,15 +258,13 @@ class TradeoffTest(parameterized.TestCase):
       )
 
   def test_without_privacy_everybody_still_joins(self):
-    base = dataclasses.replace(
-      self.base, mechanism='distributed_dp', clients_per_round=None
-    )
+    base = self.base.changed(mechanism='distributed_dp', clients_per_round=None)
     self.assertEqual(tradeoff.without_privacy(base).client_sampling, 'all')
 
   def test_seeds_start_at_the_given_one(self):
     base = self.base.changed(seed=5)
     planned = tradeoff.plan_cells(base, [2.0], 2)
-    self.assertEqual({p.settings.seed for p in planned}, {5, 6})
+    self.assertEqual({p.flags.seed for p in planned}, {5, 6})
     names = {p.cell.name for p in planned if p.cell.kind == study.FEDERATED}
     self.assertEqual(names, {'eps_2_seed_5', 'eps_2_seed_6'})
 

@@ -3,6 +3,7 @@
 from absl.testing import absltest
 import numpy as np
 
+from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from tests.faults import flag_faults
 from tff_medical.privacy import accounting
@@ -58,17 +59,13 @@ class FlagFaultsTest(absltest.TestCase):
       self.assertEqual(bool(result.refusal), text == '1e-6', (case, result))
 
   def test_the_bounds_let_the_accountant_state_any_delta(self):
-    low, high = settings_lib.bounds('target_delta')
-    event = flag_faults.build.build_mechanism(
-      flag_faults.read(
-        ['--output_dir=x', '--noise_multiplier=1', '--clipping=fixed']
-      )
-      .resolve()
-      .for_population(300, 300),
-      300,
-      print,
-    ).charge_event()
-    for delta in (low, high):
+    bounds = settings_lib.field('target_delta').metadata
+    settings = flag_faults.read(
+      ['--output_dir=x', '--noise_multiplier=1', '--clipping=fixed']
+    ).resolve()
+    settings = settings.for_data(300, 300)
+    event = assembly.build_mechanism(settings, 300).charge_event()
+    for delta in (bounds['low'], bounds['high']):
       epsilon = accounting.epsilon(event, rounds=1000, delta=delta)
       self.assertTrue(0 < epsilon < 1e3)
 

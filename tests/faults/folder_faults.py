@@ -6,7 +6,7 @@
 one file or folder is damaged. Each must do what it does, or end in an
 InputError of one line; nothing else may be raised, and nothing may wait or eat
 memory. Only where a result is to be written may it be an OSError, which
-`flags.run` makes a line of. What trains is left out: this is about reading.
+`command.run` makes a line of. What trains is left out: this is about reading.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _audit(folder: pathlib.Path) -> int:
   task = types.SimpleNamespace(data=_images())
   with (
     mock.patch.object(
-      audit.audited_run.build, 'build_task', lambda settings: task
+      audit.audited_run.assembly, 'load_task', lambda settings: task
     ),
     mock.patch.object(figure.Figure, 'savefig', _no_figure),
   ):
@@ -185,7 +185,7 @@ def _reference(folder: pathlib.Path) -> None:
   task = types.SimpleNamespace(data=_images(), initial_model=None)
   trained = ('completed', 'one model', {'auc': 0.5})
   with (
-    mock.patch.object(references.build, 'build_task', lambda settings: task),
+    mock.patch.object(references.assembly, 'load_task', lambda settings: task),
     mock.patch.object(references, '_train_central', lambda *unused: trained),
   ):
     references.run('central', settings_lib.Flags.of(output_dir=str(folder)))

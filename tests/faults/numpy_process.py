@@ -36,6 +36,7 @@ import tensorflow_federated as tff
 
 from experiments import train
 from experiments.config import settings as settings_lib
+from experiments.modes import dp_fed_avg
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import ledger as ledger_lib
@@ -305,11 +306,11 @@ def start(
 
 
 def _stand_ins(process: _Process) -> list[Any]:
-  build = train.build
+  mode = dp_fed_avg.DpFedAvg
   return [
-    mock.patch.object(build, 'build_task', lambda settings: _Task()),
-    mock.patch.object(build, 'build_feed', lambda settings, task: _Feed()),
-    mock.patch.object(build, 'build_process', lambda *unused: process),
+    mock.patch.object(train.assembly, 'load_task', lambda settings: _Task()),
+    mock.patch.object(mode, 'feed', lambda self, task: _Feed()),
+    mock.patch.object(mode, 'averaged_process', lambda *unused: process),
     mock.patch.object(train.runtime, 'set_local_context', lambda **unused: 0),
   ]
 
