@@ -180,7 +180,7 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
 
 def _identity(own: settings_lib.Flags) -> list[str]:
   """Returns the flags that decide what a training is."""
-  free = settings_lib.MAY_CHANGE - {'initial_model'}
+  free = settings_lib.may_change() - {'initial_model'}
   return own.changed(**dict.fromkeys(free)).arguments()
 
 

@@ -31,6 +31,7 @@ import tensorflow as tf
 import tqdm
 
 from experiments import audited_run
+from experiments import modes
 from experiments.config import assembly
 from tff_medical import _validate
 from tff_medical import inversion
@@ -60,9 +61,10 @@ def check(
   mode = run.settings.mode
   if not mode.has_one_noise or not mode.is_private:
     what = f'mechanism={mode.name}' if mode.is_private else 'no noise'
+    able = ' or '.join(m.name for m in modes.MODES.values() if m.has_one_noise)
     raise _validate.InputError(
-      'inversion_images needs a run with mechanism=dp_fed_avg or dp_sgd, '
-      f'clipping and noise, got one with {what}; give --inversion_images=0'
+      f'inversion_images needs a run with mechanism={able}, clipping and noise, '
+      f'got one with {what}; give --inversion_images=0'
     )
   if images > len(train):
     raise _validate.InputError(

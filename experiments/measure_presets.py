@@ -1,4 +1,4 @@
-"""Measures presets over seeds: a CSV, the README's table, their own headers.
+r"""Measures presets over seeds: a CSV, the README's table, their own headers.
 
     python -m experiments.measure_presets --data_dir=FOLDER_WITH_NPZ \
         --names=pneumoniamnist_fedavg,pneumoniamnist_dp_eps8 --seeds=3 \

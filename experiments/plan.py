@@ -1,4 +1,4 @@
-"""What a privacy budget means for a setting, before anything is trained.
+r"""What a privacy budget means for a setting, before anything is trained.
 
     python -m experiments.plan --dataset=medmnist/pneumoniamnist \
         --num_clients=470 --clients_per_round=47 --rounds=100

@@ -1,4 +1,4 @@
-"""Puts results into the repository and renews the tables and figure made of them.
+r"""Puts results into the repository and renews the tables and figure made of them.
 
     python -m experiments.publish \
         --sweep_dirs=runs/pneumonia_client,runs/pneumonia_record \

@@ -1,4 +1,4 @@
-"""What federation and privacy are measured against: training without them.
+r"""What federation and privacy are measured against: training without them.
 
     python -m experiments.references --kind=central --dataset=synthetic \
         --output_dir=runs/central

@@ -1,4 +1,4 @@
-"""How much accuracy each privacy budget costs: trains every cell, and reports.
+r"""How much accuracy each privacy budget costs: trains every cell, and reports.
 
     python -m experiments.tradeoff --epsilons=1,2,4,8,inf --seeds=3 \
         --dataset=medmnist/pneumoniamnist --num_clients=470 --output_dir=study
@@ -199,7 +199,7 @@ def _refuse_other_sweep(
   changed = [
     f'--{name} ({there.get(name)} there, {now.get(name)} now)'
     for name in sorted({*there, *now})
-    if name not in {*settings_lib.MAY_CHANGE, 'seed'}
+    if name not in {*settings_lib.may_change(), 'seed'}
     and there.get(name) != now.get(name)
   ]
   if changed:

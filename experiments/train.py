@@ -1,4 +1,4 @@
-"""Trains a private model: data, budget, rounds, summary and exported model.
+r"""Trains a private model: data, budget, rounds, summary and exported model.
 
     python -m experiments.train --target_epsilon=8 --output_dir=runs/first
     python -m experiments.train \

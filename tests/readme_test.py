@@ -14,7 +14,7 @@ _README = _ROOT / 'README.md'
 class ReadmeTest(absltest.TestCase):
   def test_flags_it_names_exist(self):
     named = set(re.findall(r'`--(\w+)`', _README.read_text()))
-    known = set(settings.NAMES) | {'help'}
+    known = set(settings.names()) | {'help'}
     self.assertNotEmpty(named)
     self.assertContainsSubset(named, known)
 

@@ -32,6 +32,8 @@ _WIDTH = 80
 _FLAGFILE = ('-flagfile', '--flagfile')
 _MAX_FLAGFILE_BYTES = 1_000_000
 _MECHANISM_HELP = 'the way of training [the first that protects --privacy_unit]'
+_FLAGFILE_HELP = """Flags may stand in a file, one a line, that --flagfile=FILE names.
+--flagfile=RUN/config.json gives the settings of an earlier run back."""
 # What config.json holds that is no value of a flag.
 _NOT_GIVEN_BACK = ('output_dir', 'cohort_seed')
 
@@ -41,14 +43,14 @@ def define(
 ) -> Callable[[], settings_lib.Flags]:
   """Defines a flag for every setting; returns what reads those given."""
   flags.DEFINE_string('mechanism', None, _MECHANISM_HELP, flag_values=values)
-  for name, groups in settings_lib.OWNERS.items():
+  for name, groups in settings_lib.owners().items():
     make = _DEFINE[fields.kind(groups[0], name)]
     help_text = fields.of(groups[0])[name].metadata['help']
     make(name, None, help_text, flag_values=values)
 
   def read() -> settings_lib.Flags:
     return settings_lib.Flags.of(
-      **{name: values[name].value for name in settings_lib.NAMES}
+      **{name: values[name].value for name in settings_lib.names()}
     )
 
   return read
@@ -208,6 +210,7 @@ def help_text(
     parts += [
       '\n'.join([f'{title}:', *lines]) for title, lines in _setting_groups()
     ]
+    parts.append(_FLAGFILE_HELP)
   return '\n\n'.join(parts) + '\n'
 
 
@@ -217,7 +220,7 @@ def _setting_groups() -> Iterator[tuple[str, list[str]]]:
   of_group['Privacy and training'] = list(
     _describe('mechanism', None, _MECHANISM_HELP, tuple(modes.MODES))
   )
-  for name, groups in settings_lib.OWNERS.items():
+  for name, groups in settings_lib.owners().items():
     field = fields.of(groups[0])[name]
     of_group.setdefault(_title(groups), []).extend(
       _describe(
@@ -287,5 +290,9 @@ def _describe(
   for other, values in (only_if or {}).items():
     text += f' [with --{other}={", ".join(map(str, values))}]'
   yield from textwrap.wrap(
-    text, _WIDTH, initial_indent='      ', subsequent_indent='      '
+    text,
+    _WIDTH,
+    initial_indent='      ',
+    subsequent_indent='      ',
+    break_on_hyphens=False,
   )

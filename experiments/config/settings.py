@@ -200,15 +200,17 @@ class Settings:
     """
     schedule = getattr(self.mode, 'client_learning_rate_schedule', 'constant')
     if self.mode.target_epsilon is None and schedule == 'constant':
-      return MAY_CHANGE | {'rounds'}
-    return MAY_CHANGE
+      return may_change() | {'rounds'}
+    return may_change()
 
 
 _GROUPS: tuple[type[Any], ...] = (DataSettings, ModelSettings, RunSettings)
 
 
+# What follows asks `modes.MODES` anew each time, so that a mode is known by being
+# there, and by nothing else.
 def owners() -> dict[str, list[type[Any]]]:
-  """Returns the groups that have each flag, by its name."""
+  """Returns the groups of each flag but --mechanism, which chooses one."""
   found: dict[str, list[type[Any]]] = {}
   for group in (*_GROUPS, *modes.MODES.values()):
     for name in fields.of(group):
@@ -216,19 +218,23 @@ def owners() -> dict[str, list[type[Any]]]:
   return found
 
 
-# The groups of each flag but --mechanism, which chooses one.
-OWNERS = owners()
-MAY_CHANGE = frozenset(
-  name
-  for name, groups in OWNERS.items()
-  if any(fields.of(group)[name].metadata['may_change'] for group in groups)
-)
-NAMES = (_MECHANISM, *OWNERS)
+def names() -> tuple[str, ...]:
+  """Returns the names of all flags of settings."""
+  return (_MECHANISM, *owners())
+
+
+def may_change() -> frozenset[str]:
+  """Returns the settings with which a run may go on that differ from before."""
+  return frozenset(
+    name
+    for name, groups in owners().items()
+    if any(fields.of(group)[name].metadata['may_change'] for group in groups)
+  )
 
 
 def field(name: str) -> dataclasses.Field[Any]:
   """Returns a setting by its name, as the first group that has it says."""
-  return fields.of(OWNERS[name][0])[name]
+  return fields.of(owners()[name][0])[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +254,7 @@ class Flags:
 
   def __getattr__(self, name: str) -> Any:
     """Returns the value of a flag; its default if it was not given."""
-    if name not in NAMES:
+    if name.startswith('_') or name not in names():
       raise AttributeError(name)
     if name in self.given:
       return self.given[name]
@@ -258,8 +264,9 @@ class Flags:
 
   def changed(self, **values: Any) -> Flags:
     """Returns these flags with others; None takes a flag back."""
+    known = names()
     for name in values:
-      if name not in NAMES:
+      if name not in known:
         raise TypeError(f'there is no flag {name!r}')
     merged = {**self.given, **values}
     return Flags({n: v for n, v in merged.items() if v is not None})
@@ -365,7 +372,7 @@ class Flags:
     return [f'--{name}={value}' for name, value in self._sorted()]
 
   def _sorted(self) -> Iterator[tuple[str, Any]]:
-    for name in NAMES:
+    for name in names():
       if name in self.given:
         yield name, self.given[name]
 

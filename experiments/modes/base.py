@@ -65,7 +65,8 @@ class Mode(abc.ABC):
   )
   clip_norm: float = fields.setting(
     1.0,
-    'L2 norm to which contributions are clipped, the first one if adaptive',
+    'L2 norm to which contributions are clipped; with adaptive clipping the '
+    'first one [0.1 then]',
     only_if=_CLIPPED,
     low=limits.MIN_CLIP_NORM,
     high=limits.MAX_CLIP_NORM,

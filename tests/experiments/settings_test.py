@@ -29,11 +29,11 @@ class SettingsTest(parameterized.TestCase):
     read = flags.define(values)
     values(['train'])
     self.assertEqual(read(), settings_lib.Flags.of())
-    for name in settings_lib.NAMES:
+    for name in settings_lib.names():
       self.assertNotEmpty(values[name].help)
 
   def test_the_flags_that_users_were_promised(self):
-    names = set(settings_lib.NAMES)
+    names = set(settings_lib.names())
     promised = """dataset data_dir image_size model partition dirichlet_alpha
         num_clients clients_per_round client_sampling rounds rounds_per_eval
         client_epochs client_batch_size client_learning_rate server_optimizer
@@ -204,7 +204,7 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(mode_training.SCHEDULES, client_training.SCHEDULES)
 
   def test_every_number_has_bounds_that_its_default_keeps(self):
-    for name, groups in settings_lib.OWNERS.items():
+    for name, groups in settings_lib.owners().items():
       for group in groups:
         field = fields.of(group)[name]
         number = name in flag_faults.numeric_names()

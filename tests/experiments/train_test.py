@@ -298,7 +298,7 @@ class TrainTest(parameterized.TestCase):
         'clients_per_round': None,
         'noise_multiplier': 3.0,
       },
-      'distributed',
+      'distributed_dp',
     ),
     ({'max_clients_per_round': 8}, 'dp_fed_avg'),
     ({'client_sampling': 'all', 'clients_per_round': None}, 'dp_fed_avg'),
@@ -336,7 +336,7 @@ class TrainTest(parameterized.TestCase):
     outcome = self._run(rounds=2, **changed)
     self.assertEqual(outcome.rounds, 2)
     card = export.load_card(self.output / 'saved_model')
-    self.assertIn(name, card['mechanism']['mechanism'])
+    self.assertEqual(name, card['mechanism']['mechanism'])
     self.assertEqual(card['unit'], changed.get('privacy_unit', 'client'))
     self.assertLess(card['epsilon'], np.inf)
     self.assertTrue(

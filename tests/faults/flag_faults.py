@@ -108,12 +108,12 @@ class Result(NamedTuple):
 
 def kind_of(name: str) -> type:
   """Returns int, float, bool or str: the type of a setting."""
-  return fields.kind(settings_lib.OWNERS[name][0], name)
+  return fields.kind(settings_lib.owners()[name][0], name)
 
 
 def numeric_names() -> list[str]:
   """Returns the settings that are numbers."""
-  return [n for n in settings_lib.OWNERS if kind_of(n) in (int, float)]
+  return [n for n in settings_lib.owners() if kind_of(n) in (int, float)]
 
 
 def modes_of(name: str) -> list[tuple[str, ...]]:
@@ -135,7 +135,7 @@ def cases() -> Iterator[Case]:
     for mode in modes_of(name):
       for value in values:
         yield Case(name, repr(value), mode)
-  for name in settings_lib.OWNERS:
+  for name in settings_lib.owners():
     if kind_of(name) is str:
       for text in TEXTS:
         yield Case(name, text, _MODES[0])

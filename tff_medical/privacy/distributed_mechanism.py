@@ -62,7 +62,7 @@ class DistributedMechanism:
   clipping: mechanisms.FixedClipping
   noise_multiplier: float = 0.0
 
-  name = 'distributed_skellam'
+  name = 'distributed_dp'
   privacy_unit = 'client'
   neighboring_relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
   caveats = (
