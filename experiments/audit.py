@@ -6,12 +6,13 @@ r"""Audits a finished run: what an attacker really gets, beside what is promised
     python -m experiments.audit --run_dir=runs/first --canaries=0 \
         --inversion_images=4
 
-Attacks of three kinds. Canaries: the training is repeated, with the same noise, sampling
-rate and number of rounds, and with units that send random directions, of which
-half take part; how well they are found proves a lower bound on ε, which must not
-exceed the ledger's upper bound. Membership inference: on the exported model,
-and on that of a run without privacy if there is one to compare with. On request,
-gradient inversion: what a client's update shows of an image (`inversion_audit`).
+Attacks of three kinds. Canaries: the training is repeated, with the same noise,
+sampling rate and number of rounds, and with units that send random directions,
+of which half take part; how well they are found proves a lower bound on ε,
+which must not exceed the ledger's upper bound. Membership inference: on the
+exported model, and on that of a run without privacy if there is one to compare
+with. On request, gradient inversion: what a client's update shows of an image
+(`inversion_audit`).
 
 It writes audit.json into the run's folder, and beside it the folder `audit` with
 roc.png, roc.svg and the ledger of the repeated training: that one costs the data

@@ -19,10 +19,10 @@ from experiments import train
 from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from experiments.modes import base
+from tests.experiments import finished_runs
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.privacy import accounting
-from tff_medical.program import run_folder
 from tff_medical.program import training
 
 _CLIENT = {'num_clients': 12, 'clients_per_round': 6.0}
@@ -124,10 +124,9 @@ class AuditTest(parameterized.TestCase):
     )
     settings = settings.resolve().for_data(3, 60)
     mechanism = assembly.build_mechanism(settings, 60, print)
-    folder = run_folder.RunFolder(self.temp)
     rounds = []
     found = audited_run.repeat_with_canaries(
-      audited_run.FinishedRun(folder, settings, None, None),
+      finished_runs.of(settings, self.temp),
       self.temp / 'ledger.jsonl',
       100,
       rounds.append,

@@ -27,7 +27,7 @@ def _summary(reason):
     rounds=3,
     stop_reason=reason,
     stop_message=reason,
-    epsilon=2.0,
+    epsilon=math.inf,
     metrics={'auc': 0.5},
     seconds=1.0,
   )

@@ -1,0 +1,158 @@
+"""Tests of what all commands have in common: help, and wrong flags, at once."""
+
+import concurrent.futures
+import pathlib
+import re
+import subprocess
+import sys
+import typing
+
+from absl.testing import absltest
+
+from experiments.config import settings as settings_lib
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_COMMANDS = sorted(
+  path.stem
+  for path in (_ROOT / 'experiments').glob('*.py')
+  if "if __name__ == '__main__':" in path.read_text(encoding='utf-8')
+)
+_WITH_SETTINGS = ('compare', 'references', 'tradeoff', 'train')
+# Of absl, of TensorFlow and its company.
+_FOREIGN = (
+  'alsologtostderr', 'flagfile', 'helpfull', 'log_dir', 'only_check_args',
+  'pdb', 'run_with_pdb', 'tfds_dir', 'verbosity', 'xml_output_file',
+)  # fmt: skip
+# What takes seconds to import.
+_SLOW = ('tensorflow', 'tensorflow_federated', 'jax', 'keras')
+
+
+class _Ended(typing.NamedTuple):
+  """How a command ended.
+
+  Attributes:
+    code: The exit code.
+    printed: What went to stdout.
+    errors: What went to stderr but for the times of imports.
+    slow: What was imported of `_SLOW`.
+  """
+
+  code: int
+  printed: str
+  errors: list[str]
+  slow: list[str]
+
+
+def _run(command, *arguments):
+  done = subprocess.run(
+    [sys.executable, '-X', 'importtime', '-m', f'experiments.{command}']
+    + list(arguments),
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  lines = done.stderr.splitlines()
+  times = [x for x in lines if x.startswith('import time:')]
+  imported = {x.rpartition('|')[2].strip() for x in times}
+  assert 'absl.flags' in imported, command
+  return _Ended(
+    done.returncode,
+    done.stdout,
+    [x for x in lines if x not in times],
+    sorted(imported & set(_SLOW)),
+  )
+
+
+def _run_all(*cases):
+  """Returns how each case ended; two run at once."""
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    return list(pool.map(lambda case: _run(*case), cases))
+
+
+def _shown(text):
+  """Returns the flags that a help text shows."""
+  return re.findall(r'^  --(\w+)', text, re.M)
+
+
+class HelpTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    ended = _run_all(*((command, '--help') for command in _COMMANDS))
+    cls.ended = dict(zip(_COMMANDS, ended))
+
+  def test_there_are_commands(self):
+    self.assertContainsSubset([*_WITH_SETTINGS, 'audit', 'plan'], _COMMANDS)
+
+  def test_ends_with_0_and_says_what_the_command_does(self):
+    for command, ended in self.ended.items():
+      with self.subTest(command):
+        self.assertEqual((ended.code, ended.errors), (0, []))
+        path = _ROOT / 'experiments' / f'{command}.py'
+        first = path.read_text(encoding='utf-8').splitlines()[0]
+        self.assertStartsWith(ended.printed, first.lstrip('r').strip('"'))
+        self.assertIn(f'python -m experiments.{command}', ended.printed)
+        # A backslash at the end of a line joins two in a plain docstring.
+        self.assertNotRegex(ended.printed, r'\S {5,}--')
+
+  def test_shows_each_flag_of_its_own_once(self):
+    for command, ended in self.ended.items():
+      with self.subTest(command):
+        shown = _shown(ended.printed)
+        self.assertEqual(sorted(set(shown)), sorted(shown))
+        self.assertNoCommonElements(_FOREIGN, shown)
+        if command in _WITH_SETTINGS:
+          self.assertContainsSubset(settings_lib.names(), shown)
+        elif command != 'verify':
+          self.assertNotEmpty(shown)
+    self.assertCountEqual(
+      _shown(self.ended['train'].printed), settings_lib.names()
+    )
+    self.assertContainsSubset(
+      ['epsilons', 'seeds', 'jobs'], _shown(self.ended['tradeoff'].printed)
+    )
+
+  def test_needs_no_tensorflow(self):
+    for command, ended in self.ended.items():
+      self.assertEmpty(ended.slow, command)
+
+  def test_lines_fit_a_terminal(self):
+    for command, ended in self.ended.items():
+      for line in ended.printed.splitlines():
+        self.assertLessEqual(len(line), 80, (command, line))
+
+
+class WrongFlagsTest(absltest.TestCase):
+  def _check(self, case, ended, message):
+    with self.subTest(' '.join(case)):
+      self.assertEqual((ended.code, ended.printed), (2, ''))
+      self.assertLen(ended.errors, 1)
+      self.assertRegex(ended.errors[0], f'^error: .*{message}')
+      self.assertEmpty(ended.slow)
+
+  def test_an_unknown_flag_is_one_line_before_tensorflow(self):
+    cases = [(command, '--no_such_flag=1') for command in _COMMANDS]
+    for case, ended in zip(cases, _run_all(*cases)):
+      self._check(case, ended, 'no_such_flag')
+
+  def test_so_is_a_value_that_cannot_be_used(self):
+    cases = {
+      ('train', '--rounds=many'): '--rounds',
+      ('train', '--clipping=adaptve'): "did you mean 'adaptive'",
+      ('train', '--dataset=medmnist/brestmnist'): 'did you mean',
+      ('train', '--target_epsilon=8'): 'output_dir must be given',
+      ('train', 'stray'): "unexpected argument 'stray'",
+      ('train', '--flagfile=nowhere'): 'nowhere does not exist',
+      ('references', '--ema_decay=.9'): 'ema_decay=0.9 would be ignored',
+      ('audit', '--canaries=many'): '--canaries',
+      ('benchmark', '--rounds=many'): '--rounds',
+      ('compare', '--seeds=0', '--target_epsilon=1'): 'seeds',
+      ('tradeoff', '--target_epsilon=1'): 'target_epsilon is decided',
+    }
+    for case, ended in zip(cases, _run_all(*cases)):
+      self._check(case, ended, cases[case])
+
+
+if __name__ == '__main__':
+  absltest.main()
