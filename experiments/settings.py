@@ -280,7 +280,7 @@ class Settings:
     "the server optimizer's step [1.0; 0.5 if --privacy_unit=record, patient]",
     used_with={'privacy_unit': mechanisms.PRIVACY_UNITS},
     then=lambda s: 1.0 if s.trains_on_clients else 0.5,
-    bounds=_LEARNING_RATE,
+    bounds=(1e-10, 1e30),  # A run that diverges says so.
   )
   server_momentum: Optional[float] = _field(
     None,

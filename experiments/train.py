@@ -70,15 +70,16 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   process = build.build_process(settings, task, mechanism)
   export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
   dry_round(process, feed)
-  config = folder.claim(
-    settings=settings.published(),
-    may_change=settings.may_change(),
-    data_digest=task.data.source_digest,
-    data_is_public=task.data.is_public,
-    initial_model_digest=task.initial_model.digest
-    if task.initial_model
-    else None,
-  )
+  with ending.deferred():
+    config = folder.claim(
+      settings=settings.published(),
+      may_change=settings.may_change(),
+      data_digest=task.data.source_digest,
+      data_is_public=task.data.is_public,
+      initial_model_digest=task.initial_model.digest
+      if task.initial_model
+      else None,
+    )
   with ledger_lib.PrivacyLedger(
     folder.ledger,
     mechanism,

@@ -158,6 +158,9 @@ def train(
   with ending.deferred() as end:
     for round_num in range(done + 1, rounds + 1):
       started = time.monotonic()
+      if end.requested.is_set():
+        reason = StopReason.INTERRUPTED
+        break
       if _has_diverged(weights, metrics):
         break
       try:
@@ -203,9 +206,6 @@ def train(
       report = dataclasses.replace(report, metrics=metrics)
       _release(release_managers, report.values(), round_num)
       on_round(report)
-      if end.requested.is_set() and round_num < rounds:
-        reason = StopReason.INTERRUPTED
-        break
   if not metrics and reason is not StopReason.INTERRUPTED:
     metrics = evaluate(weights)
   if _has_diverged(weights, metrics):
