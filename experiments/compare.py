@@ -201,14 +201,15 @@ def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
   return summary if summary.has_ended else None
 
 
-def _config(run: run_folder.RunFolder) -> run_folder.Config:
-  """Returns what a training that came to its end was started with."""
+def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
+  """Returns what a training that has ended was started with."""
+  run = run_folder.RunFolder(cells.cell_folder(folder, cell))
   try:
     return run.read_config()
   except FileNotFoundError:
     raise _validate.InputError(
-      f'{run.config} is missing; restore it, or remove the folder '
-      f'{run.path} and start again'
+      f'{run.path} lacks its config.json; restore that file, or remove the '
+      'folder and start again'
     ) from None
 
 
@@ -227,8 +228,7 @@ def rows(
       cell = variant.cell(seed)
       summary = _summary(folder, cell)
       if summary:
-        run = run_folder.RunFolder(cells.cell_folder(folder, cell))
-        initial.add(_config(run).initial_model_sha256)
+        initial.add(_config(folder, cell).initial_model_sha256)
         line = results.row(variant.name, seed, summary)
         found.append({**line, 'flags': variant.flags})
     if len(initial) > 1:

@@ -57,6 +57,35 @@ def write(folder, command='python -m experiments.tradeoff', **info):
   return folder
 
 
+def summary(**changed):
+  """Returns how a run of 3 rounds ended."""
+  values = {
+    'rounds': 3,
+    'stop_reason': 'completed',
+    'stop_message': 'all planned rounds were run',
+    'epsilon': 1.0,
+    'delta': 1e-3,
+    'noise_multiplier': 1.0,
+    'privacy_unit': 'record',
+    'metrics': {},
+    'seconds': 3.0,
+    'ledger_sha256': 'abc',
+  }
+  return run_folder.Summary(**{**values, **changed})
+
+
+def config(**changed):
+  """Returns what a run was started with."""
+  values = {
+    'settings': {},
+    'data_digest': 'md5:123',
+    'initial_model_sha256': None,
+    'versions': {},
+    'run_id': '0f',
+  }
+  return run_folder.Config(**{**values, **changed})
+
+
 def _entry(name, kind, epsilon, seed):
   plain = 'inf' if math.isinf(epsilon) else epsilon
   return {'name': name, 'kind': kind, 'epsilon': plain, 'seed': seed}
@@ -100,14 +129,7 @@ def _run(folder, epsilon, auc):
     'seconds': 12.5,
   }
   _json(folder / 'summary.json', summary)
-  config = run_folder.Config(
-    settings={},
-    data_digest='md5:123',
-    initial_model_sha256=None,
-    versions={},
-    run_id='0f',
-  )
-  _json(folder / 'config.json', dataclasses.asdict(config))
+  _json(folder / 'config.json', dataclasses.asdict(config()))
   mechanism = mechanisms.GaussianMechanism(
     sampling=sampling.PoissonSampling(100, 10),
     clipping=mechanisms.FixedClipping(),

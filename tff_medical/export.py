@@ -32,8 +32,8 @@ import uuid
 
 import tensorflow as tf
 
-from tff_medical import _files
 from tff_medical import _validate
+from tff_medical import files
 from tff_medical import models
 from tff_medical import serving
 from tff_medical.privacy import card_format
@@ -193,8 +193,8 @@ def _assets_of(folder: pathlib.Path) -> pathlib.Path:
 
 def _sync(folder: pathlib.Path) -> None:
   """Flushes every file and folder of `folder` to the disk."""
-  for where, _, files in os.walk(folder):
-    for name in (*files, '.'):
+  for where, _, names in os.walk(folder):
+    for name in (*names, '.'):
       descriptor = os.open(os.path.join(where, name), os.O_RDONLY)
       try:
         os.fsync(descriptor)
@@ -240,7 +240,7 @@ def _read_asset(path: str | os.PathLike[str], name: str) -> str:
       f'{os.fspath(path)!r} is not a model exported by tff_medical '
       f'(it has no assets/{name}); give the saved_model folder of a run'
     )
-  content = _files.read('asset', asset, max_bytes=_MAX_ASSET_BYTES)
+  content = files.read('asset', asset, max_bytes=_MAX_ASSET_BYTES)
   try:
     return content.decode('utf-8')
   except UnicodeDecodeError as error:

@@ -16,13 +16,14 @@ new one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import errno
 import json
 import math
 import numbers
 import os
 import pathlib
 import stat
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -47,25 +48,15 @@ def read_bytes(
     InputError: It is no regular file, too large, or cannot be read.
   """
   try:
-    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open_regular(path) as file:
+      return file.read(check_regular(path, file.fileno(), max_bytes))
   except FileNotFoundError:
     raise
-  except (OSError, ValueError) as error:
-    raise _validate.InputError(
-      f'{os.fspath(path)} cannot be read ({_reason(error)})'
-    ) from None
-  try:
-    # First of all: Python opens no folder, and raises another error for it.
-    size = check_regular(path, descriptor, max_bytes)
-    with open(descriptor, 'rb', closefd=False) as file:
-      return file.read(size)
   except OSError as error:
     raise _validate.InputError(
-      f'{os.fspath(path)} cannot be read ({_reason(error)})'
+      f'{os.fspath(path)} cannot be read: {_reason(error)}; put the file itself '
+      'there'
     ) from None
-  finally:
-    os.close(descriptor)
 
 
 def check_regular(
@@ -94,6 +85,71 @@ def check_regular(
       f'{max_bytes:,} that such a file may have'
     )
   return status.st_size
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+  """Opens a regular file for reading; never waits.
+
+  Raises:
+    OSError: It cannot be opened, or is a folder, FIFO, socket or device.
+  """
+  name = os.fspath(path)
+  try:
+    # Or the opening of a FIFO would wait for somebody who writes into it.
+    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  except ValueError as error:  # A zero byte in the name.
+    raise OSError(errno.EINVAL, 'No file has such a name', name) from error
+  try:
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+      raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if not stat.S_ISREG(mode):
+      raise OSError(errno.EINVAL, 'it is not a regular file', name)
+    return os.fdopen(descriptor, 'rb')
+  except BaseException:
+    os.close(descriptor)
+    raise
+
+
+def read(what: str, path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
+  """Returns the content of a regular file.
+
+  Args:
+    what: What an error message calls the file.
+    path: The file.
+    max_bytes: The most bytes that it may have.
+
+  Raises:
+    InputError: The file cannot be read or is too large.
+  """
+  name = os.fspath(path)
+  try:
+    with open_regular(name) as file:
+      # Files of /proc hold more than they say, so that the size is not asked.
+      content = file.read(max_bytes + 1)
+  except OSError as error:
+    raise _validate.InputError(
+      f'{what} {name!r} cannot be read: {error.strerror or error}'
+    ) from error
+  if len(content) > max_bytes:
+    raise _validate.InputError(
+      f'{what} {name!r} has more than the {max_bytes} bytes allowed; '
+      'give a smaller file'
+    )
+  return content
+
+
+def check_folder(what: str, path: str | os.PathLike[str]) -> None:
+  """Raises `InputError` if there is a FIFO, device or socket in the folder.
+
+  It is for folders that a library reads, which would wait for those.
+  """
+  for place in pathlib.Path(path).rglob('*'):
+    if not place.is_file() and not place.is_dir():
+      raise _validate.InputError(
+        f'{os.fspath(place)!r} in the {what} is not a regular file; make the '
+        f'{what} again'
+      )
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -320,7 +320,7 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
     return
   try:
     event = accounting.parse_event(str(card.get('charge_event')))
-    charges = _validate.whole(card.get('charges'), 'charges')
+    charges = _validate.count(card.get('charges'), 'charges')
     epsilon = _computed(event, charges, card['delta'])
   except _validate.InputError as error:
     yield Check('card: ε from its event', _text(error), False)

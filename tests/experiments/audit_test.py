@@ -17,13 +17,13 @@ from experiments import audit
 from experiments import audited_run
 from experiments import build
 from experiments import exit_codes
-from experiments import run_folder
 from experiments import settings as settings_lib
 from experiments import train
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import canaries as canaries_lib
 from tff_medical.privacy import accounting
+from tff_medical.program import run_folder
 from tff_medical.program import training
 
 _CLIENT = {'num_clients': 12, 'clients_per_round': 6.0}
@@ -128,7 +128,7 @@ class AuditTest(parameterized.TestCase):
     folder = run_folder.RunFolder(self.temp)
     rounds = []
     found = audited_run.repeat_with_canaries(
-      audited_run.FinishedRun(folder, settings, {}),
+      audited_run.FinishedRun(folder, settings, None, None),
       self.temp / 'ledger.jsonl',
       100,
       rounds.append,

@@ -15,8 +15,11 @@ from PIL import Image
 from experiments import compare
 from experiments import jobs
 from experiments import settings as settings_lib
+from tests import sweeps
 from tests.experiments import npz
 from tff_medical import _validate
+from tff_medical import files
+from tff_medical.program import run_folder
 
 _WIDE = compare.Variant('Wide model', '--model=cnn')
 _ALL = compare.Variant('all clients', '--client_sampling=all')
@@ -66,17 +69,16 @@ class CompareTest(parameterized.TestCase):
           folder.mkdir(parents=True, exist_ok=True)
           seed = int(job.name[-1])
           auc = {'b': 0.8, 'w': 0.7, 'a': 0.9}[job.name[0]] + seed / 100
-          summary = {
-            'stop_reason': 'completed',
-            'epsilon': 39.9,
-            'delta': 0.01,
-            'noise_multiplier': 1.5,
-            'privacy_unit': 'client',
-            'metrics': {'auc': auc, 'accuracy': 0.5, 'balanced_accuracy': 0.5},
-            'seconds': 3.0,
-            'ledger_sha256': 'abc',
-          }
-          (folder / 'summary.json').write_text(json.dumps(summary))
+          summary = sweeps.summary(
+            epsilon=39.9,
+            delta=0.01,
+            noise_multiplier=1.5,
+            privacy_unit='client',
+            metrics={'auc': auc, 'accuracy': 0.5, 'balanced_accuracy': 0.5},
+          )
+          run = run_folder.RunFolder(folder)
+          run.write_summary(summary)
+          files.write_json(run.config, dataclasses.asdict(sweeps.config()))
         on_end(job, code)
 
     with mock.patch.object(jobs, 'run', run):
@@ -164,11 +166,26 @@ class CompareTest(parameterized.TestCase):
       self._run()
     for seed in (0, 1):
       path = self.output / 'cells' / f'base_seed_{seed}' / 'config.json'
-      path.write_text(json.dumps({'initial_model_sha256': f'{seed}'}))
+      config = sweeps.config(initial_model_sha256=f'{seed}')
+      files.write_json(path, dataclasses.asdict(config))
     with self.assertRaisesRegex(
       _validate.InputError, "'base' started from different initial models"
     ):
       self._run()
+
+  @parameterized.parameters('config.json', 'summary.json')
+  def test_a_damaged_cell_is_one_line(self, name):
+    with self._fake_cells():
+      self._run()
+    path = self.output / 'cells' / 'all_clients_seed_1' / name
+    for content in ('{"torn', '[]', '{}', '\xff'):
+      path.write_bytes(content.encode('latin-1'))
+      with self.assertRaisesRegex(_validate.InputError, f'{name}.*damaged'):
+        self._run()
+    if name == 'config.json':
+      path.unlink()
+      with self.assertRaisesRegex(_validate.InputError, f'lacks its {name}'):
+        self._run()
 
   def test_a_variant_that_diverged_comes_last(self):
     with self._fake_cells():

@@ -68,7 +68,7 @@ class InversionAuditTest(parameterized.TestCase):
 
   def _unfinished(self, **changed):
     settings = self._settings(**changed).resolve()
-    return audited_run.FinishedRun(None, settings, {})
+    return audited_run.FinishedRun(None, settings, None, None)
 
   def test_whole_command(self):
     folder = self._train(**_CLIENT)

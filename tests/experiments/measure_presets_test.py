@@ -1,26 +1,23 @@
 """Tests of the results' lines, the README's table and the presets' headers."""
 
+import math
 import pathlib
 
 from absl.testing import absltest
 
 from experiments import measure_presets
 from experiments import results
+from tests import sweeps
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _summary(epsilon, auc, seconds):
-  return {
-    'epsilon': epsilon,
-    'delta': 1e-3,
-    'noise_multiplier': 1.0,
-    'privacy_unit': 'record',
-    'metrics': {'auc': auc, 'accuracy': 0.5, 'balanced_accuracy': 0.25},
-    'seconds': seconds,
-    'ledger_sha256': 'abc',
-    'rounds': 3,
-  }
+  return sweeps.summary(
+    epsilon=epsilon,
+    metrics={'auc': auc, 'accuracy': 0.5, 'balanced_accuracy': 0.25},
+    seconds=seconds,
+  )
 
 
 class MeasurePresetsTest(absltest.TestCase):
@@ -29,7 +26,7 @@ class MeasurePresetsTest(absltest.TestCase):
     self.rows = [
       results.row('one', 0, _summary(7.99, 0.9, 10)),
       results.row('one', 1, _summary(7.98, 0.8, 30)),
-      results.row('two', 0, _summary('inf', 0.95, 5)),
+      results.row('two', 0, _summary(math.inf, 0.95, 5)),
     ]
 
   def test_table_and_header_have_mean_and_spread(self):
@@ -51,7 +48,7 @@ class MeasurePresetsTest(absltest.TestCase):
     path = pathlib.Path(self.create_tempdir().full_path, 'presets.csv')
     self.assertEqual(results.read(path), [])
     results.write(path, self.rows)
-    again = results.row('two', 0, _summary('inf', 0.99, 5))
+    again = results.row('two', 0, _summary(math.inf, 0.99, 5))
     merged = measure_presets.merge(results.read(path), [again])
     self.assertEqual([float(r['auc']) for r in merged], [0.9, 0.8, 0.99])
 

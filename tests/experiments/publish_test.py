@@ -11,6 +11,7 @@ from experiments import results
 from tests import sweeps
 from tff_medical import _validate
 from tff_medical import study
+from tff_medical.program import run_folder
 
 
 def _line(kind, epsilon, auc):
@@ -30,15 +31,10 @@ class PublishTest(absltest.TestCase):
     self.more = self.temp / 'results.md'
     self.more.write_text('<!-- studies_balanced_accuracy --><!-- end -->\n')
     self.results.mkdir()
-    summary = {
-      'epsilon': 7.991,
-      'delta': 1e-3,
-      'noise_multiplier': 1.0,
-      'privacy_unit': 'record',
-      'metrics': {'auc': 0.9, 'accuracy': 0.8, 'balanced_accuracy': 0.7},
-      'seconds': 3.0,
-      'ledger_sha256': 'abc',
-    }
+    summary = sweeps.summary(
+      epsilon=7.991,
+      metrics={'auc': 0.9, 'accuracy': 0.8, 'balanced_accuracy': 0.7},
+    )
     results.write(self.results / 'presets.csv', [results.row('p', 0, summary)])
     for name, value in (
       ('RESULTS', self.results),
@@ -61,9 +57,9 @@ class PublishTest(absltest.TestCase):
     sweep = study.read(folder)
     for cell in sweep.cells:
       if not cell.is_done:
-        path = folder / 'cells' / cell.name / 'summary.json'
-        path.parent.mkdir(exist_ok=True)
-        path.write_text('{"stop_reason": "completed", "metrics": {"auc": 0.9}}')
+        run = run_folder.RunFolder(folder / 'cells' / cell.name)
+        run.path.mkdir(exist_ok=True)
+        run.write_summary(sweeps.summary(metrics={'auc': 0.9}))
     return folder
 
   def test_a_study_is_copied_and_fills_the_readme(self):

@@ -48,7 +48,7 @@ _MAX_OVERHEAD = 2**20
 # Headers of version 1 have at most 65,535 bytes after these ten.
 _MAX_HEADER = 2**16 + 10
 _MAX_DIMENSIONS = 32  # Those of NumPy.
-_METHODS = {zipfile.ZIP_STORED: 'stored', zipfile.ZIP_DEFLATED: 'deflated'}
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DIRECTORY_END = b'PK\x05\x06'
 _DIRECTORY_END_SIZE = 22
 _ENCRYPTED = 1
@@ -151,8 +151,6 @@ class Archive:
         with warnings.catch_warnings():
           warnings.simplefilter('ignore')  # Of files of Python 2.
           array = np.lib.format.read_array(member, allow_pickle=False)
-        if member.read(1):  # At the end, the sum of the bytes is compared.
-          raise ValueError('it goes on after its end')
     if (array.shape, array.dtype) != (header.shape, header.dtype):
       raise Error(f'{key}: it was changed while it was read')
     return array
@@ -182,15 +180,13 @@ class Archive:
   def _read_header(self, key: str) -> Header:
     name = f'{key}.npy'
     info = self._members[name]
-    with _as_error(f'{key}: ', ()):
+    with _as_error(f'{key}: ', (ValueError,)):
       if info.flag_bits & _ENCRYPTED:
         raise ValueError('it is encrypted')
       if info.compress_type not in _METHODS:
-        method = zipfile.compressor_names.get(
-          info.compress_type, info.compress_type
-        )
         raise ValueError(
-          f'it is compressed by {method}; store it by np.savez_compressed'
+          f'it is compressed by method {info.compress_type} of zip, neither '
+          'stored nor deflated'
         )
       stored = info.compress_type == zipfile.ZIP_STORED
       if stored and info.compress_size != info.file_size:
@@ -208,7 +204,7 @@ class Archive:
         start = io.BytesIO(member.read(_MAX_HEADER))
     with _as_error(f'{key}: it is no .npy array: ', _HEADER_ERRORS):
       header = _parse(start)
-    with _as_error(f'{key}: ', ()):
+    with _as_error(f'{key}: ', (ValueError,)):
       if header.dtype.hasobject:
         raise ValueError('it holds Python objects (a pickle)')
       if header.size + header.num_bytes != info.file_size:
@@ -258,11 +254,11 @@ def _parse(start: BinaryIO) -> Header:
 def _as_error(
   prefix: str, errors: tuple[type[Exception], ...]
 ) -> Iterator[None]:
-  """Turns these errors, and ValueError, into an `Error`."""
+  """Turns these errors into an `Error`."""
   try:
     yield
   except Error:
     raise
-  except (ValueError, *errors) as error:
+  except errors as error:
     text = ' '.join(str(error).split()) or type(error).__name__
     raise Error(f'{prefix}{text[:200]}') from error

@@ -36,7 +36,6 @@ from absl import logging
 import numpy as np
 import tensorflow as tf
 
-from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import files
 from tff_medical.data import npz
@@ -97,7 +96,7 @@ class Record:
     try:
       record = cls(**values)
       for name in ('round_num', 'attempt', 'charges'):
-        _validate.whole(getattr(record, name), name)
+        _validate.count(getattr(record, name), name)
       for name in ('run_id', 'ledger_digest', 'weights_digest'):
         if not isinstance(getattr(record, name), str):
           raise TypeError(f'{name} is no text')
@@ -299,7 +298,7 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
     AlteredError: They are not what was saved under this name.
     OSError, ValueError, KeyError, zipfile.BadZipFile, ...: It is damaged.
   """
-  with _files.open_regular(path) as file:
+  with files.open_regular(path) as file:
     # Of a damaged file nothing is read that is not there.
     archive = npz.Archive(file, max_members=_MAX_LEAVES)
     if _RECORD not in archive.keys:

@@ -379,7 +379,7 @@ class RunFolder:
       card = files.read_json(self.saved_model / 'assets' / card_format.FILE)
       if card.get('run_id') == run_id:
         counts = [
-          _validate.whole(card.get(name)) for name in card_format.COUNTS
+          _validate.count(card.get(name)) for name in card_format.COUNTS
         ]
         yield f'{self.saved_model.name}/', counts[0], counts[1], counts[2]
     except FileNotFoundError:
@@ -446,7 +446,7 @@ def _typed(value: Any, kind: str) -> Any:
       raise ValueError(f'{value!r} is no text')
     return value
   if kind == 'int':
-    return _validate.whole(value)
+    return _validate.count(value)
   if value is None and 'None' in kind:
     return None
   return _number(value)
