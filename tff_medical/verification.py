@@ -150,19 +150,12 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     not wrong,
   )
   yield from _header_fits(ledger.header, event)
-  budget = ledger.header.get('epsilon_budget')
-  over = [
-    entry
-    for entry in ledger.entries
-    if budget is not None
-    and not entry.restored_from
-    and entry.epsilon > float(budget)
-  ]
-  if budget is not None:
+  if ledger.header.get('epsilon_budget') is not None:
+    budget = _number(ledger.header['epsilon_budget'])
     yield Check(
       'ledger: budget',
-      f'ε {last:.6g} of {float(budget):.6g}',
-      not over,
+      f'ε {last:.6g} of {budget:.6g}',
+      all(e.restored_from or e.epsilon <= budget for e in ledger.entries),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import importlib
 import json
@@ -142,7 +143,7 @@ def _ended(
     result=result,
     code=code,
     timed_out=timed_out,
-    output=text[-4000:],
+    output=text[-20000:],
     seconds=time.monotonic() - started,
   )
 
@@ -172,6 +173,7 @@ def _be_child(request: dict[str, Any], folder: pathlib.Path) -> None:
     for descriptor in (1, 2):
       os.dup2(output, descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    faulthandler.enable()
     module, name = request['function'].split(':')
     function = getattr(importlib.import_module(module), name)
     result = function(**request['arguments'])

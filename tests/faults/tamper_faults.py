@@ -791,7 +791,8 @@ class Runs:
       yield f'ε 0 for {found["rounds"]} rounds'
     if found['repeated']:
       yield f'{found["repeated"]} cohorts were released twice'
-    if found['wrong'] or 'refused' in found:
+    # A ledger that somebody has sealed anew keeps the line that is a lie.
+    if not tampering.is_lie and (found['wrong'] or 'refused' in found):
       yield f'verify after the restart: {found.get("refused", found["wrong"])}'
 
   def _run(self, function: str, **arguments: Any) -> forks.Ended:

@@ -199,6 +199,10 @@ class Checkpoints:
     unreadable: list[int] = []
     for round_num in reversed(self.rounds()):
       path = self._path(round_num)
+      if path.is_dir():
+        raise _validate.InputError(
+          f'{path} is a folder, where a checkpoint is to be; remove it'
+        )
       try:
         leaves, record, digest = read(path)
         state = _pack(leaves, structure)
