@@ -245,7 +245,10 @@ def _record(
     charges=ledger.charges,
     ledger_digest=ledger.digest,
     weights_digest=weights_digest(weights),
-    values={name: float(value) for name, value in values.items()},
+    values={
+      name: value if isinstance(value, int) else float(value)
+      for name, value in values.items()
+    },
     evaluates=evaluates,
   )
 
