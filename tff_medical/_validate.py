@@ -17,6 +17,7 @@ from collections.abc import Collection
 import difflib
 import math
 import numbers
+import operator
 
 
 class InputError(ValueError):
@@ -29,7 +30,7 @@ def _number(name: str, value: object) -> float:
   try:
     number = float(value)
   except OverflowError:  # A whole number beyond all floats.
-    return math.inf if value > 0 else -math.inf
+    return math.inf if operator.gt(value, 0) else -math.inf
   if math.isnan(number):
     raise InputError(f'{name} must be a number, got nan')
   return number
