@@ -1,5 +1,6 @@
 # make demo   a small private model: trained, exported, loaded and used
 # make test   lint, types, doctests and all tests; the same as CI runs
+# make test-faults  runs, files, flags and input broken in hundreds of ways: long
 # make docs   the API reference, as HTML in docs/api
 # make format the formatter, on everything
 # make clean  removes .venv, caches, docs/api and runs/
@@ -13,7 +14,7 @@ LOCKS := requirements.txt requirements-dev.txt
 # TensorFlow Federated runs on Python 3.9 to 3.11 alone.
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))
 
-.PHONY: demo test lint docs format clean
+.PHONY: demo test test-faults lint docs format clean
 
 demo: $(STAMP)
 	rm -rf runs/demo
@@ -23,6 +24,15 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
+# Each prints how many faults were tried, survived and lost; short forms of
+# them are among the tests.
+FAULTS := $(sort $(basename $(notdir $(wildcard tests/faults/*_faults.py)))) long_run
+
+test-faults: $(STAMP)
+	@failed=; for name in $(FAULTS); do \
+	  $(BIN)/python -m tests.faults.$$name || failed="$$failed $$name"; done; \
+	if [ -n "$$failed" ]; then echo "error: lost:$$failed" >&2; exit 1; fi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -30,10 +30,10 @@ from absl import flags
 import tensorflow as tf
 
 from experiments import exit_codes
-from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import encoded_images
 from tff_medical import export
+from tff_medical import files
 
 # What the exported graph says of the one image in a request.
 _REASON = re.compile(r'assertion failed: \[image 0 of encoded ([^\]]*)\]')
@@ -109,11 +109,11 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _read(path: str) -> bytes:
-  return _files.read('image', path, max_bytes=encoded_images.MAX_BYTES)
+  return files.read('image', path, max_bytes=encoded_images.MAX_BYTES)
 
 
 def _load(saved_model: str) -> Any:
-  _files.check_folder('model', saved_model)
+  files.check_folder('model', saved_model)
   try:
     return tf.saved_model.load(saved_model).signatures['serve_bytes']
   except (OSError, LookupError, ValueError, tf.errors.OpError) as error:

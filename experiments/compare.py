@@ -163,6 +163,12 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
       f'output_dir {folder} holds other files (no {path.name}); choose a new '
       'folder'
     )
+  for name, said in there.items():
+    if not isinstance(said, list) or not all(isinstance(x, str) for x in said):
+      raise _validate.InputError(
+        f'{path} is damaged (the cell {name!r:.200} has the flags '
+        f'{said!r:.200}); restore it or choose another output_dir'
+      )
   for name in sorted(there.keys() & wanted.keys()):
     # A cell that never came to have a folder may be asked for otherwise.
     if there[name] != wanted[name] and cells.cell_folder(folder, name).exists():
@@ -325,7 +331,7 @@ def run(
     text = table(lines)
     with ending.deferred():
       results.write(folder / 'results.csv', lines)
-      (folder / 'results.md').write_text(text + '\n', encoding='utf-8')
+      files.write_bytes(folder / 'results.md', f'{text}\n'.encode())
       draw(lines, base.target_epsilon or 0.0, folder)
     print(text)
   for line in ended.failed:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import os
+import pathlib
 import shlex
 import sys
 import typing
@@ -17,6 +19,8 @@ from experiments import endings
 from experiments import exit_codes
 from experiments import settings as settings_lib
 from tff_medical import _validate
+
+_MAX_FLAGFILE_BYTES = 1_000_000
 
 _DEFINE = {
   bool: flags.DEFINE_boolean,
@@ -62,6 +66,7 @@ def changed(
   values = flags.FlagValues()
   read = define_settings(values)
   try:
+    _check_flagfiles(shlex.split(arguments))
     rest = values(['', *shlex.split(arguments)])
   except (flags.Error, ValueError) as error:
     raise _validate.InputError(f'{arguments!r}: {error}') from None
@@ -91,13 +96,17 @@ def run(
 
   Bad input, of flags or found later, prints one line to stderr and exits with
   2; so does an argument that is no flag, unless `takes_arguments` says that
-  `main` is given them. A signal that asks the command to end interrupts `main`,
+  `main` is given them. What cannot be written prints one line and exits with 1. A signal that asks the command to end interrupts `main`,
   unless that defers it, and gives the exit code (`endings`). `main` returns the
   exit code, or None for 0.
   """
   endings.install()
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
+    try:
+      _check_flagfiles(argv[1:])
+    except _validate.InputError as error:
+      _fail(error)
     if any(arg.lstrip('-').startswith('help') for arg in argv[1:]):
       return app.parse_flags_with_usage(list(argv))
     try:
@@ -124,10 +133,67 @@ def run(
         return endings.stopped()
       if isinstance(error, _validate.InputError):
         _fail(error)
+      if isinstance(error, OSError):
+        # A full disk, or a folder where a file is to go.
+        print(
+          f'error: stopped: {" ".join(str(error).split())}', file=sys.stderr
+        )
+        return exit_codes.FAILED
       raise
     return endings.exit_code(code)
 
   app.run(run_main, flags_parser=parse)
+
+
+def _check_flagfiles(
+  arguments: Sequence[str], inside: tuple[str, ...] = ()
+) -> None:
+  """Raises `InputError` for flagfiles that absl would hang or fail on.
+
+  Args:
+    arguments: The command line without the program, or lines of a flagfile.
+    inside: The real paths of the flagfiles that these lines are in.
+  """
+  pairs = zip(arguments, [*arguments[1:], ''])
+  for argument, following in pairs:
+    if argument == '--':
+      return
+    name, equals, value = argument.partition('=')
+    if name not in ('-flagfile', '--flagfile'):
+      continue
+    path = pathlib.Path((value if equals else following).strip())
+    text = _read_flagfile(path)
+    real = os.path.realpath(path.expanduser())
+    if real in inside:
+      raise _validate.InputError(f'flagfile {path} includes itself')
+    lines = [line.strip() for line in text.splitlines()]
+    nested = [line for line in lines if line.startswith('-')]
+    _check_flagfiles(nested, (*inside, real))
+
+
+def _read_flagfile(path: pathlib.Path) -> str:
+  try:
+    expanded = path.expanduser()
+    if not expanded.is_file():  # A pipe would be waited for.
+      why = 'is no file' if expanded.exists() else 'does not exist'
+      raise _validate.InputError(f'flagfile {path} {why}')
+    if expanded.stat().st_size > _MAX_FLAGFILE_BYTES:
+      raise _validate.InputError(f'flagfile {path} is too large for a flagfile')
+    text = expanded.read_text(encoding='utf-8')
+  except (OSError, RuntimeError) as error:  # RuntimeError: no such home.
+    raise _validate.InputError(
+      f'flagfile {path} cannot be read ({error})'
+    ) from None
+  except _validate.InputError:
+    raise
+  except ValueError:  # Not UTF-8, or a null byte in the name.
+    text = '\0'
+  if '\0' in text:
+    raise _validate.InputError(
+      f'flagfile {str(path)!r} is no text; it must hold a flag a line, '
+      '--name=value'
+    )
+  return text
 
 
 def _guard_tff_worker() -> None:

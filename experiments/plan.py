@@ -101,6 +101,11 @@ def scenarios(
   values: absl_flags.FlagValues, data: _Data
 ) -> list[planning.Scenario]:
   """Returns client and record level as the flags describe them."""
+  for name in (
+    'rounds', 'num_clients', 'clients_per_round', 'expected_batch_size',
+    'target_delta', 'max_clients_per_round',
+  ):  # fmt: skip
+    settings_lib.check_bounds(**{name: values[name].value})
   populations = (values.num_clients, values.num_records or data.num_records)
   cohorts = (
     values.clients_per_round or populations[0] / 10,
@@ -271,6 +276,11 @@ def main(values: absl_flags.FlagValues) -> None:
     raise _validate.InputError(
       'epsilons must be finite here, got inf, which needs no noise'
     )
+  low, high = settings_lib.bounds('target_epsilon')
+  for epsilon in epsilons:
+    _validate.within(low, high, epsilons=epsilon)
+  if values.output_dir is not None:
+    values.output_dir = settings_lib.local_path(output_dir=values.output_dir)
   data = describe_data(values.dataset)
   planned = scenarios(values, data)
   parameters = values.num_parameters or count_parameters(

@@ -126,7 +126,7 @@ def _train_central(
       class_names=task.data.class_names,
       multi_label=task.data.multi_label,
       privacy_card=card_lib.build_open_card(
-        dataset=task.data.name,
+        dataset=task.data.described,
         test_metrics=metrics,
         initial_model=task.provenance,
       ),

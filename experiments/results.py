@@ -16,11 +16,13 @@ from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import decimal
+import io
 import math
 import pathlib
 import statistics
 from typing import Any
 
+from tff_medical import files
 from tff_medical import study
 from tff_medical.program import run_folder
 
@@ -50,20 +52,26 @@ def row(name: str, seed: int, summary: run_folder.Summary) -> dict[str, Any]:
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
-  """Returns the lines of a CSV; none if it is missing."""
-  if not path.exists():
+  """Returns the lines of a CSV; none if it is missing.
+
+  Raises:
+    InputError: It cannot be read.
+  """
+  try:
+    text = files.read_text(path)
+  except FileNotFoundError:
     return []
-  with open(path, newline='', encoding='utf-8') as file:
-    return list(csv.DictReader(file))
+  return list(csv.DictReader(io.StringIO(text, newline='')))
 
 
 def write(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-  """Writes a CSV; the columns are those of the first line."""
+  """Writes a CSV, whole or not at all; its columns are the first line's."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'w', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, list(rows[0]) if rows else FIELDS)
-    writer.writeheader()
-    writer.writerows(rows)
+  text = io.StringIO(newline='')
+  writer = csv.DictWriter(text, list(rows[0]) if rows else FIELDS)
+  writer.writeheader()
+  writer.writerows(rows)
+  files.write_bytes(path, text.getvalue().encode())
 
 
 def by_name(

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import math
+import os
 from typing import Any, Optional
 
 from tff_medical import _validate
 from tff_medical.data import partition as partition_lib
 from tff_medical.privacy import accounting
+from tff_medical.privacy import limits
 from tff_medical.privacy import mechanisms
 
 # What `experiments.references` has use for.
@@ -59,6 +62,15 @@ _CLIENT = {'privacy_unit': ('client',)}
 _UNIT = {'privacy_unit': ('record', 'patient')}
 _CLIPPED = {'clipping': ('adaptive', 'fixed')}
 
+_COUNT = (1, 1_000_000)
+_LEARNING_RATE = (1e-10, 1e6)
+# What grows as a product of two flags has a limit of its own.
+_MAX_CHARGES = 1_000_000  # The accountant's time.
+_MAX_PASSES = 1_000_000  # Over clients' images, in one round.
+_MAX_DRAWS = 100_000_000  # Random numbers of a round, in memory at once.
+_MAX_IMAGES_AT_ONCE = 1_000_000
+_PATHS = ('data_dir', 'initial_model', 'output_dir')
+
 
 def _field(
   default: Any,
@@ -66,6 +78,8 @@ def _field(
   choices: tuple[str, ...] = (),
   used_with: Mapping[str, tuple[Any, ...]] | None = None,
   then: Any = None,
+  bounds: tuple[float, float] | None = None,
+  zero: bool = False,
 ) -> Any:
   """Returns a field of `Settings`.
 
@@ -76,6 +90,10 @@ def _field(
     used_with: Fields and the values of them that make use of this one.
     then: The default where it is used, or a function that gives it for the
       settings whose earlier fields are resolved.
+    bounds: The lowest and the highest value; every number has them. They keep
+      what is computed within float32, int32, memory and hours, and are wide
+      enough for whatever trains a model.
+    zero: Whether 0 is allowed, too.
   """
   return dataclasses.field(
     default=default,
@@ -84,6 +102,8 @@ def _field(
       'choices': choices,
       'used_with': used_with or {},
       'then': then,
+      'bounds': bounds,
+      'zero': zero,
     },
   )
 
@@ -99,7 +119,11 @@ class Settings:
   data_dir: Optional[str] = _field(
     None, 'folder with NAME.npz; without it MedMNIST sets are downloaded'
   )
-  image_size: int = _field(28, 'pixels a side: 28, 64, 128 or 224')
+  image_size: int = _field(
+    28,
+    'pixels a side: 28, 64, 128 or 224',
+    bounds=(8, 512),
+  )
   model: str = _field('cnn_small', 'model name, see tff_medical.models')
   initial_model: Optional[str] = _field(
     None,
@@ -114,12 +138,14 @@ class Settings:
     'skew, less is more [0.5; --partition=dirichlet, quantity_skew]',
     used_with={'partition': partition_lib.ALPHA_KINDS},
     then=0.5,
+    bounds=(1e-6, 1e6),
   )
   num_clients: Optional[int] = _field(
     None,
     'how many clients [300, or 8 sites if --privacy_unit=record, patient; '
     '--partition=natural_... takes it from the data]',
     used_with={'partition': partition_lib.COUNTED_KINDS},
+    bounds=_COUNT,
   )
   privacy_unit: str = _field(
     'client',
@@ -134,8 +160,16 @@ class Settings:
     'sites add the noise, for records or patients',
     MECHANISMS,
   )
-  rounds: int = _field(100, 'rounds of training')
-  rounds_per_eval: int = _field(10, 'rounds between evaluations')
+  rounds: int = _field(
+    100,
+    'rounds of training',
+    bounds=_COUNT,
+  )
+  rounds_per_eval: int = _field(
+    10,
+    'rounds between evaluations',
+    bounds=_COUNT,
+  )
   client_sampling: Optional[str] = _field(
     None,
     'each client joins each round on its own, or all in every round [poisson; '
@@ -149,35 +183,41 @@ class Settings:
     'cohort, expected if Poisson [num_clients / 10; --client_sampling=poisson, '
     '--mechanism=tree]',
     used_with={'draws_cohorts': (True,)},
+    bounds=(1e-3, 1e6),
   )
   max_clients_per_round: Optional[int] = _field(
     None,
     'cap on the cohort [no cap; --client_sampling=poisson]',
     used_with={'client_sampling': ('poisson',)},
+    bounds=_COUNT,
   )
   rounds_per_tree: Optional[int] = _field(
     None,
     'each client joins a tree at most once [as many as the clients suffice for; '
     '--mechanism=tree]',
     used_with={'mechanism': ('tree',)},
+    bounds=_COUNT,
   )
   client_epochs: Optional[int] = _field(
     None,
     "passes over a client's images a round [1; --privacy_unit=client]",
     used_with=_CLIENT,
     then=1,
+    bounds=(1, 10_000),
   )
   client_batch_size: Optional[int] = _field(
     None,
     'images a step on a client [16; --privacy_unit=client]',
     used_with=_CLIENT,
     then=16,
+    bounds=_COUNT,
   )
   client_learning_rate: Optional[float] = _field(
     None,
     'SGD step on a client [0.1; --privacy_unit=client, --mechanism=local]',
     used_with={'trains_on_clients': (True,)},
     then=0.1,
+    bounds=_LEARNING_RATE,
   )
   client_learning_rate_schedule: Optional[str] = _field(
     None,
@@ -192,18 +232,22 @@ class Settings:
     '--privacy_unit=client]',
     used_with=_CLIENT,
     then=0.0,
+    bounds=(1e-10, 1e6),
+    zero=True,
   )
   expected_batch_size: Optional[float] = _field(
     None,
     'records or patients expected in a step, over all clients [a twentieth '
     'of them; --privacy_unit=record, patient]',
     used_with=_UNIT,
+    bounds=(1e-3, 1e6),
   )
   local_steps: Optional[int] = _field(
     None,
     'steps of a client in a round, each charged [5; --mechanism=local]',
     used_with={'mechanism': ('local',)},
     then=5,
+    bounds=(1, 1_000),
   )
   microbatch_size: Optional[int] = _field(
     None,
@@ -211,6 +255,7 @@ class Settings:
     '--privacy_unit=record, patient]',
     used_with={**_UNIT, 'mechanism': ('gaussian',)},
     then=32,
+    bounds=(1, 65_536),
   )
   augmentations: Optional[int] = _field(
     None,
@@ -218,12 +263,14 @@ class Settings:
     '0 is none [0; --privacy_unit=record, patient]',
     used_with=_UNIT,
     then=0,
+    bounds=(0, 1_000),
   )
   max_images_per_patient: Optional[int] = _field(
     None,
     'the rest is left out [4; --privacy_unit=patient]',
     used_with={'privacy_unit': ('patient',)},
     then=4,
+    bounds=(1, 10_000),
   )
   server_optimizer: str = _field(
     'sgd', 'applies the aggregated update: sgd, adam or yogi'
@@ -233,17 +280,22 @@ class Settings:
     "the server optimizer's step [1.0; 0.5 if --privacy_unit=record, patient]",
     used_with={'privacy_unit': mechanisms.PRIVACY_UNITS},
     then=lambda s: 1.0 if s.trains_on_clients else 0.5,
+    bounds=(1e-10, 1e30),  # A run that diverges says so.
   )
   server_momentum: Optional[float] = _field(
     None,
     'in [0, 1) [0.9; --server_optimizer=sgd]',
     used_with={'server_optimizer': ('sgd',)},
     then=0.9,
+    bounds=(1e-6, 0.9999),
+    zero=True,
   )
   ema_decay: float = _field(
     0.0,
     "exports the moving average of the rounds' models, at no cost in privacy; "
     'below 1, 0 is the last model',
+    bounds=(1e-6, 0.99999),
+    zero=True,
   )
   clipping: Optional[str] = _field(
     None,
@@ -257,38 +309,49 @@ class Settings:
     'L2 norm, the first one if adaptive [adaptive 0.1, fixed 1.0]',
     used_with=_CLIPPED,
     then=lambda s: {'adaptive': 0.1, 'fixed': 1.0}[s.clipping],
+    bounds=(limits.MIN_CLIP_NORM, limits.MAX_CLIP_NORM),
   )
   target_unclipped_quantile: Optional[float] = _field(
     None,
     'fraction not clipped [0.5; --clipping=adaptive]',
     used_with={'clipping': ('adaptive',)},
     then=0.5,
+    bounds=(1e-3, 0.999),
   )
   noise_multiplier: Optional[float] = _field(
     None,
     'noise over sensitivity; 0 is no noise, no guarantee',
     used_with=_CLIPPED,
+    bounds=(limits.MIN_NOISE_MULTIPLIER, limits.MAX_NOISE_MULTIPLIER),
+    zero=True,
   )
   target_epsilon: Optional[float] = _field(
     None,
     'calibrates the noise so that all rounds cost no more',
     used_with=_CLIPPED,
+    bounds=(1e-6, 1e4),
   )
   target_delta: Optional[float] = _field(
     None,
     'the δ of every ε [number of units ** -1.1]',
     used_with={'is_private': (True,)},
+    bounds=(1e-12, 0.5),
   )
   epsilon_budget: Optional[float] = _field(
     None,
     'a round that would exceed it is refused [target_epsilon]',
     used_with={'is_private': (True,)},
+    bounds=(1e-6, 1e9),
   )
   seed: int = _field(
-    0, 'of data, partition and initial weights; never of the noise'
+    0,
+    'of data, partition and initial weights; never of the noise',
+    bounds=(0, 2**31 - 1),
   )
   cohort_seed: Optional[int] = _field(
-    None, 'of who joins each round [secret, from the operating system]'
+    None,
+    'of who joins each round [secret, from the operating system]',
+    bounds=(0, 2**128 - 1),
   )
   runtime: str = _field(
     'local', "this project's TFF runtime or TFF's own", RUNTIMES
@@ -298,6 +361,7 @@ class Settings:
     'clients that train at once on the CPU [one for each core; '
     '--runtime=local]',
     used_with={'runtime': ('local',)},
+    bounds=(1, 256),
   )
   client_devices: Optional[str] = _field(
     None,
@@ -309,6 +373,7 @@ class Settings:
     None,
     'clients that train at once on each device [1; --runtime=local]',
     used_with={'runtime': ('local',)},
+    bounds=(1, 64),
   )
   publish_broken_units: Optional[bool] = _field(
     None,
@@ -358,6 +423,10 @@ class Settings:
     settings = _with_default(
       settings, 'epsilon_budget', settings.target_epsilon
     )
+    for name in _PATHS:
+      if getattr(settings, name) is not None:
+        expanded: Any = {name: local_path(**{name: getattr(settings, name)})}
+        settings = dataclasses.replace(settings, **expanded)
     _check_values(settings)
     _check_mechanism(settings)
     _check_noise(settings)
@@ -417,6 +486,12 @@ class Settings:
         cohort = max(1, num_clients // 10)
       settings = _with_default(settings, 'clients_per_round', cohort)
       _check_below(settings, 'clients_per_round', num_clients, 'clients')
+      cap, expected = settings.max_clients_per_round, settings.clients_per_round
+      if cap is not None and expected is not None and cap < expected:
+        raise _validate.InputError(
+          'max_clients_per_round must be at least clients_per_round '
+          f'({expected:g}), got {cap}'
+        )
     if settings.mechanism == 'tree':
       enough = int(num_clients // (settings.clients_per_round or 1))
       settings = _with_default(
@@ -429,6 +504,18 @@ class Settings:
     if settings.is_private:
       delta = accounting.default_delta(num_units)
       settings = _with_default(settings, 'target_delta', delta)
+      if settings.target_delta == delta > bounds('target_delta')[1]:
+        raise _validate.InputError(
+          f'target_delta must be given where the population is {num_units}: its '
+          f'default would be {delta:g}'
+        )
+    draws = (settings.local_steps or 1) * num_units
+    if draws > _MAX_DRAWS:
+      raise _validate.InputError(
+        f'local_steps ({settings.local_steps}) x {num_units} '
+        f'{settings.privacy_unit}s must be at most {_MAX_DRAWS:,} draws a '
+        'round; lower local_steps'
+      )
     return settings
 
 
@@ -480,36 +567,105 @@ def _why_ignored(settings: Settings, name: str) -> str:
   return ''
 
 
+def bounds(name: str) -> tuple[float, float]:
+  """Returns the lowest and the highest value of a numeric setting."""
+  low, high = _FIELDS[name].metadata['bounds']
+  return low, high
+
+
+def check_bounds(**named: Any) -> None:
+  """Raises `InputError` unless values lie in the bounds of their settings.
+
+  Args:
+    **named: Values by the names of numeric settings; None is no value.
+  """
+  for name, value in named.items():
+    metadata = _FIELDS[name].metadata
+    if value is None or (metadata['zero'] and value == 0):
+      continue
+    low, high = bounds(name)
+    if isinstance(low, int) and isinstance(high, int):
+      _validate.whole(**{name: value})
+    if low >= 0:
+      positive = low > 0 and not metadata['zero']
+      check = _validate.positive if positive else _validate.non_negative
+      check(**{name: value})
+    _validate.within(low, high, **{name: value})
+
+
+def local_path(**named: str) -> str:
+  """Returns a path with `~` expanded, of one flag.
+
+  Raises:
+    InputError: It is blank, of a home that is unknown, or no local path.
+  """
+  [(name, path)] = named.items()
+  _validate.text(**{name: path})
+  if '://' in path:
+    raise _validate.InputError(
+      f'{name} must be a folder of this machine, got {path!r}; copy or mount it'
+    )
+  expanded = os.path.expanduser(path)
+  if expanded.startswith('~'):
+    raise _validate.InputError(
+      f'{name} names a home folder that is not there, got {path!r}; write the '
+      'path in full, or ./ before it if it does begin with ~'
+    )
+  return expanded
+
+
 def _check_values(settings: Settings) -> None:
   if settings.output_dir is None:
     raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
-  for checked, names in (
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if field.metadata['bounds']:
+      check_bounds(**{field.name: value})
+    elif isinstance(value, str):
+      _validate.text(**{field.name: value})
+  _check_products(settings)
+
+
+def _check_products(settings: Settings) -> None:
+  """Refuses numbers that are each in order, but too large together."""
+  steps = settings.local_steps or 1
+  cohort = settings.clients_per_round or settings.num_clients or 1
+  images = settings.expected_batch_size or 1
+  per_image = settings.augmentations or 1
+  for limit, what, factors in (
     (
-      _validate.positive_int,
-      'rounds rounds_per_eval image_size num_clients client_epochs '
-      'client_batch_size max_clients_per_round microbatch_size '
-      'rounds_per_tree local_steps '
-      'max_images_per_patient client_threads clients_per_device',
+      _MAX_CHARGES,
+      'charges',
+      {'rounds': settings.rounds, 'local_steps': steps},
     ),
     (
-      _validate.positive,
-      'client_learning_rate server_learning_rate dirichlet_alpha '
-      'clients_per_round expected_batch_size clip_norm target_epsilon '
-      'epsilon_budget',
+      _MAX_PASSES,
+      'passes over clients a round',
+      {
+        'client_epochs': settings.client_epochs or 1,
+        'clients_per_round': cohort,
+      },
     ),
     (
-      _validate.non_negative,
-      'seed cohort_seed noise_multiplier proximal_strength augmentations '
-      'ema_decay',
+      _MAX_IMAGES_AT_ONCE,
+      'images in memory at once',
+      {'local_steps': steps, 'expected_batch_size': images},
+    ),
+    (
+      _MAX_IMAGES_AT_ONCE,
+      'images in memory at once',
+      {
+        'microbatch_size': settings.microbatch_size or 1,
+        'max_images_per_patient': settings.max_images_per_patient or 1,
+        'augmentations': per_image,
+      },
     ),
   ):
-    for name in names.split():
-      if getattr(settings, name) is not None:
-        checked(**{name: getattr(settings, name)})
-  if settings.ema_decay:
-    _validate.in_range(0, 1, ema_decay=settings.ema_decay)
-  if settings.target_delta is not None:
-    _validate.in_range(0, 1, target_delta=settings.target_delta)
+    if math.prod(factors.values()) > limit:
+      product = ' x '.join(f'{k} ({v:g})' for k, v in factors.items() if v != 1)
+      raise _validate.InputError(
+        f'{product} must be at most {limit:,} {what}; lower one of them'
+      )
 
 
 def _check_mechanism(settings: Settings) -> None:

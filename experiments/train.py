@@ -70,15 +70,16 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
   process = build.build_process(settings, task, mechanism)
   export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
   dry_round(process, feed)
-  config = folder.claim(
-    settings=settings.published(),
-    may_change=settings.may_change(),
-    data_digest=task.data.source_digest,
-    data_is_public=task.data.is_public,
-    initial_model_digest=task.initial_model.digest
-    if task.initial_model
-    else None,
-  )
+  with ending.deferred():
+    config = folder.claim(
+      settings=settings.published(),
+      may_change=settings.may_change(),
+      data_digest=task.data.source_digest,
+      data_is_public=task.data.is_public,
+      initial_model_digest=task.initial_model.digest
+      if task.initial_model
+      else None,
+    )
   with ledger_lib.PrivacyLedger(
     folder.ledger,
     mechanism,
@@ -96,7 +97,11 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
         client_datasets=feed,
         ledger=ledger,
         checkpoints=checkpoints,
-        cohort_seed=checkpoints.cohort_seed(settings.cohort_seed),
+        cohort_seed=checkpoints.cohort_seed(
+          settings.cohort_seed,
+          must_be_there=ledger.rounds_charged > 0
+          and not mechanism.sampling.draws_by_attempt,
+        ),
         rounds=settings.rounds,
         evaluate=task.evaluate,
         rounds_per_eval=settings.rounds_per_eval,

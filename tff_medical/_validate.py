@@ -51,13 +51,25 @@ def non_negative(**named: object) -> None:
       raise InputError(f'{name} must be 0 or more, got {value!r}')
 
 
-def positive_int(**named: object) -> None:
-  """Raises `InputError` unless every value is an integer above 0."""
+# Beyond, sizes overflow TensorFlow's int32.
+_MAX_COUNT = 2**31 - 1
+
+
+def whole(**named: object) -> None:
+  """Raises `InputError` unless every value is an integer."""
   for name, value in named.items():
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
       raise InputError(f'{name} must be a whole number, got {value!r}')
-    if value <= 0:
+
+
+def positive_int(**named: object) -> None:
+  """Raises `InputError` unless every value is an integer above 0, of 31 bits."""
+  whole(**named)
+  for name, value in named.items():
+    if _number(name, value) <= 0:
       raise InputError(f'{name} must be positive, got {value!r}')
+    if _number(name, value) > _MAX_COUNT:
+      raise InputError(f'{name} must be at most {_MAX_COUNT}, got {value!r}')
 
 
 def within(low: float, high: float, **named: object) -> None:
@@ -65,8 +77,13 @@ def within(low: float, high: float, **named: object) -> None:
   for name, value in named.items():
     if not low <= _number(name, value) <= high:
       raise InputError(
-        f'{name} must lie between {low:g} and {high:g}, got {value!r}'
+        f'{name} must lie between {_plain(low)} and {_plain(high)}, got '
+        f'{value!r}'
       )
+
+
+def _plain(number: float) -> str:
+  return f'{number:,}' if isinstance(number, int) else f'{number:g}'
 
 
 def in_range(low: float, high: float, **named: object) -> None:
@@ -76,6 +93,15 @@ def in_range(low: float, high: float, **named: object) -> None:
       raise InputError(
         f'{name} must lie between {low:g} and {high:g}, got {value!r}'
       )
+
+
+def text(**named: object) -> None:
+  """Raises `InputError` unless every value is text: not blank, in one line."""
+  for name, value in named.items():
+    if not isinstance(value, str) or not value.strip():
+      raise InputError(f'{name} must not be blank, got {value!r}; leave it out')
+    if not value.isprintable():
+      raise InputError(f'{name} must be printable, got {value!r}')
 
 
 def one_of(allowed: Collection[str], **named: object) -> None:
@@ -90,7 +116,7 @@ def one_of(allowed: Collection[str], **named: object) -> None:
     )
 
 
-def whole(value: object, name: str = 'value') -> int:
+def count(value: object, name: str = 'value') -> int:
   """Returns a value that is a whole number of 0 or more, as JSON gives it."""
   if isinstance(value, bool) or not isinstance(value, int) or value < 0:
     raise InputError(

@@ -140,7 +140,9 @@ def _header(encoded: tf.Tensor) -> _Header:
       (
         size > MAX_BYTES,
         lambda: _refused(
-          _text('has ', size, ' bytes, more than the ', MAX_BYTES, ' allowed')
+          sentence(
+            'has ', size, ' bytes, more than the ', MAX_BYTES, ' allowed'
+          )
         ),
       ),
       (is_png, lambda: _png_header(encoded)),
@@ -198,7 +200,7 @@ def _jpeg_header(
   scans = tf.math.count_nonzero((data[:-1] == 0xFF) & (data[1:] == 0xDA))
   reason = tf.cond(
     (scans > MAX_SCANS) | (scans * width * height > _MAX_SCANNED),
-    lambda: _text(
+    lambda: sentence(
       'has too many scans (', scans, '); save it as a baseline JPEG'
     ),
     lambda: tf.constant(''),
@@ -211,22 +213,22 @@ def _jpeg_header(
 
 def _reason_of_size(width: tf.Tensor, height: tf.Tensor) -> tf.Tensor:
   """Says why an image of that size cannot be used, or ''."""
-  size = _text('is ', width, ' x ', height, ' pixels, ')
+  size = sentence('is ', width, ' x ', height, ' pixels, ')
   return tf.case(
     [
       (
         (width < 1) | (height < 1),
-        lambda: _text(size, 'which is no image'),
+        lambda: sentence(size, 'which is no image'),
       ),
       (
         (width > MAX_SIDE) | (height > MAX_SIDE),
-        lambda: _text(
+        lambda: sentence(
           size, 'more than the ', MAX_SIDE, ' a side allowed; make it smaller'
         ),
       ),
       (
         width * height > MAX_PIXELS,
-        lambda: _text(
+        lambda: sentence(
           size, 'more than the ', MAX_PIXELS, ' allowed; make it smaller'
         ),
       ),
@@ -283,7 +285,11 @@ def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
   """Turns [h, w, C] as Exif's orientation 1 to 8 asks."""
 
-  def when(values: tuple[int, ...], turn: Callable, image: tf.Tensor):
+  def when(
+    values: tuple[int, ...],
+    turn: Callable[[tf.Tensor], tf.Tensor],
+    image: tf.Tensor,
+  ) -> tf.Tensor:
     is_one = tf.reduce_any(orientation == tf.constant(values, tf.int64))
     return tf.cond(is_one, lambda: turn(image), lambda: image)
 
@@ -426,15 +432,12 @@ def _starts_with(encoded: tf.Tensor, start: bytes) -> tf.Tensor:
   return tf.strings.substr(encoded, 0, len(start)) == start
 
 
-def _text(*parts: str | int | tf.Tensor) -> tf.Tensor:
+def sentence(*parts: str | int | tf.Tensor) -> tf.Tensor:
   """Joins text and numbers."""
-  return tf.strings.join(
-    [
-      tf.strings.as_string(part)
-      if tf.is_tensor(part) and part.dtype != tf.string
-      else str(part)
-      if isinstance(part, int)
-      else part
-      for part in parts
-    ]
-  )
+  return tf.strings.join([_text(part) for part in parts])
+
+
+def _text(part: str | int | tf.Tensor) -> str | tf.Tensor:
+  if isinstance(part, (str, int)):
+    return str(part)
+  return part if part.dtype == tf.string else tf.strings.as_string(part)

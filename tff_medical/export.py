@@ -27,14 +27,13 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 from typing import Any
 import uuid
 
 import tensorflow as tf
 
-from tff_medical import _files
 from tff_medical import _validate
+from tff_medical import files
 from tff_medical import models
 from tff_medical import serving
 from tff_medical.privacy import card_format
@@ -42,7 +41,7 @@ from tff_medical.program import checkpoints
 
 CLASS_NAMES_FILE = 'class_names.txt'
 PRIVACY_CARD_FILE = card_format.FILE
-_LEFTOVER = re.compile(r'\.[0-9a-f]{32}\.(new|old)')
+_LEFTOVER = re.compile(r'\.[0-9a-f]{32}\.(new|old|assets)')
 # A card of a run of a thousand rounds has a few kilobytes.
 _MAX_ASSET_BYTES = 2**24
 
@@ -88,6 +87,7 @@ def save(
       _put_in_place(new, target)
     finally:
       shutil.rmtree(new, ignore_errors=True)
+      shutil.rmtree(_assets_of(new), ignore_errors=True)
 
 
 def check(
@@ -171,25 +171,30 @@ def _write(
   card: Mapping[str, Any],
 ) -> None:
   """Writes the SavedModel with its assets into the new `folder`."""
-  with tempfile.TemporaryDirectory() as assets:
-    server = serving.Server(model, multi_label=multi_label)
-    text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
-    for name, content in (
-      (CLASS_NAMES_FILE, '\n'.join(names)),
-      (PRIVACY_CARD_FILE, text),
-    ):
-      asset = pathlib.Path(assets, name)
-      asset.write_text(content + '\n', encoding='utf-8')
-      server.assets.append(tf.saved_model.Asset(os.fspath(asset)))
-    tf.saved_model.save(
-      server, os.fspath(folder), signatures=server.signatures()
-    )
+  # TensorFlow copies assets; a temporary folder elsewhere would outlive a kill.
+  assets = _assets_of(folder)
+  assets.mkdir()
+  server = serving.Server(model, multi_label=multi_label)
+  text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
+  for name, content in (
+    (CLASS_NAMES_FILE, '\n'.join(names)),
+    (PRIVACY_CARD_FILE, text),
+  ):
+    asset = assets / name
+    asset.write_text(content + '\n', encoding='utf-8')
+    server.assets.append(tf.saved_model.Asset(os.fspath(asset)))
+  tf.saved_model.save(server, os.fspath(folder), signatures=server.signatures())
+
+
+def _assets_of(folder: pathlib.Path) -> pathlib.Path:
+  """Returns where the assets of a new `folder` are before it has them."""
+  return folder.with_suffix('.assets')
 
 
 def _sync(folder: pathlib.Path) -> None:
   """Flushes every file and folder of `folder` to the disk."""
-  for where, _, files in os.walk(folder):
-    for name in (*files, '.'):
+  for where, _, names in os.walk(folder):
+    for name in (*names, '.'):
       descriptor = os.open(os.path.join(where, name), os.O_RDONLY)
       try:
         os.fsync(descriptor)
@@ -221,7 +226,8 @@ def _disk_errors(target: pathlib.Path) -> Iterator[None]:
     raise OSError(
       errno.ENOSPC, 'No space left to save the model', os.fspath(target)
     ) from error
-  except (tf.errors.PermissionDeniedError, tf.errors.UnknownError) as error:
+  except tf.errors.OpError as error:
+    # A quota is another code than a full disk, a lost folder one more.
     raise OSError(
       errno.EIO, f'The model could not be saved ({error})', os.fspath(target)
     ) from error
@@ -234,7 +240,7 @@ def _read_asset(path: str | os.PathLike[str], name: str) -> str:
       f'{os.fspath(path)!r} is not a model exported by tff_medical '
       f'(it has no assets/{name}); give the saved_model folder of a run'
     )
-  content = _files.read('asset', asset, max_bytes=_MAX_ASSET_BYTES)
+  content = files.read('asset', asset, max_bytes=_MAX_ASSET_BYTES)
   try:
     return content.decode('utf-8')
   except UnicodeDecodeError as error:

@@ -16,13 +16,14 @@ new one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import errno
 import json
 import math
 import numbers
 import os
 import pathlib
 import stat
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -47,31 +48,108 @@ def read_bytes(
     InputError: It is no regular file, too large, or cannot be read.
   """
   try:
-    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open_regular(path) as file:
+      return file.read(check_regular(path, file.fileno(), max_bytes))
   except FileNotFoundError:
     raise
-  except (OSError, ValueError) as error:
+  except OSError as error:
     raise _validate.InputError(
-      f'{os.fspath(path)} cannot be read ({_reason(error)})'
+      f'{os.fspath(path)} cannot be read: {_reason(error)}; put the file itself '
+      'there'
     ) from None
-  with os.fdopen(descriptor, 'rb') as file:
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
+
+
+def check_regular(
+  path: str | os.PathLike[str],
+  descriptor: int,
+  max_bytes: int = MAX_TEXT_BYTES,
+) -> int:
+  """Returns the size of an open file, which must be a regular one.
+
+  Args:
+    path: Its name, for the error.
+    descriptor: The open file.
+    max_bytes: The size above which it is refused.
+
+  Raises:
+    InputError: It is something else, or too large.
+  """
+  status = os.fstat(descriptor)
+  if not stat.S_ISREG(status.st_mode):
+    raise _validate.InputError(
+      f'{os.fspath(path)} is not a regular file; put the file itself there'
+    )
+  if status.st_size > max_bytes:
+    raise _validate.InputError(
+      f'{os.fspath(path)} has {status.st_size:,} bytes, more than the '
+      f'{max_bytes:,} that such a file may have'
+    )
+  return status.st_size
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+  """Opens a regular file for reading; never waits.
+
+  Raises:
+    OSError: It cannot be opened, or is a folder, FIFO, socket or device.
+  """
+  name = os.fspath(path)
+  try:
+    # Or the opening of a FIFO would wait for somebody who writes into it.
+    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  except ValueError as error:  # A zero byte in the name.
+    raise OSError(errno.EINVAL, 'No file has such a name', name) from error
+  try:
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+      raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if not stat.S_ISREG(mode):
+      raise OSError(errno.EINVAL, 'it is not a regular file', name)
+    return os.fdopen(descriptor, 'rb')
+  except BaseException:
+    os.close(descriptor)
+    raise
+
+
+def read(what: str, path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
+  """Returns the content of a regular file.
+
+  Args:
+    what: What an error message calls the file.
+    path: The file.
+    max_bytes: The most bytes that it may have.
+
+  Raises:
+    InputError: The file cannot be read or is too large.
+  """
+  name = os.fspath(path)
+  try:
+    with open_regular(name) as file:
+      # Files of /proc hold more than they say, so that the size is not asked.
+      content = file.read(max_bytes + 1)
+  except OSError as error:
+    raise _validate.InputError(
+      f'{what} {name!r} cannot be read: {error.strerror or error}'
+    ) from error
+  if len(content) > max_bytes:
+    raise _validate.InputError(
+      f'{what} {name!r} has more than the {max_bytes} bytes allowed; '
+      'give a smaller file'
+    )
+  return content
+
+
+def check_folder(what: str, path: str | os.PathLike[str]) -> None:
+  """Raises `InputError` if there is a FIFO, device or socket in the folder.
+
+  It is for folders that a library reads, which would wait for those.
+  """
+  for place in pathlib.Path(path).rglob('*'):
+    if not place.is_file() and not place.is_dir():
       raise _validate.InputError(
-        f'{os.fspath(path)} is not a regular file; put the file itself there'
+        f'{os.fspath(place)!r} in the {what} is not a regular file; make the '
+        f'{what} again'
       )
-    if status.st_size > max_bytes:
-      raise _validate.InputError(
-        f'{os.fspath(path)} has {status.st_size:,} bytes, more than the '
-        f'{max_bytes:,} that such a file may have'
-      )
-    try:
-      return file.read(status.st_size)
-    except OSError as error:
-      raise _validate.InputError(
-        f'{os.fspath(path)} cannot be read ({_reason(error)})'
-      ) from None
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -86,18 +164,27 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Returns the mapping in a JSON file; raises as `read_bytes` does."""
+  return parse_json(read_text(path), os.fspath(path))
+
+
+def parse_json(text: str, what: str) -> dict[str, Any]:
+  """Returns the mapping that a text in JSON holds.
+
+  Args:
+    text: The text.
+    what: What an error calls it.
+
+  Raises:
+    InputError: It is damaged.
+  """
   try:
-    content = json.loads(read_text(path))
-  except (ValueError, RecursionError) as error:
-    if isinstance(error, _validate.InputError):
-      raise
-    raise _validate.InputError(
-      f'{os.fspath(path)} is damaged (it is not JSON)'
-    ) from None
+    content = json.loads(text)
+    # Half a surrogate pair can be read, and never be written or shown.
+    json.dumps(content, ensure_ascii=False).encode()
+  except (ValueError, RecursionError):
+    raise _validate.InputError(f'{what} is damaged (it is not JSON)') from None
   if not isinstance(content, dict):
-    raise _validate.InputError(
-      f'{os.fspath(path)} is damaged (it holds no JSON object)'
-    )
+    raise _validate.InputError(f'{what} is damaged (it holds no JSON object)')
   return content
 
 

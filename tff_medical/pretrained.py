@@ -20,9 +20,9 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import export
+from tff_medical import files
 from tff_medical import models
 
 # `serving.Server` keeps the variables of its model as a list `weights`.
@@ -45,7 +45,7 @@ def load(path: str | os.PathLike[str]) -> models.InitialModel:
 
 def read_weights(path: pathlib.Path) -> tuple[np.ndarray, ...]:
   """Returns the arrays of the SavedModel in `path`; raises as `load` does."""
-  _files.check_folder('model', path)
+  files.check_folder('model', path)
   prefix = path / 'variables' / 'variables'
   try:
     reader = tf.train.load_checkpoint(os.fspath(prefix))

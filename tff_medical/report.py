@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import html
 import math
-import os
 import pathlib
 import re
 from typing import Any
 
+from tff_medical import files
 from tff_medical import plots
 from tff_medical import report_style
 from tff_medical import study
@@ -71,9 +71,7 @@ def write(sweep: study.Sweep) -> pathlib.Path:
   for plot in figures:
     plots.save(plot.figure, sweep.folder / 'plots', plot.name)
   path = sweep.folder / 'report.html'
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(render(sweep, figures), encoding='utf-8')
-  os.replace(partial, path)
+  files.write_bytes(path, render(sweep, figures).encode())
   return path
 
 

@@ -128,7 +128,11 @@ def decode(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
   first = _first(wrong)
   check = tf.debugging.Assert(
     ~tf.reduce_any(wrong),
-    [_sentence('image ', first, ' of encoded ', _at(reasons, first, ''))],
+    [
+      encoded_images.sentence(
+        'image ', first, ' of encoded ', _at(reasons, first, '')
+      )
+    ],
   )
   with tf.control_dependencies(_ops(check)):
     return tf.identity(images)
@@ -151,7 +155,7 @@ def _checked_images(
   found = tf.where(
     _at(nan, first, False),
     'NaN',
-    _sentence(
+    encoded_images.sentence(
       tf.strings.as_string(_at(low, first, 0.0), shortest=True),
       ' to ',
       tf.strings.as_string(_at(high, first, 0.0), shortest=True),
@@ -160,7 +164,7 @@ def _checked_images(
   check = tf.debugging.Assert(
     ~tf.reduce_any(wrong),
     [
-      _sentence(
+      encoded_images.sentence(
         'images must be in 0..1 (divide 8-bit values by 255), but image ',
         first,
         ' of images holds ',
@@ -187,7 +191,7 @@ def _with_shape(
   pattern = ', '.join('[0-9]+' if n is None else str(n) for n in shape)
   check = tf.debugging.Assert(
     tf.strings.regex_full_match(sizes, pattern),
-    [_sentence(f'{message}, got (', sizes, ')')],
+    [encoded_images.sentence(f'{message}, got (', sizes, ')')],
   )
   with tf.control_dependencies(_ops(check)):
     return tf.identity(values)
@@ -202,18 +206,6 @@ def _first(wrong: tf.Tensor) -> tf.Tensor:
 def _at(values: tf.Tensor, place: tf.Tensor, default: object) -> tf.Tensor:
   """The value at a place of a vector that may be empty."""
   return tf.gather(tf.concat([values, [default]], axis=0), place)
-
-
-def _sentence(*parts: str | tf.Tensor) -> tf.Tensor:
-  """Joins text and numbers."""
-  return tf.strings.join(
-    [
-      tf.strings.as_string(part)
-      if tf.is_tensor(part) and part.dtype != tf.string
-      else part
-      for part in parts
-    ]
-  )
 
 
 def _ops(check: tf.Operation | None) -> list[tf.Operation]:

@@ -21,6 +21,7 @@ import io
 import math
 import os
 import pathlib
+import re
 from typing import Any, TypeVar
 
 from tff_medical import _validate
@@ -37,6 +38,8 @@ KINDS = (FEDERATED, CENTRAL, PER_SITE)
 LABELS = {CENTRAL: 'central', PER_SITE: 'per site'}
 
 SWEEP_FILE = 'sweep.json'
+# What a cell's folder may be called: never another folder, such as '..'.
+_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}')
 
 _T = TypeVar('_T')
 
@@ -200,7 +203,17 @@ def read(folder: str | os.PathLike[str]) -> Sweep:
       f'sweep_dir {path} holds no sweep (no usable {SWEEP_FILE}); give the '
       '--output_dir of experiments.tradeoff'
     )
+  for name, kind in (('settings', dict), ('versions', dict), ('command', str)):
+    if not isinstance(info.get(name, kind()), kind):
+      raise _damaged(path, f'{name} is {info[name]!r:.200}')
   return Sweep(path, info, tuple(_read_entry(path, entry) for entry in cells))
+
+
+def _damaged(folder: pathlib.Path, why: str) -> _validate.InputError:
+  return _validate.InputError(
+    f'{folder / SWEEP_FILE} is damaged ({why}); restore it or start the sweep '
+    'in another folder'
+  )
 
 
 def _read_entry(folder: pathlib.Path, entry: Any) -> Cell:
@@ -208,13 +221,12 @@ def _read_entry(folder: pathlib.Path, entry: Any) -> Cell:
   try:
     name, kind = entry['name'], entry['kind']
     epsilon, seed = float(entry['epsilon']), int(entry['seed'])
-  except (KeyError, TypeError, ValueError):
+  except (KeyError, TypeError, ValueError, OverflowError):
     name = kind = None
-  if not isinstance(name, str) or kind not in KINDS or '/' in name:
-    raise _validate.InputError(
-      f'{folder / SWEEP_FILE} is damaged (it has the cell {entry!r}); restore '
-      'it or start the sweep in another folder'
-    )
+  if (
+    not isinstance(name, str) or kind not in KINDS or not _NAME.fullmatch(name)
+  ):
+    raise _damaged(folder, f'it has the cell {entry!r:.200}')
   return read_cell(folder / 'cells' / name, name, kind, epsilon, seed)
 
 

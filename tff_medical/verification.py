@@ -20,6 +20,8 @@ import os
 import pathlib
 from typing import Any
 
+import dp_accounting
+
 from tff_medical import _validate
 from tff_medical import export
 from tff_medical import pretrained
@@ -130,14 +132,15 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     return
   step = max(1, len(ledger.entries) // _MAX_ENTRIES)
   chosen = [*ledger.entries[::-step]][::-1]
-  wrong = [
-    entry
-    for entry in chosen
-    if not _close(
-      entry.epsilon,
-      accounting.epsilon(event, rounds=entry.charges, delta=delta),
-    )
-  ]
+  try:
+    wrong = [
+      entry
+      for entry in chosen
+      if not _close(entry.epsilon, _computed(event, entry.charges, delta))
+    ]
+  except _validate.InputError as error:
+    yield Check('ledger: ε from its events', _text(error), False)
+    return
   last = ledger.entries[-1].epsilon if ledger.entries else 0.0
   yield Check(
     'ledger: ε from its events',
@@ -147,20 +150,37 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     not wrong,
   )
   yield from _header_fits(ledger.header, event)
-  budget = ledger.header.get('epsilon_budget')
-  over = [
-    entry
-    for entry in ledger.entries
-    if budget is not None
-    and not entry.restored_from
-    and entry.epsilon > float(budget)
-  ]
-  if budget is not None:
+  if ledger.header.get('epsilon_budget') is not None:
+    budget = _number(ledger.header['epsilon_budget'])
     yield Check(
       'ledger: budget',
-      f'ε {last:.6g} of {float(budget):.6g}',
-      not over,
+      f'ε {last:.6g} of {budget:.6g}',
+      all(e.restored_from or e.epsilon <= budget for e in ledger.entries),
     )
+
+
+def _computed(event: Any, charges: int, delta: float) -> float:
+  """Returns epsilon of an event that a file states, which may be any.
+
+  Raises:
+    InputError: It is the event of no mechanism, or there are too many charges.
+  """
+  if charges > ledger_lib.MAX_COUNT:
+    raise _validate.InputError(
+      f'{charges} charges are more than any run has ({ledger_lib.MAX_COUNT:,})'
+    )
+  try:
+    return accounting.epsilon(event, rounds=charges, delta=delta)
+  except (
+    ArithmeticError,
+    MemoryError,
+    TypeError,
+    ValueError,
+    dp_accounting.UnsupportedEventError,
+  ) as error:
+    raise _validate.InputError(
+      f'no ε can be computed for {event} ({_text(error)})'
+    ) from None
 
 
 def _header_fits(header: Mapping[str, Any], event: Any) -> Iterator[Check]:
@@ -192,7 +212,8 @@ def _metrics(
   rows = metrics_table.read(folder.metrics)
   by_round: dict[int, set[float]] = {}
   for entry in ledger.entries:
-    by_round.setdefault(entry.round_num, set()).add(entry.epsilon)
+    if not entry.restored_from:
+      by_round.setdefault(entry.round_num, set()).add(entry.epsilon)
   wrong = [
     n
     for n, row in rows.items()
@@ -299,11 +320,11 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
     return
   try:
     event = accounting.parse_event(str(card.get('charge_event')))
-    charges = _validate.whole(card.get('charges'), 'charges')
+    charges = _validate.count(card.get('charges'), 'charges')
+    epsilon = _computed(event, charges, card['delta'])
   except _validate.InputError as error:
     yield Check('card: ε from its event', _text(error), False)
     return
-  epsilon = accounting.epsilon(event, rounds=charges, delta=card['delta'])
   yield Check(
     'card: ε from its event',
     f'{card["epsilon"]:.6g} stated, {epsilon:.6g} computed for {charges} '

@@ -1,6 +1,8 @@
 """Tests of settings: defaults that fit together, and refusals."""
 
 import dataclasses
+import os
+from unittest import mock
 
 from absl import flags as absl_flags
 from absl.testing import absltest
@@ -8,6 +10,7 @@ from absl.testing import parameterized
 
 from experiments import flags
 from experiments import settings as settings_lib
+from tests.faults import flag_faults
 from tff_medical import _validate
 from tff_medical.learning import client_training
 
@@ -195,6 +198,64 @@ class SettingsTest(parameterized.TestCase):
 
   def test_schedules_are_those_of_the_library(self):
     self.assertEqual(settings_lib.SCHEDULES, client_training.SCHEDULES)
+
+  def test_every_number_has_bounds_that_its_default_keeps(self):
+    for field in dataclasses.fields(settings_lib.Settings):
+      number = field.name in flag_faults.numeric_names()
+      self.assertEqual(field.metadata['bounds'] is not None, number, field.name)
+      if number:
+        settings_lib.check_bounds(**{field.name: field.default})
+
+  @parameterized.parameters(
+    (
+      ['--rounds=20000', '--local_steps=51'],
+      'rounds .* x local_steps .*charges',
+    ),
+    (['--local_steps=999', '--expected_batch_size=2000'], 'local_steps .* x'),
+  )
+  def test_products_have_limits(self, arguments, message):
+    local = ['--privacy_unit=record', '--mechanism=local', '--target_epsilon=8']
+    with self.assertRaisesRegex(_validate.InputError, message):
+      _read(*local, *arguments)
+
+  def test_passes_and_views_have_limits(self):
+    with self.assertRaisesRegex(_validate.InputError, 'client_epochs .* x'):
+      _read('--target_epsilon=8', '--client_epochs=9000', '--num_clients=900')
+    with self.assertRaisesRegex(_validate.InputError, 'microbatch_size .* x'):
+      _read(
+        '--target_epsilon=8',
+        '--privacy_unit=patient',
+        '--microbatch_size=10000',
+        '--augmentations=100',
+      )
+
+  def test_draws_of_a_round_fit_into_memory(self):
+    settings = _read(
+      '--privacy_unit=record',
+      '--mechanism=local',
+      '--target_epsilon=8',
+      '--local_steps=900',
+    )
+    with self.assertRaisesRegex(_validate.InputError, 'local_steps .*draws'):
+      settings.for_population(8, 900_000)
+
+  def test_home_is_expanded_once(self):
+    with mock.patch.dict(os.environ, HOME='/home/somebody'):
+      settings = settings_lib.Settings(
+        target_epsilon=1.0, output_dir='~/~runs', data_dir='data/~'
+      ).resolve()
+    self.assertEqual(settings.output_dir, '/home/somebody/~runs')
+    self.assertEqual(settings.data_dir, 'data/~')
+    self.assertEqual(settings.resolve(), settings)
+
+  @parameterized.product(
+    name=('output_dir', 'data_dir', 'initial_model'), text=flag_faults.TEXTS
+  )
+  def test_refuses_what_is_no_local_path(self, name, text):
+    given = {'output_dir': 'run', name: text}
+    settings = settings_lib.Settings(target_epsilon=1.0, **given)
+    with self.assertRaisesRegex(_validate.InputError, name):
+      settings.resolve()
 
   def test_output_dir_is_needed(self):
     with self.assertRaisesRegex(_validate.InputError, 'output_dir'):

@@ -289,6 +289,49 @@ class PrivacyLedgerTest(parameterized.TestCase):
       book.charge(4)
       self.assertEqual(book.charges, 5)
 
+  def test_draws_after_a_loss_are_of_another_seed(self):
+    """Attempts that the file has lost have drawn cohorts that were released."""
+    seeds = []
+    with self._open() as book:
+      book.charge(1)
+      seeds.append(book.seed_of_draws(5))
+      self.assertEqual(seeds, [5])
+    content = self.path.read_bytes()
+    for _ in range(2):  # The same loss twice.
+      self.path.write_bytes(content)
+      with self._open() as book:
+        book.restore(round_num=3, attempt=3, charges=3, evidence='test')
+        book.charge(4)
+        seeds.append(book.seed_of_draws(5))
+        self.assertNotEqual(book.seed_of_draws(6), seeds[-1])
+      with self._open() as book:
+        self.assertEqual(book.seed_of_draws(5), seeds[-1])
+    self.assertLen(set(seeds), 3)
+
+  @parameterized.parameters('round_num', 'attempt', 'charges')
+  def test_counts_that_no_run_has_are_refused(self, name):
+    shown = dict(round_num=1, attempt=1, charges=1)
+    with self._open() as book:
+      with self.assertRaisesRegex(_validate.InputError, 'summary.json'):
+        book.restore(**{**shown, name: 10**9}, evidence='summary.json')
+      self.assertEmpty(book.entries)
+
+  @parameterized.parameters('a FIFO', 'a folder', 'a loop', 'nothing', 'huge')
+  def test_something_else_in_place_of_the_file_is_refused(self, what):
+    if what == 'a FIFO':
+      os.mkfifo(self.path)
+    elif what == 'a folder':
+      self.path.mkdir()
+    elif what == 'a loop':
+      self.path.symlink_to(self.path.name)
+    elif what == 'nothing':
+      self.path.symlink_to('no/such/file')
+    else:
+      with open(self.path, 'wb') as file:
+        file.truncate(2**40)
+    with self.assertRaisesRegex(_validate.InputError, self.path.name):
+      self._open()
+
   def test_repeated_round_is_charged_again(self):
     with self._open() as book:
       first = book.charge(1)

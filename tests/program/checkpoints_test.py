@@ -1,7 +1,7 @@
 """Tests of checkpoints: exact round trips, atomic writes, real disk failures."""
 
 import collections
-import json
+import dataclasses
 import math
 import os
 import pathlib
@@ -172,35 +172,28 @@ class CheckpointsTest(parameterized.TestCase):
     self._save_again(lambda arrays: arrays.pop('record'))
     self._refuses('is no checkpoint of this version')
 
-  def test_a_record_that_lacks_something_is_damage(self):
-    self.checkpoints.save(_state(0), _record(0))
-    self.checkpoints.save(_state(1), _record(1))
-
-    def change(arrays):
-      text = json.dumps({'run_id': '0f'}).encode() + b'0' * 64
-      arrays['record'] = np.frombuffer(text, np.uint8)
-
-    self._save_again(change)
-    with self.assertLogs('absl', 'WARNING') as logs:
-      saved = self.checkpoints.load_latest(_state(0))
-    self.assertEqual(saved.record.round_num, 0)
-    self.assertIn('round_000001.npz cannot be read', logs.output[0])
-
-  @parameterized.parameters('fifo', 'folder', 'device')
-  def test_refuses_what_is_no_file(self, kind):
-    """At once, and before anything would be saved over it."""
+  @parameterized.parameters('fifo', 'device', 'folder')
+  def test_what_is_no_file_ends_in_a_line_and_at_once(self, kind):
+    """A folder could not be saved over; the others can."""
     self.checkpoints.save(_state(0), _record(0))
     path = self.folder / 'round_000001.npz'
+    if kind == 'folder':
+      path.mkdir()
+      with self.assertRaisesRegex(
+        _validate.InputError, f'{path.name} is a fol'
+      ):
+        self.checkpoints.load_latest(_state(0))
+      return
     if kind == 'fifo':
       os.mkfifo(path)
-    elif kind == 'folder':
-      path.mkdir()
     else:
       path.symlink_to('/dev/zero')
-    with self.assertRaisesRegex(
-      _validate.InputError, 'round_000001.npz is not a regular file'
-    ):
-      self.checkpoints.load_latest(_state(0))
+    with self.assertLogs('absl', 'WARNING') as logs:
+      saved = self.checkpoints.load_latest(_state(0))
+    self.assertIn('not a regular file', logs.output[0])
+    self.assertEqual(saved.record.round_num, 0)
+    self.checkpoints.save(_state(1), _record(1))
+    self.assertEqual(self.checkpoints.load_latest(_state(0)).record, _record(1))
 
   @parameterized.parameters(b'', b'PK\x03\x04 cut', b'not a zip at all')
   def test_falls_back_to_the_one_before(self, content):
@@ -287,6 +280,45 @@ class CheckpointsTest(parameterized.TestCase):
     self.assertEqual(self.checkpoints.cohort_seed(), 5)
     with self.assertRaisesRegex(_validate.InputError, 'cohort_seed'):
       self.checkpoints.cohort_seed(6)
+
+  def test_lost_cohort_seed_is_renewed_unless_rounds_depend_on_it(self):
+    for damage in (
+      lambda path: path.unlink(),
+      lambda path: path.write_text('not a number'),
+      lambda path: path.write_text('-1'),
+    ):
+      seed = self.checkpoints.cohort_seed()
+      damage(self.folder / 'cohort_seed.secret')
+      with self.assertRaisesRegex(_validate.InputError, 'missing or damaged'):
+        self.checkpoints.cohort_seed(must_be_there=True)
+      self.assertNotEqual(self.checkpoints.cohort_seed(), seed)
+    seed = self.checkpoints.cohort_seed()
+    self.assertEqual(self.checkpoints.cohort_seed(must_be_there=True), seed)
+
+  @parameterized.parameters(
+    dict(charges='many'),
+    dict(attempt=None),
+    dict(round_num=-1),
+    dict(round_num=True),
+    dict(run_id=7),
+    dict(values=[1]),
+    dict(values={'epsilon': 'much'}),
+    dict(evaluates='no'),
+    dict(more=1),
+  )
+  def test_record_of_other_types_is_refused(self, **changed):
+    values = {**dataclasses.asdict(_record(1)), **changed}
+    with self.assertRaisesRegex(checkpoints.AlteredError, 'no record'):
+      checkpoints.Record.of(values)
+
+  def test_nothing_is_read_of_a_file_that_claims_more_than_it_has(self):
+    """A terabyte of zeros at its end, as a copy that was broken off may have."""
+    self.checkpoints.save(_state(1), _record(1))
+    self.checkpoints.save(_state(2), _record(2))
+    os.truncate(self.folder / 'round_000002.npz', 2**40)
+    saved = self.checkpoints.load_latest(_state(0))
+    self.assertEqual(saved.record.round_num, 1)
+    self.assertEqual(saved.newer_rounds, (2,))
 
 
 if __name__ == '__main__':

@@ -42,13 +42,13 @@ from tff_medical import _validate
 # so many. Photographs and scans stay below 10; deflate can reach 1032.
 _MAX_RATIO = 100
 _FREE_BYTES = 2**26
-_MAX_MEMBERS = 1000
+MAX_MEMBERS = 1000
 # Of the directory, and of all that stands between and around the members.
 _MAX_OVERHEAD = 2**20
 # Headers of version 1 have at most 65,535 bytes after these ten.
 _MAX_HEADER = 2**16 + 10
 _MAX_DIMENSIONS = 32  # Those of NumPy.
-_METHODS = {zipfile.ZIP_STORED: 'stored', zipfile.ZIP_DEFLATED: 'deflated'}
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DIRECTORY_END = b'PK\x05\x06'
 _DIRECTORY_END_SIZE = 22
 _ENCRYPTED = 1
@@ -110,17 +110,28 @@ class Error(_validate.InputError):
 class Archive:
   """The arrays of an .npz file; raises `Error` whatever is wrong with it."""
 
-  def __init__(self, file: BinaryIO):
-    """Reads the directory of the file, which must be open for reading."""
+  def __init__(self, file: BinaryIO, *, max_members: int = MAX_MEMBERS):
+    """Reads the directory of the file, which must be open for reading.
+
+    Args:
+      file: The file.
+      max_members: The most arrays that it may have.
+    """
     self._file = file
     with _as_error('', _ZIP_ERRORS):
       self._size = file.seek(0, os.SEEK_END)
-      _check_directory(file, self._size)
+      _check_directory(file, self._size, max_members)
       self._zip = zipfile.ZipFile(file)
       members = self._zip.infolist()
     self._check_members(members)
     self._members = {info.filename: info for info in members}
     self._headers: dict[str, Header] = {}
+
+  @property
+  def keys(self) -> list[str]:
+    """The names of the arrays, in the order of the file."""
+    names = (name for name in self._members if name.endswith('.npy'))
+    return [name[: -len('.npy')] for name in names]
 
   def missing(self, keys: list[str]) -> list[str]:
     """Returns which of the arrays are not there."""
@@ -140,8 +151,6 @@ class Archive:
         with warnings.catch_warnings():
           warnings.simplefilter('ignore')  # Of files of Python 2.
           array = np.lib.format.read_array(member, allow_pickle=False)
-        if member.read(1):  # At the end, the sum of the bytes is compared.
-          raise ValueError('it goes on after its end')
     if (array.shape, array.dtype) != (header.shape, header.dtype):
       raise Error(f'{key}: it was changed while it was read')
     return array
@@ -171,15 +180,13 @@ class Archive:
   def _read_header(self, key: str) -> Header:
     name = f'{key}.npy'
     info = self._members[name]
-    with _as_error(f'{key}: ', ()):
+    with _as_error(f'{key}: ', (ValueError,)):
       if info.flag_bits & _ENCRYPTED:
         raise ValueError('it is encrypted')
       if info.compress_type not in _METHODS:
-        method = zipfile.compressor_names.get(
-          info.compress_type, info.compress_type
-        )
         raise ValueError(
-          f'it is compressed by {method}; store it by np.savez_compressed'
+          f'it is compressed by method {info.compress_type} of zip, neither '
+          'stored nor deflated'
         )
       stored = info.compress_type == zipfile.ZIP_STORED
       if stored and info.compress_size != info.file_size:
@@ -197,7 +204,7 @@ class Archive:
         start = io.BytesIO(member.read(_MAX_HEADER))
     with _as_error(f'{key}: it is no .npy array: ', _HEADER_ERRORS):
       header = _parse(start)
-    with _as_error(f'{key}: ', ()):
+    with _as_error(f'{key}: ', (ValueError,)):
       if header.dtype.hasobject:
         raise ValueError('it holds Python objects (a pickle)')
       if header.size + header.num_bytes != info.file_size:
@@ -209,7 +216,7 @@ class Archive:
     return header
 
 
-def _check_directory(file: BinaryIO, size: int) -> None:
+def _check_directory(file: BinaryIO, size: int, max_members: int) -> None:
   """Refuses a directory of the zip file that is not worth reading."""
   start = max(0, size - _DIRECTORY_END_SIZE - 2**16)
   file.seek(start)
@@ -218,7 +225,7 @@ def _check_directory(file: BinaryIO, size: int) -> None:
   if place < 0 or len(tail) - place < _DIRECTORY_END_SIZE:
     raise ValueError('it is no zip file, or is cut short')
   count, directory = struct.unpack_from('<HI', tail, place + 10)
-  if count > _MAX_MEMBERS or directory > _MAX_OVERHEAD:
+  if count > max_members or directory > _MAX_OVERHEAD:
     raise ValueError(
       f'it has {count} members, a directory of {directory} bytes'
     )
@@ -247,11 +254,11 @@ def _parse(start: BinaryIO) -> Header:
 def _as_error(
   prefix: str, errors: tuple[type[Exception], ...]
 ) -> Iterator[None]:
-  """Turns these errors, and ValueError, into an `Error`."""
+  """Turns these errors into an `Error`."""
   try:
     yield
   except Error:
     raise
-  except (ValueError, *errors) as error:
+  except errors as error:
     text = ' '.join(str(error).split()) or type(error).__name__
     raise Error(f'{prefix}{text[:200]}') from error

@@ -15,6 +15,7 @@ from typing import Any, Union
 import tensorflow_federated as tff
 
 from tff_medical.learning import client_training
+from tff_medical.learning import labels
 from tff_medical.learning import optimizers
 from tff_medical.privacy import aggregators
 
@@ -45,6 +46,9 @@ def build_dp_fed_avg(
   is still to be taken back. Client training metrics, which TFF sums without
   noise, are left out for that reason.
 
+  A client with a label that no class has (see `labels`), or whose model or
+  update is not finite, counts as one whose update is zero.
+
   Args:
     model: A functional model, or a function that returns a new `VariableModel`.
       It must have no BatchNorm: batch statistics do not survive averaging.
@@ -62,6 +66,7 @@ def build_dp_fed_avg(
       cover that count.
   """
   unweighted = aggregators.build_aggregator(mechanism)
+  model = labels.guarded(model)
   aggregator = (
     aggregators.BrokenCountFactory(unweighted)
     if count_broken

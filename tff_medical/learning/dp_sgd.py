@@ -63,8 +63,9 @@ def build_dp_sgd(
 
   The guarantee holds for what `next` returns, if every round is charged for
   `mechanism.charge_event()`. There are no training metrics, as their sums would
-  carry no noise. A unit whose gradient's norm is not finite counts as a unit
-  with the gradient zero.
+  carry no noise. A unit whose gradient's norm is not finite, or with a
+  label that no class has (see `labels`), counts as a unit with the gradient
+  zero.
 
   Args:
     model: Has one output, and treats each image on its own (no batch norm).
@@ -176,7 +177,7 @@ def _site_sum(
     gradients = unit_gradients.unit_gradients(
       model, weights, batch, augmentation
     )
-    is_unit = tf.reduce_max(batch['mask'], axis=1)
+    is_unit = unit_gradients.is_unit(batch)
     norms = unit_clipping.global_norms(gradients)
     broken = tf.logical_and(is_unit > 0, ~tf.math.is_finite(norms))
     added = (

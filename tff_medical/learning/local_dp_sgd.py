@@ -78,7 +78,10 @@ def build_local_dp_sgd(
 
   Each batch of a site's dataset is one step; see `step_arrays`. The server
   averages the sites' changes of the model, weighted by their expected units. A
-  site whose model is not finite after its steps is left out.
+  unit whose gradient's norm is not finite, or with a label that no class has
+  (see `labels`), counts as a unit with the gradient zero. A site is left out
+  whose model is not finite after its steps, or whose expected units are not one
+  number for all of its rows, above 0 and at most those of all sites.
 
   Args:
     model: As for `build_dp_sgd`.
@@ -146,7 +149,7 @@ class _LocalTraining:
     )
     norms = unit_clipping.global_norms(gradients)
     finite = tf.math.is_finite(norms)
-    factors = tf.reduce_max(batch['mask'], axis=1)
+    factors = unit_gradients.is_unit(batch)
     clipping = self._mechanism.clipping
     if clipping is not None:
       factors *= unit_clipping.clip_factors(
@@ -167,12 +170,12 @@ class _LocalTraining:
 
     @tf.autograph.experimental.do_not_convert
     def step(state: Any, batch: Any) -> Any:
-      trainable, optimizer_state, _ = state
-      expected = tf.reduce_max(batch['expected_units'])
+      trainable, optimizer_state, before = state
+      expected = self._expected_units(batch['expected_units'], before)
       gradient = self.noised_mean(
         tff.learning.models.ModelWeights(trainable, initial.non_trainable),
         batch,
-        expected,
+        tf.where(expected > 0, expected, 1.0),
       )
       optimizer_state, trainable = self._optimizer.next(
         optimizer_state, trainable, gradient
@@ -183,10 +186,29 @@ class _LocalTraining:
     trained, _, weight = data.reduce(state, step)
     update = tf.nest.map_structure(tf.subtract, start, trained)
     finite = tf.math.is_finite(tf.linalg.global_norm(update))
+    counts = tf.logical_and(finite, weight > 0)
     return tff.learning.templates.ClientResult(
-      update=tuple(tf.where(finite, u, tf.zeros_like(u)) for u in update),
-      update_weight=tf.where(finite, weight, 0.0),
+      update=tuple(tf.where(counts, u, tf.zeros_like(u)) for u in update),
+      update_weight=tf.where(counts, weight, 0.0),
     )
+
+  def _expected_units(self, column: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+    """Returns a step's expected units, or -1 for a column that cannot be right.
+
+    They divide the noised sum and weigh the site, so no row may change them
+    alone: the site says the same in every row of every step.
+
+    Args:
+      column: Float [rows], of a step.
+      before: What the step before had, or 0 before the first one.
+    """
+    # No site expects more than all sites together, which float32 may round.
+    highest = self._mechanism.sampling.expected_cohort * (1 + 1e-3)
+    first = tf.reduce_max(column)  # Of no rows -inf, and of any NaN NaN.
+    right = tf.reduce_all(tf.equal(column, first))
+    right &= tf.math.is_finite(first) & (first > 0) & (first <= highest)
+    right &= tf.equal(before, 0) | tf.equal(before, first)
+    return tf.where(right, first, -1.0)
 
 
 def _client_work(

@@ -21,6 +21,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical.learning import augmentation as augmentation_lib
+from tff_medical.learning import labels as labels_lib
 from tff_medical.learning import layer_gradients
 
 _Weights = tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]
@@ -33,8 +34,9 @@ def batch_spec(
   """Returns what a batch of units is made of.
 
   `x` [B, K, ...] and `y` [B, K, ...] are as the model takes them, for B units of
-  K images, and `mask`, float32 [B, K], is 1 for images and 0 for padding. A unit
-  that is all padding counts as no unit.
+  K images, and `mask`, float32 [B, K], is 1 for images and 0 for padding. What is
+  above 0 counts as 1, so that no image weighs more than another, and all else,
+  NaN too, as 0. A unit that is all padding counts as no unit.
   """
   x, y = (
     tf.TensorSpec((None, None, *spec.shape[1:]), spec.dtype)
@@ -59,7 +61,8 @@ def unit_gradients(
     augmentation: If given, the loss of an image is the mean over views of it.
 
   Returns:
-    [B, ...] for each trainable weight; exactly 0 for units that are padding.
+    [B, ...] for each trainable weight; exactly 0 for units that are padding, and
+    not finite for units with a label that no class has (see `labels`).
   """
   # Tensors of their own, so that what uses them can be found.
   trainable = tuple(tf.identity(w) for w in weights.trainable)
@@ -136,21 +139,34 @@ def _losses(
   """Returns each unit's loss [B] of x [B, K, views, ...]: means over images."""
   shape = tf.shape(x)
   flat = tf.reshape(x, (-1, *x.shape[3:].as_list()))
-  output = model.predict_on_batch(weights, flat, True)
-  output = tf.reshape(output, (-1, x.shape[2], *output.shape[1:].as_list()))
-  labels = tf.reshape(y, (-1, 1, *y.shape[2:].as_list()))
+  flat_output = model.predict_on_batch(weights, flat, True)
+  output = tf.reshape(
+    flat_output, (-1, x.shape[2], *flat_output.shape[1:].as_list())
+  )
+  labels = tf.reshape(y, (-1, *y.shape[2:].as_list()))
+  labels, kept = labels_lib.cleaned(labels, flat_output)
+  weights_of_images = tf.where(tf.reshape(kept, shape[:2]), mask, float('nan'))
+  labels = labels[:, tf.newaxis]
   losses = tf.vectorized_map(
     lambda image: model.loss(*image),
     (output, tf.repeat(labels, x.shape[2], axis=1)),
   )
   losses = tf.reshape(losses, shape[:2])
   return tf.math.divide_no_nan(
-    tf.reduce_sum(mask * losses, axis=1), tf.reduce_sum(mask, axis=1)
+    tf.reduce_sum(weights_of_images * losses, axis=1),
+    tf.reduce_sum(mask, axis=1),
   )
+
+
+def is_unit(batch: Batch) -> tf.Tensor:
+  """Returns 1 for units and 0 for what is all padding, float32 [B]."""
+  return tf.cast(tf.reduce_any(batch['mask'] > 0, axis=1), tf.float32)
 
 
 def _without_padding(batch: Batch) -> Batch:
   """Returns the batch with zeros in place of what the mask leaves out.
+
+  Its mask is 0 or 1, whatever it was.
 
   The weight 0 alone would not do: 0 times NaN is NaN.
   """
@@ -163,7 +179,7 @@ def _without_padding(batch: Batch) -> Batch:
     return tf.where(keep, values, tf.zeros_like(values))
 
   return collections.OrderedDict(
-    x=clean(batch['x']), y=clean(batch['y']), mask=batch['mask']
+    x=clean(batch['x']), y=clean(batch['y']), mask=tf.cast(real, tf.float32)
   )
 
 

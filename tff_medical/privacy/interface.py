@@ -31,6 +31,14 @@ class Sampler(Protocol):
     """Whether epsilon is smaller for those who cannot tell the cohorts."""
 
   @property
+  def draws_by_attempt(self) -> bool:
+    """Whether each charge pays for a draw of its own.
+
+    Then a seed that was lost may give way to a new one. Where cohorts depend on
+    those of earlier rounds it may not.
+    """
+
+  @property
   def expected_cohort(self) -> float:
     """How many units a round is expected to have."""
 

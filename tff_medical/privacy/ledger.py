@@ -37,6 +37,9 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 
 _FORMAT = 2
+# No run has as many rounds or charges; a damaged file may state any number, and
+# the epsilon of that of 1e9 would be computed for ever.
+MAX_COUNT = 10**7
 
 
 class BudgetExceededError(Exception):
@@ -58,6 +61,7 @@ class Entry:
       it is not known.
     restored_from: What showed that the file had lost charges, where this entry
       puts them back; '' for the entry of a round.
+    nonce: Of an entry that puts charges back: makes its digest its own.
     digest: SHA-256, in hexadecimal, that commits to the file up to this line.
   """
 
@@ -67,6 +71,7 @@ class Entry:
   epsilon: float
   state_digest: str = ''
   restored_from: str = ''
+  nonce: str = ''
   digest: str = ''
 
   @classmethod
@@ -79,8 +84,12 @@ class Entry:
       epsilon=float(record['epsilon']),
       state_digest=str(record.get('state_sha256', '')),
       restored_from=str(record.get('restored_from', '')),
+      nonce=str(record.get('nonce', '')),
       digest=digest,
     )
+    for count in (entry.round_num, entry.attempt, entry.charges):
+      if count > MAX_COUNT:
+        raise ValueError(f'{count} is above {MAX_COUNT:,}')
     if math.isnan(entry.epsilon) or entry.epsilon < 0:
       raise ValueError(f'epsilon is {entry.epsilon}')
     return entry
@@ -90,6 +99,7 @@ class Entry:
     extra = {
       'state_sha256': self.state_digest,
       'restored_from': self.restored_from,
+      'nonce': self.nonce,
     }
     return {
       'round': self.round_num,
@@ -251,6 +261,23 @@ class PrivacyLedger:
       self._event, rounds=self.charges, delta=self._delta
     )
 
+  def seed_of_draws(self, cohort_seed: int) -> int:
+    """Returns the seed for draws that each charge pays for.
+
+    It is the run's own, until charges are put back: which attempts there were
+    since the last line that was left is not known then, and their cohorts must
+    not be drawn and released again as if they were new.
+    """
+    for entry in reversed(self._entries):
+      if entry.restored_from:
+        text = f'{cohort_seed} {entry.digest}'
+        return int.from_bytes(hashlib.sha256(text.encode()).digest(), 'big')
+    return cohort_seed
+
+  def cost_between(self, first: int, last: int) -> int:
+    """Returns the charges of the rounds after `first`, up to `last`, run once."""
+    return self._charges_for(last) - self._charges_for(first)
+
   def entry_of(self, attempt: int) -> Entry | None:
     """Returns the entry of an attempt; None where the file has lost it."""
     for entry in reversed(self._entries):
@@ -317,9 +344,16 @@ class PrivacyLedger:
       Whether anything was missing.
 
     Raises:
-      InputError: The file was replaced or changed by somebody else.
+      InputError: The file was replaced or changed by somebody else, or the
+        evidence cannot be true.
       OSError: The entry could not be written.
     """
+    if max(round_num, attempt, charges) > MAX_COUNT:
+      raise _validate.InputError(
+        f'{evidence} states more than {MAX_COUNT:,} rounds or '
+        'charges, which no run has; restore or remove it, or choose another '
+        'output_dir'
+      )
     charges = max(
       charges, self._charges_for(round_num), min(attempt, 1), self.charges
     )
@@ -333,6 +367,7 @@ class PrivacyLedger:
         charges=charges,
         epsilon=self._epsilon_of(charges),
         restored_from=evidence,
+        nonce=secrets.token_hex(16),
       )
     )
     return True
@@ -454,13 +489,24 @@ class PrivacyLedger:
 
 def _open_regular(path: pathlib.Path) -> Any:
   """Opens the ledger to read and append; creates it if it is missing."""
-  if path.exists() and not path.is_file():
+  # Opening a FIFO must not wait for whoever would write into it.
+  flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+  try:
+    descriptor = os.open(path, flags, 0o666)
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+      raise
     raise _validate.InputError(
-      f'{path} is not a regular file; put the ledger itself there or choose '
-      'another output_dir'
-    )
+      f'{path} cannot be opened ({error.strerror}); put the ledger itself '
+      'there or choose another output_dir'
+    ) from None
+  try:
+    files.check_regular(path, descriptor)
+  except BaseException:
+    os.close(descriptor)
+    raise
   # Unbuffered: a failed write must not be tried again when the file closes.
-  return open(path, 'a+b', buffering=0)
+  return os.fdopen(descriptor, 'a+b', buffering=0)
 
 
 def _parse(path: pathlib.Path, content: bytes) -> Contents:
@@ -525,12 +571,13 @@ def _check(
   try:
     record = json.loads(line)
     record.pop('digest')
+    sealed = _seal(record, previous_digest)
   except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
     raise _validate.InputError(
       f'{path} line {number} is not a ledger entry; restore the file '
       'or choose another output_dir'
     ) from None
-  if _seal(record, previous_digest) != line:
+  if sealed != line:
     raise _validate.InputError(
       f'{path} was changed at or before line {number}: its digest '
       'does not match; restore the file or choose another output_dir'

@@ -50,6 +50,7 @@ class LocalPoissonSampling:
 
   name = 'local_poisson'
   amplifies = True
+  draws_by_attempt = True
 
   def __post_init__(self) -> None:
     _validate.positive_int(population=self.population, local_steps=self.steps)

@@ -38,6 +38,7 @@ class PoissonSampling:
 
   name = 'poisson'
   amplifies = True
+  draws_by_attempt = True
 
   def __post_init__(self) -> None:
     _validate.positive_int(population=self.population)
@@ -73,6 +74,7 @@ class FullParticipation:
 
   name = 'all'
   amplifies = False
+  draws_by_attempt = True
   rate = 1.0
 
   def __post_init__(self) -> None:
@@ -112,6 +114,7 @@ class TruncatedPoissonSampling:
 
   name = 'truncated_poisson'
   amplifies = True
+  draws_by_attempt = True
 
   def __post_init__(self) -> None:
     PoissonSampling(self.population, self.expected_cohort)

@@ -65,6 +65,7 @@ class TreeSampling:
 
   name = 'once_per_tree'
   amplifies = False
+  draws_by_attempt = False
 
   def __post_init__(self) -> None:
     _validate.positive_int(

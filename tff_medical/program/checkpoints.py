@@ -38,10 +38,13 @@ import tensorflow as tf
 
 from tff_medical import _validate
 from tff_medical import files
+from tff_medical.data import npz
 
 _FILE = re.compile(r'round_(\d{6,})\.npz')
 _SEED_FILE = 'cohort_seed.secret'
 _RECORD = 'record'
+# The largest network here has some hundreds, an optimizer three times as many.
+_MAX_LEAVES = 10_000
 # What NumPy raises for files that are cut, damaged or of another process.
 UNREADABLE = (
   OSError,
@@ -82,6 +85,27 @@ class Record:
   weights_digest: str
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
   evaluates: bool = False
+
+  @classmethod
+  def of(cls, values: Any) -> Record:
+    """Returns the record that a file holds.
+
+    Raises:
+      AlteredError: It is none: a name or a type is another one.
+    """
+    try:
+      record = cls(**values)
+      for name in ('round_num', 'attempt', 'charges'):
+        _validate.count(getattr(record, name), name)
+      for name in ('run_id', 'ledger_digest', 'weights_digest'):
+        if not isinstance(getattr(record, name), str):
+          raise TypeError(f'{name} is no text')
+      if not isinstance(record.evaluates, bool):
+        raise TypeError('evaluates is not true or false')
+      numbers = {n: float(value) for n, value in record.values.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+      raise AlteredError(f'holds no record of a round ({error})') from None
+    return dataclasses.replace(record, values=numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +206,9 @@ class Checkpoints:
     unreadable: list[int] = []
     for round_num in reversed(self.rounds()):
       path = self._path(round_num)
-      if not path.is_file():
-        # Neither damage nor what could be saved over.
+      if path.is_dir():
         raise _validate.InputError(
-          f'{path} is not a regular file; remove it or put the checkpoint there'
+          f'{path} is a folder, where a checkpoint is to be; remove it'
         )
       try:
         leaves, record, digest = read(path)
@@ -210,20 +233,28 @@ class Checkpoints:
       )
     return None
 
-  def cohort_seed(self, given: int | None = None) -> int:
+  def cohort_seed(
+    self, given: int | None = None, *, must_be_there: bool = False
+  ) -> int:
     """Returns the seed of this run's cohorts; the first call decides it.
-
-    A file that is damaged is replaced by a new seed, which is said: cohorts are
-    drawn for the number of the attempt, so none is drawn a second time.
 
     Args:
       given: The seed to use; by default 128 bits from the operating system.
+      must_be_there: Whether rounds were drawn that those to come depend on.
+        Otherwise a file that is lost or damaged is replaced by a new seed, which
+        is said: each charge pays for a draw of its own.
 
     Raises:
-      InputError: The run was started with another seed.
+      InputError: The run was started with another seed, or it is lost and must
+        not be.
     """
     path = self._folder / _SEED_FILE
     seed = self._read_seed(path)
+    if seed is None and must_be_there:
+      raise _validate.InputError(
+        f'{path} is missing or damaged, and with this mechanism nobody may join '
+        'twice before all have: restore the file or choose another output_dir'
+      )
     if seed is not None:
       if given is not None and given != seed:
         raise _validate.InputError(
@@ -280,16 +311,22 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
     AlteredError: They are not what was saved under this name.
     OSError, ValueError, KeyError, zipfile.BadZipFile, ...: It is damaged.
   """
-  content = files.read_bytes(path, max_bytes=2**40)
-  with np.load(io.BytesIO(content), allow_pickle=False) as file:
-    if _RECORD not in file.files:
+  with files.open_regular(path) as file:
+    # Of a damaged file nothing is read that is not there.
+    archive = npz.Archive(file, max_members=_MAX_LEAVES)
+    if _RECORD not in archive.keys:
       raise AlteredError('is no checkpoint of this version')
-    leaves = [file[f'leaf_{n:04d}'] for n in range(len(file.files) - 1)]
-    text = file[_RECORD].tobytes()
+    leaves = [
+      archive.read(f'leaf_{n:04d}') for n in range(len(archive.keys) - 1)
+    ]
+    text = archive.read(_RECORD).tobytes()
   text, digest = text[:-64], text[-64:]
-  record = Record(**json.loads(text))
   if _digest(leaves, text) != digest:
     raise AlteredError('was changed: its digest does not match')
+  try:
+    record = Record.of(json.loads(text))
+  except (ValueError, RecursionError) as error:
+    raise AlteredError(f'holds no record of a round ({error})') from None
   match = _FILE.fullmatch(path.name)
   if match is None or int(match.group(1)) != record.round_num:
     raise AlteredError(

@@ -56,6 +56,10 @@ class Ended(KeyboardInterrupt):
     self.signum = signum
 
 
+class Abandoned(Ended):
+  """Interrupts what runs within `End.abandonable`, as it takes too long."""
+
+
 class Requested:
   """Tells whether the end was requested; an event that has no lock.
 
@@ -177,12 +181,13 @@ class End:
     """Runs its block until the end, or until the patience is over.
 
     Raises:
-      Ended: The patience is over; what the block did is lost.
+      Abandoned: The patience is over; what the block did is lost.
+      Ended: A second signal came.
     """
     self._abandonable += 1
     try:
       if self._overdue:
-        raise Ended(self.signum or signal.SIGINT)
+        raise Abandoned(self.signum or signal.SIGINT)
       yield
     finally:
       self._abandonable -= 1
@@ -205,7 +210,7 @@ class End:
   def _on_nudge(self, signum: int, frame: Any) -> None:
     del signum, frame
     if self._overdue and self._abandonable:
-      raise Ended(self.signum or signal.SIGINT)
+      raise Abandoned(self.signum or signal.SIGINT)
 
   def _watch(self) -> None:
     """Waits for signals, patience and deadline, in a thread of its own."""

@@ -13,6 +13,7 @@ lost from the other, or at least their epsilon from the ledger.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import math
 import os
 import pathlib
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_medical import _validate
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import metrics_table
 
@@ -116,22 +118,28 @@ def repair(
   content = metrics_table.read_content(table)
   rows = content.rows
   in_events = read_events(events)
-  epsilons = {e.round_num: e.epsilon for e in entries if not e.restored_from}
+  epsilons = _epsilons(entries)
   complete: metrics_table.Rows = {}
   lost = []
   for round_num in range(1, done + 1):
+    paid = epsilons.get(round_num, ())
     found = rows.get(round_num)
+    if found is not None and not _agrees(found, paid):
+      found = None
     if found is None and round_num == done:
       continue
     if found is None:
       lost.append(round_num)
       found = dict(in_events.get(round_num, {}))
-      if round_num in epsilons:
-        found['epsilon'] = epsilons[round_num]
+      if not _agrees(found, paid):
+        found = {}
+      if paid:
+        found['epsilon'] = paid[-1]
     complete[round_num] = found
   if lost:
     logging.warning(
-      '%s lacked %d of %d rounds; they were put back from %s and the ledger',
+      '%s lacked %d of %d rounds or had them with another ε; they were put back '
+      'from %s and the ledger',
       table,
       len(lost),
       done,
@@ -139,36 +147,92 @@ def repair(
     )
   if complete != rows or not content.is_whole:
     metrics_table.write(table, complete, content.columns)
-  absent = [
-    n for n, row in complete.items() if row.keys() - in_events.get(n, {}).keys()
-  ]
-  if absent:
-    logging.warning(
-      '%s lacked %d of %d rounds; they were put back from %s',
-      events,
-      len(absent),
-      done,
-      table,
+  _repair_events(events, in_events, complete)
+
+
+def _repair_events(
+  folder: pathlib.Path,
+  there: metrics_table.Rows,
+  complete: metrics_table.Rows,
+) -> None:
+  """Makes the files for TensorBoard hold what the table holds.
+
+  Values that are there and are not to be are the work of rounds that will be run
+  again, or of another run; as a file is only ever appended to, all are written
+  anew then.
+  """
+  files_before = _event_files(folder)
+  is_wrong = not all(
+    n in complete and _holds(complete[n], row) for n, row in there.items()
+  )
+  lacking = {
+    n: {name: v for name, v in row.items() if name not in there.get(n, {})}
+    for n, row in complete.items()
+    if row.keys() - there.get(n, {}).keys()
+  }
+  if is_wrong:
+    lacking = complete
+  elif not lacking:
+    return
+  logging.warning(
+    '%s %s metrics.csv; %d rounds were written again from there',
+    folder,
+    'has other values than' if is_wrong else 'lacked values of',
+    len(lacking),
+  )
+  _write_events(folder, lacking)
+  if is_wrong:
+    for path in files_before:
+      path.unlink()
+
+
+def _holds(row: Mapping[str, float], there: Mapping[str, float]) -> bool:
+  """Whether a row has all that TensorBoard's files have, in float32."""
+  with np.errstate(over='ignore'):
+    return all(
+      name in row
+      and np.array_equal(
+        np.float32(row[name]), np.float32(value), equal_nan=True
+      )
+      for name, value in there.items()
     )
-    _write_events(
-      events,
-      {
-        n: {
-          name: value
-          for name, value in complete[n].items()
-          if name not in in_events.get(n, {})
-        }
-        for n in absent
-      },
-    )
+
+
+def _epsilons(
+  entries: Sequence[ledger_lib.Entry],
+) -> dict[int, list[float]]:
+  """Returns, by round, the epsilon of each attempt at it."""
+  found: dict[int, list[float]] = {}
+  for entry in entries:
+    if not entry.restored_from:
+      found.setdefault(entry.round_num, []).append(entry.epsilon)
+  return found
+
+
+def _agrees(values: Mapping[str, float], paid: Sequence[float]) -> bool:
+  """Whether values state an epsilon that the ledger has for their round.
+
+  Where it has lost the round, nothing speaks against them.
+  """
+  if not paid or 'epsilon' not in values:
+    return not paid
+  # TensorBoard keeps float32.
+  return any(math.isclose(values['epsilon'], e, rel_tol=1e-6) for e in paid)
 
 
 def read_events(folder: pathlib.Path) -> metrics_table.Rows:
-  """Returns what TensorBoard's files hold, as far as they can be read."""
+  """Returns what TensorBoard's files hold, as far as they can be read.
+
+  Raises:
+    InputError: There is something else than a folder.
+  """
   rows: metrics_table.Rows = {}
-  for path in sorted(folder.glob('events.out.tfevents.*')):
-    if not path.is_file():
-      continue
+  if os.path.lexists(folder) and not folder.is_dir():
+    raise _validate.InputError(
+      f'{folder} is not a folder; remove it, and the rounds that can be known '
+      'of are put back when the run goes on'
+    )
+  for path in _event_files(folder):
     try:
       for record in tf.data.TFRecordDataset(os.fspath(path)):
         event = tf.compat.v1.Event.FromString(record.numpy())
@@ -179,6 +243,12 @@ def read_events(folder: pathlib.Path) -> metrics_table.Rows:
     except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
       continue  # A crash cut the last event.
   return rows
+
+
+def _event_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns TensorBoard's files, oldest first."""
+  found = sorted(folder.glob('events.out.tfevents.*'))
+  return [path for path in found if path.is_file()]
 
 
 def _write_events(folder: pathlib.Path, rows: metrics_table.Rows) -> None:

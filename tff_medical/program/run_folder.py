@@ -182,6 +182,8 @@ class RunFolder:
     if not self.path.is_dir():
       raise _validate.InputError(f'output_dir {self.path} is not a folder')
     names = {p.name for p in self.path.iterdir()}
+    if self._was_just_claimed(names):
+      return
     if names and self.config.name not in names:
       what = (
         'a run without its config.json; restore that file or choose another '
@@ -190,6 +192,20 @@ class RunFolder:
         else 'other files (no config.json); choose a new folder'
       )
       raise _validate.InputError(f'output_dir {self.path} holds {what}')
+
+  def _was_just_claimed(self, names: Collection[str]) -> bool:
+    """Whether a start that was killed before config.json left the folder."""
+    if not {*names} <= {
+      self.checkpoints.name,
+      f'{self.config.name}{files.PARTIAL_SUFFIX}',
+    }:
+      return False
+    there = (
+      {p.name for p in self.checkpoints.iterdir()}
+      if self.checkpoints.is_dir()
+      else set()
+    )
+    return there <= {_KEY_FILE, f'{_KEY_FILE}{files.PARTIAL_SUFFIX}'}
 
   def claim(
     self,
@@ -298,7 +314,7 @@ class RunFolder:
           if field.name in values or field.default is dataclasses.MISSING
         }
       )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
       raise _validate.InputError(
         f'{self.summary} is damaged or of another version ({error}); start '
         'the run again, which writes it anew'
@@ -363,7 +379,7 @@ class RunFolder:
       card = files.read_json(self.saved_model / 'assets' / card_format.FILE)
       if card.get('run_id') == run_id:
         counts = [
-          _validate.whole(card.get(name)) for name in card_format.COUNTS
+          _validate.count(card.get(name)) for name in card_format.COUNTS
         ]
         yield f'{self.saved_model.name}/', counts[0], counts[1], counts[2]
     except FileNotFoundError:
@@ -430,7 +446,7 @@ def _typed(value: Any, kind: str) -> Any:
       raise ValueError(f'{value!r} is no text')
     return value
   if kind == 'int':
-    return _validate.whole(value)
+    return _validate.count(value)
   if value is None and 'None' in kind:
     return None
   return _number(value)

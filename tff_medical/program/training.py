@@ -146,6 +146,8 @@ def train(
     saved = _start(process, initial, ledger, checkpoints)
   else:
     _reconcile(ledger, saved)
+  if sampling.draws_by_attempt:
+    cohort_seed = ledger.seed_of_draws(cohort_seed)
   state, digest, done = saved.state, saved.digest, saved.record.round_num
   weights = process.get_model_weights(state)
   metrics: Mapping[str, float] = {}
@@ -156,6 +158,9 @@ def train(
   with ending.deferred() as end:
     for round_num in range(done + 1, rounds + 1):
       started = time.monotonic()
+      if end.requested.is_set():
+        reason = StopReason.INTERRUPTED
+        break
       if _has_diverged(weights, metrics):
         break
       try:
@@ -201,9 +206,6 @@ def train(
       report = dataclasses.replace(report, metrics=metrics)
       _release(release_managers, report.values(), round_num)
       on_round(report)
-      if end.requested.is_set() and round_num < rounds:
-        reason = StopReason.INTERRUPTED
-        break
   if not metrics and reason is not StopReason.INTERRUPTED:
     metrics = evaluate(weights)
   if _has_diverged(weights, metrics):
@@ -295,7 +297,7 @@ def _reconcile(
   if ledger.restore(
     round_num=newest,
     attempt=record.attempt + newest - record.round_num,
-    charges=record.charges,
+    charges=record.charges + ledger.cost_between(record.round_num, newest),
     evidence=name,
   ):
     logging.warning(

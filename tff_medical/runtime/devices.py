@@ -24,6 +24,9 @@ from tff_medical import _validate
 
 # Share of a GPU's free memory that its logical devices divide.
 _MEMORY_SHARE = 0.9
+# Each thread and each part of a device holds memory of its own.
+_MAX_THREADS = 256
+_MAX_PARTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,7 @@ def choose(
   on_devices = client_devices is not None or clients_per_device is not None
   if client_threads is not None:
     _validate.positive_int(client_threads=client_threads)
+    _validate.within(1, _MAX_THREADS, client_threads=client_threads)
     if on_devices:
       raise _validate.InputError(
         'client_threads counts clients at once on the CPU as a whole; leave '
@@ -71,6 +75,7 @@ def choose(
     client_devices = [f'{kind}:{i}' for i in range(number)]
   clients_per_device = 1 if clients_per_device is None else clients_per_device
   _validate.positive_int(clients_per_device=clients_per_device)
+  _validate.within(1, _MAX_PARTS, clients_per_device=clients_per_device)
   names = _logical_devices(client_devices, clients_per_device)
   return Placement(tuple(names), 1, 'clients_per_device')
 

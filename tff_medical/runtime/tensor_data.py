@@ -20,6 +20,7 @@ import tensorflow as tf
 from tff_medical import _validate
 
 _ATTRIBUTE = '_tff_medical_batches'
+_MAX_BATCH_SIZE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,8 @@ def tensor_dataset(
     drop_remainder: Whether a last, incomplete batch is left out.
   """
   _validate.positive_int(batch_size=batch_size, epochs=epochs)
+  # TensorFlow sets memory aside for a whole batch, however few examples it has.
+  _validate.within(1, _MAX_BATCH_SIZE, batch_size=batch_size)
   with tf.device('CPU:0'):
     tensors = tf.nest.map_structure(tf.convert_to_tensor, tensors)
     dataset = tf.data.Dataset.from_tensor_slices(tensors)

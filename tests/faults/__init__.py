@@ -1,0 +1,1 @@
+"""Harnesses that break runs, files and input, and check what is left."""

@@ -1,0 +1,216 @@
+"""Flags with values that nobody means, and what becomes of them.
+
+    python -m tests.faults.flag_faults
+
+For every numeric setting, in a mode that uses it, values from both ends of
+floats, int32 and int64; for every setting that is text, text that is none. Each
+is read as a flag, resolved, and made a mechanism. It survives if that works, or
+is refused in one line that names the flag, in bounded time; it is lost if
+anything else is raised. The command prints how many were tried, survived and
+lost, and each that was lost; with the argument `account` it also computes the
+epsilon of all rounds of what was accepted, which takes minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import math
+import sys
+import time
+import typing
+from typing import NamedTuple
+
+from absl import flags as absl_flags
+
+from experiments import build
+from experiments import flags
+from experiments import settings as settings_lib
+from tff_medical import _validate
+from tff_medical.privacy import accounting
+
+NUM_CLIENTS = 300
+NUM_UNITS = 3000
+# What may be asked for, at most, without training.
+MAX_SECONDS = 60.0
+
+INTEGERS = (
+  -(10**30), -(2**63) - 1, -(2**63), -(2**31), -1, 0, 1, 2, 3, 10, 999, 10**6,
+  10**6 + 1, 10**9, 2**31 - 1, 2**31, 2**32 + 1, 2**53 + 1, 2**63 - 1, 2**63,
+  2**64, 2**128, 10**30, 10**400,
+)  # fmt: skip
+FLOATS = (
+  -math.inf, -1e308, -1.0, -1e-320, -0.0, 0.0, 1e-320, 1e-300, 1e-45, 1e-38,
+  1e-30, 1e-20, 1e-16, 1e-10, 1e-5, 1e-3, 0.1, 0.5, 0.9999999, 0.9999999999,
+  1.0, 1.0000000001, 1.5, 3.7, 29.999, 300.0, 1e3, 1e6, 1e9, 1e20, 3.4e38, 1e39,
+  1e308, math.inf, math.nan,
+)  # fmt: skip
+TEXTS = (
+  '', ' ', '\t', '\n', 'a\nb', 'a\x00b', 'gs://bucket/x', 's3://b', 'file:///x',
+  '~nobody_has_this_name/x', '\udcff',
+)  # fmt: skip
+
+_MODES = (
+  ('noise_multiplier=1',),
+  ('noise_multiplier=1', 'clipping=fixed'),
+  ('target_epsilon=8',),
+  ('noise_multiplier=1', 'partition=dirichlet'),
+  ('noise_multiplier=1', 'clients_per_round=20'),
+  ('noise_multiplier=1', 'privacy_unit=record'),
+  ('noise_multiplier=1', 'privacy_unit=patient'),
+  ('noise_multiplier=1', 'privacy_unit=record', 'mechanism=local'),
+  ('noise_multiplier=1', 'mechanism=tree'),
+  ('noise_multiplier=1', 'mechanism=distributed'),
+  ('noise_multiplier=1', 'server_optimizer=adam'),
+  ('clipping=none',),
+)
+
+
+class Case(NamedTuple):
+  """A flag with a value, beside other flags."""
+
+  name: str
+  text: str
+  beside: tuple[str, ...]
+
+  @property
+  def arguments(self) -> list[str]:
+    """The command line without the program."""
+    others = [
+      f'--{flag}' for flag in self.beside if flag.split('=')[0] != self.name
+    ]
+    if 'noise_multiplier' in self.name:  # Not both.
+      others = [flag for flag in others if 'epsilon' not in flag]
+    given = [] if self.name == 'output_dir' else ['--output_dir=run']
+    return [*given, *others, f'--{self.name}={self.text}']
+
+
+class Result(NamedTuple):
+  """What became of a case.
+
+  Attributes:
+    settings: The resolved settings, or None if they were refused.
+    refusal: Why, or ''.
+    problem: What else was raised, or ''.
+    seconds: Of computing, whatever else the machine does.
+  """
+
+  settings: settings_lib.Settings | None
+  refusal: str
+  problem: str
+  seconds: float
+
+  @property
+  def survived(self) -> bool:
+    """Whether a user could live with it."""
+    return not self.problem and self.seconds < MAX_SECONDS
+
+
+def kind_of(name: str) -> type:
+  """Returns int, float, bool or str: the type of a setting."""
+  hint = typing.get_type_hints(settings_lib.Settings)[name]
+  kinds = [k for k in (*typing.get_args(hint), hint) if k in (
+    bool, int, float, str,
+  )]  # fmt: skip
+  return kinds[0]
+
+
+def numeric_names() -> list[str]:
+  """Returns the settings that are numbers."""
+  names = [f.name for f in dataclasses.fields(settings_lib.Settings)]
+  return [name for name in names if kind_of(name) in (int, float)]
+
+
+def modes_of(name: str) -> list[tuple[str, ...]]:
+  """Returns the flags of the modes that use a setting: two at most."""
+  found = []
+  for mode in _MODES:
+    if name == 'target_epsilon' and 'target_epsilon=8' not in mode:
+      continue
+    settings = read([f'--{flag}' for flag in ('output_dir=run', *mode)])
+    if getattr(settings.without_ignored(), name) is not None or (
+      dataclasses.replace(settings, **{name: 1}).without_ignored()
+      == dataclasses.replace(settings, **{name: 1})
+    ):
+      found.append(mode)
+  return [*found[:1], *found[-1:]] if len(found) > 1 else found
+
+
+def cases() -> Iterator[Case]:
+  """Yields every case."""
+  for name in numeric_names():
+    values = INTEGERS if kind_of(name) is int else (*FLOATS, *INTEGERS[-3:])
+    for mode in modes_of(name):
+      for value in values:
+        yield Case(name, repr(value), mode)
+  for field in dataclasses.fields(settings_lib.Settings):
+    if kind_of(field.name) is str:
+      for text in TEXTS:
+        yield Case(field.name, text, _MODES[0])
+
+
+def read(arguments: list[str]) -> settings_lib.Settings:
+  """Returns the settings of a command line, not resolved."""
+  values = absl_flags.FlagValues()
+  reader = flags.define_settings(values)
+  values(['train', *arguments])
+  return reader()
+
+
+def attempt(case: Case, account: bool = False) -> Result:
+  """Takes a case as far as it goes without data."""
+  started = time.process_time()
+  settings, refusal, problem = None, '', ''
+  try:
+    settings = read(case.arguments).resolve()
+    clients = settings.num_clients or NUM_CLIENTS
+    client_level = settings.privacy_unit == 'client'
+    units = clients if client_level else NUM_UNITS
+    settings = settings.for_population(clients, units)
+    if settings.target_epsilon is not None and not account:
+      settings_for_mechanism = dataclasses.replace(
+        settings, target_epsilon=None, noise_multiplier=1.0
+      )
+    else:
+      settings_for_mechanism = settings
+    mechanism = build.build_mechanism(settings_for_mechanism, units, _ignore)
+    mechanism.describe()
+    event = mechanism.charge_event()
+    if account and mechanism.is_private:
+      epsilon = accounting.epsilon(
+        event,
+        rounds=mechanism.charges_for(settings.rounds),
+        delta=settings.target_delta,
+      )
+      if not 0 <= epsilon < math.inf:
+        problem = f'epsilon {epsilon}'
+  except (_validate.InputError, absl_flags.Error) as error:
+    settings, refusal = None, str(error)
+  except Exception as error:  # noqa: BLE001 - whatever it is, it is counted.
+    settings, problem = None, f'{type(error).__name__}: {error}'
+  return Result(settings, refusal, problem, time.process_time() - started)
+
+
+def _ignore(line: str) -> None:
+  del line
+
+
+def main(account: bool) -> int:
+  """Prints the count and whatever was lost; returns the exit code."""
+  tried, refused, lost = 0, 0, []
+  for case in cases():
+    result = attempt(case, account)
+    tried += 1
+    refused += bool(result.refusal)
+    if not result.survived:
+      lost.append(case)
+      print(f'lost: {case} {result.problem} after {result.seconds:.1f} s')
+  print(
+    f'tried {tried}, survived {tried - len(lost)} ({refused} refused), lost '
+    f'{len(lost)}'
+  )
+  return bool(lost)
+
+
+if __name__ == '__main__':
+  sys.exit(main('account' in sys.argv[1:]))

@@ -1,0 +1,165 @@
+"""Labels that no class has: a fault of one record, not of a round.
+
+On a CPU TensorFlow's sparse cross-entropy raises an error for a label that is out
+of range, which would end the round of everybody; on a GPU it gives NaN. Here such
+labels are found and replaced before the loss sees them, and the record or the
+client that has one counts as broken.
+
+Labels are taken for what their shape beside the model's output [N, K] says: [N]
+are classes 0 to K - 1 (0 or 1 where K is 1), [N, K] are the 0 and 1 of several
+findings. A model whose output has no classes, [N] or [N, 1] with labels that are
+floats, is left alone: nothing tells one finding from a number to be estimated.
+
+>>> output = tf.zeros([3, 2])
+>>> valid(tf.constant([0, 1, 2]), output).numpy().tolist()
+[True, True, False]
+>>> valid(tf.constant([[0.0, 1.0], [0.5, 0.0], [1.0, 1.0]]), output).numpy().tolist()
+[True, False, True]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+
+def valid(labels: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+  """Returns which labels a loss can be computed of, bool [N].
+
+  Args:
+    labels: Classes [N], or findings [N, K].
+    output: The model's, [N, K].
+  """
+  if output.shape.rank == 2 and labels.shape.rank == 2:
+    counts = labels.dtype.is_integer or output.shape[1] != 1
+    if labels.shape[1] == output.shape[1] and counts:
+      allowed = tf.logical_or(tf.equal(labels, 0), tf.equal(labels, 1))
+      return tf.reduce_all(allowed, axis=1)
+    if labels.shape[1] == 1 and labels.dtype.is_integer:  # Classes in a column.
+      return valid(labels[:, 0], output)
+  classes = output.shape[1] if output.shape.rank == 2 else None
+  if classes is not None and labels.shape.rank == 1:
+    if labels.dtype.is_integer or (labels.dtype.is_floating and classes > 1):
+      highest = tf.cast(max(classes, 2) - 1, labels.dtype)
+      allowed = tf.logical_and(labels >= 0, labels <= highest)
+      if labels.dtype.is_floating:
+        allowed = tf.logical_and(allowed, tf.equal(labels, tf.floor(labels)))
+      return allowed
+  return tf.fill(tf.shape(labels)[:1], True)
+
+
+def cleaned(
+  labels: tf.Tensor, output: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns labels with 0 in place of those that are not valid, and `valid`."""
+  kept = valid(labels, output)
+  mask = tf.reshape(
+    kept, tf.concat([tf.shape(kept), [1] * (labels.shape.rank - 1)], 0)
+  )
+  return tf.where(mask, labels, tf.zeros_like(labels)), kept
+
+
+def guarded(model: Any) -> Any:
+  """Returns a model whose loss is NaN, with gradients of NaN, for bad labels.
+
+  TFF's client work zeroes the update of a client whose model is not finite, and
+  gives it the weight 0.
+
+  Args:
+    model: A `FunctionalModel`, or a function that returns a `VariableModel`.
+  """
+  if isinstance(model, tff.learning.models.FunctionalModel):
+    return _GuardedFunctionalModel(model)
+  return lambda: _GuardedVariableModel(model())
+
+
+def _nan_unless(kept: tf.Tensor) -> tf.Tensor:
+  """Returns what to multiply a loss by: its gradient takes it over."""
+  return tf.where(tf.reduce_all(kept), 1.0, float('nan'))
+
+
+class _GuardedFunctionalModel(tff.learning.models.FunctionalModel):
+  """Another functional model but for its loss."""
+
+  def __init__(self, inner: tff.learning.models.FunctionalModel):
+    super().__init__(
+      initial_weights=inner.initial_weights,
+      predict_on_batch_fn=inner.predict_on_batch,
+      loss_fn=self._guarded_loss,
+      metrics_fns=(
+        inner.initialize_metrics_state,
+        inner.update_metrics_state,
+        inner.finalize_metrics,
+      ),
+      input_spec=inner.input_spec,
+    )
+    self._inner = inner
+
+  def _guarded_loss(
+    self, output: Any, label: Any, sample_weight: Any = None
+  ) -> tf.Tensor:
+    if not (tf.is_tensor(output) and tf.is_tensor(label)):
+      return self._inner.loss(output, label, sample_weight)
+    label, kept = cleaned(label, output)
+    return self._inner.loss(output, label, sample_weight) * _nan_unless(kept)
+
+
+class _GuardedVariableModel(tff.learning.models.VariableModel):
+  """Another variable model but for its loss."""
+
+  def __init__(self, inner: tff.learning.models.VariableModel):
+    self._inner = inner
+
+  @property
+  def trainable_variables(self) -> Any:
+    return self._inner.trainable_variables
+
+  @property
+  def non_trainable_variables(self) -> Any:
+    return self._inner.non_trainable_variables
+
+  @property
+  def local_variables(self) -> Any:
+    return self._inner.local_variables
+
+  @property
+  def input_spec(self) -> Any:
+    return self._inner.input_spec
+
+  @tf.function
+  def forward_pass(self, batch_input: Any, training: bool = True) -> Any:
+    is_mapping = isinstance(batch_input, Mapping)
+    x, y = (
+      (batch_input['x'], batch_input['y']) if is_mapping else tuple(batch_input)
+    )
+    if not tf.is_tensor(y):
+      return self._inner.forward_pass(batch_input, training=training)
+    # Its shape alone is needed; nothing of it is computed.
+    output = self._inner.predict_on_batch(x, training=training)
+    if not tf.is_tensor(output):
+      return self._inner.forward_pass(batch_input, training=training)
+    y, kept = cleaned(y, output)
+    if is_mapping:
+      batch_input = type(batch_input)({**batch_input, 'y': y})
+    else:
+      batch_input = type(batch_input)((x, y))
+    found = self._inner.forward_pass(batch_input, training=training)
+    return found._replace(loss=found.loss * _nan_unless(kept))
+
+  @tf.function
+  def predict_on_batch(self, x: Any, training: bool = True) -> Any:
+    return self._inner.predict_on_batch(x, training=training)
+
+  @tf.function
+  def report_local_unfinalized_metrics(self) -> Any:
+    return self._inner.report_local_unfinalized_metrics()
+
+  def metric_finalizers(self) -> Any:
+    return self._inner.metric_finalizers()
+
+  @tf.function
+  def reset_metrics(self) -> Any:
+    return self._inner.reset_metrics()
