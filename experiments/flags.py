@@ -211,4 +211,4 @@ def _guard_tff_worker() -> None:
 def _fail(error: Exception) -> typing.NoReturn:
   message = ' '.join(str(error).split())
   print(f'error: {message}', file=sys.stderr)
-  sys.exit(exit_codes.BAD_INPUT)
+  sys.exit(endings.exit_code(exit_codes.BAD_INPUT))

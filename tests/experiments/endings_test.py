@@ -123,6 +123,27 @@ class InstallTest(absltest.TestCase):
     )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=_ROOT)
 
+  def test_no_signal_reaches_the_interpreter_s_last_moments(self):
+    """Python has put its own handlers aside there: a signal would kill it."""
+    code = (
+      'import sys; sys.argv = ["-m"]; import experiments\n'
+      'import os, signal; from experiments import flags\n'
+      'class Late:\n'
+      '  def __del__(self, kill=os.kill, pid=os.getpid()):\n'
+      '    kill(pid, signal.SIGTERM)\n'
+      'late = Late()\n'
+      'sys.argv = ["command"]\n'
+      'flags.run(lambda: print("done"))'
+    )
+    done = subprocess.run(
+      [sys.executable, '-c', code],
+      check=False,
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual((done.returncode, done.stdout), (0, 'done\n'), done.stderr)
+
 
 class ExitCodeTest(parameterized.TestCase):
   def test_codes(self):
