@@ -4,7 +4,6 @@ import contextlib
 import csv
 import dataclasses
 import io
-import json
 import math
 import pathlib
 import shutil
@@ -16,9 +15,11 @@ from absl.testing import parameterized
 from experiments import jobs
 from experiments import settings as settings_lib
 from experiments import tradeoff
+from tests import sweeps
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import study
+from tff_medical.program import run_folder
 
 
 class TradeoffTest(parameterized.TestCase):
@@ -70,8 +71,9 @@ class TradeoffTest(parameterized.TestCase):
         if not code:
           folder = self.output / 'cells' / job.name
           folder.mkdir(parents=True, exist_ok=True)
-          summary = {'stop_reason': 'completed', 'metrics': {'auc': 0.5}}
-          (folder / 'summary.json').write_text(json.dumps(summary))
+          run_folder.RunFolder(folder).write_summary(
+            sweeps.summary(epsilon=math.inf, metrics={'auc': 0.5})
+          )
         on_poll([job.name])
         on_end(job, code)
 
@@ -103,7 +105,7 @@ class TradeoffTest(parameterized.TestCase):
     self.assertBetween(float(private['auc']), 0, 1)
     self.assertEqual(rows['per_site_seed_0']['status'], 'skipped')
     self.assertIn('30 clients have too few images', printed)
-    self.assertEqual(rows['eps_inf_seed_0']['epsilon'], '')
+    self.assertEqual(rows['eps_inf_seed_0']['epsilon'], 'inf')
     self.assertIn(
       private['ledger_sha256'], (self.output / 'report.html').read_text('utf-8')
     )
@@ -121,8 +123,8 @@ class TradeoffTest(parameterized.TestCase):
     with self._fake_cells():
       self._run(seeds=2)
     shutil.rmtree(self.output / 'cells' / 'eps_inf_seed_1')
-    path = self.output / 'cells' / 'eps_40_seed_0' / 'summary.json'
-    path.write_text('{"stop_reason": "interrupted", "metrics": {}}')
+    cell = run_folder.RunFolder(self.output / 'cells' / 'eps_40_seed_0')
+    cell.write_summary(sweeps.summary(stop_reason='interrupted'))
     with self._fake_cells() as started:
       _, printed = self._run(seeds=2)
     self.assertEqual(

@@ -274,6 +274,10 @@ class PrivacyLedger:
         return int.from_bytes(hashlib.sha256(text.encode()).digest(), 'big')
     return cohort_seed
 
+  def cost_between(self, first: int, last: int) -> int:
+    """Returns the charges of the rounds after `first`, up to `last`, run once."""
+    return self._charges_for(last) - self._charges_for(first)
+
   def entry_of(self, attempt: int) -> Entry | None:
     """Returns the entry of an attempt; None where the file has lost it."""
     for entry in reversed(self._entries):

@@ -144,11 +144,18 @@ class Checkpoints:
     return rounds_in(self._folder)
 
   def latest_round(self) -> int:
-    """Returns the round of the newest checkpoint that can be read, or 0."""
+    """Returns the round of the newest checkpoint that can be read, or 0.
+
+    Raises:
+      InputError: That one is not what was saved.
+    """
     for round_num in reversed(self.rounds()):
+      path = self._path(round_num)
       try:
-        return read(self._path(round_num))[1].round_num
-      except (*UNREADABLE, AlteredError):
+        return read(path)[1].round_num
+      except AlteredError as error:
+        raise _refusal(path, error) from None
+      except UNREADABLE:
         continue
     return 0
 
@@ -192,8 +199,8 @@ class Checkpoints:
       structure: A state of the same process, which gives structure and types.
 
     Raises:
-      InputError: There are checkpoints, but none can be read, or the newest
-        that can be read is not what was saved.
+      InputError: There are checkpoints, but none can be read, the newest that
+        can be read is not what was saved, or something else has their name.
     """
     problem = ''
     unreadable: list[int] = []
@@ -207,10 +214,7 @@ class Checkpoints:
         leaves, record, digest = read(path)
         state = _pack(leaves, structure)
       except AlteredError as error:
-        raise _validate.InputError(
-          f'{path} {error}; restore the file that was saved or choose another '
-          'output_dir'
-        ) from None
+        raise _refusal(path, error) from None
       except UNREADABLE as error:
         problem = problem or f'{path} cannot be read ({error})'
         unreadable.append(round_num)
@@ -265,6 +269,8 @@ class Checkpoints:
   def _read_seed(self, path: pathlib.Path) -> int | None:
     try:
       seed = int(files.read_text(path))
+      if seed < 0:
+        raise ValueError(f'{seed} is negative')
     except FileNotFoundError:
       if any(self.rounds()):
         logging.warning('%s is missing: a new seed was drawn', path)
@@ -274,10 +280,17 @@ class Checkpoints:
         raise
       logging.warning('%s is damaged: a new seed was drawn', path)
       return None
-    return seed if seed >= 0 else None
+    return seed
 
   def _path(self, round_num: int) -> pathlib.Path:
     return self._folder / file_name(round_num)
+
+
+def _refusal(path: pathlib.Path, error: AlteredError) -> _validate.InputError:
+  return _validate.InputError(
+    f'{path} {error}; restore the file that was saved or choose another '
+    'output_dir'
+  )
 
 
 def file_name(round_num: int) -> str:

@@ -300,7 +300,7 @@ def _reconcile(
   if ledger.restore(
     round_num=newest,
     attempt=record.attempt + newest - record.round_num,
-    charges=record.charges,
+    charges=record.charges + ledger.cost_between(record.round_num, newest),
     evidence=name,
   ):
     logging.warning(
