@@ -176,7 +176,7 @@ class TrainTest(parameterized.TestCase):
     ):
       self._run(client_learning_rate=0.2, seed=4)
     npz.write(self.temp, counts=(64, 12, 24))
-    with self.assertRaisesRegex(_validate.InputError, 'data .*md5'):
+    with self.assertRaisesRegex(_validate.InputError, 'another data .hmac-sha256'):
       self._run()
     self.assertEqual(self._json('config.json'), before)
 
