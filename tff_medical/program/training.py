@@ -172,11 +172,12 @@ def train(
       try:
         with end.abandonable():
           output = process.next(state, list(client_datasets(cohort)))
-      except ending.Ended:
-        # It takes too long after a signal: thrown away, though charged.
-        if not end.is_overdue:
-          raise
+      except ending.Abandoned:
         reason = StopReason.INTERRUPTED
+        message = (
+          f'round {round_num} took too long to be finished; it was charged and '
+          'is run again'
+        )
         break
       state = output.state
       weights = process.get_model_weights(state)
@@ -197,10 +198,8 @@ def train(
       try:
         with end.abandonable():
           metrics = evaluate(weights) if evaluates else {}
-      except ending.Ended:
+      except ending.Abandoned:
         # The next start evaluates and publishes this round.
-        if not end.is_overdue:
-          raise
         reason = StopReason.INTERRUPTED
         break
       report = dataclasses.replace(report, metrics=metrics)
