@@ -249,16 +249,10 @@ def _checkpoint(
   saved: checkpoints.Record, ledger: ledger_lib.Contents
 ) -> Iterator[Check]:
   yield _same('checkpoint: run', saved.run_id, ledger.run_id)
-  entry = next(
-    (
-      e
-      for e in ledger.entries
-      if e.attempt == saved.attempt and not e.restored_from
-    ),
-    None,
-  )
   charges = ledger.entries[-1].charges if ledger.entries else 0
-  known = entry is None or entry.digest == saved.ledger_digest
+  known = ledger_lib.is_one_history(
+    ledger.header_digest, ledger.entries, saved.ledger_digests
+  )
   yield Check(
     'checkpoint: charges in the ledger',
     f'round {saved.round_num}, {saved.charges} charges of {charges}'

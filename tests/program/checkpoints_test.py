@@ -34,7 +34,7 @@ def _record(round_num, **changed):
     round_num=round_num,
     attempt=round_num + 1,
     charges=round_num + 2,
-    ledger_digest='ab',
+    ledger_digests=('ab', 'cd'),
     weights_digest='cd',
   )
   return checkpoints.Record(**{**values, **changed})
@@ -81,7 +81,7 @@ class CheckpointsTest(parameterized.TestCase):
     del values['auc']
     self.assertEqual(there, values)
     self.assertTrue(saved.record.evaluates)
-    for name in ('run_id', 'round_num', 'attempt', 'charges', 'ledger_digest'):
+    for name in ('run_id', 'round_num', 'attempt', 'charges', 'ledger_digests'):
       self.assertEqual(getattr(saved.record, name), getattr(record, name))
 
   def test_digest_is_of_state_and_record(self):
@@ -302,12 +302,16 @@ class CheckpointsTest(parameterized.TestCase):
     dict(round_num=True),
     dict(run_id=7),
     dict(values=[1]),
+    dict(ledger_digests='ab'),
+    dict(ledger_digests=[1]),
     dict(values={'epsilon': 'much'}),
     dict(evaluates='no'),
     dict(more=1),
   )
   def test_record_of_other_types_is_refused(self, **changed):
-    values = {**dataclasses.asdict(_record(1)), **changed}
+    values = {**dataclasses.asdict(_record(1)), 'ledger_digests': ['ab']}
+    checkpoints.Record.of(values)
+    values.update(changed)
     with self.assertRaisesRegex(checkpoints.AlteredError, 'no record'):
       checkpoints.Record.of(values)
 

@@ -377,6 +377,36 @@ class TrainTest(parameterized.TestCase):
       shutil.copy(first / name, second / name)
     self._refuses('went different ways')
 
+  @parameterized.parameters((1, 1, 3), (1, 3, 1), (0, 3, 4), (0, 1, 3))
+  def test_refuses_a_copy_s_checkpoint_that_has_come_further_or_less_far(
+    self, shared, ours, copied
+  ):
+    """What both have spent is more than the one or the other says."""
+    self._trained(rounds=shared)
+    first, second = self.folder, self._copy()
+    for folder, rounds in ((second, shared + copied), (first, shared + ours)):
+      self._go_on_in(folder)
+      self._trained(rounds=rounds)
+    shutil.rmtree(first / 'checkpoints')
+    shutil.copytree(second / 'checkpoints', first / 'checkpoints')
+    self._refuses('went different ways')
+
+  def test_what_was_put_back_is_of_the_same_history(self):
+    """A start that died after it had charged again changes nothing."""
+    self._trained(rounds=3)
+    self._cut_ledger(lines=2)
+    with self._ledger() as ledger:
+      ledger.restore(round_num=2, attempt=2, charges=2, evidence='metrics.csv')
+    with self._ledger() as ledger:
+      ledger.restore(round_num=3, attempt=3, charges=3, evidence='checkpoint')
+      ledger.charge(4)
+    with self._ledger() as ledger:
+      self._train(ledger, 4)
+    self.assertEqual(self._spent(), (5, 5, self._epsilon(5)))
+    with self._ledger() as ledger:
+      self._train(ledger, 5)
+    self.assertEqual(self._spent(), (6, 6, self._epsilon(6)))
+
   def test_refuses_a_state_that_the_next_round_did_not_start_from(self):
     """It was saved anew with other weights, under a record that fits."""
     self._trained(rounds=2)

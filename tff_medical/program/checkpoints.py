@@ -19,7 +19,7 @@ ten floats, where this takes 2) and leaves the graph that wrote it in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import hashlib
 import io
@@ -71,7 +71,7 @@ class Record:
     round_num: The round that the state was reached with; 0 for the start.
     attempt: The number of the charge that this round ran under.
     charges: The charges of the run at that time.
-    ledger_digest: The ledger's digest at that time.
+    ledger_digests: `PrivacyLedger.last_digests` at that time.
     weights_digest: `weights_digest` of the global model.
     values: What the round has to publish: flat named numbers.
     evaluates: Whether it has to publish metrics of the model, too.
@@ -81,7 +81,7 @@ class Record:
   round_num: int
   attempt: int
   charges: int
-  ledger_digest: str
+  ledger_digests: Sequence[str]
   weights_digest: str
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
   evaluates: bool = False
@@ -97,15 +97,21 @@ class Record:
       record = cls(**values)
       for name in ('round_num', 'attempt', 'charges'):
         _validate.count(getattr(record, name), name)
-      for name in ('run_id', 'ledger_digest', 'weights_digest'):
+      for name in ('run_id', 'weights_digest'):
         if not isinstance(getattr(record, name), str):
           raise TypeError(f'{name} is no text')
+      if not isinstance(record.ledger_digests, list) or not all(
+        isinstance(digest, str) for digest in record.ledger_digests
+      ):
+        raise TypeError('ledger_digests is no list of text')
       if not isinstance(record.evaluates, bool):
         raise TypeError('evaluates is not true or false')
       numbers = {n: float(value) for n, value in record.values.items()}
     except (TypeError, ValueError, AttributeError) as error:
       raise AlteredError(f'holds no record of a round ({error})') from None
-    return dataclasses.replace(record, values=numbers)
+    return dataclasses.replace(
+      record, values=numbers, ledger_digests=tuple(record.ledger_digests)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -242,7 +242,7 @@ def _record(
     round_num=round_num,
     attempt=ledger.rounds_charged,
     charges=ledger.charges,
-    ledger_digest=ledger.digest,
+    ledger_digests=ledger.last_digests(),
     weights_digest=weights_digest(weights),
     values={
       name: value if isinstance(value, int) else float(value)
@@ -278,11 +278,11 @@ def _reconcile(
       f'{name} is of another run than the ledger ({record.run_id} and '
       f'{ledger.run_id}); {remedy}'
     )
-  entry = ledger.entry_of(record.attempt)
-  if entry is not None and entry.digest != record.ledger_digest:
+  if not ledger.is_one_history(record.ledger_digests):
     raise _validate.InputError(
       f'{name} and the ledger went different ways after a copy was made of '
-      f'one of them: charge {record.attempt} is another one there; {remedy}'
+      f'one of them: what was charged up to {record.attempt} is another thing '
+      f'there; {remedy}'
     )
   following = ledger.entry_of(record.attempt + 1)
   if (
