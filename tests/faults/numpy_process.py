@@ -321,6 +321,7 @@ def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
     ledger_lib.PrivacyLedger._write,
   )
   save = checkpoints_lib.Checkpoints.save
+  nonces = {one['round']: one['nonce'] for one in truth.lines('saved')}
   release, flush = published.MetricsTable.release, published.EventFiles.release
 
   def charge_and_remember(self: Any, round_num: int, **extra: Any) -> float:
@@ -332,6 +333,7 @@ def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
 
   def save_and_tell(self: Any, state: _State, record: Any) -> str:
     if record.round_num:
+      nonces[record.round_num] = int(state.nonce)
       truth.tell(
         what='saved',
         round=record.round_num,
@@ -344,7 +346,6 @@ def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
     return aim.around('save', lambda: save(self, state, record))
 
   async def release_watched(self: Any, value: Any, key: int) -> None:
-    nonces = {one['round']: one['nonce'] for one in truth.lines('saved')}
     truth.tell(what='published', round=key, nonce=nonces[key])
     aim.around('append metrics.csv', lambda: None)
     await release(self, value, key)

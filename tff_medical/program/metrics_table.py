@@ -124,13 +124,18 @@ def _parse(path: pathlib.Path, content: bytes) -> tuple[list[str], Rows]:
   for number, line in enumerate(lines[1:], start=2):
     try:
       round_num = int(line[0])
-      values = {n: float(v) for n, v in zip(header[1:], line[1:]) if v != ''}
+      values = {n: _number(v) for n, v in zip(header[1:], line[1:]) if v != ''}
     except (ValueError, IndexError):
       raise _damaged(path, f'line {number} holds no numbers') from None
     if len(line) != len(header) or round_num < 1:
       raise _damaged(path, f'line {number} is not of its columns')
     rows[round_num] = values
   return header[1:], rows
+
+
+def _number(text: str) -> float:
+  """Returns a number as it was written: a count stays a whole number."""
+  return int(text) if text.lstrip('-').isdigit() else float(text)
 
 
 def _damaged(path: pathlib.Path, why: str) -> _validate.InputError:

@@ -172,11 +172,12 @@ def train(
       try:
         with end.abandonable():
           output = process.next(state, list(client_datasets(cohort)))
-      except ending.Ended:
-        # It takes too long after a signal: thrown away, though charged.
-        if not end.is_overdue:
-          raise
+      except ending.Abandoned:
         reason = StopReason.INTERRUPTED
+        message = (
+          f'round {round_num} took too long to be finished; it was charged and '
+          'is run again'
+        )
         break
       state = output.state
       weights = process.get_model_weights(state)
@@ -197,10 +198,8 @@ def train(
       try:
         with end.abandonable():
           metrics = evaluate(weights) if evaluates else {}
-      except ending.Ended:
+      except ending.Abandoned:
         # The next start evaluates and publishes this round.
-        if not end.is_overdue:
-          raise
         reason = StopReason.INTERRUPTED
         break
       report = dataclasses.replace(report, metrics=metrics)
@@ -245,7 +244,10 @@ def _record(
     charges=ledger.charges,
     ledger_digests=ledger.last_digests(),
     weights_digest=weights_digest(weights),
-    values={name: float(value) for name, value in values.items()},
+    values={
+      name: value if isinstance(value, int) else float(value)
+      for name, value in values.items()
+    },
     evaluates=evaluates,
   )
 
