@@ -19,11 +19,11 @@ from experiments import build
 from experiments import exit_codes
 from experiments import settings as settings_lib
 from experiments import train
+from tests.experiments import finished
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import canaries as canaries_lib
 from tff_medical.privacy import accounting
-from tff_medical.program import run_folder
 from tff_medical.program import training
 
 _CLIENT = {'num_clients': 12, 'clients_per_round': 6.0}
@@ -125,10 +125,9 @@ class AuditTest(parameterized.TestCase):
     )
     settings = settings.resolve().for_population(3, 60)
     mechanism = build.build_mechanism(settings, 60, print)
-    folder = run_folder.RunFolder(self.temp)
     rounds = []
     found = audited_run.repeat_with_canaries(
-      audited_run.FinishedRun(folder, settings, None, None),
+      finished.run(settings),
       self.temp / 'ledger.jsonl',
       100,
       rounds.append,
@@ -184,12 +183,11 @@ class AuditTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'another data_digest'):
       self._main(folder)
     self.assertFalse((folder / 'audit').exists())
-    config['initial_model_sha256'] = '0'
-    run = audited_run.FinishedRun.load(str(folder))
-    run = dataclasses.replace(run, config={**config, 'data_digest': None})
-    run.config.pop('data_digest')
+    run = audited_run.FinishedRun.load(str(self._copy('plain')))
+    other = dataclasses.replace(run.config, initial_model_sha256='0')
+    run = dataclasses.replace(run, config=other)
     run.load_data()  # Needs no initial model.
-    with self.assertRaisesRegex(_validate.InputError, 'initial_model_sha256'):
+    with self.assertRaisesRegex(_validate.InputError, 'another initial model'):
       run.build_task()
 
   def test_without_privacy_there_is_membership_inference_alone(self):

@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from experiments import audit
-from experiments import audited_run
 from experiments import build
 from experiments import inversion_audit
 from experiments import settings as settings_lib
 from experiments import train
+from tests.experiments import finished
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import inversion
@@ -68,7 +68,7 @@ class InversionAuditTest(parameterized.TestCase):
 
   def _unfinished(self, **changed):
     settings = self._settings(**changed).resolve()
-    return audited_run.FinishedRun(None, settings, None, None)
+    return finished.run(settings)
 
   def test_whole_command(self):
     folder = self._train(**_CLIENT)
