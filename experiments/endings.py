@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Iterator
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -36,7 +37,8 @@ JOB_DEADLINE_SECS = 5.0
 _JOB_PATIENCE_SECS = 2.0
 
 _end: ending.End | None = None
-_code: int = exit_codes.OK
+# That of a command whose work is over.
+_code: int | None = None
 _leaving = threading.Lock()
 _before_leaving: list[Callable[[], None]] = []
 
@@ -150,11 +152,15 @@ def _leave(by: int, how: str) -> NoReturn:
 
 
 def _leave_quietly() -> None:
-  """Spares a command that a signal ended the interpreter's last moments.
+  """Spares a command whose work is over the interpreter's last moments.
 
-  Objects of work that was cut short complain there, or wait for ever.
+  A signal would kill it there with a code of its own, and objects of work that
+  was cut short complain, or wait for ever.
   """
-  if signum() is not None and _leaving.acquire(blocking=False):
+  if _code is None:
+    return  # It failed with a traceback.
+  gc.collect()  # Writers of TensorFlow flush when nothing holds them.
+  if _leaving.acquire(blocking=False):
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
         stream.flush()

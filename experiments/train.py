@@ -66,15 +66,16 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     assembly.warn_of_large_delta(parts.delta, feed.num_units)
   export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
   dry_round(parts.process, feed)
-  config = folder.claim(
-    settings=settings.published(),
-    may_change=settings.may_change(),
-    data_digest=task.data.source_digest,
-    data_is_public=task.data.is_public,
-    initial_model_digest=task.initial_model.digest
-    if task.initial_model
-    else None,
-  )
+  with ending.deferred():
+    config = folder.claim(
+      settings=settings.published(),
+      may_change=settings.may_change(),
+      data_digest=task.data.source_digest,
+      data_is_public=task.data.is_public,
+      initial_model_digest=task.initial_model.digest
+      if task.initial_model
+      else None,
+    )
   with ledger_lib.PrivacyLedger(
     folder.ledger,
     mechanism,
@@ -115,7 +116,8 @@ def run(given: settings_lib.Flags) -> training.Outcome:
       initial_model=task.provenance,
       data_digest=config.data_digest,
     )
-    with ending.deferred():
+    # An export that takes too long is taken back; the next start makes it.
+    with ending.deferred() as end, end.abandonable():
       seconds = time.monotonic() - started
       _finish(folder, task, settings, outcome, card, seconds)
   return outcome

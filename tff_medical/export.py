@@ -211,7 +211,7 @@ def _put_in_place(new: pathlib.Path, target: pathlib.Path) -> None:
   os.rename(target, old)
   try:
     os.rename(new, target)
-  except OSError:
+  except BaseException:  # A signal may come between the two as well.
     os.rename(old, target)
     raise
   shutil.rmtree(old, ignore_errors=True)

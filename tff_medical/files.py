@@ -31,6 +31,8 @@ from tff_medical import _validate
 
 # Far above any JSON file, table or ledger that this project writes.
 MAX_TEXT_BYTES = 256 * 2**20
+# Above the largest backbone, and what a graph may have (protobuf's limit).
+MAX_MODEL_BYTES = 2**31
 PARTIAL_SUFFIX = '.partial'
 
 
@@ -140,15 +142,24 @@ def read(what: str, path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
 
 
 def check_folder(what: str, path: str | os.PathLike[str]) -> None:
-  """Raises `InputError` if there is a FIFO, device or socket in the folder.
+  """Raises `InputError` if a folder holds what is no file, or a huge one.
 
-  It is for folders that a library reads, which would wait for those.
+  It is for folders that a library reads, which would wait for a FIFO or a
+  device, and run out of memory with a file that is too large.
   """
   for place in pathlib.Path(path).rglob('*'):
-    if not place.is_file() and not place.is_dir():
+    if place.is_dir():
+      continue
+    if not place.is_file():
       raise _validate.InputError(
         f'{os.fspath(place)!r} in the {what} is not a regular file; make the '
         f'{what} again'
+      )
+    if place.stat().st_size > MAX_MODEL_BYTES:
+      raise _validate.InputError(
+        f'{os.fspath(place)!r} in the {what} has more than the '
+        f'{MAX_MODEL_BYTES:,} bytes that such a file may have; make the {what} '
+        'again'
       )
 
 

@@ -29,6 +29,7 @@ from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import
 )
 
 from tff_medical import _validate
+from tff_medical import files
 from tff_medical.data import images as images_lib
 from tff_medical.privacy import auditing
 
@@ -74,8 +75,9 @@ def predict(
     batch_size: Images to predict at a time.
 
   Raises:
-    InputError: The folder holds no model.
+    InputError: The folder holds no model, or a damaged one.
   """
+  files.check_folder('model', saved_model)
   try:
     server = tf.saved_model.load(os.fspath(saved_model))
     serve = server.signatures['serving_default']

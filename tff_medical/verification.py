@@ -150,19 +150,12 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     not wrong,
   )
   yield from _header_fits(ledger.header, event)
-  budget = ledger.header.get('epsilon_budget')
-  over = [
-    entry
-    for entry in ledger.entries
-    if budget is not None
-    and not entry.restored_from
-    and entry.epsilon > float(budget)
-  ]
-  if budget is not None:
+  if ledger.header.get('epsilon_budget') is not None:
+    budget = _number(ledger.header['epsilon_budget'])
     yield Check(
       'ledger: budget',
-      f'ε {last:.6g} of {float(budget):.6g}',
-      not over,
+      f'ε {last:.6g} of {budget:.6g}',
+      all(e.restored_from or e.epsilon <= budget for e in ledger.entries),
     )
 
 
@@ -256,16 +249,10 @@ def _checkpoint(
   saved: checkpoints.Record, ledger: ledger_lib.Contents
 ) -> Iterator[Check]:
   yield _same('checkpoint: run', saved.run_id, ledger.run_id)
-  entry = next(
-    (
-      e
-      for e in ledger.entries
-      if e.attempt == saved.attempt and not e.restored_from
-    ),
-    None,
-  )
   charges = ledger.entries[-1].charges if ledger.entries else 0
-  known = entry is None or entry.digest == saved.ledger_digest
+  known = ledger_lib.is_one_history(
+    ledger.header_digest, ledger.entries, saved.ledger_digests
+  )
   yield Check(
     'checkpoint: charges in the ledger',
     f'round {saved.round_num}, {saved.charges} charges of {charges}'

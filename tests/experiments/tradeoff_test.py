@@ -15,22 +15,11 @@ from experiments import jobs
 from experiments import modes
 from experiments import tradeoff
 from experiments.config import settings as settings_lib
+from tests import sweeps
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import study
 from tff_medical.program import run_folder
-
-
-def _summary(reason):
-  """Returns how a cell ended."""
-  return run_folder.Summary(
-    rounds=3,
-    stop_reason=reason,
-    stop_message=reason,
-    epsilon=math.inf,
-    metrics={'auc': 0.5},
-    seconds=1.0,
-  )
 
 
 class TradeoffTest(parameterized.TestCase):
@@ -82,7 +71,9 @@ class TradeoffTest(parameterized.TestCase):
         if not code:
           folder = self.output / 'cells' / job.name
           folder.mkdir(parents=True, exist_ok=True)
-          run_folder.RunFolder(folder).write_summary(_summary('completed'))
+          run_folder.RunFolder(folder).write_summary(
+            sweeps.summary(epsilon=math.inf, metrics={'auc': 0.5})
+          )
         on_poll([job.name])
         on_end(job, code)
 
@@ -114,7 +105,7 @@ class TradeoffTest(parameterized.TestCase):
     self.assertBetween(float(private['auc']), 0, 1)
     self.assertEqual(rows['per_site_seed_0']['status'], 'skipped')
     self.assertIn('30 clients have too few images', printed)
-    self.assertEqual(rows['eps_inf_seed_0']['epsilon'], '')
+    self.assertEqual(rows['eps_inf_seed_0']['epsilon'], 'inf')
     self.assertIn(
       private['ledger_sha256'], (self.output / 'report.html').read_text('utf-8')
     )
@@ -133,7 +124,7 @@ class TradeoffTest(parameterized.TestCase):
       self._run(seeds=2)
     shutil.rmtree(self.output / 'cells' / 'eps_inf_seed_1')
     cell = run_folder.RunFolder(self.output / 'cells' / 'eps_40_seed_0')
-    cell.write_summary(_summary('interrupted'))
+    cell.write_summary(sweeps.summary(stop_reason='interrupted'))
     with self._fake_cells() as started:
       _, printed = self._run(seeds=2)
     self.assertEqual(

@@ -87,10 +87,14 @@ class Truth:
     """Appends a line; it is on disk when this returns."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     descriptor = os.open(self._path, flags, 0o600)
+    # The disk that is full is that of the run.
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit[1], limit[1]))
     try:
       os.write(descriptor, json.dumps(what).encode() + b'\n')
       _fsync(descriptor)
     finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limit)
       os.close(descriptor)
 
   def lines(self, what: str) -> list[dict[str, Any]]:
@@ -289,19 +293,21 @@ def start(
   if temporary is not None:
     pathlib.Path(temporary).mkdir(exist_ok=True)
     tempfile.tempdir = temporary
-  if max_file_bytes is not None:
-    # Python ignores SIGXFSZ, so that writing gives an OSError.
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, hard))
   told, aimed = Truth(truth), Aim(*(aim or ()))
   process = _Process(told, aimed)
   for patch in (*_stand_ins(process), *_watched(told, aimed, process)):
     patch.start()
   wanted = settings(folder, **(changed or {}))
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  if max_file_bytes is not None:
+    # Python ignores SIGXFSZ, so that writing gives an OSError.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, before[1]))
   try:
     code = train.main(lambda: wanted)
   except _validate.InputError as error:
     return {'refused': str(error), 'seen': dict(aimed.seen)}
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
   return {'code': code, 'seen': dict(aimed.seen)}
 
 
@@ -322,6 +328,7 @@ def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
     ledger_lib.PrivacyLedger._write,
   )
   save = checkpoints_lib.Checkpoints.save
+  nonces = {one['round']: one['nonce'] for one in truth.lines('saved')}
   release, flush = published.MetricsTable.release, published.EventFiles.release
 
   def charge_and_remember(self: Any, round_num: int, **extra: Any) -> float:
@@ -333,6 +340,7 @@ def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
 
   def save_and_tell(self: Any, state: _State, record: Any) -> str:
     if record.round_num:
+      nonces[record.round_num] = int(state.nonce)
       truth.tell(
         what='saved',
         round=record.round_num,
@@ -345,7 +353,6 @@ def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
     return aim.around('save', lambda: save(self, state, record))
 
   async def release_watched(self: Any, value: Any, key: int) -> None:
-    nonces = {one['round']: one['nonce'] for one in truth.lines('saved')}
     truth.tell(what='published', round=key, nonce=nonces[key])
     aim.around('append metrics.csv', lambda: None)
     await release(self, value, key)

@@ -453,7 +453,8 @@ def _checkpoint_changes() -> Iterator[tuple[str, Change, bool]]:
     {'round_num': 0},
     {'round_num': 10**6},
     {'run_id': '00' * 16},
-    {'ledger_digest': '00' * 32},
+    {'ledger_digests': ['00' * 8]},
+    {'ledger_digests': '00' * 8},
     {'values': {}},
     {'values': [1]},
     {'values': {'epsilon': 'x'}},
@@ -791,7 +792,8 @@ class Runs:
       yield f'ε 0 for {found["rounds"]} rounds'
     if found['repeated']:
       yield f'{found["repeated"]} cohorts were released twice'
-    if found['wrong'] or 'refused' in found:
+    # A ledger that somebody has sealed anew keeps the line that is a lie.
+    if not tampering.is_lie and (found['wrong'] or 'refused' in found):
       yield f'verify after the restart: {found.get("refused", found["wrong"])}'
 
   def _run(self, function: str, **arguments: Any) -> forks.Ended:

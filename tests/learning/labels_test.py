@@ -55,131 +55,137 @@ class _LocalContextTest(parameterized.TestCase):
 
 
 class DpSgdTest(_LocalContextTest):
-  def _moved(self, data, multi_label=False, clip=None):
-    process = learning.build_dp_sgd(
+  def _process(self, multi_label=False, clip=None):
+    return learning.build_dp_sgd(
       unit_models.model(multi_label), _gaussian(clip), count_broken=True
     )
-    return _moved(process, [_dataset(data)])
 
-  def _without(self, data, unit):
-    """Returns the data with the unit's gradient zero: nothing but padding."""
-    data = collections.OrderedDict(data)
-    data['mask'] = data['mask'].copy()
-    data['mask'][unit] = 0
-    return data
+  def _assert_leaves_out(self, process, data, change, index, value):
+    """Asserts that a unit with a bad label counts as one of gradient zero."""
+    without = collections.OrderedDict(data, mask=data['mask'].copy())
+    without['mask'][index[0]] = 0
+    expected, _ = _moved(process, [_dataset(without)])
+    bad = collections.OrderedDict(data)
+    bad[change] = data[change].copy()
+    bad[change][index] = value
+    found, metrics = _moved(process, [_dataset(bad)])
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    self.assertEqual(aggregators.broken_units(metrics), 1)
 
-  @parameterized.parameters(*_BAD_CLASSES)
-  def test_class_out_of_range(self, label):
+  def test_class_out_of_range(self):
+    process = self._process()
     data = unit_models.units(0, 6, images=2)
-    expected, _ = self._moved(self._without(data, 2))
-    data['y'][2, 0] = label
-    found, metrics = self._moved(data)
-    np.testing.assert_allclose(found, expected, atol=1e-7)
-    self.assertEqual(aggregators.broken_units(metrics), 1)
+    for label in _BAD_CLASSES:
+      self._assert_leaves_out(process, data, 'y', (2, 0), label)
 
-  @parameterized.parameters(-1, 2, 2**62)
-  def test_finding_that_is_not_0_or_1(self, label):
+  def test_finding_that_is_not_0_or_1(self):
+    process = self._process(multi_label=True)
     data = unit_models.units(0, 6, multi_label=True)
-    expected, _ = self._moved(self._without(data, 5), multi_label=True)
-    data['y'][5, 0, 1] = label
-    found, metrics = self._moved(data, multi_label=True)
-    np.testing.assert_allclose(found, expected, atol=1e-7)
-    self.assertEqual(aggregators.broken_units(metrics), 1)
+    for label in (-1, 2, 2**62):
+      self._assert_leaves_out(process, data, 'y', (5, 0, 1), label)
 
   def test_labels_of_padding_are_no_fault(self):
+    process = self._process()
     data = unit_models.units(0, 6, images=3)
-    expected, _ = self._moved(data)
+    expected, _ = _moved(process, [_dataset(data)])
     data['y'][data['mask'] == 0] = 99
-    found, metrics = self._moved(data)
+    found, metrics = _moved(process, [_dataset(data)])
     np.testing.assert_array_equal(found, expected)
     self.assertEqual(aggregators.broken_units(metrics), 0)
 
   def test_all_labels_bad(self):
     data = unit_models.units(0, 6)
     data['y'][:] = 77
-    found, metrics = self._moved(data, clip=mechanisms.AdaptiveClipping())
+    process = self._process(clip=mechanisms.AdaptiveClipping())
+    found, metrics = _moved(process, [_dataset(data)])
     np.testing.assert_array_equal(found, 0)
     self.assertEqual(aggregators.broken_units(metrics), 6)
 
   @parameterized.parameters(
-    (2.0, 1), (1e30, 1), (np.inf, 1), (1e-30, 1),
-    (-1.0, 0), (-np.inf, 0), (np.nan, 0),
-  )  # fmt: skip
-  def test_mask_is_in_or_out(self, value, meaning):
-    for clip in (
-      mechanisms.FixedClipping(_CLIP_NORM), mechanisms.AdaptiveClipping(),
-    ):  # fmt: skip
-      data = unit_models.units(3, 5, images=2)
+    (mechanisms.FixedClipping(_CLIP_NORM),), (mechanisms.AdaptiveClipping(),)
+  )
+  def test_mask_is_in_or_out(self, clip):
+    process = self._process(clip=clip)
+    data = unit_models.units(3, 5, images=2)
+    for meaning, values in (
+      (1, (2.0, 1e30, np.inf, 1e-30, 0.5)),
+      (0, (-1.0, -np.inf, np.nan)),
+    ):
       data['mask'][1] = meaning
-      expected, _ = self._moved(data, clip=clip)
-      data['mask'][1] = value
-      found, metrics = self._moved(data, clip=clip)
-      np.testing.assert_array_equal(found, expected)
-      self.assertEqual(aggregators.broken_units(metrics), 0)
+      expected = process.next(process.initialize(), [_dataset(data)]).state
+      for value in values:
+        data['mask'][1] = value
+        found = process.next(process.initialize(), [_dataset(data)])
+        self.assertEqual(aggregators.broken_units(found.metrics), 0)
+        # The weights and the clip norm.
+        tf.nest.map_structure(
+          np.testing.assert_array_equal, found.state, expected
+        )
 
   def test_mask_cannot_weigh_one_image_of_a_patient_more(self):
+    process = self._process()
     data = unit_models.units(3, 5, images=2)
     data['mask'][:] = 1
-    expected, _ = self._moved(data)
+    expected, _ = _moved(process, [_dataset(data)])
     data['mask'][2] = (1.0, 1e6)
-    np.testing.assert_array_equal(self._moved(data)[0], expected)
+    found, _ = _moved(process, [_dataset(data)])
+    np.testing.assert_array_equal(found, expected)
 
 
 class LocalDpSgdTest(_LocalContextTest):
-  def _process(self, multi_label=False):
+  def setUp(self):
+    super().setUp()
     mechanism = local_mechanism.LocalGaussianMechanism(
       sampling=local_mechanism.LocalPoissonSampling(100, rate=0.1, steps=3),
       clipping=mechanisms.FixedClipping(_CLIP_NORM),
     )
-    return learning.build_local_dp_sgd(
-      unit_models.model(multi_label),
+    self.process = learning.build_local_dp_sgd(
+      unit_models.model(),
       mechanism,
       client_optimizer=tff.learning.optimizers.build_sgdm(0.5),
     )
+
+  def _moved(self, *sites):
+    return _moved(self.process, [_dataset(site, 2) for site in sites])[0]
 
   def _arrays(self, expected=2.0):
     steps = [unit_models.units(n, 2, images=2) for n in range(3)]
     return learning.step_arrays(steps, expected)
 
-  @parameterized.parameters(*_BAD_CLASSES)
-  def test_class_out_of_range(self, label):
+  def test_class_out_of_range(self):
     arrays = self._arrays()
-    without = collections.OrderedDict(arrays, mask=arrays['mask'].copy())
-    without['mask'][3] = 0
-    process = self._process()
-    expected, _ = _moved(process, [_dataset(without, 2)])
-    arrays['y'][3, 0] = label
-    found, _ = _moved(process, [_dataset(arrays, 2)])
-    np.testing.assert_allclose(found, expected, atol=1e-7)
+    arrays['mask'][3] = 0
+    expected = self._moved(arrays)
+    arrays['mask'][3] = 1
+    for label in _BAD_CLASSES:
+      arrays['y'][3, 0] = label
+      np.testing.assert_allclose(self._moved(arrays), expected, atol=1e-7)
 
-  @parameterized.parameters(np.inf, 1e9, np.nan, -3.0)
-  def test_mask_is_in_or_out(self, value):
+  def test_mask_is_in_or_out(self):
     arrays = self._arrays()
-    arrays['mask'][3] = value > 0
-    process = self._process()
-    expected, _ = _moved(process, [_dataset(arrays, 2)])
-    arrays['mask'][3] = value
-    found, _ = _moved(process, [_dataset(arrays, 2)])
-    np.testing.assert_array_equal(found, expected)
+    for value in (np.inf, 1e9, np.nan, -3.0):
+      arrays['mask'][3] = value > 0
+      expected = self._moved(arrays)
+      arrays['mask'][3] = value
+      np.testing.assert_array_equal(self._moved(arrays), expected)
 
-  @parameterized.parameters(np.nan, 0.0, -2.0, np.inf, -np.inf, 1e30, 3.0, 1e-9)
-  def test_expected_units_are_one_number_or_the_site_is_left_out(self, value):
+  def test_expected_units_are_one_number_or_the_site_is_left_out(self):
     """Of one row, which may be a unit's: it changes nothing but the site."""
-    process = self._process()
-    good = _dataset(self._arrays(), 2)
-    expected, _ = _moved(process, [good])
-    for rows in ([0], [3], [4, 5]):
-      arrays = self._arrays()
-      arrays['expected_units'][rows] = value
-      found, _ = _moved(process, [good, _dataset(arrays, 2)])
-      np.testing.assert_allclose(found, expected, atol=1e-7)
-      found, _ = _moved(process, [_dataset(arrays, 2)])
-      np.testing.assert_array_equal(found, 0)
+    good = self._arrays()
+    expected = self._moved(good)
+    for value in (np.nan, 0.0, -2.0, np.inf, -np.inf, 1e30, 3.0, 1e-9):
+      for rows in ([0], [3], [4, 5]):
+        arrays = self._arrays()
+        arrays['expected_units'][rows] = value
+        np.testing.assert_allclose(
+          self._moved(good, arrays), expected, atol=1e-7
+        )
+        np.testing.assert_array_equal(self._moved(arrays), 0)
 
-  @parameterized.parameters(np.nan, 0.0, -2.0, np.inf, 1e30)
-  def test_expected_units_of_all_rows(self, value):
-    found, _ = _moved(self._process(), [_dataset(self._arrays(value), 2)])
-    np.testing.assert_array_equal(found, 0)
+  def test_expected_units_of_all_rows(self):
+    for value in (np.nan, 0.0, -2.0, np.inf, 1e30, 10.2):
+      np.testing.assert_array_equal(self._moved(self._arrays(value)), 0)
+    self.assertGreater(np.abs(self._moved(self._arrays(10.0))).max(), 0)
 
 
 def _keras_model():
@@ -207,17 +213,16 @@ def _variable_model(loss, spec):
 class DpFedAvgTest(parameterized.TestCase):
   @parameterized.product(
     build=(_functional_model, _variable_model),
-    label=(-1, 2, 2**62),
     context=(
       lambda: runtime.create_local_context(client_threads=1),
       tff.backends.native.create_sync_local_cpp_execution_context,
     ),
   )
-  def test_a_client_with_a_bad_label_sends_nothing(self, build, label, context):
-    def client(seed, bad=False):
+  def test_a_client_with_a_bad_label_sends_nothing(self, build, context):
+    def client(seed, label=None):
       rng = np.random.default_rng(seed)
       y = rng.integers(2, size=7)
-      y[5] = label if bad else y[5]
+      y[5] = y[5] if label is None else label
       x = rng.normal(size=(7, 3)).astype(np.float32)
       return _dataset({'x': x, 'y': y}, 3)
 
@@ -231,10 +236,12 @@ class DpFedAvgTest(parameterized.TestCase):
     with tff.framework.get_context_stack().install(context()):
       expected, metrics = _moved(process, [client(0), client(1)])
       self.assertEqual(aggregators.broken_units(metrics), 0)
-      found, metrics = _moved(process, [client(0), client(2, True), client(1)])
-    self.assertEqual(aggregators.broken_units(metrics), 1)
-    self.assertGreater(np.abs(expected).max(), 1e-3)
-    np.testing.assert_allclose(found, expected, atol=1e-7)
+      self.assertGreater(np.abs(expected).max(), 1e-3)
+      for label in (-1, 2, 2**62):
+        clients = [client(0), client(2, label), client(1)]
+        found, metrics = _moved(process, clients)
+        self.assertEqual(aggregators.broken_units(metrics), 1)
+        np.testing.assert_allclose(found, expected, atol=1e-7)
 
   @parameterized.parameters(_functional_model, _variable_model)
   def test_findings(self, build):

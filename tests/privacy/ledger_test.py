@@ -332,6 +332,62 @@ class PrivacyLedgerTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, self.path.name):
       self._open()
 
+  def test_a_ledger_that_went_on_or_was_cut_is_the_same_one(self):
+    with self._open() as book:
+      known = [book.last_digests()]
+      for round_num in range(1, 6):
+        book.charge(round_num)
+        known.append(book.last_digests())
+    lines = self.path.read_bytes().splitlines(keepends=True)
+    for kept in range(6):
+      self.path.write_bytes(b''.join(lines[: kept + 1]))
+      with self._open() as book:
+        self.assertEqual(book.last_digests(), known[kept])
+        for digests in known:
+          self.assertTrue(book.is_one_history(digests))
+
+  @parameterized.parameters(0, 1, 3)
+  def test_a_ledger_that_took_another_way_is_another_one(self, shared):
+    with self._open() as book:
+      for round_num in range(1, shared + 1):
+        book.charge(round_num)
+    start = self.path.read_bytes()
+    known = []
+    for _ in range(2):
+      self.path.write_bytes(start)
+      with self._open() as book:
+        for round_num in range(shared + 1, shared + 4):
+          book.charge(round_num)
+          known.append(book.last_digests())
+    with self._open() as book:
+      self.assertEqual(
+        [book.is_one_history(digests) for digests in known],
+        [False] * 3 + [True] * 3,
+      )
+
+  def test_what_is_kept_of_a_long_ledger_is_bounded(self):
+    """One that was cut by more is taken for another one."""
+    count = 300
+    with self._open() as book:
+      with mock.patch.object(os, 'fsync'):
+        for round_num in range(1, count + 1):
+          book.charge(round_num)
+      known = book.last_digests()
+    self.assertLen(known, 256)
+    self.assertLess(sum(map(len, known)), 5000)
+    lines = self.path.read_bytes().splitlines(keepends=True)
+    for kept, is_same in (
+      (count, 1),
+      (200, 1),
+      (46, 1),
+      (45, 0),
+      (1, 0),
+      (0, 1),
+    ):
+      self.path.write_bytes(b''.join(lines[: kept + 1]))
+      with self._open() as book:
+        self.assertEqual(book.is_one_history(known), bool(is_same), kept)
+
   def test_repeated_round_is_charged_again(self):
     with self._open() as book:
       first = book.charge(1)

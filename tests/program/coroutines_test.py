@@ -65,23 +65,28 @@ def _client_data():
 
 
 class WithoutLoopTest(absltest.TestCase):
+  def _begin_as_a_new_process(self):
+    """Has the main thread's loop made when it is first asked for."""
+    before = asyncio.get_event_loop_policy()
+    self.addCleanup(asyncio.set_event_loop_policy, before)
+    asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+
   def test_result_and_error(self):
     self.assertEqual(coroutines.run(_double(3)), 6)
     with self.assertRaisesRegex(LookupError, 'not there'):
       coroutines.run(_fail())
 
   def test_the_thread_keeps_its_event_loop(self):
+    self._begin_as_a_new_process()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    self.addCleanup(asyncio.set_event_loop, None)
     self.addCleanup(loop.close)
     coroutines.run(_double(3))
     self.assertIs(asyncio.get_event_loop(), loop)
     self.assertEqual(loop.run_until_complete(_double(1)), 2)
 
   def test_the_main_thread_still_gets_its_first_event_loop(self):
-    # As in a new process: a loop is made when it is first asked for.
-    asyncio.set_event_loop_policy(None)
+    self._begin_as_a_new_process()
     coroutines.run(_double(3))
     loop = asyncio.get_event_loop()
     self.addCleanup(loop.close)
@@ -115,8 +120,9 @@ class WithoutLoopTest(absltest.TestCase):
     self.assertEqual(cancelled, [True])
 
   def test_run_training_process_works_afterwards(self):
-    asyncio.set_event_loop_policy(None)
+    self._begin_as_a_new_process()
     coroutines.run(_double(3))
+    self.addCleanup(asyncio.get_event_loop().close)
     with tff.framework.get_context_stack().install(
       runtime.create_local_context(client_threads=1)
     ):

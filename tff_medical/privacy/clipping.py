@@ -1,8 +1,8 @@
 """Clipping one contribution to an L2 norm, for any float32 input.
 
->>> clip(([3.0, 0.0], [4.0]), 1.0)[0][1].numpy().round(4).tolist()
-[0.8]
->>> clip(([float('nan'), 1.0],), 1.0)[0][0].numpy().tolist()
+>>> clip((tf.constant([3.0, 0.0]), tf.constant(4.0)), 1.0)[0][1].numpy().round(4)
+0.8
+>>> clip(tf.constant([float('nan'), 1.0]), 1.0)[0].numpy().tolist()
 [0.0, 0.0]
 """
 

@@ -18,7 +18,7 @@ A run without noise is kept in the same file, with the epsilon "inf".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import errno
 import fcntl
@@ -37,6 +37,9 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 
 _FORMAT = 2
+# How many lines a ledger may lose without being taken for another one.
+_HISTORY = 256
+_SHORT_DIGEST = 16
 # No run has as many rounds or charges; a damaged file may state any number, and
 # the epsilon of that of 1e9 would be computed for ever.
 MAX_COUNT = 10**7
@@ -61,7 +64,8 @@ class Entry:
       it is not known.
     restored_from: What showed that the file had lost charges, where this entry
       puts them back; '' for the entry of a round.
-    nonce: Of an entry that puts charges back: makes its digest its own.
+    nonce: Makes the digest the entry's own, so that of two copies of a run that
+      both go on, each is known from the other.
     digest: SHA-256, in hexadecimal, that commits to the file up to this line.
   """
 
@@ -144,6 +148,30 @@ def read(path: str | os.PathLike[str]) -> Contents:
     InputError: It is no ledger of this version, or it was changed.
   """
   return _parse(pathlib.Path(path), files.read_bytes(path))
+
+
+def is_one_history(
+  header_digest: str, entries: Sequence[Entry], digests: Sequence[str]
+) -> bool:
+  """Whether a ledger is the one that something else knows from earlier.
+
+  It may have gone on since. It may have lost its last lines, too, and an entry
+  then says that charges were put back. Where the entry of another round follows
+  on the last line that both know, a copy of the files was made and both went on.
+
+  Args:
+    header_digest: The ledger's.
+    entries: The ledger's.
+    digests: `PrivacyLedger.last_digests` at that earlier time.
+  """
+  there = [
+    d[:_SHORT_DIGEST] for d in (header_digest, *(e.digest for e in entries))
+  ]
+  if digests and digests[0] in there:
+    return True
+  shared = max((there.index(d) for d in digests if d in there), default=0)
+  following = entries[shared : shared + 1]
+  return not following or bool(following[0].restored_from)
 
 
 class PrivacyLedger:
@@ -274,6 +302,21 @@ class PrivacyLedger:
         return int.from_bytes(hashlib.sha256(text.encode()).digest(), 'big')
     return cohort_seed
 
+  def cost_between(self, first: int, last: int) -> int:
+    """Returns the charges of the rounds after `first`, up to `last`, run once."""
+    return self._charges_for(last) - self._charges_for(first)
+
+  def last_digests(self) -> tuple[str, ...]:
+    """Returns what `is_one_history` needs of this ledger, newest first."""
+    newest = [entry.digest for entry in self._entries[:-_HISTORY:-1]]
+    return tuple(
+      digest[:_SHORT_DIGEST] for digest in (*newest, self._header_digest)
+    )
+
+  def is_one_history(self, digests: Sequence[str]) -> bool:
+    """Whether this ledger is the one that `digests` were the last of."""
+    return is_one_history(self._header_digest, self._entries, digests)
+
   def entry_of(self, attempt: int) -> Entry | None:
     """Returns the entry of an attempt; None where the file has lost it."""
     for entry in reversed(self._entries):
@@ -313,6 +356,7 @@ class PrivacyLedger:
         charges=charges,
         epsilon=epsilon,
         state_digest=state_digest,
+        nonce=secrets.token_hex(16),
       )
     )
     return epsilon

@@ -19,7 +19,7 @@ ten floats, where this takes 2) and leaves the graph that wrote it in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import hashlib
 import io
@@ -71,7 +71,7 @@ class Record:
     round_num: The round that the state was reached with; 0 for the start.
     attempt: The number of the charge that this round ran under.
     charges: The charges of the run at that time.
-    ledger_digest: The ledger's digest at that time.
+    ledger_digests: `PrivacyLedger.last_digests` at that time.
     weights_digest: `weights_digest` of the global model.
     values: What the round has to publish: flat named numbers.
     evaluates: Whether it has to publish metrics of the model, too.
@@ -81,7 +81,7 @@ class Record:
   round_num: int
   attempt: int
   charges: int
-  ledger_digest: str
+  ledger_digests: Sequence[str]
   weights_digest: str
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
   evaluates: bool = False
@@ -97,15 +97,21 @@ class Record:
       record = cls(**values)
       for name in ('round_num', 'attempt', 'charges'):
         _validate.count(getattr(record, name), name)
-      for name in ('run_id', 'ledger_digest', 'weights_digest'):
+      for name in ('run_id', 'weights_digest'):
         if not isinstance(getattr(record, name), str):
           raise TypeError(f'{name} is no text')
+      if not isinstance(record.ledger_digests, list) or not all(
+        isinstance(digest, str) for digest in record.ledger_digests
+      ):
+        raise TypeError('ledger_digests is no list of text')
       if not isinstance(record.evaluates, bool):
         raise TypeError('evaluates is not true or false')
       numbers = {n: float(value) for n, value in record.values.items()}
     except (TypeError, ValueError, AttributeError) as error:
       raise AlteredError(f'holds no record of a round ({error})') from None
-    return dataclasses.replace(record, values=numbers)
+    return dataclasses.replace(
+      record, values=numbers, ledger_digests=tuple(record.ledger_digests)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +150,18 @@ class Checkpoints:
     return rounds_in(self._folder)
 
   def latest_round(self) -> int:
-    """Returns the round of the newest checkpoint that can be read, or 0."""
+    """Returns the round of the newest checkpoint that can be read, or 0.
+
+    Raises:
+      InputError: That one is not what was saved.
+    """
     for round_num in reversed(self.rounds()):
+      path = self._path(round_num)
       try:
-        return read(self._path(round_num))[1].round_num
-      except (*UNREADABLE, AlteredError):
+        return read(path)[1].round_num
+      except AlteredError as error:
+        raise _refusal(path, error) from None
+      except UNREADABLE:
         continue
     return 0
 
@@ -192,21 +205,22 @@ class Checkpoints:
       structure: A state of the same process, which gives structure and types.
 
     Raises:
-      InputError: There are checkpoints, but none can be read, or the newest
-        that can be read is not what was saved.
+      InputError: There are checkpoints, but none can be read, the newest that
+        can be read is not what was saved, or something else has their name.
     """
     problem = ''
     unreadable: list[int] = []
     for round_num in reversed(self.rounds()):
       path = self._path(round_num)
+      if path.is_dir():
+        raise _validate.InputError(
+          f'{path} is a folder, where a checkpoint is to be; remove it'
+        )
       try:
         leaves, record, digest = read(path)
         state = _pack(leaves, structure)
       except AlteredError as error:
-        raise _validate.InputError(
-          f'{path} {error}; restore the file that was saved or choose another '
-          'output_dir'
-        ) from None
+        raise _refusal(path, error) from None
       except UNREADABLE as error:
         problem = problem or f'{path} cannot be read ({error})'
         unreadable.append(round_num)
@@ -261,6 +275,8 @@ class Checkpoints:
   def _read_seed(self, path: pathlib.Path) -> int | None:
     try:
       seed = int(files.read_text(path))
+      if seed < 0:
+        raise ValueError(f'{seed} is negative')
     except FileNotFoundError:
       if any(self.rounds()):
         logging.warning('%s is missing: a new seed was drawn', path)
@@ -270,10 +286,17 @@ class Checkpoints:
         raise
       logging.warning('%s is damaged: a new seed was drawn', path)
       return None
-    return seed if seed >= 0 else None
+    return seed
 
   def _path(self, round_num: int) -> pathlib.Path:
     return self._folder / file_name(round_num)
+
+
+def _refusal(path: pathlib.Path, error: AlteredError) -> _validate.InputError:
+  return _validate.InputError(
+    f'{path} {error}; restore the file that was saved or choose another '
+    'output_dir'
+  )
 
 
 def file_name(round_num: int) -> str:

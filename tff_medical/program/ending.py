@@ -162,11 +162,6 @@ class End:
     os.close(self._write)
     os.close(self._read)
 
-  @property
-  def is_overdue(self) -> bool:
-    """Whether the patience is over with what runs within `abandonable`."""
-    return self._overdue
-
   @contextlib.contextmanager
   def defer(self) -> Iterator[None]:
     """Lets the first signal set the flag alone while its block runs."""

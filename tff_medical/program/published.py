@@ -84,13 +84,16 @@ class EventFiles(tff.program.ReleaseManager):
 
   async def release(self, value: Mapping[str, Any], key: int) -> None:
     """Writes the values of round `key`."""
-    there = self._written.setdefault(key, {})
+    there = self._written.pop(key, {})
+    # Rounds come in order, the last one maybe twice; nothing is kept of others.
+    self._written = {n: row for n, row in self._written.items() if n > key}
+    self._written[key] = there
     if self._writer is None:
       self._writer = tf.summary.create_file_writer(os.fspath(self._folder))
     with self._writer.as_default():
       for name, number in value.items():
         if name not in there:
-          tf.summary.scalar(name, float(number), step=key)
+          _write_scalar(name, number, key)
           there[name] = float(number)
     self._writer.flush()
 
@@ -251,10 +254,16 @@ def _event_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return [path for path in found if path.is_file()]
 
 
+def _write_scalar(name: str, number: float, step: int) -> None:
+  """Writes a value; TensorFlow keeps every Python number that it is given."""
+  with np.errstate(over='ignore'):
+    tf.summary.scalar(name, np.float32(number), step=np.int64(step))
+
+
 def _write_events(folder: pathlib.Path, rows: metrics_table.Rows) -> None:
   writer = tf.summary.create_file_writer(os.fspath(folder))
   with writer.as_default():
     for round_num, values in rows.items():
       for name, number in values.items():
-        tf.summary.scalar(name, number, step=round_num)
+        _write_scalar(name, number, round_num)
   writer.close()

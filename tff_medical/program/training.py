@@ -158,6 +158,9 @@ def train(
   with ending.deferred() as end:
     for round_num in range(done + 1, rounds + 1):
       started = time.monotonic()
+      if end.requested.is_set():
+        reason = StopReason.INTERRUPTED
+        break
       if _has_diverged(weights, metrics):
         break
       try:
@@ -169,11 +172,12 @@ def train(
       try:
         with end.abandonable():
           output = process.next(state, list(client_datasets(cohort)))
-      except ending.Ended:
-        # It takes too long after a signal: thrown away, though charged.
-        if not end.is_overdue:
-          raise
+      except ending.Abandoned:
         reason = StopReason.INTERRUPTED
+        message = (
+          f'round {round_num} took too long to be finished; it was charged and '
+          'is run again'
+        )
         break
       state = output.state
       weights = process.get_model_weights(state)
@@ -194,18 +198,13 @@ def train(
       try:
         with end.abandonable():
           metrics = evaluate(weights) if evaluates else {}
-      except ending.Ended:
+      except ending.Abandoned:
         # The next start evaluates and publishes this round.
-        if not end.is_overdue:
-          raise
         reason = StopReason.INTERRUPTED
         break
       report = dataclasses.replace(report, metrics=metrics)
       _release(release_managers, report.values(), round_num)
       on_round(report)
-      if end.requested.is_set() and round_num < rounds:
-        reason = StopReason.INTERRUPTED
-        break
   if not metrics and reason is not StopReason.INTERRUPTED:
     metrics = evaluate(weights)
   if _has_diverged(weights, metrics):
@@ -243,9 +242,12 @@ def _record(
     round_num=round_num,
     attempt=ledger.rounds_charged,
     charges=ledger.charges,
-    ledger_digest=ledger.digest,
+    ledger_digests=ledger.last_digests(),
     weights_digest=weights_digest(weights),
-    values={name: float(value) for name, value in values.items()},
+    values={
+      name: value if isinstance(value, int) else float(value)
+      for name, value in values.items()
+    },
     evaluates=evaluates,
   )
 
@@ -276,11 +278,11 @@ def _reconcile(
       f'{name} is of another run than the ledger ({record.run_id} and '
       f'{ledger.run_id}); {remedy}'
     )
-  entry = ledger.entry_of(record.attempt)
-  if entry is not None and entry.digest != record.ledger_digest:
+  if not ledger.is_one_history(record.ledger_digests):
     raise _validate.InputError(
       f'{name} and the ledger went different ways after a copy was made of '
-      f'one of them: charge {record.attempt} is another one there; {remedy}'
+      f'one of them: what was charged up to {record.attempt} is another thing '
+      f'there; {remedy}'
     )
   following = ledger.entry_of(record.attempt + 1)
   if (
@@ -297,7 +299,7 @@ def _reconcile(
   if ledger.restore(
     round_num=newest,
     attempt=record.attempt + newest - record.round_num,
-    charges=record.charges,
+    charges=record.charges + ledger.cost_between(record.round_num, newest),
     evidence=name,
   ):
     logging.warning(
