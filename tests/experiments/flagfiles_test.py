@@ -8,6 +8,7 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from experiments import exit_codes
 from experiments import flags
 from experiments import settings as settings_lib
 from tff_medical import _validate
@@ -87,7 +88,7 @@ class FlagfileTest(parameterized.TestCase):
       ['-flagfile', f'{self.folder}/x'],
     ):
       ended = self._run(*arguments)
-      self.assertEqual(ended.returncode, flags.EXIT_BAD_INPUT)
+      self.assertEqual(ended.returncode, exit_codes.BAD_INPUT)
       self.assertRegex(ended.stderr, rf'^error: .*{message}.*\n$')
       self.assertEmpty(ended.stdout)
       with self.assertRaisesRegex(_validate.InputError, message):

@@ -43,7 +43,9 @@ class ReferencesTest(absltest.TestCase):
     self.assertTrue((self.output / 'config.json').exists())
     card = export.load_card(self.output / 'saved_model')
     self.assertEqual(card['epsilon'], 'inf')
-    self.assertEqual(card['dataset'], 'medmnist/breastmnist')
+    self.assertEqual(
+      card['dataset'], 'medmnist/breastmnist (not the official file)'
+    )
     self.assertEqual(card['test_metrics'], summary['metrics'])
     self.assertLen(card['not_covered'], 1)
 
