@@ -34,8 +34,8 @@ def _without_clipping(mechanism):
   """Returns one with the same noise that lets through what is far longer."""
   return dataclasses.replace(
     mechanism,
-    clipping=mechanisms.FixedClipping(1e6),
-    noise_multiplier=mechanism.noise_multiplier / 1e6,
+    clipping=mechanisms.FixedClipping(1e4),
+    noise_multiplier=mechanism.noise_multiplier / 1e4,
   )
 
 

@@ -28,6 +28,7 @@ from tests import image_files
 from tff_medical import encoded_images
 from tff_medical import export
 from tff_medical import models
+from tff_medical.privacy import card_format
 
 _SIDE = 12
 _SHAPE = (28, 28, 1)
@@ -222,7 +223,7 @@ def export_model(folder: str) -> str:
   """Exports a small model to `folder` and returns its path."""
   path = os.path.join(folder, 'saved_model')
   model = models.build('cnn_small', input_shape=_SHAPE, num_outputs=2, seed=0)
-  card = dict.fromkeys(export.REQUIRED_CARD_KEYS, 'stated')
+  card = dict.fromkeys(card_format.REQUIRED_KEYS, 'stated')
   card.update(epsilon='inf', delta=None, rounds=0)
   export.save(
     path,

@@ -7,7 +7,7 @@ import pathlib
 from absl.testing import absltest
 from absl.testing import parameterized
 import dp_accounting
-from dp_accounting.pld import accountant as pld_accountant
+from dp_accounting.pld import pld_privacy_accountant
 import numpy as np
 import tensorflow_federated as tff
 
@@ -116,7 +116,9 @@ def _spent(mechanism, draws):
     draws: Units, as a hashable, of every draw that was released.
   """
   event = mechanism.charge_event()
-  accountant = pld_accountant.PLDAccountant()
+  accountant = pld_privacy_accountant.PLDAccountant(
+    value_discretization_interval=1e-3
+  )
   for count in collections.Counter(draws).values():
     accountant.compose(_with_noise(event, _NOISE / math.sqrt(count)))
   return accountant.get_epsilon(_DELTA)
