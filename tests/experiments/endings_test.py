@@ -129,13 +129,13 @@ class InstallTest(absltest.TestCase):
     """Python has put its own handlers aside there: a signal would kill it."""
     code = (
       'import sys; sys.argv = ["-m"]; import experiments\n'
-      'import os, signal; from experiments import flags\n'
+      'import os, signal; from experiments import command\n'
       'class Late:\n'
       '  def __del__(self, kill=os.kill, pid=os.getpid()):\n'
       '    kill(pid, signal.SIGTERM)\n'
       'late = Late()\n'
       'sys.argv = ["command"]\n'
-      'flags.run(lambda: print("done"))'
+      'command.run(lambda: print("done"))'
     )
     done = subprocess.run(
       [sys.executable, '-c', code],
