@@ -34,13 +34,18 @@ from tff_medical.program import ending
 ClientDatasets = Callable[[np.ndarray], Sequence[tf.data.Dataset]]
 Evaluate = Callable[[tff.learning.models.ModelWeights], Mapping[str, float]]
 
+# Beyond, products of weights overflow in float32 and the model is of no use.
+_LARGEST_WEIGHT = 1e15
+
 
 class StopReason(enum.Enum):
   """Why training ended."""
 
   COMPLETED = 'all planned rounds were run'
   BUDGET_SPENT = 'the next round would have exceeded the privacy budget'
-  DIVERGED = 'the model has diverged: its weights or all of its metrics are NaN'
+  DIVERGED = (
+    'the model has diverged: its weights are far too large, or metrics are NaN'
+  )
   INTERRUPTED = 'interrupted by the user; start it again to go on'
 
 
@@ -317,8 +322,10 @@ def _has_diverged(
   """Whether a model is of no use any more; looks at what is released only."""
   if metrics and all(math.isnan(value) for value in metrics.values()):
     return True
+  # NaN compares as false.
   return not all(
-    np.all(np.isfinite(w)) for w in tf.nest.flatten(weights.trainable)
+    np.all(np.abs(w) < _LARGEST_WEIGHT)
+    for w in tf.nest.flatten(weights.trainable)
   )
 
 
