@@ -150,7 +150,7 @@ def train(
   if saved is None:
     saved = _start(process, initial, ledger, checkpoints)
   else:
-    _reconcile(ledger, saved)
+    _reconcile(ledger, saved, process.get_model_weights(saved.state))
   if sampling.draws_by_attempt:
     cohort_seed = ledger.seed_of_draws(cohort_seed)
   state, digest, done = saved.state, saved.digest, saved.record.round_num
@@ -268,7 +268,9 @@ def weights_digest(weights: tff.learning.models.ModelWeights) -> str:
 
 
 def _reconcile(
-  ledger: ledger_lib.PrivacyLedger, saved: checkpoints_lib.Saved
+  ledger: ledger_lib.PrivacyLedger,
+  saved: checkpoints_lib.Saved,
+  weights: tff.learning.models.ModelWeights,
 ) -> None:
   """Holds the ledger against the checkpoint; charges what it has lost.
 
@@ -282,6 +284,10 @@ def _reconcile(
     raise _validate.InputError(
       f'{name} is of another run than the ledger ({record.run_id} and '
       f'{ledger.run_id}); {remedy}'
+    )
+  if record.weights_digest != weights_digest(weights):
+    raise _validate.InputError(
+      f'{name} has other weights than were saved; {remedy}'
     )
   if not ledger.is_one_history(record.ledger_digests):
     raise _validate.InputError(
