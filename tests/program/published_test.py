@@ -4,7 +4,9 @@ import asyncio
 import math
 import os
 import pathlib
+import resource
 import shutil
+import signal
 from unittest import mock
 
 from absl.testing import absltest
@@ -124,6 +126,19 @@ class PublishedTest(parameterized.TestCase):
     with mock.patch.object(os, 'fsync', record):
       self._publish((3,), [manager])
     self.assertEqual(synced[-1], self.table.read_bytes())
+
+  def test_a_limit_on_files_is_an_error_of_the_disk(self):
+    """TensorFlow's errors would pass by those who wait for an OSError."""
+    manager = published.EventFiles(self.events)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+      with self.assertRaisesRegex(OSError, 'tensorboard'):
+        asyncio.run(manager.release(_values(1), 1))
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+      signal.signal(signal.SIGXFSZ, handler)
 
   def test_new_columns_in_mid_run_change_no_value(self):
     manager = published.MetricsTable(self.table)

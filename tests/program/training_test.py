@@ -415,6 +415,10 @@ class TrainTest(parameterized.TestCase):
       ledger.charge(3, state_digest=saved.digest)
     other = self.process.initialize()
     self.checkpoints.save(other, saved.record)
+    self._refuses('has other weights than were saved')
+    digest = training.weights_digest(self.process.get_model_weights(other))
+    record = dataclasses.replace(saved.record, weights_digest=digest)
+    self.checkpoints.save(other, record)
     self._refuses('not the state that the ledger says round 3 started from')
 
   def test_every_charge_names_the_state_that_it_starts_from(self):

@@ -12,7 +12,9 @@ lost from the other, or at least their epsilon from the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import errno
 import math
 import os
 import pathlib
@@ -88,14 +90,15 @@ class EventFiles(tff.program.ReleaseManager):
     # Rounds come in order, the last one maybe twice; nothing is kept of others.
     self._written = {n: row for n, row in self._written.items() if n > key}
     self._written[key] = there
-    if self._writer is None:
-      self._writer = tf.summary.create_file_writer(os.fspath(self._folder))
-    with self._writer.as_default():
-      for name, number in value.items():
-        if name not in there:
-          _write_scalar(name, number, key)
-          there[name] = float(number)
-    self._writer.flush()
+    with _disk_errors(self._folder):
+      if self._writer is None:
+        self._writer = tf.summary.create_file_writer(os.fspath(self._folder))
+      with self._writer.as_default():
+        for name, number in value.items():
+          if name not in there:
+            _write_scalar(name, number, key)
+            there[name] = float(number)
+      self._writer.flush()
 
 
 def repair(
@@ -261,9 +264,25 @@ def _write_scalar(name: str, number: float, step: int) -> None:
 
 
 def _write_events(folder: pathlib.Path, rows: metrics_table.Rows) -> None:
-  writer = tf.summary.create_file_writer(os.fspath(folder))
-  with writer.as_default():
-    for round_num, values in rows.items():
-      for name, number in values.items():
-        _write_scalar(name, number, round_num)
-  writer.close()
+  with _disk_errors(folder):
+    writer = tf.summary.create_file_writer(os.fspath(folder))
+    with writer.as_default():
+      for round_num, values in rows.items():
+        for name, number in values.items():
+          _write_scalar(name, number, round_num)
+    writer.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
+  """Turns TensorFlow's errors about files into an `OSError` that says so.
+
+  A full disk, a quota and a limit on the size of files are different errors.
+  """
+  try:
+    yield
+  except tf.errors.OpError as error:
+    reason = ' '.join(str(error).split())
+    raise OSError(
+      errno.EIO, f'events cannot be written ({reason})', os.fspath(folder)
+    ) from error

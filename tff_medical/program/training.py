@@ -34,13 +34,18 @@ from tff_medical.program import ending
 ClientDatasets = Callable[[np.ndarray], Sequence[tf.data.Dataset]]
 Evaluate = Callable[[tff.learning.models.ModelWeights], Mapping[str, float]]
 
+# Beyond, products of weights overflow in float32 and the model is of no use.
+_LARGEST_WEIGHT = 1e15
+
 
 class StopReason(enum.Enum):
   """Why training ended."""
 
   COMPLETED = 'all planned rounds were run'
   BUDGET_SPENT = 'the next round would have exceeded the privacy budget'
-  DIVERGED = 'the model has diverged: its weights or all of its metrics are NaN'
+  DIVERGED = (
+    'the model has diverged: its weights are far too large, or metrics are NaN'
+  )
   INTERRUPTED = 'interrupted by the user; start it again to go on'
 
 
@@ -145,7 +150,7 @@ def train(
   if saved is None:
     saved = _start(process, initial, ledger, checkpoints)
   else:
-    _reconcile(ledger, saved)
+    _reconcile(ledger, saved, process.get_model_weights(saved.state))
   if sampling.draws_by_attempt:
     cohort_seed = ledger.seed_of_draws(cohort_seed)
   state, digest, done = saved.state, saved.digest, saved.record.round_num
@@ -263,7 +268,9 @@ def weights_digest(weights: tff.learning.models.ModelWeights) -> str:
 
 
 def _reconcile(
-  ledger: ledger_lib.PrivacyLedger, saved: checkpoints_lib.Saved
+  ledger: ledger_lib.PrivacyLedger,
+  saved: checkpoints_lib.Saved,
+  weights: tff.learning.models.ModelWeights,
 ) -> None:
   """Holds the ledger against the checkpoint; charges what it has lost.
 
@@ -277,6 +284,10 @@ def _reconcile(
     raise _validate.InputError(
       f'{name} is of another run than the ledger ({record.run_id} and '
       f'{ledger.run_id}); {remedy}'
+    )
+  if record.weights_digest != weights_digest(weights):
+    raise _validate.InputError(
+      f'{name} has other weights than were saved; {remedy}'
     )
   if not ledger.is_one_history(record.ledger_digests):
     raise _validate.InputError(
@@ -317,8 +328,10 @@ def _has_diverged(
   """Whether a model is of no use any more; looks at what is released only."""
   if metrics and all(math.isnan(value) for value in metrics.values()):
     return True
+  # NaN compares as false.
   return not all(
-    np.all(np.isfinite(w)) for w in tf.nest.flatten(weights.trainable)
+    np.all(np.abs(w) < _LARGEST_WEIGHT)
+    for w in tf.nest.flatten(weights.trainable)
   )
 
 
