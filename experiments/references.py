@@ -33,7 +33,10 @@ if __name__ == '__main__':
     'kind', None, f'one of {", ".join(study.REFERENCES)}'
   )
   read_flags = flags.define()
-  command.parse(check=lambda: read_flags().as_reference().resolve())
+  command.parse(
+    check=lambda: read_flags().as_reference().resolve(),
+    settings=settings_lib.REFERENCE_FLAGS,
+  )
 
 import numpy as np
 import tensorflow as tf
