@@ -173,7 +173,9 @@ class TrainTest(parameterized.TestCase):
     ):
       self._run(client_learning_rate=0.2, seed=4)
     npz.write(self.temp, counts=(64, 12, 24))
-    with self.assertRaisesRegex(_validate.InputError, 'data .*md5'):
+    with self.assertRaisesRegex(
+      _validate.InputError, r'another data \(hmac-sha256:\w+ there, hmac'
+    ):
       self._run()
     self.assertEqual(self._json('config.json'), before)
 
@@ -204,9 +206,15 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(card['initial_model']['sha256'], earlier.digest)
     self.assertEqual(
       pretrained.load(self.output / 'saved_model').datasets,
-      ('medmnist/breastmnist', 'medmnist/pneumoniamnist'),
+      tuple(
+        f'medmnist/{name} (not the official file)'
+        for name in ('breastmnist', 'pneumoniamnist')
+      ),
     )
-    self.assertIn('(medmnist/pneumoniamnist)', ' '.join(card['not_covered']))
+    self.assertIn(
+      '(medmnist/pneumoniamnist (not the official file))',
+      ' '.join(card['not_covered']),
+    )
     config = self._json('config.json')
     self.assertEqual(config['settings']['initial_model'], public)
     self.assertEqual(config['initial_model_sha256'], earlier.digest)

@@ -7,8 +7,10 @@ may end in any way: killed at a time, by themselves, or at their time limit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import importlib
 import json
@@ -122,33 +124,48 @@ def _serve(requests: Any, answers: Any) -> None:
 def _run(request: dict[str, Any]) -> dict[str, Any]:
   with tempfile.TemporaryDirectory(prefix='faults_') as folder:
     started = time.monotonic()
+    # A pipe, as no limit on the size of files holds for it.
+    output, end = os.pipe()
     child = os.fork()
     if not child:
-      _be_child(request, pathlib.Path(folder))
-    code, timed_out = _wait(child, request['kill_after'], request['timeout'])
-    output = pathlib.Path(folder, 'output')
-    result = pathlib.Path(folder, 'result')
-    text = output.read_text(errors='replace') if output.exists() else ''
+      os.close(output)
+      _be_child(request, pathlib.Path(folder), end)
+    os.close(end)
+    os.set_blocking(output, False)
+    text = bytearray()
+    code, timed_out = _wait(
+      child,
+      lambda: text.extend(_drain(output)),
+      request['kill_after'],
+      request['timeout'],
+    )
+    os.close(output)
+    result = None
     with contextlib.suppress(OSError, ValueError):
-      found = json.loads(result.read_text())
-      return _ended(found, code, timed_out, text, started)
-    return _ended(None, code, timed_out, text, started)
+      result = json.loads(pathlib.Path(folder, 'result').read_text())
+    return dict(
+      result=result,
+      code=code,
+      timed_out=timed_out,
+      output=text.decode(errors='replace')[-20_000:],
+      seconds=time.monotonic() - started,
+    )
 
 
-def _ended(
-  result: Any, code: int, timed_out: bool, text: str, started: float
-) -> dict[str, Any]:
-  return dict(
-    result=result,
-    code=code,
-    timed_out=timed_out,
-    output=text[-4000:],
-    seconds=time.monotonic() - started,
-  )
+def _drain(pipe: int) -> bytes:
+  """Returns what is in a pipe now."""
+  found = b''
+  with contextlib.suppress(BlockingIOError):
+    while part := os.read(pipe, 2**16):
+      found += part
+  return found
 
 
 def _wait(
-  child: int, kill_after: float | None, timeout: float
+  child: int,
+  drain: Callable[[], None],
+  kill_after: float | None,
+  timeout: float,
 ) -> tuple[int, bool]:
   """Waits for a child and kills it at its time; returns code, timed out."""
   started = time.monotonic()
@@ -156,6 +173,7 @@ def _wait(
   killed = False
   while True:
     ended, status = os.waitpid(child, os.WNOHANG)
+    drain()
     if ended:
       code = os.waitstatus_to_exitcode(status)
       return code, killed and kill_after is None
@@ -165,13 +183,15 @@ def _wait(
     time.sleep(0.001)
 
 
-def _be_child(request: dict[str, Any], folder: pathlib.Path) -> None:
+def _be_child(
+  request: dict[str, Any], folder: pathlib.Path, output: int
+) -> None:
   code = FAILED
   try:
-    output = os.open(folder / 'output', os.O_WRONLY | os.O_CREAT, 0o600)
     for descriptor in (1, 2):
       os.dup2(output, descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    faulthandler.enable()
     module, name = request['function'].split(':')
     function = getattr(importlib.import_module(module), name)
     result = function(**request['arguments'])

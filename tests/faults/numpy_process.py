@@ -87,10 +87,14 @@ class Truth:
     """Appends a line; it is on disk when this returns."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     descriptor = os.open(self._path, flags, 0o600)
+    # The disk that is full is that of the run.
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit[1], limit[1]))
     try:
       os.write(descriptor, json.dumps(what).encode() + b'\n')
       _fsync(descriptor)
     finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limit)
       os.close(descriptor)
 
   def lines(self, what: str) -> list[dict[str, Any]]:
@@ -289,19 +293,21 @@ def start(
   if temporary is not None:
     pathlib.Path(temporary).mkdir(exist_ok=True)
     tempfile.tempdir = temporary
-  if max_file_bytes is not None:
-    # Python ignores SIGXFSZ, so that writing gives an OSError.
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, hard))
   told, aimed = Truth(truth), Aim(*(aim or ()))
   process = _Process(told, aimed)
   for patch in (*_stand_ins(process), *_watched(told, aimed, process)):
     patch.start()
   wanted = settings(folder, **(changed or {}))
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  if max_file_bytes is not None:
+    # Python ignores SIGXFSZ, so that writing gives an OSError.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, before[1]))
   try:
     code = train.main(lambda: wanted)
   except _validate.InputError as error:
     return {'refused': str(error), 'seen': dict(aimed.seen)}
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
   return {'code': code, 'seen': dict(aimed.seen)}
 
 

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import io
-import math
 import os
 import pathlib
 from typing import Any
@@ -92,12 +91,22 @@ def write(
 
 
 def line(values: Sequence[Any]) -> bytes:
-  """Returns a line of CSV; NaN is written as such, and is no empty cell."""
+  """Returns a line of CSV; NaN is written as such, and is no empty cell.
+
+  A number looks the same whatever its type, so that a line that was read can be
+  written anew without a difference.
+  """
   text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerow(
-    ['nan' if isinstance(v, float) and math.isnan(v) else v for v in values]
-  )
+  csv.writer(text, lineterminator='\n').writerow(map(_cell, values))
   return text.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+  if isinstance(value, str):
+    return value
+  number = float(value)
+  is_whole = number.is_integer() and abs(number) < 2**53
+  return int(number) if is_whole else repr(number)
 
 
 def _parse(path: pathlib.Path, content: bytes) -> tuple[list[str], Rows]:
