@@ -1,8 +1,8 @@
 """Runs a command: flags, help, bad input, signals and exit codes.
 
-A command that imports TensorFlow has two blocks `if __name__ == '__main__'`: the
-one before its slow imports defines the flags and calls `parse`, so that --help
-and wrong flags take no seconds; the one at its end calls `run`.
+A command that imports TensorFlow has two blocks `if __name__ == '__main__'`:
+the one before its slow imports defines the flags and calls `parse`, so that
+--help and wrong flags take no seconds; the one at its end calls `run`.
 """
 
 from __future__ import annotations
