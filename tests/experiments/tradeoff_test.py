@@ -114,7 +114,7 @@ class TradeoffTest(parameterized.TestCase):
     self.assertBetween(float(private['auc']), 0, 1)
     self.assertEqual(rows['per_site_seed_0']['status'], 'skipped')
     self.assertIn('30 clients have too few images', printed)
-    self.assertEqual(rows['eps_inf_seed_0']['epsilon'], '')
+    self.assertEqual(rows['eps_inf_seed_0']['epsilon'], 'inf')
     self.assertIn(
       private['ledger_sha256'], (self.output / 'report.html').read_text('utf-8')
     )
