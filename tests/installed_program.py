@@ -44,7 +44,7 @@ def main(folder: str) -> None:
   before = process.get_model_weights(state).trainable
   feed = tff_medical.feeds.ClientFeed(task.clients, batch_size=4)
   for round_num in (1, 2):
-    cohort = mechanism.sampling.draw(0, round_num)
+    cohort = mechanism.sampling.draw(0, round_num, attempt=round_num)
     state = process.next(state, feed(cohort)).state
   after = process.get_model_weights(state).trainable
   moved = sum(float(np.abs(a - b).sum()) for a, b in zip(after, before))
