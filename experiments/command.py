@@ -1,13 +1,13 @@
 """Runs a command: flags, help, bad input, signals and exit codes.
 
-A command that imports TensorFlow has two blocks `if __name__ == '__main__'`: the
-one before its slow imports defines the flags and calls `parse`, so that --help
-and wrong flags take no seconds; the one at its end calls `run`.
+A command that imports TensorFlow has two blocks `if __name__ == '__main__'`:
+the one before its slow imports defines the flags and calls `parse`, so that
+--help and wrong flags take no seconds; the one at its end calls `run`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import sys
 import typing
 
@@ -18,6 +18,7 @@ from absl import logging
 from experiments import endings
 from experiments import exit_codes
 from experiments.config import flags as flags_lib
+from experiments.config import settings as settings_lib
 from tff_medical import _validate
 
 _HELP = ('h', '?', 'help', 'helpshort', 'helpfull', 'helpxml')
@@ -29,6 +30,7 @@ def parse(
   *,
   takes_arguments: bool = False,
   check: Callable[[], object] = lambda: None,
+  settings: Collection[str] = (),
 ) -> Sequence[str]:
   """Parses the command line, once; returns the program and what is no flag.
 
@@ -39,13 +41,16 @@ def parse(
     takes_arguments: Whether there may be arguments that are no flags.
     check: Is called with the flags parsed; raises `InputError` if they cannot
       be used together.
+    settings: The settings of a run that --help shows; () for all of them.
   """
   global _parsed
   if _parsed is not None:
     return _parsed
   endings.install()
   if _asks_for_help(sys.argv[1:]):
-    _print_help(sys.argv[0])
+    has_settings = 'mechanism' in flags.FLAGS  # Else flags of like names.
+    shown = settings or settings_lib.names()
+    _print_help(sys.argv[0], shown if has_settings else ())
   try:
     flags_lib.check_flagfiles(sys.argv[1:])
     rest = flags.FLAGS(flags_lib.with_configs(sys.argv))
@@ -112,15 +117,14 @@ def _asks_for_help(arguments: Sequence[str]) -> bool:
   return False
 
 
-def _print_help(program: str) -> typing.NoReturn:
+def _print_help(program: str, settings: Collection[str]) -> typing.NoReturn:
   """Prints the command's doc and flags, and ends with exit code 0.
 
   absl would show no flag of a module but the command's own.
   """
   doc = sys.modules['__main__'].__doc__ or ''
   own = flags.FLAGS.flags_by_module_dict().get(program, [])
-  has_settings = 'mechanism' in flags.FLAGS
-  print(flags_lib.help_text(doc, own, has_settings=has_settings), end='')
+  print(flags_lib.help_text(doc, own, settings), end='')
   sys.exit(exit_codes.OK)
 
 

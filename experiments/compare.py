@@ -5,12 +5,12 @@ r"""What helps at one privacy budget: variants of a setting beside each other.
         --variant='larger cohort: --clients_per_round=94' \
         --variant='larger model: --model=cnn' --output_dir=runs/helps
 
-The flags of `experiments.train` make the base; a variant is a name and the flags
-that it has instead. All are trained at the same ε, which each calibrates its own
-noise for, so that what a variant saves in noise counts. Variants of a seed share
-data, partition and, where shapes are the same, initial weights. Started again, it
-does what is missing. The folder gets results.csv, results.md, comparison.png and
-.svg, cells/NAME (each a run's folder) and logs/.
+The flags of `experiments.train` make the base; a variant is a name and the
+flags that it has instead. All are trained at the same ε, which each calibrates
+its own noise for, so that what a variant saves in noise counts. Variants of a
+seed share data, partition and, where shapes are the same, initial weights.
+Started again, it does what is missing. The folder gets results.csv, results.md,
+comparison.png and .svg, cells/NAME (each a run's folder) and logs/.
 
 Looking at test metrics of many variants is tuning, which no ε here covers.
 """

@@ -4,12 +4,12 @@ r"""Puts results into the repository and renews the tables and figure made of th
         --sweep_dirs=runs/pneumonia_client,runs/pneumonia_record \
         --comparison_dirs=runs/helps_client
 
-Of each sweep (`experiments.tradeoff`) the report, its plots and results.csv go to
-results/NAME, of each comparison (`experiments.compare`) results.csv and figure;
-NAME is that of the folder. Without folders only the tables are renewed, from what
-lies in results/. In the pages (README.md, docs/results.md) what stands between
-`<!-- NAME -->` and `<!-- end -->` is written by this command, and a test holds it
-against the files.
+Of each sweep (`experiments.tradeoff`) the report, its plots and results.csv go
+to results/NAME, of each comparison (`experiments.compare`) results.csv and
+figure; NAME is that of the folder. Without folders only the tables are renewed,
+from what lies in results/. In the pages (README.md, docs/results.md) what
+stands between `<!-- NAME -->` and `<!-- end -->` is written by this command,
+and a test holds it against the files.
 """
 
 from __future__ import annotations

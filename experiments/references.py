@@ -3,13 +3,13 @@ r"""What federation and privacy are measured against: training without them.
     python -m experiments.references --kind=central --dataset=synthetic \
         --output_dir=runs/central
 
-`central` trains one model on all images, as if they had been pooled;
-`per_site` trains one model for each site on its own images, as if nobody had
-worked together. Plain Keras, Adam, the epoch with the least validation loss:
-what somebody without TFF would do. The folder gets config.json and
-summary.json as that of a run; there is no ledger, as nothing is promised. That
-of `central` gets saved_model, too: where its images are public, private training
-may start from it by --initial_model.
+`central` trains one model on all images, as if they had been pooled; `per_site`
+trains one model for each site on its own images, as if nobody had worked
+together. Plain Keras, Adam, the epoch with the least validation loss: what
+somebody without TFF would do. The folder gets config.json and summary.json as
+that of a run; there is no ledger, as nothing is promised. That of `central`
+gets saved_model, too: where its images are public, private training may start
+from it by --initial_model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ if __name__ == '__main__':
     'kind', None, f'one of {", ".join(study.REFERENCES)}'
   )
   read_flags = flags.define()
-  command.parse(check=lambda: read_flags().as_reference().resolve())
+  command.parse(
+    check=lambda: read_flags().as_reference().resolve(),
+    settings=settings_lib.REFERENCE_FLAGS,
+  )
 
 import numpy as np
 import tensorflow as tf

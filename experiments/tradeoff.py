@@ -143,8 +143,11 @@ def check_strictest(planned: Sequence[_Planned]) -> None:
 
 
 def _check(own: settings_lib.Flags) -> None:
-  from experiments.config import assembly  # Only where TensorFlow is wanted.
+  # Only where TensorFlow is wanted.
+  from experiments.config import assembly
+  from tff_medical.runtime import tff_worker
 
+  tff_worker.guard()  # Else TFF prints a traceback when the process ends.
   assembly.assemble(own.resolve())
 
 

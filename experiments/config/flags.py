@@ -7,7 +7,7 @@ TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import os
 import pathlib
 import shlex
@@ -29,6 +29,7 @@ _DEFINE: Mapping[type[Any], Callable[..., Any]] = {
   str: flags.DEFINE_string,
 }
 _WIDTH = 80
+_COMMON = 'Privacy and training'
 _FLAGFILE = ('-flagfile', '--flagfile')
 _MAX_FLAGFILE_BYTES = 1_000_000
 _MECHANISM_HELP = 'the way of training [the first that protects --privacy_unit]'
@@ -193,36 +194,39 @@ def given_back(settings: Mapping[str, Any]) -> settings_lib.Flags:
 
 
 def help_text(
-  doc: str, own: Sequence[flags.Flag], *, has_settings: bool
+  doc: str, own: Sequence[flags.Flag], settings: Collection[str]
 ) -> str:
   """Returns what --help prints: the command's doc and its flags in groups.
 
   Args:
     doc: The docstring of the command.
     own: The flags of this command alone.
-    has_settings: Whether it has those of a run, too.
+    settings: The names of the settings of a run that it has a use for, too.
   """
   parts = [doc.strip()]
   if own:
     lines = [line for flag in own for line in _describe_flag(flag)]
     parts.append('\n'.join(['Flags of this command:', *lines]))
-  if has_settings:
-    parts += [
-      '\n'.join([f'{title}:', *lines]) for title, lines in _setting_groups()
-    ]
+  for title, flags_of in _setting_groups().items():
+    lines = [x for n, lines in flags_of.items() if n in settings for x in lines]
+    if lines:
+      parts.append('\n'.join([f'{title}:', *lines]))
+  if settings:
     parts.append(_FLAGFILE_HELP)
   return '\n\n'.join(parts) + '\n'
 
 
-def _setting_groups() -> Iterator[tuple[str, list[str]]]:
-  """Yields a title and the lines of each group of settings, each flag once."""
-  of_group: dict[str, list[str]] = {}
-  of_group['Privacy and training'] = list(
+def _setting_groups() -> dict[str, dict[str, list[str]]]:
+  """Returns the groups by title: the lines of each flag by its name."""
+  of_group: dict[str, dict[str, list[str]]] = {
+    title: {} for title in ('Data', 'Model', _COMMON)
+  }
+  of_group[_COMMON]['mechanism'] = list(
     _describe('mechanism', None, _MECHANISM_HELP, tuple(modes.MODES))
   )
   for name, groups in settings_lib.owners().items():
     field = fields.of(groups[0])[name]
-    of_group.setdefault(_title(groups), []).extend(
+    of_group.setdefault(_title(groups), {})[name] = list(
       _describe(
         name,
         field.default,
@@ -231,10 +235,8 @@ def _setting_groups() -> Iterator[tuple[str, list[str]]]:
         field.metadata['only_if'],
       )
     )
-  titles = ['Data', 'Model', 'Privacy and training']
-  titles += [t for t in of_group if t not in (*titles, 'Run')]
-  for title in (*titles, 'Run'):
-    yield title, of_group[title]
+  of_group['Run'] = of_group.pop('Run')  # Comes last.
+  return of_group
 
 
 def _title(groups: Sequence[type[Any]]) -> str:
@@ -246,7 +248,7 @@ def _title(groups: Sequence[type[Any]]) -> str:
   if groups[0] in plain:
     return plain[groups[0]]
   if len(groups) == len(modes.MODES):
-    return 'Privacy and training'
+    return _COMMON
   return f'With --mechanism={", ".join(group.name for group in groups)}'
 
 

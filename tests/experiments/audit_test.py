@@ -19,7 +19,7 @@ from experiments import train
 from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from experiments.modes import base
-from tests.experiments import finished_runs
+from tests.experiments import finished
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.privacy import accounting
@@ -126,7 +126,7 @@ class AuditTest(parameterized.TestCase):
     mechanism = assembly.build_mechanism(settings, 60, print)
     rounds = []
     found = audited_run.repeat_with_canaries(
-      finished_runs.of(settings, self.temp),
+      finished.run(settings),
       self.temp / 'ledger.jsonl',
       100,
       rounds.append,

@@ -17,7 +17,7 @@ _COMMANDS = sorted(
   for path in (_ROOT / 'experiments').glob('*.py')
   if "if __name__ == '__main__':" in path.read_text(encoding='utf-8')
 )
-_WITH_SETTINGS = ('compare', 'references', 'tradeoff', 'train')
+_WITH_SETTINGS = ('compare', 'tradeoff', 'train')
 # Of absl, of TensorFlow and its company.
 _FOREIGN = (
   'alsologtostderr', 'flagfile', 'helpfull', 'log_dir', 'only_check_args',
@@ -108,6 +108,10 @@ class HelpTest(absltest.TestCase):
           self.assertNotEmpty(shown)
     self.assertCountEqual(
       _shown(self.ended['train'].printed), settings_lib.names()
+    )
+    self.assertCountEqual(
+      _shown(self.ended['references'].printed),
+      ['kind', *settings_lib.REFERENCE_FLAGS],
     )
     self.assertContainsSubset(
       ['epsilons', 'seeds', 'jobs'], _shown(self.ended['tradeoff'].printed)

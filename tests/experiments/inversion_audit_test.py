@@ -21,7 +21,7 @@ from experiments import inversion_audit
 from experiments import train
 from experiments.config import assembly
 from experiments.config import settings as settings_lib
-from tests.experiments import finished_runs
+from tests.experiments import finished
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import inversion
@@ -68,7 +68,7 @@ class InversionAuditTest(parameterized.TestCase):
 
   def _unfinished(self, **changed):
     settings = self._settings(**changed).resolve()
-    return finished_runs.of(settings, settings.run.output_dir)
+    return finished.run(settings)
 
   def test_whole_command(self):
     folder = self._train(**_CLIENT)

@@ -107,6 +107,12 @@ class ModesTest(parameterized.TestCase):
     self.assertTrue(dataclasses.is_dataclass(mode))
     self.assertTrue(mode.__doc__)
 
+  def test_a_flag_is_of_one_kind_wherever_it_is(self):
+    for name, groups in settings_lib.owners().items():
+      self.assertLen({fields.kind(group, name) for group in groups}, 1, name)
+      is_mode = {issubclass(group, base.Mode) for group in groups}
+      self.assertLen(is_mode, 1, f'{name} is of a mode and of every run')
+
   def test_every_unit_has_a_default_mode(self):
     for unit in settings_lib.PRIVACY_UNITS:
       mode = _parsed(f'--privacy_unit={unit}').mode()
@@ -292,7 +298,7 @@ class NewModeTest(absltest.TestCase):
     )
 
   def test_its_flags_are_in_the_help(self):
-    text = flags.help_text('Trains.', [], has_settings=True)
+    text = flags.help_text('Trains.', [], settings_lib.names())
     self.assertIn('local_dp_sgd, slow_dp_sgd)', ' '.join(text.split()))
     self.assertIn(
       'With --mechanism=slow_dp_sgd:\n  --patience=2.5\n      how slow it is\n',

@@ -169,12 +169,13 @@ class TrainTest(parameterized.TestCase):
     before = self._json('config.json')
     with self.assertRaisesRegex(
       _validate.InputError,
-      r'--client_learning_rate \(0.1 there, 0.2 now\), .*--seed',
+      r'--seed \(0 there, 4 now\), '
+      r'--client_learning_rate \(0.1 there, 0.2 now\)',
     ):
       self._run(client_learning_rate=0.2, seed=4)
     npz.write(self.temp, counts=(64, 12, 24))
     with self.assertRaisesRegex(
-      _validate.InputError, 'another data .hmac-sha256'
+      _validate.InputError, r'another data \(hmac-sha256:\w+ there, hmac'
     ):
       self._run()
     self.assertEqual(self._json('config.json'), before)

@@ -124,19 +124,13 @@ def _parse(path: pathlib.Path, content: bytes) -> tuple[list[str], Rows]:
   for number, line in enumerate(lines[1:], start=2):
     try:
       round_num = int(line[0])
-      values = {n: _number(v) for n, v in zip(header[1:], line[1:]) if v != ''}
+      values = {n: float(v) for n, v in zip(header[1:], line[1:]) if v != ''}
     except (ValueError, IndexError):
       raise _damaged(path, f'line {number} holds no numbers') from None
     if len(line) != len(header) or round_num < 1:
       raise _damaged(path, f'line {number} is not of its columns')
     rows[round_num] = values
   return header[1:], rows
-
-
-def _number(text: str) -> float:
-  """Returns a number; a whole one stays as it was written, for `write`."""
-  number = float(text)
-  return int(number) if text.isdecimal() and number < 2**53 else number
 
 
 def _damaged(path: pathlib.Path, why: str) -> _validate.InputError:
