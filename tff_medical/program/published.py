@@ -248,7 +248,8 @@ def read_events(folder: pathlib.Path) -> metrics_table.Rows:
             rows.setdefault(event.step, {})[value.tag] = number
     except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
       continue  # A crash cut the last event.
-  return rows
+  # Names of files are not in the order of time.
+  return dict(sorted(rows.items()))
 
 
 def _event_files(folder: pathlib.Path) -> list[pathlib.Path]:
