@@ -83,15 +83,7 @@ def run(kind: str, given: settings_lib.Flags) -> None:
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.run.output_dir or ''))
   folder.check()
   task = assembly.load_task(settings)
-  folder.claim(
-    settings=settings.published(),
-    may_change=settings.may_change(),
-    data_digest=task.data.source_digest,
-    data_is_public=task.data.is_public,
-    initial_model_digest=task.initial_model.digest
-    if task.initial_model
-    else None,
-  )
+  assembly.claim(folder, settings, task)
   if folder.summary.exists() and folder.read_summary().has_ended:
     print(f'{kind}: done before; results in {folder.path}')
     return

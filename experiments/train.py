@@ -67,15 +67,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
   dry_round(parts.process, feed)
   with ending.deferred():
-    config = folder.claim(
-      settings=settings.published(),
-      may_change=settings.may_change(),
-      data_digest=task.data.source_digest,
-      data_is_public=task.data.is_public,
-      initial_model_digest=task.initial_model.digest
-      if task.initial_model
-      else None,
-    )
+    config = assembly.claim(folder, settings, task)
   with ledger_lib.PrivacyLedger(
     folder.ledger,
     mechanism,

@@ -26,6 +26,7 @@ from tff_medical.data import partition as partition_lib
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
 from tff_medical.privacy import interface
+from tff_medical.program import run_folder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +102,32 @@ def build_mechanism(
     delta=base.known(mode.target_delta),
     rounds=mode.rounds,
     progress=progress,
+  )
+
+
+def claim(
+  folder: run_folder.RunFolder,
+  settings: settings_lib.Settings,
+  task: tasks.Task,
+) -> run_folder.Config:
+  """Makes a folder the run's, or checks that it is.
+
+  Args:
+    folder: The run's.
+    settings: With what depends on the data.
+    task: Its data and its initial model are identified by digests.
+
+  Raises:
+    InputError: The folder belongs to another run, or cannot be made.
+  """
+  return folder.claim(
+    settings=settings.published(),
+    may_change=settings.may_change(),
+    data_digest=task.data.source_digest,
+    data_is_public=task.data.is_public,
+    initial_model_digest=task.initial_model.digest
+    if task.initial_model
+    else None,
   )
 
 

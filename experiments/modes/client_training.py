@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 import typing
 from typing import Any, ClassVar, TypeVar
 
@@ -95,7 +94,7 @@ class ClientTraining(base.Mode, abc.ABC):
     return tfm.learning.build_dp_fed_avg(
       task.tff_model,
       mechanism,
-      client_optimizer=functools.partial(self._client_optimizer)
+      client_optimizer=self._client_optimizer
       if is_scheduled
       else self._client_optimizer(self.client_learning_rate),
       client_learning_rate=tfm.learning.client_training.build_schedule(
