@@ -12,12 +12,13 @@ does so once for each thread that dies here, which counts as one interruption
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
 import multiprocessing
+from multiprocessing import resource_tracker
 import os
 import pathlib
 import signal
@@ -164,11 +165,32 @@ def call(function: Callable[..., _T], *args: Any) -> _T:
     1, spawn, initializer=_end_with, initargs=(os.getpid(),)
   ) as pool:
     try:
-      return pool.submit(function, *args).result()
+      with _whole_start():
+        future = pool.submit(function, *args)
+      return future.result()
     except BaseException:
       for process in multiprocessing.active_children():
         process.kill()
       raise
+
+
+@contextlib.contextmanager
+def _whole_start() -> Iterator[None]:
+  """Starts a process of `multiprocessing` whole, whatever signals come.
+
+  The new process prints a traceback if it is left without what is written to
+  it, or if Ctrl-C in the terminal reaches it during its imports.
+  """
+  # It is started at first use, and unblocks the signals.
+  resource_tracker.ensure_running()
+  with ending.deferred() as end:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending.SIGNALS)
+    try:
+      yield
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if end.requested.is_set():
+      raise ending.Ended(end.signum or signal.SIGINT)
 
 
 def _end_with(parent: int) -> None:

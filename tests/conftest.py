@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 import tempfile
 
 from absl import flags
+import pytest
 
 from tff_medical.runtime import tff_worker
 
@@ -20,3 +22,15 @@ tff_worker.guard()
 
 # Records that TFDS prepares in tests do not go to the user's own folder.
 os.environ['TFDS_DATA_DIR'] = tempfile.mkdtemp(prefix='tff_medical_tfds_')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _own_runtime():
+  """Keeps a runtime that a module's tests install from the next module's."""
+  if 'tensorflow_federated' not in sys.modules:
+    yield  # No test that was collected uses it.
+    return
+  stack = sys.modules['tensorflow_federated'].framework.get_context_stack()
+  before = stack.current
+  yield
+  stack.set_default_context(before)

@@ -9,9 +9,11 @@ import time
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import psutil
 
 from experiments import jobs
 from tff_medical import _validate
+from tff_medical.program import ending
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Waits for ever, and writes a file when it is interrupted.
@@ -22,6 +24,34 @@ try:
   while True: time.sleep(0.05)
 except KeyboardInterrupt:
   pathlib.Path(sys.argv[1], 'saved').touch()
+"""
+
+
+# Gets a signal at the worst moment: the process of the call has just been
+# started, and waits for what it is to do.
+_SIGNALLED = """
+import os, signal, sys, time
+from multiprocessing import util
+from experiments import jobs
+from tff_medical.program import ending
+
+spawn, signum = util.spawnv_passfds, signal.Signals(int(sys.argv[1]))
+
+def spawn_and_end(path, arguments, fds):
+  pid = spawn(path, arguments, fds)
+  if 'spawn_main' in str(arguments):
+    print(pid, flush=True)
+    time.sleep(float(sys.argv[2]))
+    os.killpg(0, signum) if signum is signal.SIGINT else signal.raise_signal(signum)
+  return pid
+
+util.spawnv_passfds = spawn_and_end
+end = ending.End()
+end.install()
+try:
+  jobs.call(time.sleep, 60)
+except ending.Ended as error:
+  print(signal.Signals(error.signum).name)
 """
 
 
@@ -117,6 +147,28 @@ class JobsTest(parameterized.TestCase):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     _wait_for(self.folder / 'saved')
+
+
+class CallTest(parameterized.TestCase):
+  def test_gives_what_the_function_gives(self):
+    self.assertEqual(jobs.call(divmod, 7, 2), (3, 1))
+    with self.assertRaisesRegex(ZeroDivisionError, 'by zero'):
+      jobs.call(divmod, 7, 0)
+
+  @parameterized.product(signum=ending.SIGNALS, secs=(0.0, 0.05))
+  def test_a_signal_while_it_starts(self, signum, secs):
+    done = subprocess.run(
+      [sys.executable, '-c', _SIGNALLED, str(int(signum)), str(secs)],
+      check=True,
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      timeout=60,
+      start_new_session=True,
+    )
+    pid, ended = done.stdout.split()
+    self.assertEqual((ended, done.stderr), (signum.name, ''))
+    self.assertFalse(psutil.pid_exists(int(pid)))
 
 
 class SlotsTest(parameterized.TestCase):

@@ -265,6 +265,35 @@ def sequences_as_results():
 
 
 @case
+def sequences_of_batches_as_results():
+  row = collections.OrderedDict(
+    x=tff.TensorType(np.float32, [2]), y=tff.TensorType(np.int32)
+  )
+
+  @tff.tensorflow.computation(tff.SequenceType(row), np.int64)
+  def batched(dataset, size):
+    return collections.OrderedDict(
+      known=dataset.batch(2, drop_remainder=True),
+      unknown=[dataset.batch(size), dataset.batch(2).batch(1)],
+    )
+
+  @tff.federated_computation(clients(tff.SequenceType(row)))
+  def at_clients(data):
+    batches = tff.tensorflow.computation(
+      lambda d: d.batch(2), tff.SequenceType(row)
+    )
+    return tff.federated_map(batches, data)
+
+  rows = [
+    collections.OrderedDict(x=np.full([2], i, np.float32), y=np.int32(i))
+    for i in range(3)
+  ]
+  results = [batched(rows, 2), at_clients([rows, rows[:1]])]
+  datasets = tf.nest.flatten(results)
+  return results, [str(dataset.element_spec) for dataset in datasets]
+
+
+@case
 def a_reduction_of_a_reduction():
   spec = tff.SequenceType(tff.TensorType(np.float32, [None]))
 

@@ -192,6 +192,8 @@ def _result_sequence(value: Any, type_spec: tff.SequenceType) -> Any:
   graph = tf.raw_ops.DatasetToGraphV2(input_dataset=value)
   proto = tff.framework.serialize_value([], type_spec)[0]
   proto.sequence.serialized_graph_def = graph.numpy()
+  # That of the empty list, whose batches are of size 0; the type is the truth.
+  proto.sequence.ClearField('element_type')
   return tff.framework.deserialize_value(proto, type_spec)[0]
 
 
