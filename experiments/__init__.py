@@ -2,7 +2,7 @@
 
 import os
 
-from experiments import endings
+from experiments.running import endings
 
 # TensorFlow's C++ logs would drown the progress bar; its errors also come as
 # exceptions. It reads this when it is imported, so it has to stand here.

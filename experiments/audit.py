@@ -32,7 +32,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments import command
+from experiments.running import command
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string(
@@ -57,17 +57,17 @@ if __name__ == '__main__':
 import numpy as np
 import tqdm
 
-from experiments import audited_run
-from experiments import exit_codes
-from experiments import inversion_audit
+from experiments.auditing import audited_run
+from experiments.auditing import inversion_audit
+from experiments.running import exit_codes
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
-from tff_medical import membership
-from tff_medical import plots
 from tff_medical import runtime
+from tff_medical.auditing import membership
 from tff_medical.data import images as images_lib
 from tff_medical.program import ending
 from tff_medical.program import training
+from tff_medical.reporting import plots
 
 
 def audit(
@@ -110,7 +110,7 @@ def audit(
     # The folder without audit.json would be an audit that cannot be repeated.
     with ending.deferred():
       unfinished.rename(folder)
-      files.write_json(run.folder.audit, found)
+      _files.write_json(run.folder.audit, found)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
   return found

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments import command
+from experiments.running import command
 
 if __name__ == '__main__':
   absl_flags.DEFINE_integer('rounds', 12, 'rounds that are measured')
@@ -46,8 +46,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments import bare_tensorflow
-from experiments import timing
+from experiments.measuring import bare_tensorflow
+from experiments.measuring import timing
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.runtime import devices

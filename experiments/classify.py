@@ -7,7 +7,7 @@ Prints what the model's privacy card guarantees and one line an image: the class
 each class. Needs TensorFlow only, not TensorFlow Federated. Input that cannot
 be used gives one line on stderr, with the file's name and the reason, and exit
 code 2. The limits on an image (64 MiB, 64 Mi pixels) are those of
-`tff_medical.encoded_images`.
+`tff_medical.serving.encoded_images`.
 
 >>> print('\n'.join(align([('image', 'class'), ('a.png', 'normal')])))
 image  class
@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments import command
+from experiments.running import command
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string('saved_model', None, 'folder of the exported model')
@@ -32,10 +32,10 @@ if __name__ == '__main__':
 
 import tensorflow as tf
 
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import encoded_images
-from tff_medical import export
-from tff_medical import files
+from tff_medical.serving import encoded_images
+from tff_medical.serving import export
 
 # What the exported graph says of the one image in a request.
 _REASON = re.compile(r'assertion failed: \[image 0 of encoded ([^\]]*)\]')
@@ -101,11 +101,11 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _read(path: str) -> bytes:
-  return files.read('image', path, max_bytes=encoded_images.MAX_BYTES)
+  return _files.read('image', path, max_bytes=encoded_images.MAX_BYTES)
 
 
 def _load(saved_model: str) -> Any:
-  files.check_folder('model', saved_model)
+  _files.check_folder('model', saved_model)
   try:
     return tf.saved_model.load(saved_model).signatures['serve_bytes']
   except (OSError, LookupError, ValueError, tf.errors.OpError) as error:

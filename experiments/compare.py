@@ -29,16 +29,16 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments import cells
-from experiments import command
-from experiments import results
 from experiments.config import flags
 from experiments.config import settings as settings_lib
+from experiments.running import cells
+from experiments.running import command
+from experiments.running import results
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
-from tff_medical import plots
 from tff_medical.program import ending
 from tff_medical.program import run_folder
+from tff_medical.reporting import plots
 
 BASE = 'base'
 # Else ε would not be the same promise, or runs not the variants' own.
@@ -154,7 +154,7 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
   wanted = {name: _identity(t.flags) for name, t in planned.items()}
   there = {}
   if path.exists():
-    there = files.read_json(path)
+    there = _files.read_json(path)
   elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise _validate.InputError(
       f'output_dir {folder} holds other files (no {path.name}); choose a new '
@@ -175,7 +175,7 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
         'another output_dir'
       )
   folder.mkdir(parents=True, exist_ok=True)
-  files.write_json(path, {**there, **wanted})
+  _files.write_json(path, {**there, **wanted})
 
 
 def _identity(own: settings_lib.Flags) -> list[str]:
@@ -324,7 +324,7 @@ def run(
     text = table(lines)
     with ending.deferred():
       results.write(folder / 'results.csv', lines)
-      files.write_bytes(folder / 'results.md', f'{text}\n'.encode())
+      _files.write_bytes(folder / 'results.md', f'{text}\n'.encode())
       draw(lines, base.target_epsilon or 0.0, folder)
     print(text)
   for line in ended.failed:

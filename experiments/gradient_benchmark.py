@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments import command
+from experiments.running import command
 
 if __name__ == '__main__':
   absl_flags.DEFINE_integer('steps', 50, 'steps that are measured')
@@ -37,7 +37,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments import timing
+from experiments.measuring import timing
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.learning import unit_clipping

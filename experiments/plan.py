@@ -7,7 +7,7 @@ r"""What a privacy budget means for a setting, before anything is trained.
 
 For client and for record level and each ε: the noise multiplier, the noise
 beside what it hides, and what would be needed where that is too much. Takes
-seconds; `tff_medical.planning` says what the columns mean. With --output_dir
+seconds; `tff_medical.privacy.planning` says what the columns mean. With --output_dir
 it leaves plan.csv, plan.png and plan.svg.
 """
 
@@ -24,16 +24,16 @@ from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
 
-from experiments import command
 from experiments import modes
 from experiments.config import fields
 from experiments.config import settings as settings_lib
+from experiments.running import command
 from tff_medical import _validate
-from tff_medical import planning
-from tff_medical import plots
 from tff_medical.data import loading
 from tff_medical.privacy import accounting
+from tff_medical.privacy import planning
 from tff_medical.program import ending
+from tff_medical.reporting import plots
 
 _DEFAULTS = settings_lib.Flags.of()
 _UNITS = ('client', 'record')

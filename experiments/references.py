@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 from absl import flags as absl_flags
 
-from experiments import command
 from experiments.config import flags
 from experiments.config import settings as settings_lib
-from tff_medical import study
+from experiments.running import command
+from tff_medical.reporting import sweeps
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string(
-    'kind', None, f'one of {", ".join(study.REFERENCES)}'
+    'kind', None, f'one of {", ".join(sweeps.REFERENCES)}'
   )
   read_flags = flags.define()
   command.parse(
@@ -43,14 +43,14 @@ import tensorflow as tf
 
 from experiments.config import assembly
 from tff_medical import _validate
-from tff_medical import evaluation
-from tff_medical import export
 from tff_medical import models
-from tff_medical import tasks
 from tff_medical.data import clients as clients_lib
+from tff_medical.learning import evaluation
+from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
 from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.serving import export
 
 # With more clients than this, and no sites, one alone has too few images.
 MAX_ALONE = 20
@@ -71,14 +71,14 @@ def run(kind: str, given: settings_lib.Flags) -> None:
   """Trains a reference and writes its folder.
 
   Args:
-    kind: One of `study.REFERENCES`.
+    kind: One of `sweeps.REFERENCES`.
     given: Flags of `settings.REFERENCE_FLAGS` alone.
 
   Raises:
     InputError: A setting would be ignored or cannot be used.
   """
   started = time.monotonic()
-  _validate.one_of(study.REFERENCES, kind=kind)
+  _validate.one_of(sweeps.REFERENCES, kind=kind)
   settings = given.as_reference().resolve()
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.run.output_dir or ''))
   folder.check()
@@ -87,7 +87,7 @@ def run(kind: str, given: settings_lib.Flags) -> None:
   if folder.summary.exists() and folder.read_summary().has_ended:
     print(f'{kind}: done before; results in {folder.path}')
     return
-  train = _train_central if kind == study.CENTRAL else _train_per_site
+  train = _train_central if kind == sweeps.CENTRAL else _train_per_site
   reason, message, metrics = train(task, folder)
   summary = run_folder_lib.Summary(
     rounds=0,
@@ -158,7 +158,7 @@ def _metrics(task: tasks.Task, sites: Sequence[_Site]) -> dict[str, float]:
   """
   found = [_evaluate(task, _fit(task, site.rows)) for site in sites]
   means = {
-    name: study.mean(metrics[name] for metrics in found)
+    name: sweeps.mean(metrics[name] for metrics in found)
     for name in found[0]
     if not name.startswith('site/')
   }

@@ -12,20 +12,20 @@ import functools
 
 from absl import flags as absl_flags
 
-from experiments import command
+from experiments.running import command
 from tff_medical import _validate
-from tff_medical import report
-from tff_medical import study
 from tff_medical.program import ending
+from tff_medical.reporting import report
+from tff_medical.reporting import sweeps
 
 
 def main(values: absl_flags.FlagValues) -> None:
   """Runs the command."""
   if values.sweep_dir is None:
     raise _validate.InputError('sweep_dir must be given: --sweep_dir=FOLDER')
-  sweep = study.read(values.sweep_dir)
+  sweep = sweeps.read(values.sweep_dir)
   with ending.deferred():
-    study.write_csv(sweep)
+    sweeps.write_csv(sweep)
     path = report.write(sweep)
   print('\n'.join(report.headlines(sweep)))
   print(f'Report in {path}')

@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 import numpy as np
 from PIL import Image
 
-from experiments import command
+from experiments.running import command
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data import loading

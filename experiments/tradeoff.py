@@ -26,18 +26,18 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments import cells as cells_lib
-from experiments import command
-from experiments import jobs
 from experiments import plan
 from experiments.config import flags
 from experiments.config import settings as settings_lib
+from experiments.running import cells as cells_lib
+from experiments.running import command
+from experiments.running import jobs
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
-from tff_medical import report
-from tff_medical import study
 from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.reporting import report
+from tff_medical.reporting import sweeps
 
 _PLAIN_FLAGS = 'without_privacy_flags'
 
@@ -49,13 +49,13 @@ _OWN = ('target_epsilon', 'noise_multiplier', 'epsilon_budget', 'cohort_seed')
 class _Planned:
   """A cell to be done, with its settings."""
 
-  cell: study.Cell
+  cell: sweeps.Cell
   flags: settings_lib.Flags
 
   def training(self) -> cells_lib.Training:
     """Returns what does it."""
     kind = self.cell.kind
-    if kind == study.FEDERATED:
+    if kind == sweeps.FEDERATED:
       return cells_lib.Training(self.cell.name, self.flags)
     return cells_lib.Training(
       self.cell.name, self.flags, 'references', (f'--kind={kind}',)
@@ -91,11 +91,11 @@ def plan_cells(
     raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
   cells = []
   for seed in range(base.seed, base.seed + seeds):
-    for kind in study.REFERENCES:
-      cells.append(study.Cell(f'{kind}_seed_{seed}', kind, math.inf, seed))
+    for kind in sweeps.REFERENCES:
+      cells.append(sweeps.Cell(f'{kind}_seed_{seed}', kind, math.inf, seed))
     for epsilon in sorted(epsilons, reverse=True):
       name = f'eps_{epsilon:g}_seed_{seed}'
-      cells.append(study.Cell(name, study.FEDERATED, epsilon, seed))
+      cells.append(sweeps.Cell(name, sweeps.FEDERATED, epsilon, seed))
   planned = [_Planned(cell, _flags(base, cell, plain_flags)) for cell in cells]
   for one in planned:
     one.flags.resolve()
@@ -103,12 +103,12 @@ def plan_cells(
 
 
 def _flags(
-  base: settings_lib.Flags, cell: study.Cell, plain_flags: str
+  base: settings_lib.Flags, cell: sweeps.Cell, plain_flags: str
 ) -> settings_lib.Flags:
   """Returns the flags of one cell."""
   folder = cells_lib.cell_folder(pathlib.Path(base.output_dir), cell.name)
   own = base.changed(seed=cell.seed, output_dir=str(folder))
-  if cell.kind != study.FEDERATED:
+  if cell.kind != sweeps.FEDERATED:
     return own.for_reference()
   if math.isfinite(cell.epsilon):
     return own.changed(target_epsilon=cell.epsilon)
@@ -163,20 +163,20 @@ def claim(
   Raises:
     InputError: The folder belongs to a sweep with other settings.
   """
-  path = folder / study.SWEEP_FILE
+  path = folder / sweeps.SWEEP_FILE
   settings = {**base.given, _PLAIN_FLAGS: plain_flags}
   entries = {one.cell.name: _entry(one.cell) for one in planned}
   if path.exists():
-    there = study.read(folder).info
+    there = sweeps.read(folder).info
     _refuse_other_sweep(folder, there.get('settings', {}), settings)
     entries = {**{c['name']: c for c in there['cells']}, **entries}
   elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise _validate.InputError(
-      f'output_dir {folder} holds other files (no {study.SWEEP_FILE}); choose '
+      f'output_dir {folder} holds other files (no {sweeps.SWEEP_FILE}); choose '
       'a new folder'
     )
   folder.mkdir(parents=True, exist_ok=True)
-  files.write_json(
+  _files.write_json(
     path,
     {
       'command': command,
@@ -187,7 +187,7 @@ def claim(
   )
 
 
-def _entry(cell: study.Cell) -> dict[str, Any]:
+def _entry(cell: sweeps.Cell) -> dict[str, Any]:
   return {
     'name': cell.name,
     'kind': cell.kind,
@@ -230,10 +230,10 @@ def run(
   if jobs is not None:
     _validate.positive_int(jobs=jobs)
   folder = pathlib.Path(base.output_dir or '')
-  if not (folder / study.SWEEP_FILE).exists():
+  if not (folder / sweeps.SWEEP_FILE).exists():
     check_strictest(planned)
   claim(folder, base, planned, command, plain_flags)
-  done = {c.name for c in study.read(folder).cells if c.is_done}
+  done = {c.name for c in sweeps.read(folder).cells if c.is_done}
   todo = [one.training() for one in planned if one.cell.name not in done]
   if len(todo) < len(planned):
     print(f'{len(planned) - len(todo)} of {len(planned)} cells are done.')
@@ -242,14 +242,14 @@ def run(
 
 
 def _write_csv(folder: pathlib.Path) -> None:
-  study.write_csv(study.read(folder))
+  sweeps.write_csv(sweeps.read(folder))
 
 
 def _finish(folder: pathlib.Path, ended: cells_lib.Ended) -> int:
   """Writes and prints what there is; returns the exit code."""
-  sweep = study.read(folder)
+  sweep = sweeps.read(folder)
   with ending.deferred():
-    study.write_csv(sweep)
+    sweeps.write_csv(sweep)
     path = report.write(sweep)
   print('\n'.join(report.headlines(sweep)))
   print(f'Results in {folder / "results.csv"}, report in {path}')

@@ -18,10 +18,10 @@ import sys
 import time
 from typing import Any
 
-from experiments import command
-from experiments import exit_codes
 from experiments.config import flags
 from experiments.config import settings as settings_lib
+from experiments.running import command
+from experiments.running import exit_codes
 
 if __name__ == '__main__':
   read_flags = flags.define()
@@ -34,9 +34,8 @@ import tqdm
 from experiments.config import assembly
 from experiments.modes import base
 from tff_medical import _validate
-from tff_medical import export
 from tff_medical import runtime
-from tff_medical import tasks
+from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
@@ -44,6 +43,7 @@ from tff_medical.program import ending
 from tff_medical.program import published
 from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.program import training
+from tff_medical.serving import export
 
 
 def run(given: settings_lib.Flags) -> training.Outcome:

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 import sys
 
-from experiments import command
+from experiments.running import command
 from tff_medical import _validate
 
 if __name__ == '__main__':
   command.parse(takes_arguments=True)
 
-from tff_medical import verification
+from tff_medical.auditing import verification
 
 EXIT_DIFFERS = 1
 

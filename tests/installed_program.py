@@ -17,7 +17,7 @@ def main(folder: str) -> None:
     num_train=48, num_validation=8, num_test=8
   )
   data = tff_medical.data.loading.load_synthetic(spec, tfds_dir=folder)
-  task = tff_medical.tasks.Task(
+  task = tff_medical.learning.tasks.Task(
     data=data,
     partition=tff_medical.data.partition.iid(
       data.train, 12, np.random.default_rng(0)
@@ -42,7 +42,7 @@ def main(folder: str) -> None:
   )
   state = process.initialize()
   before = process.get_model_weights(state).trainable
-  feed = tff_medical.feeds.ClientFeed(task.clients, batch_size=4)
+  feed = tff_medical.program.feeds.ClientFeed(task.clients, batch_size=4)
   for round_num in (1, 2):
     cohort = mechanism.sampling.draw(0, round_num, attempt=round_num)
     state = process.next(state, feed(cohort)).state

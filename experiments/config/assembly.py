@@ -19,14 +19,14 @@ from experiments.config import settings as settings_lib
 from experiments.modes import base
 from tff_medical import _validate
 from tff_medical import models
-from tff_medical import pretrained
-from tff_medical import tasks
 from tff_medical.data import loading
 from tff_medical.data import partition as partition_lib
+from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
 from tff_medical.privacy import interface
 from tff_medical.program import run_folder
+from tff_medical.serving import pretrained
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,8 +19,8 @@ from absl import flags
 from experiments import modes
 from experiments.config import fields
 from experiments.config import settings as settings_lib
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
 
 _DEFINE: Mapping[type[Any], Callable[..., Any]] = {
   bool: flags.DEFINE_boolean,
@@ -166,7 +166,7 @@ def with_configs(argv: Sequence[str]) -> list[str]:
 
 def _of_config(path: pathlib.Path) -> list[str]:
   try:
-    settings = files.read_json(path).get('settings')
+    settings = _files.read_json(path).get('settings')
   except FileNotFoundError:
     settings = None
   if not isinstance(settings, dict):

@@ -235,7 +235,7 @@ class Mode(abc.ABC):
     return dataclasses.replace(self, **missing)
 
   @abc.abstractmethod
-  def feed(self, task: tfm.tasks.Task) -> Feed:
+  def feed(self, task: tfm.learning.tasks.Task) -> Feed:
     """Returns what turns the units drawn for a round into client datasets."""
 
   @abc.abstractmethod
@@ -249,7 +249,7 @@ class Mode(abc.ABC):
   @abc.abstractmethod
   def process(
     self,
-    task: tfm.tasks.Task,
+    task: tfm.learning.tasks.Task,
     mechanism: Any,
     server_optimizer: tff.learning.optimizers.Optimizer,
   ) -> tff.learning.templates.LearningProcess:
@@ -262,7 +262,7 @@ class Mode(abc.ABC):
     """
 
   def averaged_process(
-    self, task: tfm.tasks.Task, mechanism: Any
+    self, task: tfm.learning.tasks.Task, mechanism: Any
   ) -> tff.learning.templates.LearningProcess:
     """Returns the process, of the moving average of models if there is one."""
     optimizer = tfm.learning.build_server_optimizer(
@@ -296,7 +296,7 @@ class Mode(abc.ABC):
 
 
 class Feed(typing.Protocol):
-  """Gives the datasets of a round; see `tff_medical.feeds`."""
+  """Gives the datasets of a round; see `tff_medical.program.feeds`."""
 
   @property
   def num_units(self) -> int:

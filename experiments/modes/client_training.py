@@ -75,9 +75,9 @@ class ClientTraining(base.Mode, abc.ABC):
     mode.check_clients(num_clients)
     return mode
 
-  def feed(self, task: tfm.tasks.Task) -> base.Feed:
+  def feed(self, task: tfm.learning.tasks.Task) -> base.Feed:
     """Returns the whole data of each client drawn."""
-    return tfm.feeds.ClientFeed(
+    return tfm.program.feeds.ClientFeed(
       task.clients,
       batch_size=self.client_batch_size,
       epochs=self.client_epochs,
@@ -85,7 +85,7 @@ class ClientTraining(base.Mode, abc.ABC):
 
   def process(
     self,
-    task: tfm.tasks.Task,
+    task: tfm.learning.tasks.Task,
     mechanism: Any,
     server_optimizer: tff.learning.optimizers.Optimizer,
   ) -> tff.learning.templates.LearningProcess:

@@ -1,7 +1,7 @@
 """Distributed DP: clients add the noise, the server sees only sums.
 
 Agarwal, Kairouz, Liu 2021 (arXiv 2110.04995); see
-`privacy.distributed_mechanism`.
+`privacy.distributed_dp_mechanism`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from experiments.modes import client_training
 import tff_medical as tfm
 
 if typing.TYPE_CHECKING:
-  from tff_medical.privacy import distributed_mechanism
+  from tff_medical.privacy import distributed_dp_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class DistributedDp(client_training.ClientTraining):
 
   def mechanism(
     self, num_units: int
-  ) -> distributed_mechanism.DistributedMechanism:
+  ) -> distributed_dp_mechanism.DistributedDpMechanism:
     """Returns the distributed Skellam mechanism."""
-    return tfm.privacy.distributed_mechanism.DistributedMechanism(
+    return tfm.privacy.distributed_dp_mechanism.DistributedDpMechanism(
       sampling=tfm.privacy.sampling.FullParticipation(num_units),
       clipping=tfm.privacy.mechanisms.FixedClipping(self.clip_norm),
       noise_multiplier=self.noise_multiplier or 0.0,

@@ -1,6 +1,6 @@
 """DP-FTRL: tree noise, for when secret random cohorts cannot be promised.
 
-Kairouz et al. 2021 (arXiv 2103.00039); see `privacy.tree_mechanism`.
+Kairouz et al. 2021 (arXiv 2103.00039); see `privacy.dp_ftrl_mechanism`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tff_medical as tfm
 from tff_medical import InputError
 
 if typing.TYPE_CHECKING:
-  from tff_medical.privacy import tree_mechanism
+  from tff_medical.privacy import dp_ftrl_mechanism
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +60,11 @@ class DpFtrl(client_training.ClientTraining):
       rounds_per_tree=min(self.rounds, int(num_clients // cohort))
     )
 
-  def mechanism(self, num_units: int) -> tree_mechanism.TreeMechanism:
+  def mechanism(self, num_units: int) -> dp_ftrl_mechanism.DpFtrlMechanism:
     """Returns the tree mechanism."""
-    trees = tfm.privacy.tree_mechanism
-    return trees.TreeMechanism(
-      sampling=trees.TreeSampling(
+    trees = tfm.privacy.dp_ftrl_mechanism
+    return trees.DpFtrlMechanism(
+      sampling=trees.DpFtrlSampling(
         num_units,
         int(base.known(self.clients_per_round)),
         base.known(self.rounds_per_tree),

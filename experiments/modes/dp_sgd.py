@@ -61,9 +61,9 @@ class DpSgd(unit_training.UnitTraining):
       },
     )
 
-  def feed(self, task: tfm.tasks.Task) -> base.Feed:
+  def feed(self, task: tfm.learning.tasks.Task) -> base.Feed:
     """Returns the drawn units of every client."""
-    return tfm.feeds.UnitFeed(
+    return tfm.program.feeds.UnitFeed(
       task.data.train,
       self.units_of(task),
       num_clients=task.num_clients,
@@ -83,7 +83,7 @@ class DpSgd(unit_training.UnitTraining):
 
   def process(
     self,
-    task: tfm.tasks.Task,
+    task: tfm.learning.tasks.Task,
     mechanism: Any,
     server_optimizer: tff.learning.optimizers.Optimizer,
   ) -> tff.learning.templates.LearningProcess:

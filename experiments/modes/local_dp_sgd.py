@@ -1,6 +1,6 @@
 """Local DP-SGD: each site takes steps with noise of its own, and trusts nobody.
 
-See `privacy.local_mechanism` and `learning.local_dp_sgd`.
+See `privacy.local_dp_sgd_mechanism` and `learning.local_dp_sgd`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tff_medical import InputError
 if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
 
-  from tff_medical.privacy import local_mechanism
+  from tff_medical.privacy import local_dp_sgd_mechanism
 
 
 # The accountant's time, and the random numbers of a round.
@@ -70,28 +70,32 @@ class LocalDpSgd(unit_training.UnitTraining):
       )
     return mode
 
-  def sampling(self, num_units: int) -> local_mechanism.LocalPoissonSampling:
+  def sampling(
+    self, num_units: int
+  ) -> local_dp_sgd_mechanism.LocalDpSgdSampling:
     """Returns how each step's units are drawn."""
-    return tfm.privacy.local_mechanism.LocalPoissonSampling(
+    return tfm.privacy.local_dp_sgd_mechanism.LocalDpSgdSampling(
       num_units,
       rate=base.known(self.expected_batch_size) / num_units,
       steps=self.local_steps,
     )
 
-  def feed(self, task: tfm.tasks.Task) -> base.Feed:
+  def feed(self, task: tfm.learning.tasks.Task) -> base.Feed:
     """Returns the drawn units of every step of every client."""
     units = self.units_of(task)
     mode = self.for_data(task.num_clients, len(units))
-    return tfm.feeds.LocalStepsFeed(
+    return tfm.program.feeds.LocalStepsFeed(
       task.data.train,
       units,
       num_clients=task.num_clients,
       sampling=mode.sampling(len(units)),
     )
 
-  def mechanism(self, num_units: int) -> local_mechanism.LocalGaussianMechanism:
+  def mechanism(
+    self, num_units: int
+  ) -> local_dp_sgd_mechanism.LocalDpSgdMechanism:
     """Returns the mechanism of a site's steps."""
-    return tfm.privacy.local_mechanism.LocalGaussianMechanism(
+    return tfm.privacy.local_dp_sgd_mechanism.LocalDpSgdMechanism(
       sampling=self.sampling(num_units),
       clipping=base.fixed_clipping(self),
       noise_multiplier=self.noise_multiplier or 0.0,
@@ -100,7 +104,7 @@ class LocalDpSgd(unit_training.UnitTraining):
 
   def process(
     self,
-    task: tfm.tasks.Task,
+    task: tfm.learning.tasks.Task,
     mechanism: Any,
     server_optimizer: tff.learning.optimizers.Optimizer,
   ) -> tff.learning.templates.LearningProcess:

@@ -61,7 +61,7 @@ class UnitTraining(base.Mode, abc.ABC):
     )
     return mode
 
-  def units_of(self, task: tfm.tasks.Task) -> Any:
+  def units_of(self, task: tfm.learning.tasks.Task) -> Any:
     """Returns the units of the training data."""
     units_lib = tfm.data.units
     if self.privacy_unit == 'record':

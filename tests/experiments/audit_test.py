@@ -13,12 +13,12 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from experiments import audit
-from experiments import audited_run
-from experiments import exit_codes
 from experiments import train
+from experiments.auditing import audited_run
 from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from experiments.modes import base
+from experiments.running import exit_codes
 from tests.experiments import finished
 from tests.experiments import npz
 from tff_medical import _validate

@@ -8,8 +8,8 @@ from absl.testing import parameterized
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments import bare_tensorflow
 from experiments import benchmark
+from experiments.measuring import bare_tensorflow
 from tff_medical import _validate
 from tff_medical import runtime
 

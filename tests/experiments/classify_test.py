@@ -21,11 +21,11 @@ from scipy import special
 import tensorflow as tf
 
 from experiments import classify
-from experiments import command
-from tff_medical import evaluation
-from tff_medical import export
+from experiments.running import command
 from tff_medical import models
+from tff_medical.learning import evaluation
 from tff_medical.privacy import card_format
+from tff_medical.serving import export
 
 _ROOT = pathlib.Path(classify.__file__).parent.parent
 _COUNT = 4

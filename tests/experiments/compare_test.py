@@ -13,12 +13,12 @@ from absl.testing import parameterized
 from PIL import Image
 
 from experiments import compare
-from experiments import jobs
 from experiments.config import settings as settings_lib
-from tests import sweeps
+from experiments.running import jobs
+from tests import finished_sweeps
 from tests.experiments import npz
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
 from tff_medical.program import run_folder
 
 _WIDE = compare.Variant('Wide model', '--model=cnn')
@@ -67,7 +67,7 @@ class CompareTest(parameterized.TestCase):
           folder.mkdir(parents=True, exist_ok=True)
           seed = int(job.name[-1])
           auc = {'b': 0.8, 'w': 0.7, 'a': 0.9}[job.name[0]] + seed / 100
-          summary = sweeps.summary(
+          summary = finished_sweeps.summary(
             epsilon=39.9,
             delta=0.01,
             noise_multiplier=1.5,
@@ -76,7 +76,9 @@ class CompareTest(parameterized.TestCase):
           )
           run = run_folder.RunFolder(folder)
           run.write_summary(summary)
-          files.write_json(run.config, dataclasses.asdict(sweeps.config()))
+          _files.write_json(
+            run.config, dataclasses.asdict(finished_sweeps.config())
+          )
         on_end(job, code)
 
     with mock.patch.object(jobs, 'run', run):
@@ -164,8 +166,8 @@ class CompareTest(parameterized.TestCase):
       self._run()
     for seed in (0, 1):
       path = self.output / 'cells' / f'base_seed_{seed}' / 'config.json'
-      config = sweeps.config(initial_model_sha256=f'{seed}')
-      files.write_json(path, dataclasses.asdict(config))
+      config = finished_sweeps.config(initial_model_sha256=f'{seed}')
+      _files.write_json(path, dataclasses.asdict(config))
     with self.assertRaisesRegex(
       _validate.InputError, "'base' started from different initial models"
     ):

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from experiments import audited_run
+from experiments.auditing import audited_run
 from experiments.config import assembly
 from tff_medical.program import run_folder
 

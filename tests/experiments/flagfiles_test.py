@@ -8,15 +8,15 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from experiments import exit_codes
 from experiments.config import flags
 from experiments.config import settings as settings_lib
+from experiments.running import exit_codes
 from tff_medical import _validate
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A command with flags, without what makes `experiments.train` slow to start.
 _COMMAND = """
-from experiments import command
+from experiments.running import command
 from experiments.config import flags
 read = flags.define()
 command.run(lambda: print('rounds', read().rounds))

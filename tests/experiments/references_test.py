@@ -11,11 +11,11 @@ from experiments import references
 from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
-from tff_medical import export
-from tff_medical import tasks
 from tff_medical.data import images
 from tff_medical.data import partition
 from tff_medical.data import phantoms
+from tff_medical.learning import tasks
+from tff_medical.serving import export
 
 
 class ReferencesTest(absltest.TestCase):

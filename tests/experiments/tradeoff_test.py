@@ -11,15 +11,15 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 
-from experiments import jobs
 from experiments import modes
 from experiments import tradeoff
 from experiments.config import settings as settings_lib
-from tests import sweeps
+from experiments.running import jobs
+from tests import finished_sweeps
 from tests.experiments import npz
 from tff_medical import _validate
-from tff_medical import study
 from tff_medical.program import run_folder
+from tff_medical.reporting import sweeps
 
 
 class TradeoffTest(parameterized.TestCase):
@@ -72,7 +72,7 @@ class TradeoffTest(parameterized.TestCase):
           folder = self.output / 'cells' / job.name
           folder.mkdir(parents=True, exist_ok=True)
           run_folder.RunFolder(folder).write_summary(
-            sweeps.summary(epsilon=math.inf, metrics={'auc': 0.5})
+            finished_sweeps.summary(epsilon=math.inf, metrics={'auc': 0.5})
           )
         on_poll([job.name])
         on_end(job, code)
@@ -124,7 +124,7 @@ class TradeoffTest(parameterized.TestCase):
       self._run(seeds=2)
     shutil.rmtree(self.output / 'cells' / 'eps_inf_seed_1')
     cell = run_folder.RunFolder(self.output / 'cells' / 'eps_40_seed_0')
-    cell.write_summary(sweeps.summary(stop_reason='interrupted'))
+    cell.write_summary(finished_sweeps.summary(stop_reason='interrupted'))
     with self._fake_cells() as started:
       _, printed = self._run(seeds=2)
     self.assertEqual(
@@ -213,7 +213,9 @@ class TradeoffTest(parameterized.TestCase):
       base, [4.0, math.inf], 1, '--server_learning_rate=0.1 --rounds=7'
     )
     found = {
-      p.cell.epsilon: p.flags for p in planned if p.cell.kind == study.FEDERATED
+      p.cell.epsilon: p.flags
+      for p in planned
+      if p.cell.kind == sweeps.FEDERATED
     }
     self.assertEqual(found[4.0].server_learning_rate, 2.0)
     self.assertEqual(found[4.0].rounds, 3)
@@ -239,7 +241,7 @@ class TradeoffTest(parameterized.TestCase):
     (central,) = (
       p.flags
       for p in tradeoff.plan_cells(base, [], 1)
-      if p.cell.kind == study.CENTRAL
+      if p.cell.kind == sweeps.CENTRAL
     )
     self.assertEqual(central.num_clients, 8)
     self.assertEqual(central.dataset, base.dataset)
@@ -256,7 +258,7 @@ class TradeoffTest(parameterized.TestCase):
     base = self.base.changed(seed=5)
     planned = tradeoff.plan_cells(base, [2.0], 2)
     self.assertEqual({p.flags.seed for p in planned}, {5, 6})
-    names = {p.cell.name for p in planned if p.cell.kind == study.FEDERATED}
+    names = {p.cell.name for p in planned if p.cell.kind == sweeps.FEDERATED}
     self.assertEqual(names, {'eps_2_seed_5', 'eps_2_seed_6'})
 
   @parameterized.parameters(

@@ -21,10 +21,10 @@ from experiments import train
 from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
-from tff_medical import export
-from tff_medical import pretrained
 from tff_medical.program import checkpoints
 from tff_medical.program import training
+from tff_medical.serving import export
+from tff_medical.serving import pretrained
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 

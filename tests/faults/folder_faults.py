@@ -30,12 +30,12 @@ from matplotlib import figure
 import numpy as np
 
 from experiments import audit
-from experiments import cells
 from experiments import compare
 from experiments import references
 from experiments import report
 from experiments.config import settings as settings_lib
-from tests import sweeps
+from experiments.running import cells
+from tests import finished_sweeps
 from tests.faults import cases
 from tests.faults import forks
 from tests.faults import numpy_process
@@ -68,7 +68,7 @@ class Command:
 
 
 def _make_sweep(folder: pathlib.Path) -> None:
-  sweeps.write(folder)
+  finished_sweeps.write(folder)
 
 
 def _no_figure(self: figure.Figure, path: Any, **unused: Any) -> None:

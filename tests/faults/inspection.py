@@ -15,12 +15,12 @@ from typing import Any
 
 from tests.faults import numpy_process
 from tff_medical import _validate
-from tff_medical import export
-from tff_medical import verification
+from tff_medical.auditing import verification
 from tff_medical.privacy import accounting
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import published
 from tff_medical.program import run_folder
+from tff_medical.serving import export
 
 
 def finished(

@@ -25,10 +25,10 @@ import numpy as np
 import tensorflow as tf
 
 from tests import image_files
-from tff_medical import encoded_images
-from tff_medical import export
 from tff_medical import models
 from tff_medical.privacy import card_format
+from tff_medical.serving import encoded_images
+from tff_medical.serving import export
 
 _SIDE = 12
 _SHAPE = (28, 28, 1)

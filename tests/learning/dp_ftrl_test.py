@@ -11,16 +11,16 @@ import tensorflow_federated as tff
 
 from tff_medical import learning
 from tff_medical import runtime
+from tff_medical.privacy import dp_ftrl_mechanism
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.privacy import mechanisms
-from tff_medical.privacy import tree_mechanism
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import training
 
 _SPEC = collections.OrderedDict(
   x=tf.TensorSpec((None, 3), tf.float32), y=tf.TensorSpec((None,), tf.int64)
 )
-_SAMPLING = tree_mechanism.TreeSampling(12, 3, 4)
+_SAMPLING = dp_ftrl_mechanism.DpFtrlSampling(12, 3, 4)
 
 
 def _model():
@@ -48,7 +48,7 @@ def _datasets(indices):
 
 
 def _mechanism(noise_multiplier, clip_norm=1e6):
-  return tree_mechanism.TreeMechanism(
+  return dp_ftrl_mechanism.DpFtrlMechanism(
     sampling=_SAMPLING,
     clipping=mechanisms.FixedClipping(clip_norm),
     noise_multiplier=noise_multiplier,

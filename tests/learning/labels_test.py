@@ -12,7 +12,7 @@ from tests.learning import unit_models
 from tff_medical import learning
 from tff_medical import runtime
 from tff_medical.privacy import aggregators
-from tff_medical.privacy import local_mechanism
+from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
 
@@ -135,8 +135,10 @@ class DpSgdTest(_LocalContextTest):
 class LocalDpSgdTest(_LocalContextTest):
   def setUp(self):
     super().setUp()
-    mechanism = local_mechanism.LocalGaussianMechanism(
-      sampling=local_mechanism.LocalPoissonSampling(100, rate=0.1, steps=3),
+    mechanism = local_dp_sgd_mechanism.LocalDpSgdMechanism(
+      sampling=local_dp_sgd_mechanism.LocalDpSgdSampling(
+        100, rate=0.1, steps=3
+      ),
       clipping=mechanisms.FixedClipping(_CLIP_NORM),
     )
     self.process = learning.build_local_dp_sgd(

@@ -12,15 +12,17 @@ from tests.learning import unit_models
 from tff_medical import learning
 from tff_medical import runtime
 from tff_medical.learning import local_dp_sgd
-from tff_medical.privacy import local_mechanism
+from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import mechanisms
 
 _STEPS = 3
 
 
 def _mechanism(clip_norm, noise_multiplier=0.0):
-  return local_mechanism.LocalGaussianMechanism(
-    sampling=local_mechanism.LocalPoissonSampling(100, rate=0.1, steps=_STEPS),
+  return local_dp_sgd_mechanism.LocalDpSgdMechanism(
+    sampling=local_dp_sgd_mechanism.LocalDpSgdSampling(
+      100, rate=0.1, steps=_STEPS
+    ),
     clipping=mechanisms.FixedClipping(clip_norm) if clip_norm else None,
     noise_multiplier=noise_multiplier,
     privacy_unit='patient',

@@ -11,10 +11,10 @@ from tff_medical import _validate
 from tff_medical import learning
 from tff_medical import runtime
 from tff_medical.learning import weight_averaging
-from tff_medical.privacy import local_mechanism
+from tff_medical.privacy import dp_ftrl_mechanism
+from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
-from tff_medical.privacy import tree_mechanism
 
 _DECAY = 0.6
 _CLIPPING = mechanisms.FixedClipping(0.5)
@@ -37,8 +37,8 @@ def _client_level(server_optimizer):
 
 
 def _tree(server_optimizer):
-  mechanism = tree_mechanism.TreeMechanism(
-    sampling=tree_mechanism.TreeSampling(8, 2, 4), clipping=_CLIPPING
+  mechanism = dp_ftrl_mechanism.DpFtrlMechanism(
+    sampling=dp_ftrl_mechanism.DpFtrlSampling(8, 2, 4), clipping=_CLIPPING
   )
   return _fed_avg(mechanism, server_optimizer), _clients()
 
@@ -65,8 +65,8 @@ def _record_level(server_optimizer):
 
 
 def _local(server_optimizer):
-  mechanism = local_mechanism.LocalGaussianMechanism(
-    sampling=local_mechanism.LocalPoissonSampling(100, rate=0.1, steps=1),
+  mechanism = local_dp_sgd_mechanism.LocalDpSgdMechanism(
+    sampling=local_dp_sgd_mechanism.LocalDpSgdSampling(100, rate=0.1, steps=1),
     clipping=_CLIPPING,
   )
   process = learning.build_local_dp_sgd(

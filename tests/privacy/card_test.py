@@ -7,10 +7,10 @@ from absl.testing import absltest
 
 from tff_medical.privacy import card
 from tff_medical.privacy import card_format
+from tff_medical.privacy import dp_ftrl_mechanism
 from tff_medical.privacy import ledger
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
-from tff_medical.privacy import tree_mechanism
 
 _CLIPPING = mechanisms.FixedClipping(1.0)
 
@@ -50,8 +50,8 @@ class BuildCardTest(absltest.TestCase):
     self.assertIn('counts of broken units', said['text'])
 
   def test_of_trees(self):
-    mechanism = tree_mechanism.TreeMechanism(
-      sampling=tree_mechanism.TreeSampling(100, 10, 4),
+    mechanism = dp_ftrl_mechanism.DpFtrlMechanism(
+      sampling=dp_ftrl_mechanism.DpFtrlSampling(100, 10, 4),
       clipping=_CLIPPING,
       noise_multiplier=4.0,
     )

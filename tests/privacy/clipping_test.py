@@ -14,14 +14,14 @@ from tff_medical import learning
 from tff_medical import runtime
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import clipping
-from tff_medical.privacy import distributed_mechanism
-from tff_medical.privacy import distributed_query
+from tff_medical.privacy import distributed_dp_mechanism
+from tff_medical.privacy import distributed_dp_query
+from tff_medical.privacy import dp_ftrl_mechanism
 from tff_medical.privacy import gaussian_query
 from tff_medical.privacy import limits
-from tff_medical.privacy import local_mechanism
+from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
-from tff_medical.privacy import tree_mechanism
 
 _SIZE = 2000
 _CLIP_NORMS = (limits.MIN_CLIP_NORM, 1e-3, 1.0, limits.MAX_CLIP_NORM)
@@ -60,8 +60,8 @@ def _poisson(clip, noise_multiplier=0.0):
 
 
 def _tree(clip_norm):
-  return tree_mechanism.TreeMechanism(
-    sampling=tree_mechanism.TreeSampling(8, 1, 8),
+  return dp_ftrl_mechanism.DpFtrlMechanism(
+    sampling=dp_ftrl_mechanism.DpFtrlSampling(8, 1, 8),
     clipping=mechanisms.FixedClipping(clip_norm),
   )
 
@@ -116,11 +116,11 @@ class AggregatorsTest(parameterized.TestCase):
 
   @parameterized.parameters(*_CLIP_NORMS)
   def test_distributed(self, clip_norm):
-    mechanism = distributed_mechanism.DistributedMechanism(
+    mechanism = distributed_dp_mechanism.DistributedDpMechanism(
       sampling=sampling.FullParticipation(3),
       clipping=mechanisms.FixedClipping(clip_norm),
     )
-    query = distributed_query.SkellamSumQuery(mechanism)
+    query = distributed_dp_query.SkellamSumQuery(mechanism)
     for record in _records():
       steps = query.preprocess_record((), tf.constant(record))
       self.assertLessEqual(_norm(steps), mechanism.clip_steps)
@@ -186,8 +186,8 @@ class UnitsTest(parameterized.TestCase):
 
   @parameterized.parameters(limits.MIN_CLIP_NORM, limits.MAX_CLIP_NORM)
   def test_local_dp_sgd(self, clip_norm):
-    mechanism = local_mechanism.LocalGaussianMechanism(
-      sampling=local_mechanism.LocalPoissonSampling(1000, 0.1, 1),
+    mechanism = local_dp_sgd_mechanism.LocalDpSgdMechanism(
+      sampling=local_dp_sgd_mechanism.LocalDpSgdSampling(1000, 0.1, 1),
       clipping=mechanisms.FixedClipping(clip_norm),
     )
     process = learning.build_local_dp_sgd(
@@ -223,17 +223,17 @@ class NoiseTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'noise_multiplier'):
       _poisson(clip, noise_multiplier)
     with self.assertRaisesRegex(_validate.InputError, 'noise_multiplier'):
-      tree_mechanism.TreeMechanism(
-        tree_mechanism.TreeSampling(8, 1, 8), clip, noise_multiplier
+      dp_ftrl_mechanism.DpFtrlMechanism(
+        dp_ftrl_mechanism.DpFtrlSampling(8, 1, 8), clip, noise_multiplier
       )
     with self.assertRaisesRegex(_validate.InputError, 'noise_multiplier'):
-      local_mechanism.LocalGaussianMechanism(
-        local_mechanism.LocalPoissonSampling(1000, 0.1, 1),
+      local_dp_sgd_mechanism.LocalDpSgdMechanism(
+        local_dp_sgd_mechanism.LocalDpSgdSampling(1000, 0.1, 1),
         clip,
         noise_multiplier,
       )
     with self.assertRaisesRegex(_validate.InputError, 'noise_multiplier'):
-      distributed_mechanism.DistributedMechanism(
+      distributed_dp_mechanism.DistributedDpMechanism(
         sampling.FullParticipation(3), clip, noise_multiplier
       )
 

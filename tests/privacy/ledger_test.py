@@ -16,11 +16,11 @@ from absl.testing import parameterized
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import dp_ftrl_mechanism
 from tff_medical.privacy import ledger
-from tff_medical.privacy import local_mechanism
+from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
-from tff_medical.privacy import tree_mechanism
 
 
 def _mechanism(noise_multiplier=1.0):
@@ -633,8 +633,8 @@ class TreeLedgerTest(parameterized.TestCase):
     super().setUp()
     folder = self.create_tempdir().full_path
     self.path = pathlib.Path(folder, 'privacy_ledger.jsonl')
-    self.mechanism = tree_mechanism.TreeMechanism(
-      sampling=tree_mechanism.TreeSampling(40, 10, 4),
+    self.mechanism = dp_ftrl_mechanism.DpFtrlMechanism(
+      sampling=dp_ftrl_mechanism.DpFtrlSampling(40, 10, 4),
       clipping=mechanisms.FixedClipping(1.0),
       noise_multiplier=4.0,
     )
@@ -707,8 +707,10 @@ class LocalLedgerTest(absltest.TestCase):
     super().setUp()
     folder = self.create_tempdir().full_path
     self.path = pathlib.Path(folder, 'privacy_ledger.jsonl')
-    self.mechanism = local_mechanism.LocalGaussianMechanism(
-      sampling=local_mechanism.LocalPoissonSampling(500, rate=0.1, steps=5),
+    self.mechanism = local_dp_sgd_mechanism.LocalDpSgdMechanism(
+      sampling=local_dp_sgd_mechanism.LocalDpSgdSampling(
+        500, rate=0.1, steps=5
+      ),
       clipping=mechanisms.FixedClipping(1.0),
       noise_multiplier=1.0,
     )

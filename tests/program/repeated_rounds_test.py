@@ -11,17 +11,17 @@ from dp_accounting.pld import pld_privacy_accountant
 import numpy as np
 import tensorflow_federated as tff
 
-from tests import canary_runs
-from tff_medical import feeds
+from tests.auditing import canary_runs
 from tff_medical import learning
 from tff_medical.data import units as units_lib
 from tff_medical.learning import dp_sgd
 from tff_medical.privacy import accounting
 from tff_medical.privacy import ledger as ledger_lib
-from tff_medical.privacy import local_mechanism
+from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
 from tff_medical.program import checkpoints as checkpoints_lib
+from tff_medical.program import feeds
 from tff_medical.program import training
 
 _RECORDS = 300
@@ -69,8 +69,8 @@ def _truncated():
 
 
 def _local():
-  mechanism = local_mechanism.LocalGaussianMechanism(
-    sampling=local_mechanism.LocalPoissonSampling(
+  mechanism = local_dp_sgd_mechanism.LocalDpSgdMechanism(
+    sampling=local_dp_sgd_mechanism.LocalDpSgdSampling(
       _RECORDS, rate=_RATE, steps=_STEPS
     ),
     clipping=_CLIPPING,

@@ -37,8 +37,8 @@ import numpy as np
 import requests
 import tensorflow_datasets as tfds
 
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
 from tff_medical.data import images
 from tff_medical.data import medmnist_info
 from tff_medical.data import npz
@@ -337,7 +337,7 @@ def _open(path: epath.PathLike) -> Iterator[BinaryIO]:
     if '://' in os.fspath(path):
       file = epath.Path(path).open('rb')
     else:
-      file = files.open_regular(path)
+      file = _files.open_regular(path)
   except OSError as error:
     raise _validate.InputError(
       f'cannot read {path}: {error.strerror or error}; give the folder that '

@@ -1,5 +1,7 @@
 """Federated learning processes: `build_*` functions around TFF's own parts."""
 
+from tff_medical.learning import evaluation
+from tff_medical.learning import tasks
 from tff_medical.learning.augmentation import Augmentation
 from tff_medical.learning.dp_fed_avg import build_dp_fed_avg
 from tff_medical.learning.dp_sgd import build_dp_sgd
@@ -15,5 +17,7 @@ __all__ = [
   'build_dp_sgd',
   'build_local_dp_sgd',
   'build_server_optimizer',
+  'evaluation',
   'step_arrays',
+  'tasks',
 ]

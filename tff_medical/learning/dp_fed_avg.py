@@ -18,6 +18,7 @@ from tff_medical.learning import client_training
 from tff_medical.learning import labels
 from tff_medical.learning import optimizers
 from tff_medical.privacy import aggregators
+from tff_medical.privacy import interface
 
 Model = Union[
   tff.learning.models.FunctionalModel,
@@ -31,7 +32,7 @@ ClientOptimizer = Union[
 
 def build_dp_fed_avg(
   model: Model,
-  mechanism: aggregators.ClientMechanism,
+  mechanism: interface.ClientMechanism,
   *,
   client_optimizer: ClientOptimizer,
   client_learning_rate: client_training.Schedule | None = None,

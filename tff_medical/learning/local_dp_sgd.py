@@ -1,6 +1,6 @@
 """Local DP-SGD: sites train with noise of their own, the server averages.
 
-The guarantee is that of `privacy.local_mechanism`: what a site sends is private
+The guarantee is that of `privacy.local_dp_sgd_mechanism`: what a site sends is private
 before it leaves, so nobody has to be trusted. The price is that each site's
 noise is as large as the whole federation's in `dp_sgd`, for a batch that is
 smaller by the number of sites.
@@ -20,7 +20,7 @@ from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import optimizers
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
-from tff_medical.privacy import local_mechanism
+from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import noise
 
 
@@ -68,7 +68,7 @@ def step_spec(
 
 def build_local_dp_sgd(
   model: tff.learning.models.FunctionalModel,
-  mechanism: local_mechanism.LocalGaussianMechanism,
+  mechanism: local_dp_sgd_mechanism.LocalDpSgdMechanism,
   *,
   client_optimizer: tff.learning.optimizers.Optimizer,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
@@ -127,7 +127,7 @@ class _LocalTraining:
   def __init__(
     self,
     model: tff.learning.models.FunctionalModel,
-    mechanism: local_mechanism.LocalGaussianMechanism,
+    mechanism: local_dp_sgd_mechanism.LocalDpSgdMechanism,
     optimizer: tff.learning.optimizers.Optimizer,
     augmentation: augmentation_lib.Augmentation | None,
   ):

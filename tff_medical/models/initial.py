@@ -6,7 +6,7 @@ ones. Why: under differential privacy every parameter that must be learned from
 private images costs noise; layers learned from public or generated images cost
 none (Tramer and Boneh 2021, arXiv 2011.11660; De et al. 2022, arXiv
 2204.13650). The data of the first model is not covered by the guarantee of the
-second: see `privacy.card`. `tff_medical.pretrained` reads one from a SavedModel.
+second: see `privacy.card`. `tff_medical.serving.pretrained` reads one from a SavedModel.
 """
 
 from __future__ import annotations

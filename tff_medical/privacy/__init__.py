@@ -16,30 +16,34 @@ from tff_medical import _lazy
 __all__ = [
   'accounting',
   'aggregators',
-  'auditing',
   'calibration',
   'card',
-  'distributed_mechanism',
+  'distributed_dp_mechanism',
+  'dp_ftrl_mechanism',
   'interface',
   'ledger',
-  'local_mechanism',
+  'local_dp_sgd_mechanism',
   'mechanisms',
+  'planning',
   'sampling',
-  'tree_mechanism',
 ]
 
 if typing.TYPE_CHECKING:
   from tff_medical.privacy import accounting as accounting
   from tff_medical.privacy import aggregators as aggregators
-  from tff_medical.privacy import auditing as auditing
   from tff_medical.privacy import calibration as calibration
   from tff_medical.privacy import card as card
-  from tff_medical.privacy import distributed_mechanism as distributed_mechanism
+  from tff_medical.privacy import (
+    distributed_dp_mechanism as distributed_dp_mechanism,
+  )
+  from tff_medical.privacy import dp_ftrl_mechanism as dp_ftrl_mechanism
   from tff_medical.privacy import interface as interface
   from tff_medical.privacy import ledger as ledger
-  from tff_medical.privacy import local_mechanism as local_mechanism
+  from tff_medical.privacy import (
+    local_dp_sgd_mechanism as local_dp_sgd_mechanism,
+  )
   from tff_medical.privacy import mechanisms as mechanisms
+  from tff_medical.privacy import planning as planning
   from tff_medical.privacy import sampling as sampling
-  from tff_medical.privacy import tree_mechanism as tree_mechanism
 else:  # A __getattr__ that type checkers see would allow any name.
   __getattr__, __dir__ = _lazy.attach(__name__, __all__)

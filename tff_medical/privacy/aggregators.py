@@ -9,53 +9,25 @@ quantile and a count that carry no noise, so its stated epsilon does not hold.
 from __future__ import annotations
 
 import collections
-from typing import Any, Union
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
-import tensorflow_privacy as tfp
 
-from tff_medical.privacy import distributed_mechanism
-from tff_medical.privacy import distributed_query
-from tff_medical.privacy import gaussian_query
-from tff_medical.privacy import mechanisms
-from tff_medical.privacy import tree_mechanism
-from tff_medical.privacy import tree_query
-
-ClientMechanism = Union[
-  mechanisms.GaussianMechanism,
-  tree_mechanism.TreeMechanism,
-  distributed_mechanism.DistributedMechanism,
-]
+from tff_medical.privacy import interface
 
 
 def build_aggregator(
-  mechanism: ClientMechanism,
+  mechanism: interface.ClientMechanism,
 ) -> tff.aggregators.UnweightedAggregationFactory:
   """Returns the factory that aggregates client updates as `mechanism` says.
 
   Without clipping it is the plain mean over the cohort. An update whose norm is
   not finite counts as the zero update, so that one broken client cannot poison
-  the round; as each client decides that for itself, before clipping, the
-  sensitivity and with it the guarantee stay as they are.
+  the round. Each client decides that for itself, before clipping, so the
+  sensitivity and the guarantee stay as they are.
   """
-  if isinstance(mechanism, tree_mechanism.TreeMechanism):
-    return FiniteOrZeroFactory(tree_query.TreeAggregationFactory(mechanism))
-  if isinstance(mechanism, distributed_mechanism.DistributedMechanism):
-    return FiniteOrZeroFactory(distributed_query.distributed_factory(mechanism))
-  return FiniteOrZeroFactory(_gaussian(mechanism))
-
-
-def _gaussian(
-  mechanism: mechanisms.GaussianMechanism,
-) -> tff.aggregators.UnweightedAggregationFactory:
-  if mechanism.clipping is None:
-    return tff.aggregators.UnweightedMeanFactory()
-  query = tfp.NormalizedQuery(
-    gaussian_query.sum_query(mechanism),
-    denominator=float(mechanism.sampling.expected_cohort),
-  )
-  return tff.aggregators.DifferentiallyPrivateFactory(query)
+  return FiniteOrZeroFactory(mechanism.aggregation_factory())
 
 
 class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):

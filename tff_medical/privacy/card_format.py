@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
 
 # The name of the card among the assets of an exported model.
 FILE = 'privacy_card.json'
@@ -48,7 +48,7 @@ def checked(card: Mapping[str, Any]) -> dict[str, Any]:
       f'privacy_card lacks {", ".join(missing)}; state each of '
       'card_format.REQUIRED_KEYS'
     )
-  plain = files.plain_json(card, 'privacy_card')
+  plain = _files.plain_json(card, 'privacy_card')
   if plain['epsilon'] != 'inf':
     _validate.non_negative(**{'privacy_card epsilon': plain['epsilon']})
     _validate.in_range(0, 1, **{'privacy_card delta': plain['delta']})

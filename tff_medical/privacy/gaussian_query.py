@@ -13,6 +13,7 @@ from typing import Any
 
 import dp_accounting
 import tensorflow as tf
+import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
 from tff_medical.privacy import clipping
@@ -46,6 +47,22 @@ def sum_query(
       stddev=float(clipping.clip_norm * mechanism.value_noise_multiplier),
     )
   return tfp.NoPrivacySumQuery()
+
+
+def mean_factory(
+  mechanism: mechanisms.GaussianMechanism,
+) -> tff.aggregators.UnweightedAggregationFactory:
+  """Returns the sum of `sum_query` over the expected cohort, as TFF's factory.
+
+  Without clipping it is the plain mean over the clients that take part.
+  """
+  if mechanism.clipping is None:
+    return tff.aggregators.UnweightedMeanFactory()
+  query = tfp.NormalizedQuery(
+    sum_query(mechanism),
+    denominator=float(mechanism.sampling.expected_cohort),
+  )
+  return tff.aggregators.DifferentiallyPrivateFactory(query)
 
 
 class GaussianSumQuery(tfp.GaussianSumQuery):

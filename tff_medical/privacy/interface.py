@@ -1,17 +1,20 @@
 """What the rest of the project needs of a mechanism and of a sampler.
 
-Ledger, calibration, card and training program know no mechanism by name: a new
-one (`mechanisms`, `tree_mechanism`) has these members, is given an aggregator in
-`aggregators.build_aggregator`, and is then charged, calibrated and described
-like the others.
+Ledger, calibration, card, aggregators and training program know no mechanism by
+name: a new one has these members, and is then charged, calibrated, carried out
+and described like the others.
 """
 
 from __future__ import annotations
 
+import typing
 from typing import Any, Protocol, TypeVar
 
 import dp_accounting
 import numpy as np
+
+if typing.TYPE_CHECKING:
+  import tensorflow_federated as tff
 
 CENTRAL_SERVER_CAVEAT = (
   'The server: it sees each update of a client before the noise is added and '
@@ -103,6 +106,18 @@ class Mechanism(Protocol):
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""
+
+
+class ClientMechanism(Mechanism, Protocol):
+  """A mechanism whose contributions are the updates of whole clients."""
+
+  def aggregation_factory(
+    self,
+  ) -> tff.aggregators.UnweightedAggregationFactory:
+    """Returns TFF's factory that clips, sums, noises and divides updates.
+
+    TensorFlow is imported by the call, not by the module.
+    """
 
 
 MechanismT = TypeVar('MechanismT', bound=Mechanism)

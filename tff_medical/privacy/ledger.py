@@ -31,8 +31,8 @@ import secrets
 import types
 from typing import Any
 
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
 from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 
@@ -109,7 +109,7 @@ class Entry:
       'round': self.round_num,
       'attempt': self.attempt,
       'charges': self.charges,
-      'epsilon': files.plain_json(self.epsilon),
+      'epsilon': _files.plain_json(self.epsilon),
       **{name: value for name, value in extra.items() if value},
     }
 
@@ -147,7 +147,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
     FileNotFoundError: There is no such file.
     InputError: It is no ledger of this version, or it was changed.
   """
-  return _parse(pathlib.Path(path), files.read_bytes(path))
+  return _parse(pathlib.Path(path), _files.read_bytes(path))
 
 
 def is_one_history(
@@ -221,7 +221,7 @@ class PrivacyLedger:
       header = {
         'format': _FORMAT,
         'delta': delta,
-        'epsilon_budget': files.plain_json(epsilon_budget),
+        'epsilon_budget': _files.plain_json(epsilon_budget),
         'event': repr(self._event),
         **mechanism.describe(),
       }
@@ -509,7 +509,7 @@ class PrivacyLedger:
       # Two runs with the same settings must not have the same digests.
       self._run_id = run_id or secrets.token_hex(16)
       self._write({**header, 'run_id': self._run_id})
-      files.sync_folder(self._path.parent)
+      _files.sync_folder(self._path.parent)
       self._header_digest = _digest_of(self._last_line)
       return
     _refuse_other_run(
@@ -541,7 +541,7 @@ def _open_regular(path: pathlib.Path) -> Any:
       'there or choose another output_dir'
     ) from None
   try:
-    files.check_regular(path, descriptor)
+    _files.check_regular(path, descriptor)
   except BaseException:
     os.close(descriptor)
     raise

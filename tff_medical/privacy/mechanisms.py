@@ -24,6 +24,7 @@ event=GaussianDpEvent(noise_multiplier=1.0))
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Any, Union
 
 import dp_accounting
@@ -32,6 +33,9 @@ from tff_medical import _validate
 from tff_medical.privacy import interface
 from tff_medical.privacy import limits
 from tff_medical.privacy import sampling as sampling_lib
+
+if typing.TYPE_CHECKING:
+  import tensorflow_federated as tff
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +197,14 @@ class GaussianMechanism:
   def charges_for(self, rounds: int) -> int:
     """Returns `rounds`: each round is charged for itself."""
     return rounds
+
+  def aggregation_factory(
+    self,
+  ) -> tff.aggregators.UnweightedAggregationFactory:
+    """Returns the factory of client updates; a plain mean without clipping."""
+    from tff_medical.privacy import gaussian_query
+
+    return gaussian_query.mean_factory(self)
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""

@@ -1,1 +1,36 @@
-"""The program that trains: draw, charge, run, save, publish, round by round."""
+"""The program that trains: charge, draw, run, save, publish, round by round.
+
+`training` is that program, `feeds` draws cohorts and reads their data, and
+`run_folder` owns all files of a run: `checkpoints`, `metrics_table`, and the
+ledger of `tff_medical.privacy`. `ending` says how the program ends when it is
+asked to.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from tff_medical import _lazy
+
+__all__ = [
+  'checkpoints',
+  'coroutines',
+  'ending',
+  'feeds',
+  'metrics_table',
+  'published',
+  'run_folder',
+  'training',
+]
+
+if typing.TYPE_CHECKING:
+  from tff_medical.program import checkpoints as checkpoints
+  from tff_medical.program import coroutines as coroutines
+  from tff_medical.program import ending as ending
+  from tff_medical.program import feeds as feeds
+  from tff_medical.program import metrics_table as metrics_table
+  from tff_medical.program import published as published
+  from tff_medical.program import run_folder as run_folder
+  from tff_medical.program import training as training
+else:  # A __getattr__ that type checkers see would allow any name.
+  __getattr__, __dir__ = _lazy.attach(__name__, __all__)

@@ -8,7 +8,7 @@ those that were saved, is refused; one that cannot be read gives way to the one
 before it.
 
 A state holds only what the mechanism released, so epsilon covers these files
-(but see `TreeMechanism`). The cohort seed is what must stay secret
+(but see `DpFtrlMechanism`). The cohort seed is what must stay secret
 (amplification by sampling holds only against those who cannot tell who took
 part), so it has a file of its own, `cohort_seed.secret`, that only its owner
 can read.
@@ -36,8 +36,8 @@ from absl import logging
 import numpy as np
 import tensorflow as tf
 
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
 from tff_medical.data import npz
 
 _FILE = re.compile(r'round_(\d{6,})\.npz')
@@ -186,7 +186,7 @@ class Checkpoints:
     np.savez(
       buffer, **named, **{_RECORD: np.frombuffer(text + digest, np.uint8)}
     )
-    files.write_bytes(
+    _files.write_bytes(
       self._path(record.round_num), buffer.getvalue(), private=True
     )
     rounds = self.rounds()
@@ -269,12 +269,12 @@ class Checkpoints:
         )
       return seed
     seed = secrets.randbits(128) if given is None else given
-    files.write_bytes(path, f'{seed}\n'.encode(), private=True)
+    _files.write_bytes(path, f'{seed}\n'.encode(), private=True)
     return seed
 
   def _read_seed(self, path: pathlib.Path) -> int | None:
     try:
-      seed = int(files.read_text(path))
+      seed = int(_files.read_text(path))
       if seed < 0:
         raise ValueError(f'{seed} is negative')
     except FileNotFoundError:
@@ -317,7 +317,7 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
     AlteredError: They are not what was saved under this name.
     OSError, ValueError, KeyError, zipfile.BadZipFile, ...: It is damaged.
   """
-  with files.open_regular(path) as file:
+  with _files.open_regular(path) as file:
     # Of a damaged file nothing is read that is not there.
     archive = npz.Archive(file, max_members=_MAX_LEAVES)
     if _RECORD not in archive.keys:

@@ -25,8 +25,8 @@ import os
 import pathlib
 from typing import Any
 
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
 
 # By round, the values by name.
 Rows = dict[int, dict[str, float]]
@@ -61,7 +61,7 @@ def read(path: str | os.PathLike[str]) -> Rows:
 def read_content(path: str | os.PathLike[str]) -> Content:
   """Returns all that the file holds; raises as `read` does."""
   try:
-    content = files.read_bytes(path)
+    content = _files.read_bytes(path)
   except FileNotFoundError:
     content = b''
   whole = content[: content.rfind(b'\n') + 1]
@@ -87,7 +87,7 @@ def write(
   lines = [line([_KEY, *names])]
   for round_num, values in rows.items():
     lines.append(line([round_num, *(values.get(n, '') for n in names)]))
-  files.write_bytes(path, b''.join(lines))
+  _files.write_bytes(path, b''.join(lines))
 
 
 def line(values: Sequence[Any]) -> bytes:

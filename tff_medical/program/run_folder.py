@@ -35,8 +35,8 @@ from typing import Any
 
 from absl import logging
 
+from tff_medical import _files
 from tff_medical import _validate
-from tff_medical import files
 from tff_medical.privacy import card_format
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import metrics_table
@@ -197,7 +197,7 @@ class RunFolder:
     """Whether a start that was killed before config.json left the folder."""
     if not {*names} <= {
       self.checkpoints.name,
-      f'{self.config.name}{files.PARTIAL_SUFFIX}',
+      f'{self.config.name}{_files.PARTIAL_SUFFIX}',
     }:
       return False
     there = (
@@ -205,7 +205,7 @@ class RunFolder:
       if self.checkpoints.is_dir()
       else set()
     )
-    return there <= {_KEY_FILE, f'{_KEY_FILE}{files.PARTIAL_SUFFIX}'}
+    return there <= {_KEY_FILE, f'{_KEY_FILE}{_files.PARTIAL_SUFFIX}'}
 
   def claim(
     self,
@@ -245,14 +245,14 @@ class RunFolder:
       ) from None
     key = None if data_is_public else self._data_key(has_begun)
     now = Config(
-      settings=files.plain_json(settings),
+      settings=_files.plain_json(settings),
       data_digest=keyed_digest(data_digest, key),
       initial_model_sha256=initial_model_digest,
       versions=versions(),
       run_id=there.run_id if has_begun else secrets.token_hex(16),
     )
     if not has_begun:
-      files.write_json(self.config, dataclasses.asdict(now))
+      _files.write_json(self.config, dataclasses.asdict(now))
       return now
     if key is None and not data_is_public:
       logging.warning(
@@ -278,7 +278,7 @@ class RunFolder:
       FileNotFoundError: There is no config.json.
       InputError: It is damaged, or of another version.
     """
-    values = files.read_json(self.config)
+    values = _files.read_json(self.config)
     try:
       config = Config(**{n: values[n] for n in _names(Config)})
     except KeyError as error:
@@ -305,7 +305,7 @@ class RunFolder:
       FileNotFoundError: It has not ended.
       InputError: summary.json is damaged, or of another version.
     """
-    values = files.read_json(self.summary)
+    values = _files.read_json(self.summary)
     try:
       return Summary(
         **{
@@ -322,7 +322,7 @@ class RunFolder:
 
   def write_summary(self, summary: Summary) -> None:
     """Writes how the run ended; raises OSError."""
-    files.write_json(self.summary, dataclasses.asdict(summary))
+    _files.write_json(self.summary, dataclasses.asdict(summary))
 
   def remove_leftovers(self) -> None:
     """Removes what killed processes left half written; call it under the lock.
@@ -330,7 +330,7 @@ class RunFolder:
     That is the ledger's lock: nobody else writes here while it is held.
     """
     for path in (*self.path.iterdir(), *self.checkpoints.iterdir()):
-      if path.name.endswith(files.PARTIAL_SUFFIX) and path.is_file():
+      if path.name.endswith(_files.PARTIAL_SUFFIX) and path.is_file():
         path.unlink()
     for path in self.path.glob(f'.{self.saved_model.name}.*'):
       remove(path)
@@ -376,7 +376,7 @@ class RunFolder:
     except _validate.InputError as error:
       self._set_aside(self.summary, error)
     try:
-      card = files.read_json(self.saved_model / 'assets' / card_format.FILE)
+      card = _files.read_json(self.saved_model / 'assets' / card_format.FILE)
       if card.get('run_id') == run_id:
         counts = [
           _validate.count(card.get(name)) for name in card_format.COUNTS
@@ -400,14 +400,14 @@ class RunFolder:
     if has_begun:
       return self._read_key()
     key = secrets.token_hex(32)
-    files.write_bytes(
+    _files.write_bytes(
       self.checkpoints / _KEY_FILE, f'{key}\n'.encode(), private=True
     )
     return bytes.fromhex(key)
 
   def _read_key(self) -> bytes | None:
     try:
-      return bytes.fromhex(files.read_text(self.checkpoints / _KEY_FILE))
+      return bytes.fromhex(_files.read_text(self.checkpoints / _KEY_FILE))
     except (OSError, ValueError):
       return None
 
@@ -453,7 +453,7 @@ def _typed(value: Any, kind: str) -> Any:
 
 
 def _number(value: Any) -> float:
-  """Returns a number as `files.plain_json` writes it: null is NaN."""
+  """Returns a number as `_files.plain_json` writes it: null is NaN."""
   if value is None:
     return math.nan
   if isinstance(value, bool) or not isinstance(value, (int, float, str)):

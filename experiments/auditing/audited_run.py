@@ -1,0 +1,332 @@
+"""The training of a finished run once more, with canaries, for the audit.
+
+Noise multiplier, sampling rate, rounds and δ stay those of the run, and so does
+its ε; as the canaries join the population, cohorts grow with it. With adaptive
+clipping the target quantile is lowered, so that the clip norm follows the same
+quantile of the others: canaries are always clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import pathlib
+import tempfile
+from typing import Any
+
+import tensorflow_federated as tff
+
+from experiments.config import assembly
+from experiments.config import flags as flags_lib
+from experiments.config import settings as settings_lib
+from tff_medical import _validate
+from tff_medical.auditing import bounds
+from tff_medical.auditing import canaries as canaries_lib
+from tff_medical.auditing import canary_audit
+from tff_medical.data import images as images_lib
+from tff_medical.learning import tasks
+from tff_medical.privacy import accounting
+from tff_medical.privacy import card as card_lib
+from tff_medical.privacy import interface
+from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.program import checkpoints as checkpoints_lib
+from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.program import training
+
+CONFIDENCE = 0.95
+AUDITED = (
+  'This is an audited training: units with contributions of the auditor took '
+  'part. Its model is of no use and was thrown away.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+  """What the folder of a run says.
+
+  Attributes:
+    folder: The run's.
+    settings: With the noise multiplier in place of a target ε, and the rounds
+      that were trained.
+    summary: How it ended.
+    config: What it was started with.
+  """
+
+  folder: run_folder_lib.RunFolder
+  settings: settings_lib.Settings
+  summary: run_folder_lib.Summary
+  config: run_folder_lib.Config
+
+  def build_task(self) -> tasks.Task:
+    """Returns the run's task again.
+
+    Raises:
+      InputError: The data or the initial model is not there, or not the run's.
+    """
+    task = assembly.load_task(self.settings)
+    self._check_data(task.data)
+    initial = task.initial_model.digest if task.initial_model else None
+    if initial != self.config.initial_model_sha256:
+      raise self._other(
+        'initial model', self.config.initial_model_sha256, initial
+      )
+    return task
+
+  def load_data(self) -> images_lib.ImageData:
+    """Returns the run's data again, for what needs no initial model.
+
+    Raises:
+      InputError: It is not there, or not the run's.
+    """
+    settings = dataclasses.replace(
+      self.settings, model=settings_lib.ModelSettings()
+    )
+    data = assembly.load_task(settings).data
+    self._check_data(data)
+    return data
+
+  def _check_data(self, data: images_lib.ImageData) -> None:
+    if not self.folder.holds_data(data.source_digest, self.config):
+      raise self._other(
+        'data_digest', self.config.data_digest, data.source_digest
+      )
+
+  def _other(
+    self, name: str, there: str | None, now: str | None
+  ) -> _validate.InputError:
+    return _validate.InputError(
+      f'{self.folder.path} was trained with another {name} ({there} there, '
+      f'{now} now); put back what it was trained with'
+    )
+
+  @classmethod
+  def load(cls, path: str) -> FinishedRun:
+    """Reads config.json and summary.json.
+
+    Raises:
+      InputError: They are missing, damaged or of another version.
+    """
+    folder = run_folder_lib.RunFolder(pathlib.Path(path))
+    try:
+      config = folder.read_config()
+      summary = folder.read_summary()
+    except FileNotFoundError as error:
+      raise _validate.InputError(
+        f'{path} is not the folder of a run that has ended '
+        f'({error.strerror}: {error.filename}); let experiments.train finish'
+      ) from None
+    given = flags_lib.given_back(config.settings).changed(
+      output_dir=path, epsilon_budget=None, rounds=max(1, summary.rounds)
+    )
+    if given.given.get('clipping') != 'none':
+      given = given.changed(
+        noise_multiplier=summary.noise_multiplier, target_epsilon=None
+      )
+    settings = given.resolve()
+    if summary.rounds < 1:
+      raise _validate.InputError(
+        f'{path} has no round that could be audited; let experiments.train run'
+      )
+    return cls(folder, settings, summary, config)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _AuditedTask(tasks.Task):
+  """A task whose model is wrapped, to train on canaries, too."""
+
+  wrap: Callable[[Any], Any] = lambda model: model
+
+  @functools.cached_property
+  def tff_model(self) -> tff.learning.models.FunctionalModel:
+    return self.wrap(super().tff_model)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CanaryAudit:
+  """What the repeated training showed.
+
+  Attributes:
+    canaries: Who they were.
+    scores: How much each seemed to take part.
+    findings: Lower bounds beside upper bounds.
+    delta: At which the ledger states ε.
+    epsilon: The ledger's.
+    card: The privacy card of the repeated training.
+  """
+
+  canaries: canaries_lib.Canaries
+  scores: canary_audit.Scores
+  findings: list[canary_audit.Finding]
+  delta: float
+  epsilon: float
+  card: dict[str, Any]
+
+  @property
+  def is_violation(self) -> bool:
+    """Whether a lower bound exceeds its upper bound."""
+    return any(f.is_violation for f in self.findings)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns it as plain values; bounds at the top are those at `delta`."""
+    stated = [f for f in self.findings if f.delta == self.delta]
+    best = max(stated, key=lambda f: f.lower)
+    included = self.canaries.included
+    by_view = {
+      'final_model': self.scores.final,
+      'every_round': self.scores.every_round,
+      'best_round': self.scores.best_round,
+    }
+    return {
+      'lower_bound': best.lower,
+      'upper_bound': self.epsilon,
+      'delta': self.delta,
+      'confidence': CONFIDENCE,
+      'exceeds_upper_bound': self.is_violation,
+      'method': f'{best.method} on {best.statistic}: '
+      f'{canary_audit.METHODS[best.method]}',
+      'canaries': len(included),
+      'canaries_included': int(included.sum()),
+      'dimensions': self.scores.dimensions,
+      'epsilon_estimate': bounds.gaussian_estimate(
+        self.scores.standardized_final[included], self.delta
+      ),
+      'canary_auc': {
+        k: bounds.attack_auc(v, included) for k, v in by_view.items()
+      },
+      'canary_tpr_at_1_fpr': {
+        k: bounds.tpr_at_fpr(v, included, 0.01) for k, v in by_view.items()
+      },
+      'bounds': [dataclasses.asdict(f) for f in self.findings],
+      'card': self.card,
+    }
+
+
+def repeat_with_canaries(
+  run: FinishedRun,
+  ledger_path: pathlib.Path,
+  count: int,
+  on_round: Callable[[training.RoundReport], None],
+) -> CanaryAudit:
+  """Trains again with `count` canaries, and looks for them.
+
+  Args:
+    run: The run, with a guarantee to audit.
+    ledger_path: The file of the repeated training's ledger; must be new.
+    count: How many canaries, of which about half take part.
+    on_round: Is called after each round.
+
+  Raises:
+    InputError: The run has no guarantee, or its data is not there.
+    KeyboardInterrupt: The user interrupted it.
+  """
+  mode = run.settings.mode
+  if not mode.is_private:
+    raise _validate.InputError(
+      f'{run.folder.path} was trained without noise, so there is no guarantee '
+      'to audit; give --canaries=0 for membership inference alone'
+    )
+  if mode.refuses_canaries:
+    raise _validate.InputError(
+      f'canaries cannot be put into a run with mechanism={mode.name}, where '
+      f'{mode.refuses_canaries}; give --canaries=0 for membership inference '
+      'alone'
+    )
+  canaries = canaries_lib.Canaries.draw(count)
+  parts = _with_canaries(run, canaries)
+  mode, mechanism, process = parts.settings.mode, parts.mechanism, parts.process
+  steps = canary_audit.Steps(
+    process.get_model_weights(process.initialize()),
+    mode.server_momentum if mode.server_optimizer == 'sgd' else 0.0,
+  )
+  with ledger_lib.PrivacyLedger(
+    ledger_path, mechanism, delta=parts.delta
+  ) as ledger:
+    with tempfile.TemporaryDirectory(dir=ledger_path.parent) as temporary:
+      checkpoints = checkpoints_lib.Checkpoints(temporary)
+      outcome = training.train(
+        process,
+        sampling=mechanism.sampling,
+        client_datasets=parts.feed,
+        ledger=ledger,
+        checkpoints=checkpoints,
+        cohort_seed=checkpoints.cohort_seed(),
+        rounds=mode.rounds,
+        evaluate=steps,
+        rounds_per_eval=1,
+        on_round=on_round,
+      )
+    if outcome.reason is training.StopReason.INTERRUPTED:
+      raise KeyboardInterrupt
+    card = card_lib.build_card(
+      mechanism,
+      ledger,
+      rounds=outcome.rounds,
+      dataset=parts.task.data.described,
+      test_metrics={},
+      initial_model=parts.task.provenance,
+    )
+    epsilon = ledger.epsilon
+  scores = canary_audit.scores(canaries, steps)
+  return CanaryAudit(
+    canaries=canaries,
+    scores=scores,
+    findings=canary_audit.findings(
+      scores,
+      canaries.included,
+      upper=functools.partial(_epsilon_at, mechanism, mode.rounds),
+      delta=parts.delta,
+      confidence=CONFIDENCE,
+    ),
+    delta=parts.delta,
+    epsilon=epsilon,
+    card={**card, 'audited': AUDITED},
+  )
+
+
+def _epsilon_at(
+  mechanism: interface.Mechanism, rounds: int, delta: float
+) -> float:
+  return accounting.epsilon(
+    mechanism.charge_event(), rounds=mechanism.charges_for(rounds), delta=delta
+  )
+
+
+def _with_canaries(
+  run: FinishedRun, canaries: canaries_lib.Canaries
+) -> assembly.Assembly:
+  """Returns the parts of the run for the population with canaries."""
+  # An attacker may see every round's model, of which the average is less.
+  mode = dataclasses.replace(run.settings.mode, ema_decay=0.0)
+  task = run.build_task()
+  inner: Any = mode.feed(task)
+  audited = _AuditedTask(
+    data=task.data,
+    partition=task.partition,
+    model=task.model,
+    seed=task.seed,
+    initial_model=task.initial_model,
+    wrap=functools.partial(
+      canaries_lib.with_canaries,
+      canaries=canaries,
+      length=canaries_lib.gradient_length(
+        mode.clip_norm, getattr(mode, 'client_learning_rate', 1.0)
+      ),
+      by_unit=mode.privacy_unit != 'client',
+    ),
+  )
+  feed = canaries_lib.CanaryFeed(
+    inner,
+    canaries,
+    task.data.image_shape,
+    (task.data.num_classes,) if task.data.multi_label else (),
+    keeps_absent=mode.keeps_absent,
+  )
+  others = inner.num_units
+  mode = mode.with_canaries(
+    scale=feed.num_units / others,
+    present=(others + int(canaries.included.sum())) / others,
+  )
+  settings = dataclasses.replace(run.settings, mode=mode)
+  mechanism = assembly.build_mechanism(settings, feed.num_units)
+  return assembly.Assembly(settings, audited, feed, mechanism)

@@ -1,0 +1,1 @@
+"""How commands run: flags, signals, processes side by side, tables of runs."""

@@ -1,0 +1,150 @@
+"""Runs a command: flags, help, bad input, signals and exit codes.
+
+A command that imports TensorFlow has two blocks `if __name__ == '__main__'`:
+the one before its slow imports defines the flags and calls `parse`, so that
+--help and wrong flags take no seconds; the one at its end calls `run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+import sys
+import typing
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from experiments.config import flags as flags_lib
+from experiments.config import settings as settings_lib
+from experiments.running import endings
+from experiments.running import exit_codes
+from tff_medical import _validate
+
+_HELP = ('h', '?', 'help', 'helpshort', 'helpfull', 'helpxml')
+# What `parse` left of the command line.
+_parsed: Sequence[str] | None = None
+
+
+def parse(
+  *,
+  takes_arguments: bool = False,
+  check: Callable[[], object] = lambda: None,
+  settings: Collection[str] = (),
+) -> Sequence[str]:
+  """Parses the command line, once; returns the program and what is no flag.
+
+  For --help it prints the help and exits with 0; bad input prints one line to
+  stderr and exits with 2.
+
+  Args:
+    takes_arguments: Whether there may be arguments that are no flags.
+    check: Is called with the flags parsed; raises `InputError` if they cannot
+      be used together.
+    settings: The settings of a run that --help shows; () for all of them.
+  """
+  global _parsed
+  if _parsed is not None:
+    return _parsed
+  endings.install()
+  if _asks_for_help(sys.argv[1:]):
+    has_settings = 'mechanism' in flags.FLAGS  # Else flags of like names.
+    shown = settings or settings_lib.names()
+    _print_help(sys.argv[0], shown if has_settings else ())
+  try:
+    flags_lib.check_flagfiles(sys.argv[1:])
+    rest = flags.FLAGS(flags_lib.with_configs(sys.argv))
+    if len(rest) > 1 and not takes_arguments:
+      raise _validate.InputError(
+        f'unexpected argument {rest[1]!r}; flags are --name=value'
+      )
+    check()
+  except (flags.Error, _validate.InputError) as error:
+    sys.exit(_refuse(error))
+  _parsed = rest
+  return rest
+
+
+def run(
+  main: Callable[..., int | None], *, takes_arguments: bool = False
+) -> None:
+  """Runs `main` with parsed flags, as a command.
+
+  Bad input, of flags or found later, prints one line to stderr and exits with
+  2; so does an argument that is no flag, unless `takes_arguments` says that
+  `main` is given them. What cannot be written prints one line and exits with 1.
+  A signal that asks the command to end interrupts `main`, unless that defers it,
+  and gives the exit code (`endings`). `main` returns the exit code, or None for
+  0.
+  """
+  endings.install()
+  app.run(
+    lambda argv: call(main, argv[1:]) if takes_arguments else call(main),
+    flags_parser=lambda argv: parse(takes_arguments=takes_arguments),
+  )
+
+
+def call(main: Callable[..., int | None], *arguments: Sequence[str]) -> int:
+  """Calls `main`; returns the exit code, as `run` says."""
+  logging.set_verbosity(logging.WARNING)
+  _guard_tff_worker()
+  try:
+    with endings.work():
+      code = main(*arguments)
+  except KeyboardInterrupt as error:
+    return endings.stopped(error)
+  except Exception as error:
+    if endings.signum() is not None:
+      # The interruption may have come out of TensorFlow as another error.
+      return endings.stopped()
+    if isinstance(error, _validate.InputError):
+      return _refuse(error)
+    if isinstance(error, OSError):
+      # A full disk, or a folder where a file is to go.
+      print(f'error: stopped: {_in_a_line(error)}', file=sys.stderr)
+      return endings.exit_code(exit_codes.FAILED)
+    raise
+  return endings.exit_code(code)
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+  for argument in arguments:
+    if argument == '--':
+      return False
+    name = argument.partition('=')[0]
+    if name.startswith('-') and name.lstrip('-') in _HELP:
+      return True
+  return False
+
+
+def _print_help(program: str, settings: Collection[str]) -> typing.NoReturn:
+  """Prints the command's doc and flags, and ends with exit code 0.
+
+  absl would show no flag of a module but the command's own.
+  """
+  doc = sys.modules['__main__'].__doc__ or ''
+  own = flags.FLAGS.flags_by_module_dict().get(program, [])
+  print(flags_lib.help_text(doc, own, settings), end='')
+  sys.exit(exit_codes.OK)
+
+
+def _guard_tff_worker() -> None:
+  """Has the worker process of TFF's runtime end with this command, if it uses TFF.
+
+  Commands that do not use TFF are not made to import it.
+  """
+  if sys.modules.get('tensorflow_federated') is not None:
+    from tff_medical.runtime import tff_worker
+
+    tff_worker.guard()
+    endings.before_leaving(tff_worker.kill_all)
+
+
+def _refuse(error: Exception) -> int:
+  """Prints the line of bad input; returns the exit code."""
+  print(f'error: {_in_a_line(error)}', file=sys.stderr)
+  return endings.exit_code(exit_codes.BAD_INPUT)
+
+
+def _in_a_line(error: Exception) -> str:
+  return ' '.join(str(error).split())

@@ -1,0 +1,267 @@
+"""Runs commands side by side, each with its own cores or GPU.
+
+What: `run` starts one process for each `Job` as slots come free. A slot is a
+share of the cores, or a GPU where there are any: side by side, each cell's
+start, calibration and evaluation, which use one core, overlap with the others'
+rounds. Why processes: TensorFlow keeps one set of devices and threads a
+process. If this process dies, even by SIGKILL, the kernel interrupts the
+children (Linux), so nothing is left behind that would hold their folders. It
+does so once for each thread that dies here, which counts as one interruption
+(`endings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import concurrent.futures
+import contextlib
+import ctypes
+import dataclasses
+import multiprocessing
+from multiprocessing import resource_tracker
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from typing import Any, NamedTuple, TypeVar
+
+from experiments.running import endings
+from tff_medical import _validate
+from tff_medical.program import ending
+
+_POLL_SECS = 0.5
+# Seconds in which a job ends by itself after a signal, and one more.
+_JOB_END_SECS = endings.JOB_DEADLINE_SECS + 1.0
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_T = TypeVar('_T')
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A command, and the file that gets all it prints."""
+
+  name: str
+  command: Sequence[str]
+  log: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """What one process may use."""
+
+  cores: frozenset[int]
+  environment: Mapping[str, str]
+
+
+def available_cores() -> list[int]:
+  """Returns the numbers of the cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return sorted(os.sched_getaffinity(0))
+  return list(range(os.cpu_count() or 1))
+
+
+def visible_gpus() -> list[str]:
+  """Returns the GPUs that children may use, without TensorFlow."""
+  if 'CUDA_VISIBLE_DEVICES' in os.environ:
+    named = os.environ['CUDA_VISIBLE_DEVICES'].split(',')
+    return [name for name in named if name and name != '-1']
+  with contextlib.suppress(OSError, subprocess.SubprocessError):
+    listed = subprocess.run(
+      ['nvidia-smi', '--list-gpus'], check=True, capture_output=True, timeout=30
+    )
+    return [str(i) for i in range(len(listed.stdout.splitlines()))]
+  return []
+
+
+def slots(
+  count: int | None, cores: Sequence[int], gpus: Sequence[str]
+) -> list[Slot]:
+  """Divides cores and GPUs.
+
+  Args:
+    count: How many slots; by default one a GPU or, without any, one a core.
+    cores: Dealt out evenly; with more slots than cores, cores are shared.
+    gpus: Dealt out in turn; shared ones are told to grow into their memory.
+  """
+  if count is None:
+    count = len(gpus) or len(cores)
+  _validate.positive_int(jobs=count)
+  found = []
+  for index in range(count):
+    own = cores[index::count] or [cores[index % len(cores)]]
+    environment = {'TF_CPP_MIN_LOG_LEVEL': '2'}
+    if gpus:
+      environment['CUDA_VISIBLE_DEVICES'] = gpus[index % len(gpus)]
+      environment['TF_FORCE_GPU_ALLOW_GROWTH'] = 'true'
+    found.append(Slot(frozenset(own), environment))
+  return found
+
+
+class _Running(NamedTuple):
+  job: Job
+  process: subprocess.Popen[bytes]
+
+
+# All that run, for an end that leaves no time.
+_alive: set[subprocess.Popen[bytes]] = set()
+
+
+def run(
+  jobs: Sequence[Job],
+  where: Sequence[Slot],
+  *,
+  on_end: Callable[[Job, int], None],
+  on_poll: Callable[[Sequence[str]], None] = lambda names: None,
+) -> None:
+  """Runs all jobs, one in each slot at a time, in their order.
+
+  Args:
+    jobs: What to run.
+    where: The slots.
+    on_end: Is called with a job and its exit code.
+    on_poll: Is called every half second with the names of those that run.
+
+  Raises:
+    ending.Ended: A signal requested the end. The children were sent the same
+      one, and have ended; those that do not end in time are killed.
+  """
+  waiting = list(jobs)
+  running: dict[int, _Running] = {}
+  # A signal between the start of a child and its entry here would lose it.
+  with ending.deferred() as end:
+    try:
+      while waiting or running:
+        for index, slot in enumerate(where):
+          if waiting and index not in running and not end.requested.is_set():
+            running[index] = _start(waiting.pop(0), slot)
+        _sleep(end)
+        if end.requested.is_set():
+          raise ending.Ended(end.signum or signal.SIGINT)
+        for index, one in list(running.items()):
+          if one.process.poll() is not None:
+            del running[index]
+            _alive.discard(one.process)
+            on_end(one.job, one.process.returncode)
+        on_poll([one.job.name for one in running.values()])
+    except BaseException as error:
+      signum = getattr(error, 'signum', signal.SIGINT)
+      _end([one.process for one in running.values()], signum)
+      raise
+
+
+def call(function: Callable[..., _T], *args: Any) -> _T:
+  """Returns what a function returns, or raises what it raises, in a process.
+
+  The process is killed if this one is interrupted or dies; what it does must
+  leave nothing behind.
+
+  Args:
+    function: One that pickle can name, as its arguments and its result.
+    *args: The arguments.
+  """
+  spawn = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(
+    1, spawn, initializer=_end_with, initargs=(os.getpid(),)
+  ) as pool:
+    try:
+      with _whole_start():
+        future = pool.submit(function, *args)
+      return future.result()
+    except BaseException:
+      for process in multiprocessing.active_children():
+        process.kill()
+      raise
+
+
+@contextlib.contextmanager
+def _whole_start() -> Iterator[None]:
+  """Starts a process of `multiprocessing` whole, whatever signals come.
+
+  The new process prints a traceback if it is left without what is written to
+  it, or if Ctrl-C in the terminal reaches it during its imports.
+  """
+  # It is started at first use, and unblocks the signals.
+  resource_tracker.ensure_running()
+  with ending.deferred() as end:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending.SIGNALS)
+    try:
+      yield
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if end.requested.is_set():
+      raise ending.Ended(end.signum or signal.SIGINT)
+
+
+def _end_with(parent: int) -> None:
+  """Has the kernel kill this process with its parent; only that ends it."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  if os.getppid() != parent:
+    os._exit(1)
+
+
+def kill_all() -> None:
+  """Kills all children, for an end that leaves no time to ask them."""
+  for process in list(_alive):
+    process.kill()
+  for child in multiprocessing.active_children():
+    child.kill()
+
+
+def _sleep(end: ending.End) -> None:
+  """Waits for the next look at the children, or for a signal."""
+  until = time.monotonic() + _POLL_SECS
+  while time.monotonic() < until and not end.requested.is_set():
+    time.sleep(_POLL_SECS / 10)
+
+
+def _start(job: Job, slot: Slot) -> _Running:
+  job.log.parent.mkdir(parents=True, exist_ok=True)
+
+  parent = os.getpid()
+
+  def prepare() -> None:
+    """Runs in the child before the command."""
+    # A shell's background job ignores it, and would hand that on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(os, 'sched_setaffinity'):
+      os.sched_setaffinity(0, slot.cores)
+    with contextlib.suppress(OSError, AttributeError):
+      ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+    if os.getppid() != parent:  # It died before it was asked for.
+      os._exit(1)
+
+  with open(job.log, 'ab') as log:  # The child keeps it open.
+    process = subprocess.Popen(
+      list(job.command),
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=log,
+      env={**os.environ, endings.JOB_VARIABLE: '1', **slot.environment},
+      # Ctrl-C in a terminal would reach the child beside the signal from here.
+      start_new_session=True,
+      preexec_fn=prepare,
+    )
+  _alive.add(process)
+  return _Running(job, process)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]], signum: int) -> None:
+  """Sends processes a signal and waits; what takes too long is killed."""
+  for process in processes:
+    process.send_signal(signum)
+  until = time.monotonic() + _JOB_END_SECS
+  try:
+    for process in processes:
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, until - time.monotonic()))
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+      _alive.discard(process)
+
+
+endings.before_leaving(kill_all)

@@ -1,0 +1,238 @@
+"""Tests of the datasets that a round's units train on."""
+
+import collections
+import pathlib
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import _validate
+from tff_medical.data import clients as clients_lib
+from tff_medical.data import images
+from tff_medical.data import units as units_lib
+from tff_medical.privacy import local_dp_sgd_mechanism
+from tff_medical.program import feeds
+
+_PARTITION = (np.array([0, 3, 4]), np.array([1, 2, 5]))
+
+
+def _split():
+  pixels = np.arange(6, dtype=np.uint8)[:, None, None, None]
+  return images.Split(images=np.tile(pixels, (1, 2, 2, 1)), labels=np.arange(6))
+
+
+def _labels(dataset):
+  return [batch['y'].tolist() for batch in dataset.as_numpy_iterator()]
+
+
+class ClientFeedTest(absltest.TestCase):
+  def _feed(self, **changed):
+    clients = clients_lib.ImageClientData(_split(), _PARTITION)
+    return feeds.ClientFeed(clients, **{'batch_size': 2, **changed})
+
+  def test_all_images_of_the_clients_drawn_in_batches(self):
+    feed = self._feed(epochs=2)
+    self.assertEqual(feed.num_units, 2)
+    (second,) = feed(np.array([1]))
+    self.assertEqual(_labels(second), [[1, 2], [5], [1, 2], [5]])
+    self.assertEmpty(feed(np.array([], np.int64)))
+
+  def test_elements_are_what_the_client_data_says(self):
+    feed = self._feed()
+    (first,) = feed(np.array([0]))
+    self.assertIs(feed(np.array([0]))[0], first)
+    batch = next(first.as_numpy_iterator())
+    self.assertIsInstance(batch, collections.OrderedDict)
+    np.testing.assert_allclose(batch['x'][:, 0, 0, 0], [0, 3 / 255])
+
+  def test_refuses(self):
+    with self.assertRaisesRegex(_validate.InputError, 'client_batch_size'):
+      self._feed(batch_size=0)
+
+
+class OtherClientDataTest(parameterized.TestCase):
+  """Client data of TFF's, read from files of which some cannot be read."""
+
+  def setUp(self):
+    super().setUp()
+    self.split = _split()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    for client, rows in enumerate(_PARTITION):
+      for row in rows:
+        path = self.folder / f'{client}_{row}.png'
+        tf.io.write_file(str(path), tf.io.encode_png(self.split.images[row]))
+
+  def _dataset(self, client_id):
+    """Returns the images of a client's PNG files, as a user would read them."""
+    paths = sorted(self.folder.glob(f'{client_id}_*.png'))
+    if not paths:
+      raise FileNotFoundError(f'no images of client {client_id}')
+    labels = [int(path.stem.split('_')[1]) for path in paths]
+
+    def read(path, label):
+      image = tf.io.decode_png(tf.io.read_file(path), channels=1)
+      x = tf.ensure_shape(tf.cast(image, tf.float32) / 255, (2, 2, 1))
+      return collections.OrderedDict(x=x, y=label)
+
+    return tf.data.Dataset.from_tensor_slices(
+      ([str(p) for p in paths], np.array(labels, np.int64))
+    ).map(read)
+
+  def _feed(self, client_ids=('0', '1'), create=None):
+    create = create or self._dataset
+    data = _FromFunction(client_ids, create, self._dataset('1').element_spec)
+    return feeds.ClientFeed(data, batch_size=2)
+
+  def test_gives_what_image_client_data_gives(self):
+    clients = clients_lib.ImageClientData(self.split, _PARTITION)
+    ours = feeds.ClientFeed(clients, batch_size=2)(np.array([0, 1]))
+    feed = self._feed()
+    theirs = feed(np.array([0, 1]))
+    for a, b in zip(ours, theirs):
+      self.assertEqual(a.element_spec, b.element_spec)
+      for batch, other in zip(a.as_numpy_iterator(), b.as_numpy_iterator()):
+        np.testing.assert_allclose(batch['x'], other['x'], rtol=1e-6)
+        np.testing.assert_array_equal(batch['y'], other['y'])
+    self.assertIs(feed(np.array([1]))[0], theirs[1])
+
+  def _damage(self, path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+  def _remove(self, path):
+    for other in path.parent.glob(f'{path.stem[0]}_*.png'):
+      other.unlink()
+
+  def _resize(self, path):
+    tf.io.write_file(str(path), tf.io.encode_png(np.zeros((3, 2, 1), np.uint8)))
+
+  @parameterized.parameters('_damage', '_remove', '_resize')
+  def test_a_client_that_cannot_be_read_takes_part_without_data(self, fault):
+    feed = self._feed()
+    image = self.folder / '0_3.png'
+    getattr(self, fault)(image)
+    with self.assertLogs(level='WARNING') as logs:
+      first, second = feed(np.array([0, 1]))
+      feed(np.array([0]))
+    self.assertLen(logs.output, 1)
+    self.assertIn('client 0 cannot be read', logs.output[0])
+    self.assertEmpty(_labels(first))
+    self.assertEqual(first.element_spec, second.element_spec)
+    self.assertEqual(_labels(second), [[1, 2], [5]])
+
+  def test_a_client_that_is_mended_takes_part_again(self):
+    feed = self._feed()
+    image = self.folder / '0_3.png'
+    whole = image.read_bytes()
+    self._damage(image)
+    feed(np.array([0]))
+    image.write_bytes(whole)
+    self.assertEqual(_labels(feed(np.array([0]))[0]), [[0, 3], [4]])
+
+  def test_a_failing_generator_and_another_type(self):
+    spec = self._dataset('1').element_spec
+
+    def fail():
+      raise RuntimeError('the scanner is off')
+      yield
+
+    def create(client_id):
+      if client_id == 'a':
+        return tf.data.Dataset.from_generator(fail, output_signature=spec)
+      return self._dataset('1').map(
+        lambda e: collections.OrderedDict(x=e['x'], y=tf.cast(e['y'], tf.int32))
+      )
+
+    feed = self._feed(('a', 'b'), create)
+    self.assertEqual(list(map(_labels, feed(np.arange(2)))), [[], []])
+
+  def test_if_nobody_can_be_read_it_is_not_the_clients(self):
+    def create(client_id):
+      raise OSError(f'not mounted ({client_id})')
+
+    feed = self._feed(map(str, range(30)), create)
+    self.assertEqual(list(map(_labels, feed(np.arange(9)))), [[]] * 9)
+    with self.assertRaisesRegex(
+      _validate.InputError, r'none of the 20 clients .* not mounted \(19\)'
+    ):
+      feed(np.arange(5, 20))
+
+  def test_refuses_examples_of_any_size(self):
+    spec = collections.OrderedDict(x=tf.TensorSpec((None, None, 1)))
+    with self.assertRaisesRegex(_validate.InputError, 'one size'):
+      feeds.ClientFeed(_FromFunction(['0'], self._dataset, spec), 2)
+
+  def test_a_full_memory_is_no_client_s_fault(self):
+    def create(client_id):
+      raise tf.errors.ResourceExhaustedError(None, None, 'OOM')
+
+    with self.assertRaises(tf.errors.ResourceExhaustedError):
+      self._feed(create=create)(np.array([0]))
+
+
+class _FromFunction(tff.simulation.datasets.ClientData):
+  """Client data as a user might write it."""
+
+  def __init__(self, client_ids, create, element_spec):
+    self._ids = list(client_ids)
+    self._create = create
+    self._spec = element_spec
+
+  @property
+  def client_ids(self):
+    return self._ids
+
+  @property
+  def element_type_structure(self):
+    return self._spec
+
+  @property
+  def serializable_dataset_fn(self):
+    return self._create
+
+  def create_tf_dataset_for_client(self, client_id):
+    return self._create(client_id)
+
+
+class UnitFeedTest(absltest.TestCase):
+  def test_a_dataset_for_every_client_of_its_drawn_units(self):
+    feed = feeds.UnitFeed(
+      _split(), units_lib.record_units(_PARTITION), 2, microbatch_size=2
+    )
+    self.assertEqual(feed.num_units, 6)
+    first, second = feed(np.array([1, 2, 5]))
+    self.assertEqual(_labels(first), [])
+    self.assertEqual(_labels(second), [[[1], [2]], [[5]]])
+
+  def test_refuses(self):
+    units = units_lib.record_units(_PARTITION)
+    with self.assertRaisesRegex(_validate.InputError, 'microbatch_size'):
+      feeds.UnitFeed(_split(), units, 2, microbatch_size=0)
+
+
+class LocalStepsFeedTest(absltest.TestCase):
+  def test_a_batch_for_every_step_padded_to_one_size(self):
+    sampling = local_dp_sgd_mechanism.LocalDpSgdSampling(6, rate=0.5, steps=2)
+    feed = feeds.LocalStepsFeed(
+      _split(), units_lib.record_units(_PARTITION), 2, sampling
+    )
+    self.assertEqual(feed.num_units, 6)
+    # Units 1, 2 and 5 in the first step, 2 and 3 in the second.
+    first, second = feed(np.array([1, 2, 5, 6 + 2, 6 + 3]))
+    self.assertEqual(_masked(first), [[], [3]])
+    self.assertEqual(_masked(second), [[1, 2, 5], [2]])
+    batch = next(second.as_numpy_iterator())
+    np.testing.assert_array_equal(batch['expected_units'], [1.5] * 3)
+
+
+def _masked(dataset):
+  return [
+    batch['y'][batch['mask'] == 1].tolist()
+    for batch in dataset.as_numpy_iterator()
+  ]
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,31 @@
+"""What an attacker gets from a model, and whether a run's files agree.
+
+`canary_audit` bounds epsilon from below by planted canaries (`canaries`,
+`bounds`); `membership` and `inversion` attack a model and a shared update;
+`verification` holds a finished run's files against each other.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from tff_medical import _lazy
+
+__all__ = [
+  'bounds',
+  'canaries',
+  'canary_audit',
+  'inversion',
+  'membership',
+  'verification',
+]
+
+if typing.TYPE_CHECKING:
+  from tff_medical.auditing import bounds as bounds
+  from tff_medical.auditing import canaries as canaries
+  from tff_medical.auditing import canary_audit as canary_audit
+  from tff_medical.auditing import inversion as inversion
+  from tff_medical.auditing import membership as membership
+  from tff_medical.auditing import verification as verification
+else:  # A __getattr__ that type checkers see would allow any name.
+  __getattr__, __dir__ = _lazy.attach(__name__, __all__)

@@ -1,0 +1,188 @@
+"""Membership inference: can the exported model tell who trained it?
+
+The attacks are those of the field's library, tensorflow-empirical-privacy: a
+threshold on the loss (Yeom et al. 2018, arXiv 1709.01604), a threshold on the
+modified entropy (Song & Mittal 2021, arXiv 2003.10595), and a logistic
+regression on the logits, cross-validated. They need no other models, so they are
+weaker than an attacker who can train some (Carlini et al. 2022, arXiv
+2112.03570): what they find is a lower limit of what there is to be found.
+
+An AUC of 0.5 is a coin's. It compares images that trained the model with images
+that did not, so both have to come from the same source: some public test sets
+do not, and a model can then tell them apart that has seen neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import (
+  data_structures,
+)
+from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import (
+  membership_inference_attack as library,
+)
+
+from tff_medical import _files
+from tff_medical import _validate
+from tff_medical.auditing import bounds
+from tff_medical.data import images as images_lib
+
+_MIN_PROBABILITY = 1e-7  # that float32 softmax tells from 0
+_Type = data_structures.AttackType
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attack:
+  """What one attack found.
+
+  Attributes:
+    name: As the library calls it.
+    auc: The probability that a member seems more of a member than another.
+    tpr_at_1_fpr: The share of members found while at most 1 % of the others are
+      taken for members.
+    false_positive_rates: float [n], of the ROC curve.
+    true_positive_rates: float [n].
+    members: How many members there were.
+    others: How many others.
+  """
+
+  name: str
+  auc: float
+  tpr_at_1_fpr: float
+  false_positive_rates: np.ndarray
+  true_positive_rates: np.ndarray
+  members: int
+  others: int
+
+
+def predict(
+  saved_model: str | os.PathLike[str],
+  images: np.ndarray,
+  *,
+  batch_size: int = 256,
+) -> np.ndarray:
+  """Returns the probabilities [N, K] that an exported model gives.
+
+  Args:
+    saved_model: The folder that `export.save` wrote.
+    images: uint8 [N, H, W, C].
+    batch_size: Images to predict at a time.
+
+  Raises:
+    InputError: The folder holds no model, or a damaged one.
+  """
+  _files.check_folder('model', saved_model)
+  try:
+    server = tf.saved_model.load(os.fspath(saved_model))
+    serve = server.signatures['serving_default']
+  except (OSError, LookupError, ValueError, tf.errors.OpError) as error:
+    raise _validate.InputError(
+      f'{os.fspath(saved_model)!r} has no model that can be read; give the '
+      'folder of a run that has ended'
+    ) from error
+  parts = []
+  for start in range(0, len(images), batch_size):
+    batch = images[start : start + batch_size].astype(np.float32) / 255
+    parts.append(serve(images=tf.constant(batch))['probabilities'].numpy())
+  return np.concatenate(parts)
+
+
+def attack_model(
+  saved_model: str | os.PathLike[str],
+  members: images_lib.Split,
+  others: images_lib.Split,
+) -> list[Attack]:
+  """Returns what each attack on an exported model finds, best AUC first.
+
+  Args:
+    saved_model: The folder that `export.save` wrote.
+    members: The images that trained the model.
+    others: Images from the same source that did not.
+  """
+  return attack(
+    predict(saved_model, members.images),
+    members.labels,
+    predict(saved_model, others.images),
+    others.labels,
+  )
+
+
+def attack(
+  member_probabilities: np.ndarray,
+  member_labels: np.ndarray,
+  other_probabilities: np.ndarray,
+  other_labels: np.ndarray,
+) -> list[Attack]:
+  """Returns what each attack finds, best AUC first.
+
+  Args:
+    member_probabilities: [N, K], of images that trained the model.
+    member_labels: Integers, classes [N] or, multi-label, 0 and 1 [N, K].
+    other_probabilities: [M, K], of others.
+    other_labels: [M] or [M, K].
+  """
+  data = data_structures.AttackInputData(
+    loss_train=_losses(member_probabilities, member_labels),
+    loss_test=_losses(other_probabilities, other_labels),
+  )
+  types = [_Type.THRESHOLD_ATTACK]
+  if member_labels.ndim == 1:
+    types += [_Type.THRESHOLD_ENTROPY_ATTACK, _Type.LOGISTIC_REGRESSION]
+    data.logits_train = _log(member_probabilities)
+    data.logits_test = _log(other_probabilities)
+    data.labels_train, data.labels_test = member_labels, other_labels
+  with _repeatable():
+    results = library.run_attacks(data, attack_types=types)
+  found = [_attack(result) for result in results.single_attack_results]
+  return sorted(found, key=lambda a: a.auc, reverse=True)
+
+
+def _attack(result: data_structures.SingleAttackResult) -> Attack:
+  scores = np.concatenate(
+    [result.membership_scores_train, result.membership_scores_test]
+  )
+  is_member = np.arange(len(scores)) < len(result.membership_scores_train)
+  return Attack(
+    name=str(result.attack_type).lower(),
+    auc=float(result.get_auc()),
+    tpr_at_1_fpr=bounds.tpr_at_fpr(scores, is_member, 0.01),
+    false_positive_rates=result.roc_curve.fpr,
+    true_positive_rates=result.roc_curve.tpr,
+    members=int(is_member.sum()),
+    others=int((~is_member).sum()),
+  )
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+  clipped = np.clip(probabilities.astype(np.float64), _MIN_PROBABILITY, None)
+  return np.log(clipped)
+
+
+def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns the cross-entropy of each image, summed over several labels."""
+  if labels.ndim == 1:
+    return -_log(probabilities)[np.arange(len(labels)), labels]
+  right = np.where(labels == 1, probabilities, 1 - probabilities)
+  return -_log(right).sum(axis=1)
+
+
+@contextlib.contextmanager
+def _repeatable() -> Iterator[None]:
+  """Fixes NumPy's global generator, which the library draws from, meanwhile.
+
+  It also hides divisions by zero in bounds that the library adds to each
+  attack, and that are not used here.
+  """
+  state = np.random.get_state()
+  np.random.seed(0)
+  try:
+    with np.errstate(divide='ignore', invalid='ignore'):
+      yield
+  finally:
+    np.random.set_state(state)

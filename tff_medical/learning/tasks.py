@@ -1,0 +1,122 @@
+"""A task binds client data and a model, and checks that they fit.
+
+It is what a training program needs to know of the data: the clients, the model
+that TFF trains on them, and the metrics of its weights on the held-out test
+images.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import models
+from tff_medical.data import clients as clients_lib
+from tff_medical.data import images
+from tff_medical.data import partition as partition_lib
+from tff_medical.learning import evaluation
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+  """Image classification, federated.
+
+  Attributes:
+    data: The images; its training split is spread over the clients.
+    partition: For each client, its indices into the training split.
+    model: The name of a model in `models.MODELS`.
+    seed: Of the model's initial weights.
+    initial_model: If given, its weights take the place of the seed's.
+  """
+
+  data: images.ImageData
+  partition: partition_lib.Partition
+  model: str
+  seed: int = 0
+  initial_model: models.InitialModel | None = None
+
+  def __post_init__(self) -> None:
+    models.check_federated(self.keras_model)
+
+  @property
+  def num_clients(self) -> int:
+    """The population."""
+    return len(self.partition)
+
+  @property
+  def provenance(self) -> dict[str, Any] | None:
+    """What a card says of the initial model, if there is one."""
+    return self.initial_model.provenance if self.initial_model else None
+
+  @functools.cached_property
+  def clients(self) -> clients_lib.ImageClientData:
+    """The training images as TFF client data."""
+    return clients_lib.ImageClientData(self.data.train, self.partition)
+
+  @functools.cached_property
+  def keras_model(self) -> tf.keras.Model:
+    """The model whose weights are trained; see `build_model`."""
+    return self.build_model()
+
+  def build_model(self) -> tf.keras.Model:
+    """Returns a new model, with its initial weights.
+
+    Returns:
+      From float32 [N, H, W, C] in 0..1 to logits.
+
+    Raises:
+      InputError: The initial model has layers of other shapes.
+    """
+    model = models.build(
+      self.model,
+      input_shape=self.data.image_shape,
+      num_outputs=self.data.num_classes,
+      seed=self.seed,
+    )
+    if self.initial_model is not None:
+      self.initial_model.put_into(model, self.data.class_names)
+    return model
+
+  @property
+  def input_spec(self) -> collections.OrderedDict[str, tf.TensorSpec]:
+    """The `tf.TensorSpec`s of one batch of a client."""
+    return tf.nest.map_structure(
+      lambda spec: tf.TensorSpec((None, *spec.shape), spec.dtype),
+      self.clients.element_type_structure,
+    )
+
+  @functools.cached_property
+  def tff_model(self) -> tff.learning.models.FunctionalModel:
+    """The model as TFF trains it: a pure function of its weights."""
+    return tff.learning.models.functional_model_from_keras(
+      self.keras_model,
+      loss_fn=models.loss(self.data.multi_label),
+      input_spec=self.input_spec,
+    )
+
+  def load_weights(
+    self, weights: tff.learning.models.ModelWeights
+  ) -> tf.keras.Model:
+    """Returns the Keras model with these weights in place."""
+    models.restore_eager(self.keras_model)
+    weights.assign_weights_to(self.keras_model)
+    return self.keras_model
+
+  def evaluate(
+    self, weights: tff.learning.models.ModelWeights
+  ) -> collections.OrderedDict[str, float]:
+    """Returns the metrics on the test images, over all and by site."""
+    test = self.data.test
+    return evaluation.evaluate(
+      self.load_weights(weights),
+      test.images,
+      test.labels,
+      class_names=self.data.class_names,
+      multi_label=self.data.multi_label,
+      sites=test.sites,
+    )

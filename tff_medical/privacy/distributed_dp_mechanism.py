@@ -1,0 +1,181 @@
+"""Distributed DP: the clients add the noise, the server sees only the sum.
+
+The distributed Skellam mechanism (Agarwal, Kairouz, Liu 2021, arXiv 2110.04995):
+each client clips its update to the norm C, takes whole multiples of a step of
+C / R, rounded towards zero so that the norm does not grow, and adds Skellam
+noise of a share 1 / n of the variance. Secure summation lets the server see
+nothing but the sum, which has the whole noise: Skellam again, with standard
+deviation z * C. So the server need not be trusted with single updates.
+
+Cost. By the paper's Corollary 3.6 one round with sensitivities D2 = R and
+D1 <= R**2 (whole numbers) and noise of variance v has, for whole orders a > 1,
+a Renyi divergence of at most a * D2**2 / (2 v) + ((2 a - 1) * D2**2 + 6 * D1) /
+(4 v**2): that of a Gaussian and next to nothing. It is linear in a, so the event
+is a `ZCDpEvent`, accounted for by RDP; no PLD of it is known.
+
+All n clients take part in every round: a client that is missing takes its share
+of the noise with it. Neighbours differ in one client's update, which is zero in
+one of the two; its share of the noise is there in both.
+
+>>> mechanism = DistributedDpMechanism(
+...     sampling=sampling_lib.FullParticipation(100),
+...     clipping=mechanisms.FixedClipping(1.0),
+...     noise_multiplier=2.0,
+... )
+>>> mechanism.clip_steps
+70710
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from typing import Any
+
+import dp_accounting
+
+from tff_medical import _validate
+from tff_medical.privacy import limits
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling as sampling_lib
+
+if typing.TYPE_CHECKING:
+  import tensorflow_federated as tff
+
+# The variance of a client's share of the noise, in steps: see noise.skellam.
+_MAX_LOCAL_VARIANCE = 2e8
+_MAX_CLIP_STEPS = 2**20
+# With fewer steps, rounding towards zero would shrink small entries visibly.
+_MIN_CLIP_STEPS = 2**12
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedDpMechanism:
+  """Clipped, rounded client updates, each with its share of Skellam noise.
+
+  Attributes:
+    sampling: Everybody, in every round.
+    clipping: Fixed: TFF's adaptive one lets the server see an exact count of
+      the clipped clients.
+    noise_multiplier: z, the standard deviation of all the noise together over
+      the clip norm. 0 adds no noise and gives no guarantee.
+  """
+
+  sampling: sampling_lib.FullParticipation
+  clipping: mechanisms.FixedClipping
+  noise_multiplier: float = 0.0
+
+  name = 'distributed_dp'
+  privacy_unit = 'client'
+  neighboring_relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
+  caveats = (
+    'Secure summation: it was simulated here, computed as a plain sum by a '
+    'process that saw each update with its own share of the noise alone.',
+    'Clients that leave out their noise, or tell it to others: of n shares, k '
+    'known ones lower the noise multiplier by the factor sqrt(1 - k / n); for '
+    'every client itself k is 1.',
+  )
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.sampling, sampling_lib.FullParticipation):
+      raise _validate.InputError(
+        'sampling must be of all clients in every round for distributed noise, '
+        f'got {self.sampling.name}: fewer clients would add less noise than '
+        'stated'
+      )
+    if not isinstance(self.clipping, mechanisms.FixedClipping):
+      raise _validate.InputError(
+        f'clipping must be fixed for distributed noise, got {self.clipping!r}'
+      )
+    limits.check_noise_multiplier(self.noise_multiplier)
+    if self.noise_multiplier >= self.max_noise_multiplier:
+      raise _validate.InputError(
+        f'noise_multiplier must be below {self.max_noise_multiplier:.4g} with '
+        f'{self.sampling.population} clients, got {self.noise_multiplier:g}'
+      )
+
+  @property
+  def max_noise_multiplier(self) -> float:
+    """The noise multiplier must stay below, for the noise to be exact."""
+    return self._max_stddev / _MIN_CLIP_STEPS
+
+  @property
+  def clip_steps(self) -> int:
+    """R, into how many steps the clip norm is divided."""
+    if not self.is_private:
+      return _MAX_CLIP_STEPS
+    return min(_MAX_CLIP_STEPS, int(self._max_stddev / self.noise_multiplier))
+
+  @property
+  def local_variance(self) -> float:
+    """The variance, in steps, of the noise that each client adds."""
+    return (
+      self.noise_multiplier * self.clip_steps
+    ) ** 2 / self.sampling.population
+
+  @property
+  def _max_stddev(self) -> float:
+    return math.sqrt(_MAX_LOCAL_VARIANCE * self.sampling.population)
+
+  @property
+  def is_private(self) -> bool:
+    """Whether any finite epsilon can be stated."""
+    return self.noise_multiplier > 0
+
+  def with_noise(self, noise_multiplier: float) -> DistributedDpMechanism:
+    """Returns this mechanism with another noise multiplier."""
+    return dataclasses.replace(self, noise_multiplier=noise_multiplier)
+
+  def charge_event(self) -> dp_accounting.DpEvent:
+    """Returns what one round releases: rho * a + xi, as above."""
+    if not self.is_private:
+      return dp_accounting.NonPrivateDpEvent()
+    return skellam_event(
+      l1=self.clip_steps**2,
+      l2=self.clip_steps,
+      variance=self.local_variance * self.sampling.population,
+    )
+
+  def charges_for(self, rounds: int) -> int:
+    """Returns `rounds`: each round is charged for itself."""
+    return rounds
+
+  def aggregation_factory(
+    self,
+  ) -> tff.aggregators.UnweightedAggregationFactory:
+    """Returns the factory whose clients add the noise before the sum."""
+    from tff_medical.privacy import distributed_dp_query
+
+    return distributed_dp_query.distributed_factory(self)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the mechanism as plain values for the ledger and the card."""
+    return {
+      'mechanism': self.name,
+      'privacy_unit': self.privacy_unit,
+      'neighboring_relation': self.neighboring_relation.name.lower(),
+      'noise_multiplier': self.noise_multiplier,
+      'clip_steps': self.clip_steps,
+      'secure_summation': 'simulated',
+      'clipping': self.clipping.name,
+      **dataclasses.asdict(self.clipping),
+      'sampling': self.sampling.name,
+      'sampling_rate': self.sampling.rate,
+      **dataclasses.asdict(self.sampling),
+    }
+
+
+def skellam_event(
+  *, l1: float, l2: float, variance: float
+) -> dp_accounting.ZCDpEvent:
+  """Returns the event of a sum of whole numbers with Skellam noise.
+
+  Args:
+    l1: The L1 sensitivity.
+    l2: The L2 sensitivity.
+    variance: Of the noise in each entry.
+  """
+  rho = l2**2 / (2 * variance) + 2 * l2**2 / (4 * variance**2)
+  xi = (6 * l1 - l2**2) / (4 * variance**2)
+  return dp_accounting.ZCDpEvent(rho=rho, xi=xi)

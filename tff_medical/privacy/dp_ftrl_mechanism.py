@@ -1,0 +1,201 @@
+"""DP-FTRL: a guarantee for clients that needs no random sampling.
+
+Kairouz et al. 2021 (arXiv 2103.00039): the server adds noise to the running sum
+of the clipped updates, by a binary tree whose leaves are the rounds and whose
+nodes carry independent Gaussian noise of standard deviation z * C each. The sum
+of the first t rounds takes the noise of at most log2(t) + 1 nodes instead of t
+times that of one round. For when Poisson sampling cannot be promised.
+
+Privacy. A client joins at most one round a tree. Of T rounds, its update is part
+of at most h = floor(log2 T) + 1 complete nodes, in each with a norm of at most
+C. So all that a tree releases is one Gaussian of multiplier z / sqrt(h), and
+what the server makes of the noised nodes is post-processing: their sums, the
+weighting that lowers the variance (Honaker 2015), and any server optimizer. SGD
+with momentum on the noised round sums is the paper's DP-FTRLM: its model is the
+initial one minus the learning rate times the momentum-weighted prefix sums.
+
+Neighbours differ in one client, whose updates are zero in one of the two runs
+(Definition 1.1 of the paper). Not add or remove: with one client more the
+permutation, and with it everybody's round, would be another.
+
+>>> mechanism = DpFtrlMechanism(
+...     sampling=DpFtrlSampling(1000, clients_per_round=50, rounds_per_tree=16),
+...     clipping=mechanisms.FixedClipping(1.0),
+...     noise_multiplier=3.0,
+... )
+>>> mechanism.tree_height
+5
+>>> mechanism.charges_for(100)  # Trees begun in 100 rounds.
+7
+>>> mechanism.charge_event()
+GaussianDpEvent(noise_multiplier=1.3416407864998738)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+import dp_accounting
+import numpy as np
+
+from tff_medical import _validate
+from tff_medical.privacy import interface
+from tff_medical.privacy import limits
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling as sampling_lib
+
+if typing.TYPE_CHECKING:
+  import tensorflow_federated as tff
+
+
+@dataclasses.dataclass(frozen=True)
+class DpFtrlSampling:
+  """Cohorts of a fixed size in which nobody returns before the next tree.
+
+  Each tree has a permutation of its own of the population, and its rounds take
+  one slice after the other.
+
+  Attributes:
+    population: The number of clients there are.
+    clients_per_round: The cohort, the same in every round.
+    rounds_per_tree: After so many rounds a new tree is begun.
+  """
+
+  population: int
+  clients_per_round: int
+  rounds_per_tree: int
+
+  name = 'once_per_tree'
+  amplifies = False
+  draws_by_attempt = False
+
+  def __post_init__(self) -> None:
+    _validate.positive_int(
+      population=self.population,
+      clients_per_round=self.clients_per_round,
+      rounds_per_tree=self.rounds_per_tree,
+    )
+    if self.clients_per_round * self.rounds_per_tree > self.population:
+      raise _validate.InputError(
+        f'rounds_per_tree must be at most '
+        f'{self.population // self.clients_per_round} with {self.population} '
+        f'clients, {self.clients_per_round} a round, got '
+        f'{self.rounds_per_tree}: each client joins a tree at most once; '
+        'lower rounds_per_tree or clients_per_round'
+      )
+
+  @property
+  def expected_cohort(self) -> float:
+    """The cohort, which is no matter of chance."""
+    return float(self.clients_per_round)
+
+  @property
+  def rate(self) -> float:
+    """The fraction of the clients in a round; it amplifies nothing."""
+    return self.clients_per_round / self.population
+
+  def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
+    """Returns the sorted indices, int64 [n], of a round's cohort.
+
+    A repeated round has the same cohort, as each client joins a tree once; it
+    is charged as a tree of its own, and no amplification is claimed.
+    """
+    del attempt
+    position = (round_num - 1) % self.rounds_per_tree
+    rng = sampling_lib.cohort_rng(cohort_seed, round_num - position)
+    start = position * self.clients_per_round
+    order = rng.permutation(self.population)
+    return np.sort(order[start : start + self.clients_per_round])
+
+
+@dataclasses.dataclass(frozen=True)
+class DpFtrlMechanism:
+  """Clipped client updates, whose running sum is noised by a binary tree.
+
+  One tree over all rounds if `sampling.rounds_per_tree` reaches that far (fixed),
+  else several, one after the other (restarted).
+
+  Attributes:
+    sampling: Who joins which round, and how long a tree is.
+    clipping: Fixed: the noise in the nodes belongs to one clip norm.
+    noise_multiplier: z, the standard deviation of each node's noise over the
+      clip norm. 0 adds no noise and gives no guarantee.
+  """
+
+  sampling: DpFtrlSampling
+  clipping: mechanisms.FixedClipping
+  noise_multiplier: float = 0.0
+
+  name = 'dp_ftrl'
+  privacy_unit = 'client'
+  neighboring_relation = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
+  max_noise_multiplier = float('inf')
+  caveats = (
+    interface.CENTRAL_SERVER_CAVEAT,
+    'Checkpoints: they hold the noise of the tree that is still to be '
+    'cancelled, so whoever reads one can remove it; keep them secret.',
+    'A client that joins a tree more often than once, under another name.',
+  )
+
+  def __post_init__(self) -> None:
+    limits.check_noise_multiplier(self.noise_multiplier)
+    if not isinstance(self.clipping, mechanisms.FixedClipping):
+      raise _validate.InputError(
+        f'clipping must be fixed for trees, got {self.clipping!r}'
+      )
+
+  @property
+  def tree_height(self) -> int:
+    """The nodes that one client is part of, at most: floor(log2 T) + 1."""
+    return self.sampling.rounds_per_tree.bit_length()
+
+  @property
+  def is_private(self) -> bool:
+    """Whether any finite epsilon can be stated."""
+    return self.noise_multiplier > 0
+
+  def with_noise(self, noise_multiplier: float) -> DpFtrlMechanism:
+    """Returns this mechanism with another noise multiplier."""
+    return dataclasses.replace(self, noise_multiplier=noise_multiplier)
+
+  def charge_event(self) -> dp_accounting.DpEvent:
+    """Returns what one tree releases, as the accountant sees it."""
+    if not self.is_private:
+      return dp_accounting.NonPrivateDpEvent()
+    return dp_accounting.GaussianDpEvent(
+      self.noise_multiplier / self.tree_height**0.5
+    )
+
+  def charges_for(self, rounds: int) -> int:
+    """Returns how many trees `rounds` rounds begin; each is paid in full.
+
+    A round that is run again pays for one tree more, which is enough: its first
+    attempt released at most h noised nodes of any client, and `dp_ftrl_query`
+    draws the noise of the second attempt anew.
+    """
+    return -(-rounds // self.sampling.rounds_per_tree)
+
+  def aggregation_factory(
+    self,
+  ) -> tff.aggregators.UnweightedAggregationFactory:
+    """Returns the factory of noised running sums, one state a tree."""
+    from tff_medical.privacy import dp_ftrl_query
+
+    return dp_ftrl_query.TreeAggregationFactory(self)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the mechanism as plain values for the ledger and the card."""
+    return {
+      'mechanism': self.name,
+      'privacy_unit': self.privacy_unit,
+      'neighboring_relation': self.neighboring_relation.name.lower(),
+      'noise_multiplier': self.noise_multiplier,
+      'tree_height': self.tree_height,
+      'clipping': self.clipping.name,
+      **dataclasses.asdict(self.clipping),
+      'sampling': self.sampling.name,
+      'sampling_rate': self.sampling.rate,
+      **dataclasses.asdict(self.sampling),
+    }

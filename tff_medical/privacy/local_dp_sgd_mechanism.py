@@ -1,0 +1,162 @@
+"""Local DP-SGD: each site adds its own noise, and trusts nobody.
+
+Every round each site takes several steps of DP-SGD (Abadi et al. 2016, arXiv
+1607.00133) on Poisson-drawn batches of its own units, with its own noise, and
+sends the model. What leaves a site is private already, so the guarantee holds
+against the server and the other sites too. One unit, which is at one site, is
+only seen by that site's steps: what others send depends on it through models
+alone that were private before. So epsilon is that of steps * rounds draws at
+the common rate, and is the same for the units of every site.
+
+>>> mechanism = LocalDpSgdMechanism(
+...     sampling=LocalDpSgdSampling(population=1000, rate=0.05, steps=4),
+...     clipping=mechanisms.FixedClipping(1.0),
+...     noise_multiplier=1.0,
+... )
+>>> mechanism.charge_event()
+PoissonSampledDpEvent(sampling_probability=0.05, \
+event=GaussianDpEvent(noise_multiplier=1.0))
+>>> mechanism.charges_for(rounds=10)
+40
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import dp_accounting
+import numpy as np
+
+from tff_medical import _validate
+from tff_medical.privacy import limits
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling as sampling_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalDpSgdSampling:
+  """Each unit joins each step of each round on its own, at the same rate.
+
+  Attributes:
+    population: The number of units of all sites.
+    rate: The probability, in (0, 1), that a unit joins a step.
+    steps: Steps of a site in a round.
+  """
+
+  population: int
+  rate: float
+  steps: int
+
+  name = 'local_poisson'
+  amplifies = True
+  draws_by_attempt = True
+
+  def __post_init__(self) -> None:
+    _validate.positive_int(population=self.population, local_steps=self.steps)
+    _validate.in_range(0, 1, sampling_rate=self.rate)
+
+  @property
+  def expected_cohort(self) -> float:
+    """How many units a step has on average, over all sites."""
+    return self.rate * self.population
+
+  def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
+    """Returns step * population + unit of all draws, sorted, int64 [n]."""
+    del round_num  # A repeated round is another draw, and is charged as one.
+    rng = sampling_lib.cohort_rng(cohort_seed, attempt)
+    return np.flatnonzero(rng.random(self.steps * self.population) < self.rate)
+
+  def by_step(self, drawn: np.ndarray) -> list[np.ndarray]:
+    """Returns the units of each step, from what `draw` returned."""
+    steps, units = np.divmod(drawn, self.population)
+    return [units[steps == step] for step in range(self.steps)]
+
+  def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
+    """Returns the event of `inner` applied to one step's units."""
+    return dp_accounting.PoissonSampledDpEvent(self.rate, inner)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalDpSgdMechanism:
+  """Clipped gradients of a site's units, summed, with the site's noise.
+
+  Attributes:
+    sampling: How each step's units are drawn.
+    clipping: Fixed; None is training without any guarantee.
+    noise_multiplier: The standard deviation of a step's noise over the clip
+      norm. 0 adds no noise and gives no guarantee.
+    privacy_unit: Whom the guarantee protects: a 'record' (one image) or a
+      'patient' (all of its images), who must be at one site only.
+  """
+
+  sampling: LocalDpSgdSampling
+  clipping: mechanisms.FixedClipping | None
+  noise_multiplier: float = 0.0
+  privacy_unit: str = 'record'
+
+  neighboring_relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+  name = 'local_dp_sgd'
+  max_noise_multiplier = float('inf')
+
+  def __post_init__(self) -> None:
+    limits.check_noise_multiplier(self.noise_multiplier)
+    _validate.one_of(('record', 'patient'), privacy_unit=self.privacy_unit)
+    if isinstance(self.clipping, mechanisms.AdaptiveClipping):
+      raise _validate.InputError(
+        'clipping must be fixed for local DP-SGD, got adaptive: a site would '
+        'have to spend privacy on a quantile of its own; choose fixed clipping'
+      )
+    if self.clipping is None and self.noise_multiplier > 0:
+      raise _validate.InputError(
+        f'noise_multiplier must be 0 without clipping, got '
+        f'{self.noise_multiplier:g}: noise bounds nothing where gradients are '
+        'not clipped; choose fixed clipping'
+      )
+
+  @property
+  def is_private(self) -> bool:
+    """Whether any finite epsilon can be stated."""
+    return self.noise_multiplier > 0
+
+  @property
+  def caveats(self) -> tuple[str, ...]:
+    """What epsilon does not cover here."""
+    return (
+      'Knowledge of who took part: amplification by sampling holds against '
+      'those who cannot tell the batches, so the cohort seed must stay secret; '
+      'in a real federation each site draws with a seed of its own.',
+      'The number of units of each site, which weighs its model and divides '
+      'its noised sums, and so is public.',
+    )
+
+  def with_noise(self, noise_multiplier: float) -> LocalDpSgdMechanism:
+    """Returns this mechanism with another noise multiplier."""
+    return dataclasses.replace(self, noise_multiplier=noise_multiplier)
+
+  def charge_event(self) -> dp_accounting.DpEvent:
+    """Returns what one step of a site releases."""
+    if not self.is_private:
+      return dp_accounting.NonPrivateDpEvent()
+    return self.sampling.event(
+      dp_accounting.GaussianDpEvent(self.noise_multiplier)
+    )
+
+  def charges_for(self, rounds: int) -> int:
+    """Returns the steps of a site in so many rounds."""
+    return rounds * self.sampling.steps
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the mechanism as plain values for the ledger and the card."""
+    return {
+      'mechanism': self.name,
+      'privacy_unit': self.privacy_unit,
+      'neighboring_relation': self.neighboring_relation.name.lower(),
+      'noise_multiplier': self.noise_multiplier,
+      'clipping': self.clipping.name if self.clipping else 'none',
+      **(dataclasses.asdict(self.clipping) if self.clipping else {}),
+      'sampling': self.sampling.name,
+      'sampling_rate': self.sampling.rate,
+      'epsilon_is_per_site': True,
+      **dataclasses.asdict(self.sampling),
+    }

@@ -1,0 +1,275 @@
+"""Feeds: from the units drawn for a round to the datasets of its clients.
+
+A feed is what the training program calls with the indices that the mechanism's
+sampling drew. If a client is the unit, it returns the datasets of the clients
+drawn; if a record or a patient is, one dataset a client (site), which holds the
+client's drawn units and may be empty, or its drawn units of several steps.
+
+A client whose data cannot be read takes part with no data. Its update is then
+zero, by its own computation: what it sends depends on its own data alone, so the
+guarantee holds, and the others' round goes on.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+
+from absl import logging
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import _validate
+from tff_medical import runtime
+from tff_medical.data import clients as clients_lib
+from tff_medical.data import images
+from tff_medical.data import units as units_lib
+from tff_medical.learning import local_dp_sgd
+from tff_medical.privacy import local_dp_sgd_mechanism
+
+# Client datasets are kept as tensors while all of them fit into this.
+_MAX_KEPT_BYTES = 2 * 2**30
+_READ_BATCH = 256
+# If so many clients cannot be read and none can, it is not the clients.
+_MANY_CLIENTS = 10
+# What reading a client's data raises where files are missing or damaged,
+# examples have another shape, or a generator fails.
+_UNREADABLE = (OSError, ValueError, KeyError, tf.errors.OpError)
+
+
+def read_client(
+  clients: tff.simulation.datasets.ClientData, client_id: str
+) -> collections.OrderedDict[str, np.ndarray]:
+  """Returns all examples of a client, stacked.
+
+  Args:
+    clients: Client data whose examples are mappings of arrays.
+    client_id: One of its `client_ids`.
+
+  Raises:
+    OSError, ValueError, KeyError, tf.errors.OpError: They cannot be read, or
+      are not of the shape and type that `clients.element_type_structure` says.
+  """
+  if isinstance(clients, clients_lib.ImageClientData):
+    return clients.client_arrays(client_id)
+  dataset = clients.create_tf_dataset_for_client(client_id)
+  batches = list(dataset.batch(_READ_BATCH).as_numpy_iterator())
+  arrays = _no_examples(clients)
+  for name, empty in arrays.items():
+    if any(batch[name].dtype != empty.dtype for batch in batches):
+      raise ValueError(f'{name} is not {empty.dtype}')
+    arrays[name] = np.concatenate([empty, *(b[name] for b in batches)])
+  return arrays
+
+
+def _no_examples(
+  clients: tff.simulation.datasets.ClientData,
+) -> collections.OrderedDict[str, np.ndarray]:
+  return collections.OrderedDict(
+    (name, np.zeros((0, *spec.shape), spec.dtype.as_numpy_dtype))
+    for name, spec in clients.element_type_structure.items()
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClientFeed:
+  """The whole training data of each client drawn, in batches.
+
+  Attributes:
+    clients: The client data, of this project or any of TFF's whose examples are
+      mappings of arrays; clients are drawn by their position in its ids.
+    batch_size: Images in one step on a client.
+    epochs: Passes over a client's images in one round.
+  """
+
+  clients: tff.simulation.datasets.ClientData
+  batch_size: int
+  epochs: int = 1
+
+  def __post_init__(self) -> None:
+    _validate.positive_int(
+      client_batch_size=self.batch_size, client_epochs=self.epochs
+    )
+    for name, spec in self.clients.element_type_structure.items():
+      if not spec.shape.is_fully_defined():
+        raise _validate.InputError(
+          f'clients must have examples of one size, got {name} of shape '
+          f'{spec.shape}; resize them'
+        )
+
+  @property
+  def num_units(self) -> int:
+    """The population of the mechanism's sampling."""
+    return len(self.clients.client_ids)
+
+  def without_data(self) -> list[tf.data.Dataset]:
+    """Returns the datasets of a round of one client that has no data."""
+    return [
+      runtime.tensor_dataset(
+        _no_examples(self.clients),
+        batch_size=self.batch_size,
+        epochs=self.epochs,
+      )
+    ]
+
+  def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
+    """Returns the datasets of the clients at `indices`, int64 [n].
+
+    Raises:
+      InputError: No client can be read, of many that were tried.
+    """
+    datasets = [self._dataset(int(index)) for index in indices]
+    memory = self._memory
+    if len(memory.unreadable) == len(memory.tried) >= _MANY_CLIENTS:
+      raise _validate.InputError(
+        f'none of the {len(memory.tried)} clients that were drawn can be read, '
+        f'the last one as: {memory.problem}'
+      )
+    return datasets
+
+  @functools.cached_property
+  def _memory(self) -> _Memory:
+    return _Memory()
+
+  def _dataset(self, index: int) -> tf.data.Dataset:
+    memory = self._memory
+    if index in memory.kept:
+      return memory.kept[index]
+    arrays = self._arrays(index)
+    dataset = runtime.tensor_dataset(
+      arrays, batch_size=self.batch_size, epochs=self.epochs
+    )
+    size = sum(values.nbytes for values in arrays.values())
+    if index not in memory.unreadable and memory.size + size <= _MAX_KEPT_BYTES:
+      memory.kept[index] = dataset
+      memory.size += size
+    return dataset
+
+  def _arrays(self, index: int) -> collections.OrderedDict[str, np.ndarray]:
+    """Returns the examples of a client; none if they cannot be read."""
+    client_id = self.clients.client_ids[index]
+    self._memory.tried.add(index)
+    try:
+      arrays = read_client(self.clients, client_id)
+    except tf.errors.ResourceExhaustedError:
+      raise  # The memory of this machine, not the client's data.
+    except _UNREADABLE as error:
+      if index not in self._memory.unreadable:
+        # For whoever runs this and can mend it; it is part of no result.
+        logging.warning(
+          'client %s cannot be read and takes part without data: %s',
+          client_id,
+          error,
+        )
+      self._memory.unreadable.add(index)
+      self._memory.problem = str(error)
+      return _no_examples(self.clients)
+    self._memory.unreadable.discard(index)
+    return arrays
+
+
+class _Memory:
+  """What a feed remembers of the clients that were drawn.
+
+  Attributes:
+    kept: Their datasets, as far as they fit into memory.
+    size: Bytes of these.
+    tried: Those that were to be read.
+    unreadable: Those that could not be read the last time.
+    problem: Why the last one of these could not.
+  """
+
+  def __init__(self) -> None:
+    self.kept: dict[int, tf.data.Dataset] = {}
+    self.size = 0
+    self.tried: set[int] = set()
+    self.unreadable: set[int] = set()
+    self.problem = ''
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitFeed:
+  """The drawn records or patients of every client.
+
+  Attributes:
+    split: The training split.
+    units: Its units.
+    num_clients: How many datasets a round has.
+    microbatch_size: Units in one step of a client; bounds its memory.
+  """
+
+  split: images.Split
+  units: units_lib.Units
+  num_clients: int
+  microbatch_size: int
+
+  def __post_init__(self) -> None:
+    _validate.positive_int(microbatch_size=self.microbatch_size)
+
+  @property
+  def num_units(self) -> int:
+    """The population of the mechanism's sampling."""
+    return len(self.units)
+
+  def without_data(self) -> list[tf.data.Dataset]:
+    """Returns the datasets of a round for which no unit was drawn."""
+    return self(np.zeros(0, np.int64))
+
+  def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
+    """Returns a dataset for each client, of its units among `indices`."""
+    return [
+      runtime.tensor_dataset(
+        self.units.arrays(self.split, own),
+        batch_size=self.microbatch_size,
+      )
+      for own in self.units.by_client(indices, self.num_clients)
+    ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LocalStepsFeed:
+  """The drawn records or patients of every step of every client.
+
+  Attributes:
+    split: The training split.
+    units: Its units.
+    num_clients: How many datasets a round has.
+    sampling: Draws the units of each step.
+  """
+
+  split: images.Split
+  units: units_lib.Units
+  num_clients: int
+  sampling: local_dp_sgd_mechanism.LocalDpSgdSampling
+
+  @property
+  def num_units(self) -> int:
+    """The population of the mechanism's sampling."""
+    return len(self.units)
+
+  def without_data(self) -> list[tf.data.Dataset]:
+    """Returns the datasets of a round for which no unit was drawn."""
+    return self(np.zeros(0, np.int64))
+
+  def __call__(self, drawn: np.ndarray) -> list[tf.data.Dataset]:
+    """Returns a dataset for each client, with one batch for each step."""
+    by_step = [
+      self.units.by_client(units, self.num_clients)
+      for units in self.sampling.by_step(drawn)
+    ]
+    sizes = np.bincount(self.units.clients, minlength=self.num_clients)
+    return [
+      self._dataset([step[client] for step in by_step], int(sizes[client]))
+      for client in range(self.num_clients)
+    ]
+
+  def _dataset(self, steps: list[np.ndarray], size: int) -> tf.data.Dataset:
+    arrays = local_dp_sgd.step_arrays(
+      [self.units.arrays(self.split, own) for own in steps],
+      expected_units=self.sampling.rate * size,
+    )
+    return runtime.tensor_dataset(
+      arrays, batch_size=len(arrays['x']) // len(steps)
+    )

@@ -1,0 +1,22 @@
+"""Tables, figures and a report of many runs, read from their folders."""
+
+from __future__ import annotations
+
+import typing
+
+from tff_medical import _lazy
+
+__all__ = [
+  'plots',
+  'report',
+  'sweep_plots',
+  'sweeps',
+]
+
+if typing.TYPE_CHECKING:
+  from tff_medical.reporting import plots as plots
+  from tff_medical.reporting import report as report
+  from tff_medical.reporting import sweep_plots as sweep_plots
+  from tff_medical.reporting import sweeps as sweeps
+else:  # A __getattr__ that type checkers see would allow any name.
+  __getattr__, __dir__ = _lazy.attach(__name__, __all__)

@@ -1,0 +1,26 @@
+"""The SavedModel that is handed on, with its privacy card.
+
+`export` writes and loads it, `serving_module` is the graph within it,
+`encoded_images` its decoder, and `pretrained` starts a new training from it.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from tff_medical import _lazy
+
+__all__ = [
+  'encoded_images',
+  'export',
+  'pretrained',
+  'serving_module',
+]
+
+if typing.TYPE_CHECKING:
+  from tff_medical.serving import encoded_images as encoded_images
+  from tff_medical.serving import export as export
+  from tff_medical.serving import pretrained as pretrained
+  from tff_medical.serving import serving_module as serving_module
+else:  # A __getattr__ that type checkers see would allow any name.
+  __getattr__, __dir__ = _lazy.attach(__name__, __all__)

@@ -1,0 +1,250 @@
+"""Writes a model that serves with TensorFlow alone, with its privacy card.
+
+The SavedModel holds the weights, the preprocessing, the class names and the
+card that states what the training guarantees, so that none of them can be
+separated from the model. Signatures:
+
+| signature       | input                                | what it does       |
+|-----------------|--------------------------------------|--------------------|
+| serving_default | `images` float32 [N, H, W, C], 0..1  | predicts           |
+| serve_bytes     | `encoded` string [N], PNG or JPEG    | decodes, predicts  |
+
+Both take 0 images or more, and refuse a request that holds a wrong image with
+the number of that image and the reason; the limits on an encoded image stand in
+`encoded_images`. Both return `probabilities` float32 [N, K] and `class_index` int64: [N], the
+likeliest class, or for a multi-label model [N, K] of 0 and 1, where 1 says that
+the probability is at least 0.5. `assets/` holds `class_names.txt`, one name a
+line in the order of K, and `privacy_card.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any
+import uuid
+
+import tensorflow as tf
+
+from tff_medical import _files
+from tff_medical import _validate
+from tff_medical import models
+from tff_medical.privacy import card_format
+from tff_medical.program import checkpoints
+from tff_medical.serving import serving_module
+
+CLASS_NAMES_FILE = 'class_names.txt'
+PRIVACY_CARD_FILE = card_format.FILE
+_LEFTOVER = re.compile(r'\.[0-9a-f]{32}\.(new|old|assets)')
+# A card of a run of a thousand rounds has a few kilobytes.
+_MAX_ASSET_BYTES = 2**24
+
+
+def save(
+  path: str | os.PathLike[str],
+  model: tf.keras.Model,
+  *,
+  class_names: Sequence[str],
+  multi_label: bool,
+  privacy_card: Mapping[str, Any],
+) -> None:
+  """Writes the SavedModel in one piece, replacing an earlier export.
+
+  It is written to a folder beside `path`, flushed and then renamed, so that
+  `path` never holds half a model.
+
+  Args:
+    path: The folder to write, for example `run/saved_model`.
+    model: From float32 [N, H, W, C] in 0..1 to logits [N, K].
+    class_names: K names in the order of the logits.
+    multi_label: Whether the K outputs are independent labels.
+    privacy_card: Everything in `card_format.REQUIRED_KEYS`; more is kept.
+
+  Raises:
+    InputError: A card, class names or a path that cannot be used.
+    OSError: The folder could not be written, for example on a full disk.
+  """
+  target = pathlib.Path(path)
+  check(target, class_names, model.output_shape[-1])
+  names = tuple(class_names)
+  models.restore_eager(model)
+  card = card_format.checked(
+    {**privacy_card, 'weights_sha256': weights_digest(model)}
+  )
+  with _disk_errors(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    new = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.new')
+    try:
+      _write(new, model, names, multi_label, card)
+      _sync(new)
+      _put_in_place(new, target)
+    finally:
+      shutil.rmtree(new, ignore_errors=True)
+      shutil.rmtree(_assets_of(new), ignore_errors=True)
+
+
+def check(
+  path: str | os.PathLike[str], class_names: Sequence[str], num_outputs: int
+) -> None:
+  """Raises `InputError` if `save` would refuse the path or the class names."""
+  _check_names(class_names, num_outputs)
+  _check_replaceable(pathlib.Path(path))
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+  """Removes what killed exports to `path` left beside it."""
+  target = pathlib.Path(path)
+  for leftover in target.parent.glob(f'.{target.name}.*'):
+    if _LEFTOVER.fullmatch(leftover.name[len(target.name) + 1 :]):
+      shutil.rmtree(leftover, ignore_errors=True)
+
+
+def weights_digest(model: tf.keras.Model) -> str:
+  """Returns what identifies the weights of a model in its card."""
+  return checkpoints.weights_digest(
+    v.numpy() for v in serving_module.ordered_weights(model)
+  )
+
+
+def load_card(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns the privacy card of the SavedModel in folder `path`."""
+  text = _read_asset(path, PRIVACY_CARD_FILE)
+  where = f'{PRIVACY_CARD_FILE} of {os.fspath(path)!r}'
+  try:
+    card = json.loads(text)
+  except (ValueError, RecursionError) as error:  # Or a number without an end.
+    raise _validate.InputError(
+      f'{where} is not JSON ({error}); export the model again'
+    ) from error
+  if not isinstance(card, dict):
+    raise _validate.InputError(
+      f'{where} must be a JSON object, got {type(card).__name__}; export the '
+      'model again'
+    )
+  return card_format.checked(card)
+
+
+def load_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+  """Returns the class names, in order, of the SavedModel in folder `path`."""
+  return tuple(_read_asset(path, CLASS_NAMES_FILE).splitlines())
+
+
+def _check_names(names: Sequence[str], num_outputs: int) -> None:
+  if len(names) != num_outputs:
+    raise _validate.InputError(
+      f'class_names must have one name for each of the {num_outputs} '
+      f'outputs of the model, got {len(names)}: {", ".join(names)}'
+    )
+  wrong = [n for n in names if not n or n.splitlines() != [n]]
+  if wrong or len(set(names)) != len(names):
+    raise _validate.InputError(
+      'class_names must be different, not empty and without line breaks, '
+      f'got {tuple(names)}'
+    )
+
+
+def _check_replaceable(target: pathlib.Path) -> None:
+  """Refuses to replace anything but an earlier export or an empty folder."""
+  if target.is_dir():
+    if (target / 'saved_model.pb').exists() or not any(target.iterdir()):
+      return
+  elif not target.exists():
+    return
+  raise _validate.InputError(
+    f'{os.fspath(target)!r} exists and is not a saved model; '
+    'choose another folder'
+  )
+
+
+def _write(
+  folder: pathlib.Path,
+  model: tf.keras.Model,
+  names: Sequence[str],
+  multi_label: bool,
+  card: Mapping[str, Any],
+) -> None:
+  """Writes the SavedModel with its assets into the new `folder`."""
+  # TensorFlow copies assets; a temporary folder elsewhere would outlive a kill.
+  assets = _assets_of(folder)
+  assets.mkdir()
+  server = serving_module.Server(model, multi_label=multi_label)
+  text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
+  for name, content in (
+    (CLASS_NAMES_FILE, '\n'.join(names)),
+    (PRIVACY_CARD_FILE, text),
+  ):
+    asset = assets / name
+    asset.write_text(content + '\n', encoding='utf-8')
+    server.assets.append(tf.saved_model.Asset(os.fspath(asset)))
+  tf.saved_model.save(server, os.fspath(folder), signatures=server.signatures())
+
+
+def _assets_of(folder: pathlib.Path) -> pathlib.Path:
+  """Returns where the assets of a new `folder` are before it has them."""
+  return folder.with_suffix('.assets')
+
+
+def _sync(folder: pathlib.Path) -> None:
+  """Flushes every file and folder of `folder` to the disk."""
+  for where, _, names in os.walk(folder):
+    for name in (*names, '.'):
+      descriptor = os.open(os.path.join(where, name), os.O_RDONLY)
+      try:
+        os.fsync(descriptor)
+      finally:
+        os.close(descriptor)
+
+
+def _put_in_place(new: pathlib.Path, target: pathlib.Path) -> None:
+  """Renames `new` to `target`; what was there is deleted afterwards."""
+  if not target.exists():
+    os.rename(new, target)
+    return
+  old = new.with_suffix('.old')
+  os.rename(target, old)
+  try:
+    os.rename(new, target)
+  except BaseException:  # A signal may come between the two as well.
+    os.rename(old, target)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(target: pathlib.Path) -> Iterator[None]:
+  """Turns TensorFlow's errors about files into an `OSError` that says so."""
+  try:
+    yield
+  except tf.errors.ResourceExhaustedError as error:
+    raise OSError(
+      errno.ENOSPC, 'No space left to save the model', os.fspath(target)
+    ) from error
+  except tf.errors.OpError as error:
+    # A quota is another code than a full disk, a lost folder one more.
+    raise OSError(
+      errno.EIO, f'The model could not be saved ({error})', os.fspath(target)
+    ) from error
+
+
+def _read_asset(path: str | os.PathLike[str], name: str) -> str:
+  asset = pathlib.Path(path, 'assets', name)
+  if not os.path.lexists(asset):
+    raise _validate.InputError(
+      f'{os.fspath(path)!r} is not a model exported by tff_medical '
+      f'(it has no assets/{name}); give the saved_model folder of a run'
+    )
+  content = _files.read('asset', asset, max_bytes=_MAX_ASSET_BYTES)
+  try:
+    return content.decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise _validate.InputError(
+      f'asset {os.fspath(asset)!r} is not UTF-8 text ({error.reason} at byte '
+      f'{error.start}); export the model again'
+    ) from error

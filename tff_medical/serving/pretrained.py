@@ -1,0 +1,58 @@
+"""Reads a model that this project exported, to start another from it.
+
+The arrays come straight from the SavedModel's checkpoint, so that neither its
+graph is built nor any data needed before a wrong folder is refused.
+
+>>> load('no/such/model')
+Traceback (most recent call last):
+...
+tff_medical._validate.InputError: 'no/such/model' is not a model exported by \
+tff_medical (it has no assets/privacy_card.json); give the saved_model folder \
+of a run
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from tff_medical import _files
+from tff_medical import _validate
+from tff_medical import models
+from tff_medical.serving import export
+
+# `serving.Server` keeps the variables of its model as a list `weights`.
+_KEY = 'weights/{}/.ATTRIBUTES/VARIABLE_VALUE'
+
+
+def load(path: str | os.PathLike[str]) -> models.InitialModel:
+  """Returns the model of the SavedModel in folder `path`.
+
+  Raises:
+    InputError: It is no export of this project, or is damaged.
+  """
+  return models.InitialModel(
+    name=os.fspath(path),
+    card=export.load_card(path),
+    class_names=export.load_class_names(path),
+    weights=read_weights(pathlib.Path(path)),
+  )
+
+
+def read_weights(path: pathlib.Path) -> tuple[np.ndarray, ...]:
+  """Returns the arrays of the SavedModel in `path`; raises as `load` does."""
+  _files.check_folder('model', path)
+  prefix = path / 'variables' / 'variables'
+  try:
+    reader = tf.train.load_checkpoint(os.fspath(prefix))
+    keys = (_KEY.format(i) for i in itertools.count())
+    there = itertools.takewhile(reader.has_tensor, keys)
+    return tuple(reader.get_tensor(key) for key in there)
+  except (tf.errors.OpError, IndexError, ValueError) as error:
+    raise _validate.InputError(
+      f'the model in {os.fspath(path)!r} is damaged; export it again'
+    ) from error
