@@ -1,13 +1,17 @@
 r"""Classifies images with an exported model.
 
     python -m experiments.classify --saved_model=RUN/saved_model a.png b.jpg
+    python -m experiments.classify --saved_model=RUN/saved_model \
+        --labels_from_folders images/*/*.png
 
 Prints what the model's privacy card guarantees and one line an image: the class
 (multi-label: every finding of probability 0.5 or more) and the probability of
 each class. Needs TensorFlow only, not TensorFlow Federated. Input that cannot
 be used gives one line on stderr, with the file's name and the reason, and exit
 code 2. The limits on an image (64 MiB, 64 Mi pixels) are those of
-`tff_medical.serving.encoded_images`.
+`tff_medical.serving.encoded_images`. With --labels_from_folders the name of each
+image's folder stands beside the class as its label; a class agrees with it if
+their letters and digits are the same.
 
 >>> print('\n'.join(align([('image', 'class'), ('a.png', 'normal')])))
 image  class
@@ -19,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import decimal
 import functools
+import pathlib
 import re
 from typing import Any
 
@@ -28,6 +33,11 @@ from experiments.running import command
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string('saved_model', None, 'folder of the exported model')
+  absl_flags.DEFINE_boolean(
+    'labels_from_folders',
+    False,
+    "shows the name of each image's folder as its label, and how many agree",
+  )
   command.parse(takes_arguments=True)
 
 import tensorflow as tf
@@ -43,11 +53,28 @@ _REASON = re.compile(r'assertion failed: \[image 0 of encoded ([^\]]*)\]')
 
 def main(values: absl_flags.FlagValues, paths: Sequence[str]) -> None:
   """Prints the classes of the images in the files `paths`."""
-  print('\n'.join(classify(values.saved_model, paths)))
+  lines = classify(
+    values.saved_model, paths, labels_from_folders=values.labels_from_folders
+  )
+  print('\n'.join(lines))
 
 
-def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
-  """Returns the lines to print for the images in the files `paths`."""
+def classify(
+  saved_model: str | None,
+  paths: Sequence[str],
+  *,
+  labels_from_folders: bool = False,
+) -> list[str]:
+  """Returns the lines to print.
+
+  Args:
+    saved_model: The folder of the exported model.
+    paths: The files of the images.
+    labels_from_folders: Whether the folders of the images are their labels.
+
+  Raises:
+    InputError: The model or an image cannot be used.
+  """
   if not saved_model:
     raise _validate.InputError('--saved_model must name the exported model')
   if not paths:
@@ -57,10 +84,34 @@ def classify(saved_model: str | None, paths: Sequence[str]) -> list[str]:
   for path in paths:  # Before the model is loaded, and not all kept.
     _read(path)
   predict = _load(saved_model)
-  rows = [('image', 'class', *names)]
-  for path in paths:
-    rows.append((_printable(path), *_row(path, _read(path), predict, names)))
-  return [guarantee(card), *align(rows)]
+  predictions = [_row(path, _read(path), predict, names) for path in paths]
+  header: tuple[str, ...] = ('image', 'class', *names)
+  rows = [(_printable(p), *row) for p, row in zip(paths, predictions)]
+  if not labels_from_folders:
+    return [guarantee(card), *align([header, *rows])]
+  labels = [pathlib.Path(path).absolute().parent.name for path in paths]
+  agree = sum(
+    _agrees(row[0], label, names) for row, label in zip(predictions, labels)
+  )
+  labelled = [
+    (row[0], _printable(label), *row[1:]) for row, label in zip(rows, labels)
+  ]
+  return [
+    guarantee(card),
+    *align([('image', 'label', *header[1:]), *labelled]),
+    f'{agree} of {len(paths)} images have the class of their folder',
+  ]
+
+
+def _agrees(text: str, label: str, names: Sequence[str]) -> bool:
+  """Returns whether a label is among the predicted classes."""
+  # The name of one class may hold a comma.
+  classes = [text] if text in names else text.split(', ')
+  return _plain(label) in map(_plain, classes)
+
+
+def _plain(name: str) -> str:
+  return ''.join(c for c in name if c.isalnum()).casefold()
 
 
 def guarantee(card: Mapping[str, Any]) -> str:

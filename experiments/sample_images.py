@@ -1,8 +1,10 @@
-"""Writes some test images of a data set as PNG files, to classify them.
+r"""Writes some test images of a data set as PNG files, to classify them.
 
     python -m experiments.sample_images --dataset=synthetic --output_dir=images
+    python -m experiments.classify --saved_model=RUN/saved_model \
+        --labels_from_folders images/*/*.png
 
-The true class stands in each file's name.
+Each image stands in a folder that is named after its class.
 """
 
 from __future__ import annotations
@@ -23,22 +25,41 @@ from tff_medical.data import loading
 def write_images(
   data: images.ImageData, folder: pathlib.Path, images_per_class: int
 ) -> list[pathlib.Path]:
-  """Writes the first test images of each class; returns the files."""
+  """Writes the first test images of each class; returns the files.
+
+  Args:
+    data: The data set.
+    folder: The folder that gets a folder for each class.
+    images_per_class: Number of images of each class, if there are as many.
+
+  Raises:
+    InputError: `images_per_class` is not positive, or two classes have names
+      that make the same folder.
+  """
   _validate.positive_int(images_per_class=images_per_class)
-  folder.mkdir(parents=True, exist_ok=True)
+  slugs = [_slug(name) for name in data.class_names]
+  if len(set(slugs)) < len(slugs):
+    raise _validate.InputError(
+      f'class_names must differ in letters and digits, got {data.class_names}'
+    )
   written = []
-  for index, name in enumerate(data.class_names):
+  for index, slug in enumerate(slugs):
     labels = data.test.labels
     has_class = labels[:, index] == 1 if data.multi_label else labels == index
     for row in np.flatnonzero(has_class)[:images_per_class]:
-      slug = ''.join(c if c.isalnum() else '_' for c in name)
-      path = folder / f'{slug}_{row:05d}.png'
+      path = folder / slug / f'{row:05d}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
       pixels = data.test.images[row]
       Image.fromarray(
         pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
       ).save(path)
       written.append(path)
   return written
+
+
+def _slug(name: str) -> str:
+  """Returns the name of a class as that of a folder."""
+  return ''.join(c if c.isalnum() else '_' for c in name)
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -57,6 +78,8 @@ if __name__ == '__main__':
   absl_flags.DEFINE_string('dataset', 'synthetic', 'as experiments.train')
   absl_flags.DEFINE_integer('image_size', 28, 'pixels a side')
   absl_flags.DEFINE_string('data_dir', None, 'folder with NAME.npz')
-  absl_flags.DEFINE_integer('images_per_class', 3, 'how many of each class')
+  absl_flags.DEFINE_integer(
+    'images_per_class', 3, 'number of images of each class'
+  )
   absl_flags.DEFINE_string('output_dir', None, 'where the PNG files go')
   command.run(functools.partial(main, absl_flags.FLAGS))

@@ -6,6 +6,7 @@ r"""Trains a private model: data, budget, rounds, summary and exported model.
         --data_dir=FOLDER_WITH_NPZ --output_dir=runs/pneumonia
 
 Started again with the same --output_dir it goes on after the last saved round.
+With --dry_run it says what would run, and how long that would take.
 What the folder holds stands in `tff_medical.program.run_folder`.
 """
 
@@ -18,13 +19,26 @@ import sys
 import time
 from typing import Any
 
+from absl import flags as absl_flags
+
 from experiments.config import flags
 from experiments.config import settings as settings_lib
 from experiments.running import command
 from experiments.running import exit_codes
 
 if __name__ == '__main__':
-  read_flags = flags.define()
+  _DRY_RUN = absl_flags.DEFINE_boolean(
+    'dry_run',
+    False,
+    'prints what would run (data, noise, ε by round, size, expected time) and '
+    'writes nothing; needs no --output_dir',
+  )
+  _read = flags.define()
+
+  def read_flags() -> settings_lib.Flags:
+    """Returns the flags; a dry run has no folder."""
+    return _read().changed(output_dir='.') if _DRY_RUN.value else _read()
+
   command.parse(check=lambda: read_flags().resolve())
 
 import tensorflow as tf
@@ -32,8 +46,7 @@ import tensorflow_federated as tff
 import tqdm
 
 from experiments.config import assembly
-from experiments.modes import base
-from tff_medical import _validate
+from experiments.running import dry_run
 from tff_medical import runtime
 from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
@@ -65,7 +78,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   if mechanism.is_private:
     assembly.warn_of_large_delta(parts.delta, feed.num_units)
   export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
-  dry_round(parts.process, feed)
+  dry_run.check_round(parts.process, feed)
   with ending.deferred():
     config = assembly.claim(folder, settings, task)
   with ledger_lib.PrivacyLedger(
@@ -126,38 +139,6 @@ def set_runtime(run: settings_lib.RunSettings) -> None:
     else None,
     clients_per_device=run.clients_per_device,
   )
-
-
-def dry_round(
-  process: tff.learning.templates.LearningProcess, feed: base.Feed
-) -> None:
-  """Runs a round without data, and forgets it.
-
-  It finds what no check knows of (a size that overflows, a graph that cannot be
-  built, memory) before the folder is claimed and anything is charged. Nothing
-  of the data can be in its result.
-
-  Raises:
-    InputError: The round failed.
-  """
-  try:
-    process.next(process.initialize(), feed.without_data())
-  except _validate.InputError:
-    raise
-  except (
-    ArithmeticError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    tf.errors.OpError,
-  ) as error:
-    raise _validate.InputError(
-      'a round without data fails with these settings: '
-      f'{str(error).splitlines()[0] if str(error) else type(error).__name__}; '
-      'nothing was charged or written'
-    ) from error
 
 
 def _finish(
@@ -255,8 +236,25 @@ def _print_summary(
   print(f'Results in {folder.path}')
 
 
-def main(read_flags: Callable[[], settings_lib.Flags]) -> int:
+def show(given: settings_lib.Flags) -> None:
+  """Prints what the flags would run; writes nothing.
+
+  Raises:
+    InputError: A setting or the data cannot be used.
+  """
+  settings = given.resolve()
+  set_runtime(settings.run)
+  parts = assembly.assemble(settings, progress=_show_calibration)
+  dry_run.check_round(parts.process, parts.feed)
+  print(file=sys.stderr)
+  print(dry_run.describe(parts))
+
+
+def main(read_flags: Callable[[], settings_lib.Flags], is_dry: bool) -> int:
   """Runs the command; returns its exit code."""
+  if is_dry:
+    show(read_flags())
+    return exit_codes.OK
   try:
     outcome = run(read_flags())
   except (OSError, tf.errors.ResourceExhaustedError) as error:
@@ -279,4 +277,4 @@ def main(read_flags: Callable[[], settings_lib.Flags]) -> int:
 
 
 if __name__ == '__main__':
-  command.run(functools.partial(main, read_flags))
+  command.run(functools.partial(main, read_flags, _DRY_RUN.value))

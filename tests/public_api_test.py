@@ -13,7 +13,15 @@ from absl.testing import parameterized
 import tff_medical
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_LAZY = ('tff_medical', 'tff_medical.data', 'tff_medical.privacy')
+_LAZY = (
+  'tff_medical',
+  'tff_medical.auditing',
+  'tff_medical.data',
+  'tff_medical.privacy',
+  'tff_medical.program',
+  'tff_medical.reporting',
+  'tff_medical.serving',
+)
 
 
 def _python(program):

@@ -12,10 +12,15 @@ Federated with it.
 
 from __future__ import annotations
 
+import os
 import typing
 
 from tff_medical import _lazy
 from tff_medical._validate import InputError
+
+# TensorFlow's C++ code logs hundreds of lines; its errors come as exceptions, too.
+# TensorFlow reads this when it is imported: import this package first, or set it.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 # The one place of the version: the wheel and its metadata take it from here.
 __version__ = '0.1.0'

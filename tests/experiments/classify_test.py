@@ -77,11 +77,12 @@ class ClassifyTest(parameterized.TestCase):
       path.write_bytes(tf.io.encode_png(image).numpy())
       cls.paths.append(os.fspath(path))
 
-  def _run(self, model, *paths):
+  def _run(self, model, *paths, labels_from_folders=False):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
       values = types.SimpleNamespace(
-        saved_model=model and f'{self.folder}/{model}'
+        saved_model=model and f'{self.folder}/{model}',
+        labels_from_folders=labels_from_folders,
       )
       code = command.call(functools.partial(classify.main, values), paths)
     return code, out.getvalue().splitlines(), err.getvalue()
@@ -122,6 +123,38 @@ class ClassifyTest(parameterized.TestCase):
       ]
       expected = f'{path.ljust(len(self.paths[-1]))}  {", ".join(found)}'
       self.assertStartsWith(row, expected if found else expected + 'none')
+
+  def test_labels_of_folders(self):
+    logits = evaluation.predict(self.models['binary'], self.images)
+    predicted = [('effusion', 'mass')[i] for i in logits.argmax(1)]
+    other = {'effusion': 'mass', 'mass': 'effusion'}
+    # All but the first lie where they belong, spelt in another way.
+    labels = [other[predicted[0]], *(name.upper() for name in predicted[1:])]
+    paths = []
+    for path, label in zip(self.paths, labels):
+      folder = self.folder / 'labelled' / label
+      folder.mkdir(parents=True, exist_ok=True)
+      paths.append(os.fspath(folder / pathlib.Path(path).name))
+      pathlib.Path(paths[-1]).write_bytes(pathlib.Path(path).read_bytes())
+    code, lines, err = self._run('binary', *paths, labels_from_folders=True)
+    self.assertEqual((code, err), (0, ''))
+    self.assertEqual(lines[1].split()[:3], ['image', 'label', 'class'])
+    shown = [tuple(line.split()[1:3]) for line in lines[2:-1]]
+    self.assertEqual(shown, list(zip(labels, predicted)))
+    self.assertEqual(
+      lines[-1],
+      f'{_COUNT - 1} of {_COUNT} images have the class of their folder',
+    )
+
+  @parameterized.parameters(
+    ('normal, benign', 'normal__benign', True),
+    ('normal, benign', 'benign', False),
+    ('effusion, mass', 'mass', True),
+    ('none', 'mass', False),
+  )
+  def test_agreement(self, text, label, expected):
+    names = ('normal, benign', 'effusion', 'mass')
+    self.assertEqual(classify._agrees(text, label, names), expected)
 
   def test_bad_input_is_one_line_and_exit_code_2(self):
     text = self.folder / 'note.png'

@@ -14,13 +14,13 @@ from absl.testing import parameterized
 import numpy as np
 
 from experiments import modes
-from experiments import train
 from experiments.config import assembly
 from experiments.config import fields
 from experiments.config import flags
 from experiments.config import settings as settings_lib
 from experiments.modes import base
 from experiments.modes import dp_sgd
+from experiments.running import dry_run
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import runtime
@@ -251,7 +251,7 @@ class RoundTest(parameterized.TestCase):
     self.assertEqual(parts.settings.mode.name, mode.name)
     self.assertEqual(parts.feed.num_units, _num_units(parts.settings.mode))
     self.assertEqual(parts.mechanism.sampling.population, parts.feed.num_units)
-    train.dry_round(parts.process, parts.feed)
+    dry_run.check_round(parts.process, parts.feed)
     state = parts.process.initialize()
     output = parts.process.next(state, parts.feed.without_data())
     weights = parts.process.get_model_weights(output.state).trainable
@@ -324,7 +324,7 @@ class NewModeTest(absltest.TestCase):
     parts = assembly.assemble(given.resolve())
     self.assertIsInstance(parts.settings.mode, _Patient)
     self.assertEqual(parts.mechanism.sampling.population, _RECORDS)
-    train.dry_round(parts.process, parts.feed)
+    dry_run.check_round(parts.process, parts.feed)
 
   def test_the_base_asks_for_what_a_mode_builds(self):
     class Incomplete(base.Mode):

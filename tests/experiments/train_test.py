@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import dp_accounting
 import numpy as np
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -21,6 +23,7 @@ from experiments import train
 from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
+from tff_medical.privacy import accounting
 from tff_medical.program import checkpoints
 from tff_medical.program import training
 from tff_medical.serving import export
@@ -62,6 +65,57 @@ class TrainTest(parameterized.TestCase):
     """Runs the command in a process of its own."""
     given = self.settings.changed(**settings).arguments()
     return [sys.executable, '-m', 'experiments.train', *given, *arguments]
+
+  def test_a_dry_run_says_what_would_run_and_writes_nothing(self):
+    folder = self.temp / 'here'
+    folder.mkdir()
+    flags = self.settings.changed(
+      output_dir=None,
+      clipping='fixed',
+      noise_multiplier=None,
+      target_epsilon=4.0,
+      rounds=6,
+    )
+    # Settings alone, no folder of results.
+    done = subprocess.run(
+      [sys.executable, '-m', 'experiments.train', '--dry_run']
+      + flags.arguments(),
+      cwd=folder,
+      env={**os.environ, 'PYTHONPATH': str(_ROOT)},
+      check=True,
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(list(folder.iterdir()), [])
+    lines = dict(
+      re.split(r' {2,}', line, maxsplit=1)
+      for line in done.stdout.splitlines()
+      if re.match(r'\S+( \S+)* {2,}', line)
+    )
+    self.assertEqual(
+      list(lines),
+      ['data', 'model', 'training', 'noise', 'ε by round', 'time'],
+    )
+    self.assertIn('12 clients', lines['data'])
+    self.assertIn('6 of 12 clients a round', lines['training'])
+    noise = float(re.search(r'noise multiplier ([\d.]+)', lines['noise'])[1])
+    shown = {
+      int(number): float(value)
+      for number, value in re.findall(r'(\d+): ([\d.]+)', lines['ε by round'])
+    }
+    self.assertEqual(list(shown), [1, 2, 3, 6])
+    for number, value in shown.items():
+      exact = accounting.epsilon(
+        dp_accounting.PoissonSampledDpEvent(
+          0.5, dp_accounting.GaussianDpEvent(noise)
+        ),
+        rounds=number,
+        delta=accounting.default_delta(12),
+      )
+      # The noise multiplier is shown with four digits.
+      self.assertBetween(value, exact - 1e-3, exact + 2e-3)
+    self.assertLessEqual(shown[6], 4.0)
+    self.assertIn('for 6 rounds and 3 evaluations', lines['time'])
 
   def test_leaves_every_file_that_it_promises(self):
     self._run()

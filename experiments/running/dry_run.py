@@ -1,0 +1,183 @@
+"""A training before it begins: a round without data, and what would run.
+
+`check_round` finds what no check of a setting knows of. `describe` is what
+`train --dry_run` prints: the data, the noise, ε by round, sizes and the expected
+time. Neither writes a file or charges a ledger, and nothing that comes from the
+images leaves either but their numbers and the time of a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import math
+import secrets
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from experiments.config import assembly
+from experiments.modes import base
+from tff_medical import _validate
+from tff_medical.privacy import accounting
+
+# Rounds whose ε is shown, as fractions of all rounds.
+_SHARES = (0.1, 0.25, 0.5, 1.0)
+_BYTES_A_WEIGHT = 4
+
+
+def check_round(
+  process: tff.learning.templates.LearningProcess, feed: base.Feed
+) -> None:
+  """Runs a round without data, and forgets it.
+
+  It finds what no check knows of (a size that overflows, a graph that cannot be
+  built, memory) before the folder is claimed and anything is charged. Nothing
+  of the data can be in its result.
+
+  Raises:
+    InputError: The round failed.
+  """
+  try:
+    process.next(process.initialize(), feed.without_data())
+  except _validate.InputError:
+    raise
+  except (
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    tf.errors.OpError,
+  ) as error:
+    raise _validate.InputError(
+      'a round without data fails with these settings: '
+      f'{str(error).splitlines()[0] if str(error) else type(error).__name__}; '
+      'nothing was charged or written'
+    ) from error
+
+
+def describe(parts: assembly.Assembly) -> str:
+  """Returns what a training of these parts would be, a line for each matter.
+
+  Two rounds are run on cohorts drawn for this purpose, and one evaluation, to
+  tell the time. Their results are thrown away, so they cost no privacy.
+  """
+  lines = [
+    ('data', _data(parts)),
+    ('model', _model(parts)),
+    ('training', _training(parts)),
+    ('noise', _noise(parts)),
+    ('ε by round', _epsilons(parts)),
+    ('time', _time(parts)),
+  ]
+  width = max(len(title) for title, _ in lines)
+  text = '\n'.join(f'{title:{width}}  {line}' for title, line in lines)
+  return f'{text}\nA dry run: nothing was trained, charged or written.'
+
+
+def _data(parts: assembly.Assembly) -> str:
+  data, task = parts.task.data, parts.task
+  sizes = [len(rows) for rows in task.partition]
+  height, width, channels = data.image_shape
+  counts = ', '.join(f'{len(split):,} {name}' for name, split in data.splits())
+  return (
+    f'{data.described}: {counts} images of {height} x {width} x {channels}, '
+    f'{data.num_classes} {"findings" if data.multi_label else "classes"}; '
+    f'{task.num_clients:,} clients with {min(sizes):,} to {max(sizes):,} '
+    f'images, {np.median(sizes):g} in the median'
+  )
+
+
+def _model(parts: assembly.Assembly) -> str:
+  weights = parts.task.keras_model.trainable_weights
+  number = sum(math.prod(w.shape) for w in weights)
+  return (
+    f'{parts.task.model}: {number:,} trainable weights, '
+    f'{_size(number * _BYTES_A_WEIGHT)} as float32 each way'
+  )
+
+
+def _training(parts: assembly.Assembly) -> str:
+  mode, sampling = parts.settings.mode, parts.mechanism.sampling
+  return (
+    f'{mode.name}, {mode.rounds:,} rounds; {sampling.name} sampling of '
+    f'{sampling.expected_cohort:g} of {parts.feed.num_units:,} '
+    f'{mode.privacy_unit}s a round'
+  )
+
+
+def _noise(parts: assembly.Assembly) -> str:
+  mode, mechanism = parts.settings.mode, parts.mechanism
+  if not mechanism.is_private:
+    return 'none: no ε can be stated'
+  budget = f', budget ε {mode.epsilon_budget:g}' if mode.epsilon_budget else ''
+  return (
+    f'noise multiplier {mechanism.noise_multiplier:.4f}, {mode.clipping} '
+    f'clipping at {mode.clip_norm:g}, δ {parts.delta:.3g}{budget}'
+  )
+
+
+def _epsilons(parts: assembly.Assembly) -> str:
+  mechanism, rounds = parts.mechanism, parts.settings.mode.rounds
+  if not mechanism.is_private:
+    return 'none'
+  event = mechanism.charge_event()
+  shown = sorted({max(1, round(rounds * share)) for share in _SHARES})
+  values = (
+    accounting.epsilon(
+      event, rounds=mechanism.charges_for(number), delta=parts.delta
+    )
+    for number in shown
+  )
+  return ', '.join(
+    f'{number:,}: {math.ceil(value * 1000) / 1000:.3f}'
+    for number, value in zip(shown, values)
+  )
+
+
+def _time(parts: assembly.Assembly) -> str:
+  settings = parts.settings
+  first, later = _round_seconds(parts)
+  started = time.monotonic()
+  parts.task.evaluate(
+    parts.process.get_model_weights(parts.process.initialize())
+  )
+  evaluation = time.monotonic() - started
+  evaluations = -(-settings.mode.rounds // settings.run.rounds_per_eval)
+  total = first + later * (settings.mode.rounds - 1) + evaluation * evaluations
+  return (
+    f'{later:.2f} s a round, {evaluation:.2f} s an evaluation; about '
+    f'{_duration(total)} for {settings.mode.rounds:,} rounds and {evaluations:,} '
+    'evaluations on this machine, as busy as it is now'
+  )
+
+
+def _round_seconds(parts: assembly.Assembly) -> Iterator[float]:
+  """Yields the seconds of a first round, with its set-up, and of a later one."""
+  sampling = parts.mechanism.sampling
+  seed = secrets.randbits(128)
+  state: Any = parts.process.initialize()
+  for round_num in (1, 2):
+    started = time.monotonic()
+    cohort = sampling.draw(seed, round_num, round_num)
+    state = parts.process.next(state, list(parts.feed(cohort))).state
+    yield time.monotonic() - started
+
+
+def _size(number: float) -> str:
+  for unit in ('bytes', 'kB', 'MB'):
+    if number < 1000:
+      return f'{number:.3g} {unit}'
+    number /= 1000
+  return f'{number:.3g} GB'
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 100:
+    return f'{seconds:.0f} s'
+  minutes = seconds / 60
+  return f'{minutes:.0f} min' if minutes < 100 else f'{minutes / 60:.1f} h'
