@@ -1,8 +1,10 @@
 """Tests of what the library shows: its names, what they say, their pages."""
 
+import ast
 import importlib
 import inspect
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -72,7 +74,34 @@ def _members(name, cls):
       yield f'{name}.{attribute}', getattr(cls, attribute)
 
 
+def _chains():
+  """Returns what our commands reach through `import tff_medical as tfm`."""
+  texts = (p.read_text() for p in (_ROOT / 'experiments').rglob('*.py'))
+  chains = {c for t in texts for c in re.findall(r'\btfm((?:\.\w+)+)', t)}
+  return sorted(chains)
+
+
 class PackageTest(parameterized.TestCase):
+  def test_what_commands_reach_needs_no_import_by_others(self):
+    chains = _chains()
+    self.assertGreater(len(chains), 20)
+    # A submodule is an attribute from the moment that anybody imports it, so
+    # that each chain is tried in a process of its own; forks are quick.
+    missing = _python(
+      'import os, tff_medical\n'
+      'import tensorflow, tensorflow_federated\n'
+      f'for chain in {chains}:\n'
+      '  if os.fork() == 0:\n'
+      '    value = tff_medical\n'
+      '    for name in chain[1:].split("."):\n'
+      '      value = getattr(value, name, None)\n'
+      '    if value is None:\n'
+      '      print(chain, flush=True)\n'
+      '    os._exit(0)\n'
+      '  os.wait()'
+    )
+    self.assertEqual(missing, '')
+
   @parameterized.parameters(*_LAZY)
   def test_importing_is_cheap(self, package):
     loaded = _python(
@@ -105,11 +134,12 @@ class PackageTest(parameterized.TestCase):
     # They do not run __getattr__; a name that is missing there has no type.
     for package in _LAZY:
       module = importlib.import_module(package)
-      source = pathlib.Path(module.__file__).read_text()
+      tree = ast.parse(pathlib.Path(module.__file__).read_text())
       typed = [
-        line.split(' as ')[1]
-        for line in source.splitlines()
-        if line.startswith(f'  from {package} import ')
+        alias.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == package
+        for alias in node.names
       ]
       own = [name for name in module.__all__ if name in vars(module)]
       lazy = [

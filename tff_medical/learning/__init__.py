@@ -2,6 +2,7 @@
 
 from tff_medical.learning import evaluation
 from tff_medical.learning import tasks
+from tff_medical.learning import weight_averaging
 from tff_medical.learning.augmentation import Augmentation
 from tff_medical.learning.dp_fed_avg import build_dp_fed_avg
 from tff_medical.learning.dp_sgd import build_dp_sgd
@@ -20,4 +21,5 @@ __all__ = [
   'evaluation',
   'step_arrays',
   'tasks',
+  'weight_averaging',
 ]
