@@ -140,6 +140,7 @@ class PackageTest(parameterized.TestCase):
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module == package
         for alias in node.names
+        if alias.asname
       ]
       own = [name for name in module.__all__ if name in vars(module)]
       lazy = [
