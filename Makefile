@@ -20,7 +20,7 @@ demo: $(STAMP)
 	rm -rf runs/demo
 	$(BIN)/python -m experiments.train --flagfile=experiments/presets/demo.flags --output_dir=runs/demo
 	$(BIN)/python -m experiments.sample_images --dataset=synthetic --output_dir=runs/demo/test_images
-	$(BIN)/python -m experiments.classify --saved_model=runs/demo/saved_model runs/demo/test_images/*.png
+	$(BIN)/python -m experiments.classify --saved_model=runs/demo/saved_model --labels_from_folders runs/demo/test_images/*/*.png
 
 test: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
