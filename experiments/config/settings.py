@@ -104,13 +104,13 @@ class RunSettings:
   )
   cohort_seed: Optional[int] = fields.setting(
     None,
-    'of who joins each round [secret, from the operating system]',
+    'seed of the cohorts [secret, from the operating system]',
     low=0,
     high=2**128 - 1,
   )
   runtime: str = fields.setting(
     'local',
-    "local: this project's TFF runtime; tff: TFF's own",
+    "runtime of TFF computations: this project's (local) or TFF's own (tff)",
     choices=('local', 'tff'),
     may_change=True,
   )
@@ -124,7 +124,7 @@ class RunSettings:
   )
   client_devices: Optional[str] = fields.setting(
     None,
-    'devices that train clients, as GPU:0,GPU:1 [all GPUs, or else the CPU]',
+    'devices that train clients, e.g. GPU:0,GPU:1 [all GPUs, or else the CPU]',
     only_if={'runtime': ('local',)},
     may_change=True,
   )
@@ -138,12 +138,12 @@ class RunSettings:
   )
   export_diverged: bool = fields.setting(
     False,
-    'exports a model that has diverged, too: it is of no use',
+    'exports even a model that has diverged, which is of no use',
     may_change=True,
   )
   output_dir: Optional[str] = fields.setting(
     None,
-    'folder of the results',
+    'folder that gets all files of the run',
     may_change=True,
     is_path=True,
   )

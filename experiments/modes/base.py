@@ -60,20 +60,21 @@ class Mode(abc.ABC):
   rounds: int = fields.setting(100, 'rounds of training', low=1, high=1_000_000)
   clipping: str = fields.setting(
     'fixed',
-    'how contributions are clipped; none is training without privacy',
+    'kind of clipping of contributions; none is training without privacy',
     choices=('fixed', 'none'),
   )
   clip_norm: float = fields.setting(
     1.0,
-    'L2 norm to which contributions are clipped; with adaptive clipping the '
-    'first one [0.1 then]',
+    'L2 norm to which contributions are clipped; with adaptive clipping that '
+    'of the first round [adaptive: 0.1]',
     only_if=_CLIPPED,
     low=limits.MIN_CLIP_NORM,
     high=limits.MAX_CLIP_NORM,
   )
   noise_multiplier: Optional[float] = fields.setting(
     None,
-    'standard deviation of the noise over the sensitivity; 0 is no guarantee',
+    'standard deviation of the noise divided by the clip norm; 0 gives no '
+    'guarantee',
     only_if=_CLIPPED,
     low=limits.MIN_NOISE_MULTIPLIER,
     high=limits.MAX_NOISE_MULTIPLIER,
@@ -81,7 +82,7 @@ class Mode(abc.ABC):
   )
   target_epsilon: Optional[float] = fields.setting(
     None,
-    'ε of the whole training, to which the noise is calibrated',
+    'ε of the whole training; the noise is calibrated to it',
     only_if=_CLIPPED,
     low=1e-6,
     high=1e4,
@@ -95,22 +96,22 @@ class Mode(abc.ABC):
   )
   epsilon_budget: Optional[float] = fields.setting(
     None,
-    'a round that would exceed this ε is refused [target_epsilon]',
+    'largest ε; a round that would exceed it is refused [target_epsilon]',
     only_if=_CLIPPED,
     low=1e-6,
     high=1e9,
   )
   server_optimizer: str = fields.setting(
     'sgd',
-    'what applies the aggregated update',
+    'optimizer that applies the aggregated update',
     choices=('sgd', 'adam', 'yogi'),
   )
   server_learning_rate: float = fields.setting(
-    1.0, "the server optimizer's step", low=1e-10, high=1e30
+    1.0, 'learning rate of the server optimizer', low=1e-10, high=1e30
   )
   server_momentum: float = fields.setting(
     0.9,
-    'in [0, 1)',
+    'momentum of the server optimizer, in [0, 1)',
     only_if={'server_optimizer': ('sgd',)},
     low=1e-6,
     high=0.9999,
@@ -118,8 +119,8 @@ class Mode(abc.ABC):
   )
   ema_decay: float = fields.setting(
     0.0,
-    "exports the moving average of the rounds' models, at no cost in privacy; "
-    '0 exports the last model',
+    "decay of the moving average of the rounds' models that is exported, at no "
+    'cost in privacy; 0 exports the last model',
     low=1e-6,
     high=0.99999,
     or_zero=True,

@@ -30,22 +30,22 @@ class ClientTraining(base.Mode, abc.ABC):
   default_clients: ClassVar[int] = 300
 
   client_epochs: int = fields.setting(
-    1, "passes over a client's images a round", low=1, high=10_000
+    1, "epochs over a client's images in each round", low=1, high=10_000
   )
   client_batch_size: int = fields.setting(
-    16, 'images a step on a client', low=1, high=1_000_000
+    16, 'images in each step on a client', low=1, high=1_000_000
   )
   client_learning_rate: float = fields.setting(
-    0.1, 'SGD step on a client', low=1e-10, high=1e6
+    0.1, 'learning rate of SGD on a client', low=1e-10, high=1e6
   )
   client_learning_rate_schedule: str = fields.setting(
     'constant',
-    "how the clients' learning rate goes to 0 over the rounds",
+    "decay of the clients' learning rate to 0 over the rounds",
     choices=SCHEDULES,
   )
   proximal_strength: float = fields.setting(
     0.0,
-    "FedProx's mu, which holds clients near the global model",
+    "FedProx's mu, which keeps clients near the global model",
     low=1e-10,
     high=1e6,
     or_zero=True,

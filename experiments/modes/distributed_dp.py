@@ -28,7 +28,7 @@ class DistributedDp(client_training.ClientTraining):
   runtimes: ClassVar[tuple[str, ...]] = ('local',)
 
   clipping: str = fields.setting(
-    'fixed', 'of what a client sends', choices=('fixed',)
+    'fixed', 'kind of clipping of what a client sends', choices=('fixed',)
   )
 
   def mechanism(

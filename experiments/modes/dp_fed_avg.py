@@ -32,27 +32,28 @@ class DpFedAvg(client_training.ClientTraining):
 
   clipping: str = fields.setting(
     'adaptive',
-    'of what a client sends; none is training without privacy',
+    'kind of clipping of what a client sends; none is training without privacy',
     choices=('adaptive', 'fixed', 'none'),
   )
   target_unclipped_quantile: float = fields.setting(
     0.5,
-    'fraction of contributions that adaptive clipping leaves as they are',
+    'fraction of contributions that adaptive clipping leaves unclipped',
     only_if={'clipping': ('adaptive',)},
     low=1e-3,
     high=0.999,
   )
   client_sampling: str = fields.setting(
     'poisson',
-    'poisson: each client joins each round on its own; all: everybody does',
+    'poisson: each client joins each round independently; all: all clients '
+    'join',
     choices=('poisson', 'all'),
   )
   clients_per_round: Optional[float] = client_training.clients_per_round(
-    'expected cohort [num_clients / 10]', only_if=_POISSON
+    'expected clients in a round [num_clients / 10]', only_if=_POISSON
   )
   max_clients_per_round: Optional[int] = fields.setting(
     None,
-    'no round has more clients [no cap]',
+    'largest cohort of a round [no cap]',
     only_if=_POISSON,
     low=1,
     high=1_000_000,

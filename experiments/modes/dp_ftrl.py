@@ -26,15 +26,15 @@ class DpFtrl(client_training.ClientTraining):
   name: ClassVar[str] = 'dp_ftrl'
 
   clipping: str = fields.setting(
-    'fixed', 'of what a client sends', choices=('fixed',)
+    'fixed', 'kind of clipping of what a client sends', choices=('fixed',)
   )
   clients_per_round: Optional[float] = client_training.clients_per_round(
     'cohort, the same in every round [num_clients // 10]'
   )
   rounds_per_tree: Optional[int] = fields.setting(
     None,
-    'rounds of a tree, which each client joins at most once [as many as there '
-    'are clients for]',
+    'rounds of a tree, which each client joins at most once [as many as the '
+    'clients suffice for]',
     low=1,
     high=1_000_000,
   )

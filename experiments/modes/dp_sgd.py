@@ -40,7 +40,7 @@ class DpSgd(unit_training.UnitTraining):
   )
   microbatch_size: int = fields.setting(
     32,
-    'records or patients whose gradients are held at once, bounds memory',
+    'records or patients whose gradients are held at once; it bounds memory',
     may_change=True,
     low=1,
     high=65_536,

@@ -37,7 +37,10 @@ class LocalDpSgd(unit_training.UnitTraining):
     base.Mode, 'server_learning_rate', 1.0
   )
   local_steps: int = fields.setting(
-    5, 'steps of a client in a round, each charged', low=1, high=1_000
+    5,
+    'steps of a client in each round; each step is charged',
+    low=1,
+    high=1_000,
   )
   client_learning_rate: float = fields.setting(
     0.1, "a client's SGD step", low=1e-10, high=1e6

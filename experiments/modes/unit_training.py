@@ -41,7 +41,7 @@ class UnitTraining(base.Mode, abc.ABC):
   )
   max_images_per_patient: int = fields.setting(
     4,
-    'more images of a patient are left out',
+    'images of a patient that are used; further ones are left out',
     only_if={'privacy_unit': ('patient',)},
     low=1,
     high=10_000,
