@@ -1,7 +1,9 @@
 """Clipping one contribution to an L2 norm, for any float32 input.
 
->>> clip((tf.constant([3.0, 0.0]), tf.constant(4.0)), 1.0)[0][1].numpy().round(4)
-0.8
+>>> update = (tf.constant([3.0, 0.0]), tf.constant(4.0))
+>>> clipped, norm = clip(update, 1.0)
+>>> clipped[1].numpy().round(4), norm.numpy()
+(0.8, 5.0)
 >>> clip(tf.constant([float('nan'), 1.0]), 1.0)[0].numpy().tolist()
 [0.0, 0.0]
 """

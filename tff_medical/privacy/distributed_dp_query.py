@@ -1,9 +1,8 @@
 """The aggregation of distributed DP: noise on the clients, a secure sum.
 
 What: a TensorFlow Privacy query for TFF's `DifferentiallyPrivateFactory`,
-  around
-TFF's `SecureSumFactory`. A runtime without secure sums refuses the query. The
-local runtime of this project computes secure sums as plain sums, for
+around TFF's `SecureSumFactory`. A runtime without secure sums refuses the
+query. The local runtime of this project computes secure sums as plain sums, for
 simulation.
 
 Why not `tff.learning.ddp_secure_aggregator` (TFF 0.87): no epsilon can be

@@ -56,7 +56,7 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
   def __init__(
     self, mechanism: dp_ftrl_mechanism.DpFtrlMechanism, record_specs: Any
   ):
-    """Builds the query for records like `record_specs`, a nest of TensorSpec."""
+    """Builds the query for records of `record_specs`, a nest of TensorSpec."""
     self._clip_norm = mechanism.clipping.clip_norm
     self._stddev = self._clip_norm * mechanism.noise_multiplier
     self._rounds_per_tree = mechanism.sampling.rounds_per_tree

@@ -17,13 +17,15 @@ Bassily et al. 2014 (arXiv 1405.7085) show the same sqrt(d) / (N epsilon) to be
 the price of privacy.
 
 The limits of the verdicts come from runs with `cnn_small` and adaptive
-clipping: test AUC by noise_over_run, one or two seeds each. PneumoniaMNIST (2
-  classes, 470
-clients, 100 rounds): .95 without noise, .95 at 0.20, .93 at 0.28, .92 at 0.45,
-.90 at 0.84. Generated images (4 classes, hard; 300 clients, 40 rounds): .87
-without noise, .83 at 0.14, .77 at 0.27, .58 at 0.65. So the usable noise
-depends on the task as well: 0.3 costs an easy task little and a hard task a
-tenth.
+clipping. Test AUC by noise_over_run, one or two seeds each:
+
+- PneumoniaMNIST (2 classes, 470 clients, 100 rounds): .95 without noise, .95 at
+  0.20, .93 at 0.28, .92 at 0.45, .90 at 0.84.
+- Generated images (4 classes, hard; 300 clients, 40 rounds): .87 without noise,
+  .83 at 0.14, .77 at 0.27, .58 at 0.65.
+
+So the usable noise depends on the task as well: 0.3 costs an easy task little
+and a hard task a tenth.
 
 >>> outlook = Scenario('client', 470, 47, rounds=100, delta=1e-3).outlook(
 ...     epsilon=8.0, parameters=14_194)
@@ -61,9 +63,7 @@ class Verdict(enum.Enum):
 
   USABLE = 'usable'  # up to 0.3
   NOISY = 'noisy'  # up to 1: easy tasks are learnt, at a clear cost
-  HOPELESS = (
-    'hopeless'  # above 1: the noise outweighs the longest possible path
-  )
+  HOPELESS = 'hopeless'  # above 1: the noise exceeds the longest path
 
   @classmethod
   def of(cls, noise_over_run: float) -> Verdict:
