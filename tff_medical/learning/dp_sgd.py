@@ -171,7 +171,7 @@ def _site_sum(
   weights: tff.learning.models.ModelWeights,
   data: tf.data.Dataset,
 ) -> Any:
-  """Returns the sum over the units of one site, and the number of broken ones."""
+  """Returns the sum over the units of one site, and the broken count."""
 
   @tf.autograph.experimental.do_not_convert
   def add_batch(total: Any, batch: unit_gradients.Batch) -> Any:

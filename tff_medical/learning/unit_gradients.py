@@ -142,7 +142,7 @@ def _losses(
   y: tf.Tensor,
   mask: tf.Tensor,
 ) -> tf.Tensor:
-  """Returns each unit's loss [B], a mean over images, for [B, K, views, ...]."""
+  """Returns each unit's mean loss over images, [B], of x [B, K, views, ...]."""
   shape = tf.shape(x)
   flat = tf.reshape(x, (-1, *x.shape[3:].as_list()))
   flat_output = model.predict_on_batch(weights, flat, True)

@@ -91,7 +91,7 @@ def conv_norm(
 
 
 def pixels(input_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns the input, float32 [N, H, W, C] in 0..1, and its values in -1..1."""
+  """Returns the input, float32 [N, H, W, C] in 0..1, and its -1..1 form."""
   inputs = tf.keras.Input(shape=input_shape, name='image')
   return inputs, tf.keras.layers.Rescaling(2.0, offset=-1.0)(inputs)
 
