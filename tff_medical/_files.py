@@ -55,8 +55,8 @@ def read_bytes(
     raise
   except OSError as error:
     raise _validate.InputError(
-      f'{os.fspath(path)} cannot be read: {_reason(error)}; put the file itself '
-      'there'
+      f'{os.fspath(path)} cannot be read: {_reason(error)}; put the file '
+      'itself there'
     ) from None
 
 

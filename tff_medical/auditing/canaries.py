@@ -74,7 +74,7 @@ class Canaries:
     )
 
   def directions(self, dimensions: int) -> Iterator[np.ndarray]:
-    """Yields directions, float32 [n, dimensions], of a few canaries at a time."""
+    """Yields the directions of a few canaries at a time, [n, dimensions]."""
     rows = max(1, _MAX_CHUNK_FLOATS // dimensions)
     for start in range(0, len(self), rows):
       numbers = range(start, min(start + rows, len(self)))

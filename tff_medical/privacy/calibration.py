@@ -85,9 +85,9 @@ def _bracket(
   limit *= 1 - 1e-6
   if limit <= limits.MIN_NOISE_MULTIPLIER:
     raise _validate.InputError(
-      f'target_epsilon {target_epsilon:g} is out of reach: the noise multiplier '
-      f'must stay below {limit:.3g} here; draw more a round or choose fixed '
-      'clipping'
+      f'target_epsilon {target_epsilon:g} is out of reach: the noise '
+      f'multiplier must stay below {limit:.3g} here; draw more a round or '
+      'choose fixed clipping'
     )
   high = min(1.0, limit)
   if epsilon(high) <= target_epsilon:

@@ -91,8 +91,8 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
     `DpFtrlMechanism` accounts for the whole tree.
     """
     done = global_state.rounds_done
-    # `==` would compare objects while TFF builds a graph. A complete tree is
-    # followed by a new one.
+    # A new tree follows a complete one. `==` would compare objects while TFF
+    # builds a graph.
     done = tf.where(tf.equal(done, self._rounds_per_tree), 0, done)
     after = tf.nest.map_structure(
       lambda pending: self._next_pending(done, pending), global_state.pending

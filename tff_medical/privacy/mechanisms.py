@@ -131,9 +131,9 @@ class GaussianMechanism:
       )
     if self.value_noise_multiplier > limits.MAX_NOISE_MULTIPLIER:
       raise _validate.InputError(
-        f'noise_multiplier {self.noise_multiplier!r} is so close to the limit of '
-        f'{self.max_noise_multiplier:g} with adaptive clipping that the updates '
-        'would drown in noise; lower it or draw more a round'
+        f'noise_multiplier {self.noise_multiplier!r} is so close to the limit '
+        f'of {self.max_noise_multiplier:g} with adaptive clipping that the '
+        'updates would drown in noise; lower it or draw more a round'
       )
 
   @property

@@ -88,7 +88,7 @@ class _Fed:
     return cls(f'slices {len(rows)}', tensors, rows + scalars)
 
   def take(self, tensors: list[tf.Tensor]) -> tf.Tensor | loops.Slices:
-    """Returns this input, whose parts are removed from the front of `tensors`."""
+    """Returns this input, with its parts taken from the front of `tensors`."""
     parts = [tensors.pop(0) for _ in self.specs]
     if self.kind in ('tensor', 'variant'):
       return parts[0]

@@ -196,7 +196,7 @@ def _png_header(
 def _jpeg_header(
   encoded: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Returns reason, whether channels have 16 bits, and orientation of a JPEG."""
+  """Returns reason, False (no 16 bits) and orientation of a JPEG."""
   # libjpeg, which later decodes the file, reads the shape.
   shape = tf.image.extract_jpeg_shape(encoded, tf.int64)
   height, width = shape[0], shape[1]
