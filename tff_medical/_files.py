@@ -3,7 +3,7 @@
 A path from a user may name a FIFO, a device, a folder or a huge file.
 `read_bytes` detects these before it reads. Each failure is an `InputError`
 that names the file. A written file appears under its name only when all of it
-is on disk, so that a crash leaves either the old file or the new one.
+is on disk. So a crash leaves either the old file or the new one.
 
 >>> import tempfile
 >>> path = pathlib.Path(tempfile.mkdtemp(), 'a.json')

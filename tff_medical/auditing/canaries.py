@@ -18,7 +18,7 @@ models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import secrets
 from typing import Any
@@ -83,7 +83,7 @@ class Canaries:
       )
 
 
-def _direction(key: int, number: Any, dimensions: int) -> tf.Tensor:
+def _direction(key: int, number: int | tf.Tensor, dimensions: int) -> tf.Tensor:
   """Returns an isotropic direction, float32, of about unit length.
 
   The first version of the random op is used, as `tf.vectorized_map` supports
@@ -156,7 +156,7 @@ def with_canaries(
   )
 
 
-def _dot(weights: Any, parts: list[tf.Tensor]) -> tf.Tensor:
+def _dot(weights: Sequence[tf.Tensor], parts: list[tf.Tensor]) -> tf.Tensor:
   products = [
     tf.reduce_sum(tf.reshape(weight, [-1]) * part)
     for weight, part in zip(weights, parts)

@@ -1,9 +1,12 @@
 """Membership inference: does the exported model reveal its training images?
 
-The attacks come from tensorflow-empirical-privacy: a threshold on the loss
-(Yeom et al. 2018, arXiv 1709.01604), a threshold on the modified entropy (Song
-& Mittal 2021, arXiv 2003.10595), and a cross-validated logistic regression on
-the logits. They train no shadow models, so they are weaker than attacks that do
+The attacks come from tensorflow-empirical-privacy:
+
+- a threshold on the loss (Yeom et al. 2018, arXiv 1709.01604),
+- a threshold on the modified entropy (Song & Mittal 2021, arXiv 2003.10595),
+- a cross-validated logistic regression on the logits.
+
+They train no shadow models, so they are weaker than attacks that do
 (Carlini et al. 2022, arXiv 2112.03570). Their result is a lower bound on the
 leakage.
 

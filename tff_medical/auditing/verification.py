@@ -158,7 +158,9 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     )
 
 
-def _computed(event: Any, charges: int, delta: float) -> float:
+def _computed(
+  event: dp_accounting.DpEvent, charges: int, delta: float
+) -> float:
   """Returns the epsilon of an event from a file, which may be any event.
 
   Raises:
@@ -183,7 +185,9 @@ def _computed(event: Any, charges: int, delta: float) -> float:
     ) from None
 
 
-def _header_fits(header: Mapping[str, Any], event: Any) -> Iterator[Check]:
+def _header_fits(
+  header: Mapping[str, Any], event: dp_accounting.DpEvent
+) -> Iterator[Check]:
   """Yields checks of the described mechanism against the charged event."""
   inner = getattr(event, 'event', event)
   for name, stated in (
@@ -328,13 +332,13 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
   )
 
 
-def _same(what: str, first: Any, second: Any) -> Check:
+def _same(what: str, first: object, second: object) -> Check:
   if first == second:
     return Check(what, _short(first), True)
   return Check(what, f'{_short(first)} and {_short(second)}', False)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
   text = str(value)
   return text if len(text) <= 40 else f'{text[:16]}...'
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable
 import math
-from typing import Any
+from typing import Any, Union
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -28,7 +28,7 @@ import tensorflow_federated as tff
 from tff_medical import _validate
 
 # Maps the number of completed rounds, an int or int32, to a learning rate.
-Schedule = Callable[[Any], tf.Tensor]
+Schedule = Callable[[Union[int, tf.Tensor]], tf.Tensor]
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 
@@ -50,7 +50,7 @@ def build_schedule(name: str, *, learning_rate: float, rounds: int) -> Schedule:
   _validate.positive(client_learning_rate=learning_rate)
   _validate.positive_int(rounds=rounds)
 
-  def schedule(rounds_done: Any) -> tf.Tensor:
+  def schedule(rounds_done: int | tf.Tensor) -> tf.Tensor:
     progress = tf.cast(tf.minimum(rounds_done, rounds - 1), tf.float32) / rounds
     if name == 'linear':
       return learning_rate * (1 - progress)

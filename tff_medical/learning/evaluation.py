@@ -10,8 +10,8 @@ a score is not finite, as after diverged training, every metric is NaN.
 - accuracy: share of correct classes; multi-label: share of correct labels.
 - balanced accuracy: mean sensitivity of the classes; multi-label: mean over the
   labels of (sensitivity + specificity) / 2.
-- AUC: area under the ROC curve of class 1 for two classes, otherwise the mean
-  over the classes of one against the rest; multi-label: mean over the labels.
+- AUC: area under the ROC curve of class 1 for two classes. For more classes it
+  is the mean over one-against-the-rest curves; multi-label: mean over labels.
 
 >>> logits = np.log([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
 >>> values = metrics(logits, np.array([0, 1, 1, 0]), class_names=('no', 'yes'))

@@ -7,9 +7,9 @@ must not let images influence each other, as batch norm does. The rules of
 `layer_gradients` compute the gradients, or `tf.vectorized_map` for a model with
 other layers.
 
-Measured by `experiments.gradient_benchmark` on one CPU core, with clipping: the
-rules take 1.1 to 1.3 times as long as the plain gradient of the batch,
-`tf.vectorized_map` takes 1.9 to 3.5 times as long.
+Time relative to the plain gradient of the batch, with clipping, measured by
+`experiments.gradient_benchmark` on one CPU core: 1.1 to 1.3 by the rules, 1.9
+to 3.5 by `tf.vectorized_map`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Exponential moving average of the rounds' models.
 
 Noise makes the last model of a private training a matter of luck. The average
-over the models of many rounds keeps the signal and loses much of the noise
-(Polyak & Juditsky 1992; with differential privacy De et al. 2022, arXiv
-2204.13650, section 3.3). It costs no privacy: it is computed from models that
-were released anyway. Clients still train the last model.
+over the models of many rounds keeps the signal and loses much of the noise.
+Averaging is due to Polyak & Juditsky 1992, and with differential privacy to De
+et al. 2022 (arXiv 2204.13650, section 3.3). The average costs no privacy, as
+its models were released anyway. Clients still train the last model.
 
 The average is part of the server optimizer's state. So it is saved with that
 state and works with every process that takes a server optimizer:
@@ -65,7 +65,7 @@ class Averaging(tff.learning.optimizers.Optimizer):
     state = collections.OrderedDict(inner=inner, total=total, mass=mass)
     return state, weights
 
-  def _average(self, old: Any, new: Any) -> Any:
+  def _average(self, old: tf.Tensor, new: tf.Tensor | float) -> tf.Tensor:
     return self._decay * old + (1 - self._decay) * new
 
   def get_hparams(self, state: collections.OrderedDict) -> Any:

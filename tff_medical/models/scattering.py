@@ -68,9 +68,9 @@ class Scattering(tf.keras.layers.Layer):
 
     Returns:
       Features [N, h, w, C * 81], with h and w about H / 4 and W / 4. For each
-      channel they are local means of the image, of 8 fine and of 8 coarse
-      wavelet moduli, and of the 64 coarse moduli of the fine ones. Among these
-      the fine angle changes fastest.
+      channel they are local means of the image and of wavelet moduli: 8 fine
+      ones, 8 coarse ones, and the 64 coarse moduli of the fine ones. Among the
+      64 the fine angle changes fastest.
     """
     height, width, channels = inputs.shape[1:]
     bank = _bank(height, width)

@@ -1,14 +1,16 @@
 """TFF aggregators that execute a mechanism on client updates.
 
-The aggregation is TFF's own, around the queries of TensorFlow Privacy: clip on
-the client, sum, add Gaussian noise on the server, divide by the expected cohort
-size. `tff.learning.dp_aggregator` is not used. It zeroes large updates by a
-quantile and a count that carry no noise, so its stated epsilon does not hold.
+The aggregation is TFF's own, around the queries of TensorFlow Privacy. Clients
+clip their updates. The server sums them, adds Gaussian noise and divides by the
+expected cohort size. `tff.learning.dp_aggregator` is not used. It zeroes large
+updates by a quantile and a count that carry no noise, so its stated epsilon
+does not hold.
 """
 
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -109,7 +111,7 @@ def _is_finite(value: Any) -> tf.Tensor:
   return tf.math.is_finite(tf.linalg.global_norm(tf.nest.flatten(value)))
 
 
-def broken_units(metrics: Any) -> int:
+def broken_units(metrics: Mapping[str, Any]) -> int:
   """Returns the number of units of a round that sent nothing usable.
 
   A unit counts if it had nothing to send, or if what it had was not finite.

@@ -9,11 +9,14 @@ which is Skellam again, with standard deviation z * C. So the server need not be
 trusted with single updates.
 
 Cost. The paper's Corollary 3.6 bounds the Renyi divergence of one round for
-integer orders a > 1. With sensitivities D2 = R and D1 <= R**2 (integers) and
-noise of variance v the bound is a * D2**2 / (2 v) + ((2 a - 1) * D2**2 + 6 *
-D1) / (4 v**2). The first term is a Gaussian's, the second is close to 0. The
-bound is linear in a, so the event is a `ZCDpEvent`, accounted for by RDP. No
-PLD of it is known.
+integer orders a > 1, with integer sensitivities D2 = R and D1 <= R**2 and noise
+of variance v:
+
+    a * D2**2 / (2 v) + ((2 a - 1) * D2**2 + 6 * D1) / (4 v**2)
+
+The first term is a Gaussian's, the second is close to 0. The bound is linear in
+a, so the event is a `ZCDpEvent`, accounted for by RDP. No PLD of this event is
+known.
 
 All n clients take part in every round: a missing client's share of the noise
 would be missing too. Neighbours differ in one client's update, which is zero in

@@ -8,8 +8,8 @@ independent noise per round it would take that of t rounds. The mechanism is for
 federations that cannot promise Poisson sampling.
 
 Privacy. A client joins at most one round per tree. In a tree of T rounds its
-update is part of at most h = floor(log2 T) + 1 complete nodes, with a norm of
-at most C in each. So all releases of a tree form one Gaussian of noise
+update is part of at most h = floor(log2 T) + 1 complete nodes. In each of them
+its norm is at most C. So all releases of a tree form one Gaussian of noise
 multiplier z / sqrt(h). Everything that the server computes from the noised
 nodes is post-processing: their sums, the weighting that lowers the variance
 (Honaker 2015), and any server optimizer. SGD with momentum on the noised round

@@ -19,9 +19,10 @@ Privacy's.
 
 How: Honaker's weights (2015, "Efficient use of differentially private binary
 trees", estimation from below). A complete subtree of depth d adds the noise
-b_d / (2 - 2**-d) to a prefix sum. Here b_d = e + (l + r) / 2, e is the noise of
-the subtree's root, and l and r are the b_(d-1) of its halves. All nodes that a
-round completes are merged into one b, so that one Gaussian replaces their e.
+b_d / (2 - 2**-d) to a prefix sum, where b_d = e + (l + r) / 2. Here e is the
+noise of the subtree's root, and l and r are the b_(d-1) of the root's halves.
+All nodes that a round completes are merged into one b, so that one Gaussian
+replaces their e.
 """
 
 from __future__ import annotations

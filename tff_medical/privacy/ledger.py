@@ -23,6 +23,7 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -543,7 +544,7 @@ class PrivacyLedger:
       self._keep(entry)
 
 
-def _open_regular(path: pathlib.Path) -> Any:
+def _open_regular(path: pathlib.Path) -> io.FileIO:
   """Opens the ledger to read and append; creates it if it is missing."""
   # Without O_NONBLOCK, opening a FIFO may wait for its other end.
   flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
@@ -655,7 +656,7 @@ def _digest_of(line: bytes) -> str:
   return json.loads(line)['digest'] if line else ''
 
 
-def _whole(value: Any) -> int:
+def _whole(value: object) -> int:
   if isinstance(value, bool) or not isinstance(value, int):
     raise ValueError(f'{value!r} is not a whole number')
   return value

@@ -1,7 +1,7 @@
 """Ranges in which clipping and noise are exact enough in float32.
 
-Clip norm. A norm is the root of a sum of squares, and in float32 the square of
-an entry below 1.1e-19 is lost (the smallest normal number is 1.2e-38). Such
+Clip norm. A norm is the root of a sum of squares. In float32 the square of an
+entry below 1.1e-19 is lost (the smallest normal number is 1.2e-38). Such
 entries count as 0 in the norm but are released. Together d of them have a norm
 of up to 1.1e-19 * sqrt(d), which is 1.1e-14 for d = 1e10. With a clip norm of
 at least 1e-10 they lengthen a released update by less than one part in 1e8. A

@@ -1,13 +1,13 @@
 """Local DP-SGD: each site adds its own noise and need not trust the server.
 
 Every round each site takes several steps of DP-SGD (Abadi et al. 2016, arXiv
-1607.00133) on Poisson-drawn batches of its own units, with its own noise, and
-sends the model. That model is already private when it leaves the site, so the
-guarantee also holds against the server and the other sites. A unit is at one
-site, and only the steps of that site see it. The models of other sites depend
-on it only through already private models (post-processing). So epsilon is the
-cost of steps * rounds draws at the common rate, the same for the units of every
-site.
+1607.00133). A step uses a Poisson-drawn batch of the site's own units and the
+site's own noise. Then the site sends its model. That model is already private
+when it leaves the site, so the guarantee also holds against the server and the
+other sites. A unit is at one site, and only the steps of that site see it. The
+models of other sites depend on it only through already private models
+(post-processing). So epsilon is the cost of steps * rounds draws at the common
+rate, the same for the units of every site.
 
 >>> mechanism = LocalDpSgdMechanism(
 ...     sampling=LocalDpSgdSampling(population=1000, rate=0.05, steps=4),

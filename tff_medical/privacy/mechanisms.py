@@ -4,9 +4,9 @@ Client level, DP-FedAvg (McMahan et al. 2018, arXiv 1710.06963): each client's
 update is clipped to an L2 norm C. The server sums the updates, adds Gaussian
 noise of standard deviation z * C, and divides by the expected cohort size.
 
-Record and patient level, DP-SGD (Abadi et al. 2016, arXiv 1607.00133): the
-gradient of each record, or of all images of a patient together, takes the place
-of the update, over all sites.
+Record and patient level, DP-SGD (Abadi et al. 2016, arXiv 1607.00133):
+gradients take the place of updates, over all sites. Each is the gradient of one
+record, or of all images of one patient together.
 
 Adaptive clipping (Andrew et al. 2021, arXiv 1905.03871): C follows a quantile
 of the norms, estimated from a noised count. The noise on the values is raised,

@@ -33,6 +33,7 @@ import zlib
 
 from absl import logging
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tff_medical import _files
@@ -342,7 +343,7 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
   return leaves, record, digest.decode()
 
 
-def weights_digest(arrays: Iterable[Any]) -> str:
+def weights_digest(arrays: Iterable[npt.ArrayLike]) -> str:
   """Returns the SHA-256, in hexadecimal, of a model's arrays.
 
   Args:

@@ -33,6 +33,7 @@ import select
 import signal
 import threading
 import time
+import types
 from typing import Any
 
 # Signals that ask a program to end.
@@ -81,7 +82,7 @@ class Requested:
 
 
 # Function that ends the process with a signal and a reason, and never returns.
-Leave = Callable[[int, str], Any]
+Leave = Callable[[int, str], object]
 
 
 class End:
@@ -190,7 +191,7 @@ class End:
     finally:
       self._abandonable -= 1
 
-  def _on_signal(self, signum: int, frame: Any) -> None:
+  def _on_signal(self, signum: int, frame: types.FrameType | None) -> None:
     del frame
     if self.signum is not None:
       if self._leave is None:
@@ -205,7 +206,7 @@ class End:
     if not self._deferrals:
       raise Ended(signum)
 
-  def _on_nudge(self, signum: int, frame: Any) -> None:
+  def _on_nudge(self, signum: int, frame: types.FrameType | None) -> None:
     del signum, frame
     if self._overdue and self._abandonable:
       raise Abandoned(self.signum or signal.SIGINT)

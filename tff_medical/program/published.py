@@ -82,7 +82,7 @@ class EventFiles(tff.program.ReleaseManager):
     """Adds a file to `folder`, which is made if it is missing."""
     self._folder = pathlib.Path(folder)
     self._written = read_events(self._folder)
-    self._writer: Any = None
+    self._writer: tf.summary.SummaryWriter | None = None
 
   async def release(self, value: Mapping[str, Any], key: int) -> None:
     """Writes the values of round `key`."""

@@ -125,7 +125,11 @@ class _Tracer:
     )
     return tuple(nodes.Leaf(node, i) for i in range(len(types)))
 
-  def _evaluate(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _evaluate(
+    self,
+    block: tff.framework.ComputationBuildingBlock,
+    env: dict[str, nodes.Value],
+  ) -> nodes.Value:
     evaluator = self._evaluators.get(type(block))
     if evaluator is None:
       raise NotImplementedError(
@@ -133,20 +137,28 @@ class _Tracer:
       )
     return evaluator(block, env)
 
-  def _selection(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _selection(
+    self, block: tff.framework.Selection, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     return self._evaluate(block.source, env)[block.as_index()]
 
-  def _struct(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _struct(
+    self, block: tff.framework.Struct, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     elements = tff.structure.iter_elements(block)
     return tuple(self._evaluate(element, env) for _, element in elements)
 
-  def _call(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _call(
+    self, block: tff.framework.Call, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     function = self._evaluate(block.function, env)
     if block.argument is None:
       return function()
     return function(self._evaluate(block.argument, env))
 
-  def _lambda(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _lambda(
+    self, block: tff.framework.Lambda, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     def function(*args: nodes.Value) -> nodes.Value:
       inner = dict(env)
       if block.parameter_name is not None:
@@ -155,13 +167,17 @@ class _Tracer:
 
     return function
 
-  def _block(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _block(
+    self, block: tff.framework.Block, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     env = dict(env)
     for name, value in block.locals:
       env[name] = self._evaluate(value, env)
     return self._evaluate(block.result, env)
 
-  def _literal(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _literal(
+    self, block: tff.framework.Literal, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     del env
     spec = tff.types.type_to_tf_tensor_specs(block.type_signature)
     value = block.value
@@ -171,7 +187,11 @@ class _Tracer:
       lambda _: [tf.constant(value, spec.dtype, spec.shape)],
     )[0]
 
-  def _compiled(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _compiled(
+    self,
+    block: tff.framework.CompiledComputation,
+    env: dict[str, nodes.Value],
+  ) -> nodes.Value:
     del env
     if block.proto.WhichOneof('computation') != 'tensorflow':
       raise NotImplementedError(
@@ -191,7 +211,9 @@ class _Tracer:
 
     return function
 
-  def _intrinsic(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _intrinsic(
+    self, block: tff.framework.Intrinsic, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     del env
     method = getattr(self, f'_{block.uri}', None)
     if method is None:

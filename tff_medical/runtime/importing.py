@@ -2,7 +2,7 @@
 
 `ReduceDataset` runs a whole training loop inside one op. This keeps the work
 off a GPU and hides it from TensorFlow's optimizer. `Importer` cuts the graph at
-such an op: it imports the inputs of the reduction, builds the same reduction as
+such an op. It imports the inputs of the reduction, builds the same reduction as
 a loop (`loops`), and imports the rest behind the loop.
 """
 

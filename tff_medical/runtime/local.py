@@ -20,7 +20,7 @@ run at once on CPU threads or GPUs (`cohort`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 import functools
 import threading
 from typing import Any
@@ -40,21 +40,26 @@ _Computation = tff.framework.ConcreteComputation
 _SIGNATURE_LENGTH = 200
 
 
-def _building_block(comp: Any) -> tff.framework.ComputationBuildingBlock:
+def _building_block(
+  comp: tff.framework.ConcreteComputation,
+) -> tff.framework.ComputationBuildingBlock:
   """Returns TFF's compiled form of a computation, with secure sums as sums."""
   comp = tff.backends.test.replace_secure_intrinsics_with_bodies(comp)
   comp = tff.backends.native.desugar_and_transform_to_native(comp)
   return comp.to_building_block()
 
 
-def _compile(comp: Any, *functions: Any) -> plan_lib.Plan:
+def _compile(
+  comp: tff.framework.ConcreteComputation,
+  *functions: tff.framework.ConcreteComputation,
+) -> plan_lib.Plan:
   """Returns the plan of a computation applied to computations."""
   return plan_lib.create(
     blocks.trace(_building_block(comp), [_building_block(f) for f in functions])
   )
 
 
-def _name(comp: Any) -> str:
+def _name(comp: tff.framework.ConcreteComputation) -> str:
   """Returns the name of a computation for error messages."""
   block = comp.to_building_block()
   name = getattr(block, 'parameter_name', None) or ''
@@ -92,7 +97,7 @@ class _Invocation:
   def _values(self, leaves: Sequence[nodes.Leaf]) -> list[Any]:
     return [self._env[leaf] for leaf in leaves]
 
-  def _key(self, slot: Any) -> Any:
+  def _key(self, slot: Hashable) -> Hashable:
     """Returns a key that separates runs which must not share variables."""
     return slot if self._plan.traced.has_state else None
 

@@ -9,7 +9,14 @@ function, which is compiled on first use and cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Container,
+  Hashable,
+  Iterable,
+  Mapping,
+  Sequence,
+)
 import dataclasses
 import threading
 from typing import Any
@@ -23,6 +30,7 @@ from tff_medical.runtime import nodes
 from tff_medical.runtime import tensor_data
 
 _Emit = Callable[[Sequence[Any]], list[Any]]
+_Compiled = Callable[..., list[tf.Tensor]]
 
 
 class Step:
@@ -31,10 +39,12 @@ class Step:
   def __init__(self, types: Sequence[tff.Type], emit: _Emit):
     self._types = tuple(types)
     self._emit = emit
-    self._functions: dict[Any, Any] = {}
+    self._functions: dict[Hashable, _Compiled] = {}
     self._lock = threading.Lock()
 
-  def __call__(self, args: Sequence[Any], key: Any = None) -> list[tf.Tensor]:
+  def __call__(
+    self, args: Sequence[Any], key: Hashable = None
+  ) -> list[tf.Tensor]:
     """Runs the step; calls with different keys share no variables."""
     fed = [_Fed.of(spec, value) for spec, value in zip(self._types, args)]
     signature = (key, tuple(f.kind for f in fed))
@@ -44,7 +54,7 @@ class Step:
         function = self._functions[signature] = self._compile(fed)
     return function(*(tensor for f in fed for tensor in f.tensors))
 
-  def _compile(self, fed: Sequence[_Fed]) -> Any:
+  def _compile(self, fed: Sequence[_Fed]) -> _Compiled:
     def step(*tensors: tf.Tensor) -> list[tf.Tensor]:
       rest = list(tensors)
       return self._emit([f.take(rest) for f in fed])

@@ -3,8 +3,8 @@
 What: `decode` turns strings into images of one size. For each string that
 cannot be used it gives the reason. Why not `tf.io.decode_image` alone: it
 decodes any size that the header claims (a PNG of 31 kB may hold 256
-megapixels), ignores the EXIF orientation, and its error does not name the image
-of a batch.
+megapixels). It also ignores the EXIF orientation, and its error does not name
+the image of a batch.
 
 The header is checked against these limits before any pixel is decoded:
 
