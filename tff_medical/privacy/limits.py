@@ -15,7 +15,7 @@ Noise. The standard deviation, clip norm times noise multiplier, lies between
 >>> check_clip_norm(1e-20)
 Traceback (most recent call last):
 ...
-tff_medical._validate.InputError: clip_norm must lie between 1e-10 and 1e+10,
+tff_medical._validate.InputError: clip_norm must lie between 1e-10 and 1e+10, \
 got 1e-20
 """
 

@@ -21,9 +21,8 @@ Exif segment of a JPEG (CIPA DC-008) or the eXIf chunk of a PNG. Invalid Exif
 data counts as upright, as in Pillow's `ImageOps.exif_transpose`.
 
 >>> images, reasons = decode(tf.constant([b'GIF89a']), (2, 2, 1))
->>> images.shape, reasons.numpy()
-(TensorShape([1, 2, 2, 1]), array([b'is neither a PNG nor a JPEG'],
-dtype=object))
+>>> images.shape, reasons.numpy().tolist()
+(TensorShape([1, 2, 2, 1]), [b'is neither a PNG nor a JPEG'])
 """
 
 from __future__ import annotations
