@@ -163,7 +163,7 @@ def _audit_canaries(
 
 def _attack_members(
   run: audited_run.FinishedRun, data: images_lib.ImageData
-) -> dict[str, membership.Attack]:
+) -> dict[str, membership.MembershipResult]:
   """Returns the best attack by where the others come from.
 
   Validation images come from where training images do; the test set of some
@@ -180,7 +180,7 @@ def _attack_members(
   }
 
 
-def _describe(attack: membership.Attack) -> dict[str, Any]:
+def _describe(attack: membership.MembershipResult) -> dict[str, Any]:
   return {
     'attack': attack.name,
     'auc': attack.auc,
@@ -191,7 +191,8 @@ def _describe(attack: membership.Attack) -> dict[str, Any]:
 
 
 def _plot(
-  attacks: Mapping[str, Mapping[str, membership.Attack]], folder: pathlib.Path
+  attacks: Mapping[str, Mapping[str, membership.MembershipResult]],
+  folder: pathlib.Path,
 ) -> None:
   """Draws the ROC curves, on axes where low false positive rates show."""
   figure, axes = plots.new(

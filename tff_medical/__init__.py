@@ -1,9 +1,9 @@
 """Differentially private federated learning for medical images, on TFF.
 
-The public names are the submodules below, `InputError`, which says in one line
-what is wrong with an argument, and `__version__`. Importing this package costs
-nothing: a submodule is imported when it is first asked for, and TensorFlow
-Federated with it.
+The public names are the submodules below, `InputError` and `__version__`.
+`InputError` says in one line what is wrong with an argument. Importing this
+package is cheap: a submodule, and with it TensorFlow Federated, is imported on
+first use.
 
 >>> import tff_medical
 >>> tff_medical.models.MODELS
@@ -22,7 +22,7 @@ from tff_medical._validate import InputError
 # TensorFlow reads this when it is imported: import this package first, or set it.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-# The one place of the version: the wheel and its metadata take it from here.
+# The only place that states the version; the wheel reads it from here.
 __version__ = '0.1.0'
 
 __all__ = [

@@ -1,10 +1,9 @@
-"""Files that are read with suspicion and written whole or not at all.
+"""Checked reads and atomic writes of files.
 
-Whatever a user names may be a FIFO, a device, a folder, of another encoding or
-far too large: `read_bytes` finds that out before it reads, and each failure is
-an `InputError` that names the file. What is written appears under its name
-only when all of it is on the disk, so that a crash leaves the old file or the
-new one.
+A path from a user may name a FIFO, a device, a folder or a huge file.
+`read_bytes` detects these before it reads. Each failure is an `InputError`
+that names the file. A written file appears under its name only when all of it
+is on disk. So a crash leaves either the old file or the new one.
 
 >>> import tempfile
 >>> path = pathlib.Path(tempfile.mkdtemp(), 'a.json')
@@ -29,9 +28,9 @@ import numpy as np
 
 from tff_medical import _validate
 
-# Far above any JSON file, table or ledger that this project writes.
+# Far above the size of any JSON file, table or ledger of this project.
 MAX_TEXT_BYTES = 256 * 2**20
-# Above the largest backbone, and what a graph may have (protobuf's limit).
+# Protobuf's limit for a graph, and above the size of the largest backbone.
 MAX_MODEL_BYTES = 2**31
 PARTIAL_SUFFIX = '.partial'
 
@@ -42,12 +41,12 @@ def read_bytes(
   """Returns the content of a regular file.
 
   Args:
-    path: The file; a link to a regular file will do.
-    max_bytes: The size above which the file is refused.
+    path: Regular file, or a link to one.
+    max_bytes: Largest size that is accepted.
 
   Raises:
     FileNotFoundError: There is no such file.
-    InputError: It is no regular file, too large, or cannot be read.
+    InputError: The file is not a regular file, too large, or unreadable.
   """
   try:
     with open_regular(path) as file:
@@ -56,8 +55,8 @@ def read_bytes(
     raise
   except OSError as error:
     raise _validate.InputError(
-      f'{os.fspath(path)} cannot be read: {_reason(error)}; put the file itself '
-      'there'
+      f'{os.fspath(path)} cannot be read: {_reason(error)}; put the file '
+      'itself there'
     ) from None
 
 
@@ -69,12 +68,12 @@ def check_regular(
   """Returns the size of an open file, which must be a regular one.
 
   Args:
-    path: Its name, for the error.
-    descriptor: The open file.
-    max_bytes: The size above which it is refused.
+    path: Name of the file in the error message.
+    descriptor: Descriptor of the open file.
+    max_bytes: Largest size that is accepted.
 
   Raises:
-    InputError: It is something else, or too large.
+    InputError: The file is not a regular file, or too large.
   """
   status = os.fstat(descriptor)
   if not stat.S_ISREG(status.st_mode):
@@ -90,14 +89,15 @@ def check_regular(
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-  """Opens a regular file for reading; never waits.
+  """Opens a regular file for reading, without ever blocking.
 
   Raises:
-    OSError: It cannot be opened, or is a folder, FIFO, socket or device.
+    OSError: The path cannot be opened, or names a folder, FIFO, socket or
+      device.
   """
   name = os.fspath(path)
   try:
-    # Or the opening of a FIFO would wait for somebody who writes into it.
+    # Without O_NONBLOCK, opening a FIFO waits until somebody writes to it.
     descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   except ValueError as error:  # A zero byte in the name.
     raise OSError(errno.EINVAL, 'No file has such a name', name) from error
@@ -117,9 +117,9 @@ def read(what: str, path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
   """Returns the content of a regular file.
 
   Args:
-    what: What an error message calls the file.
-    path: The file.
-    max_bytes: The most bytes that it may have.
+    what: Description of the file in error messages.
+    path: Regular file.
+    max_bytes: Largest size that is accepted.
 
   Raises:
     InputError: The file cannot be read or is too large.
@@ -127,7 +127,7 @@ def read(what: str, path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
   name = os.fspath(path)
   try:
     with open_regular(name) as file:
-      # Files of /proc hold more than they say, so that the size is not asked.
+      # Files of /proc report a size of 0, so the content itself is measured.
       content = file.read(max_bytes + 1)
   except OSError as error:
     raise _validate.InputError(
@@ -142,10 +142,10 @@ def read(what: str, path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
 
 
 def check_folder(what: str, path: str | os.PathLike[str]) -> None:
-  """Raises `InputError` if a folder holds what is no file, or a huge one.
+  """Raises `InputError` if a folder holds special files or a huge file.
 
-  It is for folders that a library reads, which would wait for a FIFO or a
-  device, and run out of memory with a file that is too large.
+  Libraries that read a folder need this check first: they would block on a FIFO
+  or a device, and run out of memory on a huge file.
   """
   for place in pathlib.Path(path).rglob('*'):
     if place.is_dir():
@@ -179,18 +179,18 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_json(text: str, what: str) -> dict[str, Any]:
-  """Returns the mapping that a text in JSON holds.
+  """Returns the mapping that a JSON text holds.
 
   Args:
-    text: The text.
-    what: What an error calls it.
+    text: JSON text of one object.
+    what: Description of the text in error messages.
 
   Raises:
-    InputError: It is damaged.
+    InputError: The text is not JSON, or not an object.
   """
   try:
     content = json.loads(text)
-    # Half a surrogate pair can be read, and never be written or shown.
+    # A lone surrogate can be parsed, but never be written or printed.
     json.dumps(content, ensure_ascii=False).encode()
   except (ValueError, RecursionError):
     raise _validate.InputError(f'{what} is damaged (it is not JSON)') from None
@@ -202,15 +202,15 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
 def write_bytes(
   path: str | os.PathLike[str], content: bytes, *, private: bool = False
 ) -> None:
-  """Writes a file whole or not at all; it is on disk when this returns.
+  """Writes a file atomically; the file is on disk when this returns.
 
   Args:
-    path: The file, in a folder that exists; an older one is replaced.
-    content: All of it.
-    private: Whether only the owner may read it.
+    path: File in an existing folder; an older file is replaced.
+    content: Whole content of the file.
+    private: Whether only the owner may read the file.
 
   Raises:
-    OSError: It could not be written; an older file is untouched.
+    OSError: The file could not be written; an older file is untouched.
   """
   target = pathlib.Path(path)
   partial = target.with_name(target.name + PARTIAL_SUFFIX)
@@ -227,7 +227,7 @@ def write_bytes(
 
 
 def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-  """Writes a mapping as JSON, as `write_bytes` and `plain_json` do."""
+  """Writes a mapping as JSON (`plain_json`), atomically (`write_bytes`)."""
   text = json.dumps(
     plain_json(values), indent=2, ensure_ascii=False, allow_nan=False
   )
@@ -235,7 +235,7 @@ def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:
-  """Makes the names in a folder survive a loss of power."""
+  """Flushes a folder, so that the names in it survive a loss of power."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -244,17 +244,17 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 
 
 def plain_json(value: Any, name: str = 'value') -> Any:
-  """Returns `value` as JSON knows it: no NumPy types, NaN or Infinity.
+  """Returns `value` in plain JSON types: no NumPy types, NaN or Infinity.
 
   Args:
     value: Mappings, sequences, strings, numbers and None, nested at will.
-    name: The name of the value in an error message.
+    name: Name of the value in error messages.
 
   Returns:
-    The same, with NaN as None and an infinity as 'inf' or '-inf'.
+    The same values, with NaN as None and an infinity as 'inf' or '-inf'.
 
   Raises:
-    InputError: A part is of another type.
+    InputError: A nested value is of another type.
   """
   if isinstance(value, Mapping):
     return {

@@ -1,8 +1,8 @@
-"""Submodules that are imported when a program first asks for them (PEP 562).
+"""Lazy submodules: each is imported on first use (PEP 562).
 
 TensorFlow Federated takes seconds to import. A package whose `__getattr__`
-comes from here costs nothing to import, and still gives its submodules as
-attributes, with no import statement of their own.
+comes from this module imports at once. Its submodules are attributes all the
+same and need no import statement of their own.
 
 >>> import tff_medical
 >>> tff_medical.privacy.mechanisms.__name__
@@ -21,14 +21,14 @@ def attach(
   """Returns the `__getattr__` and the `__dir__` of a package.
 
   Args:
-    package: The package's dotted name.
-    names: All public names of the package. Python asks `__getattr__` for those
-      alone that the package does not define itself, which are its submodules.
+    package: Dotted name of the package.
+    names: All public names of the package. Python calls `__getattr__` only for
+      names that the package does not define itself: its submodules.
 
   Returns:
-    The two functions. The first raises `AttributeError` for any other name, and
-    `ImportError`, which names the remedy, where a library that the submodule
-    needs is not installed.
+    The two functions. `__getattr__` raises `AttributeError` for a name outside
+    `names`. It raises `ImportError`, which names the remedy, if a library that
+    the submodule needs is not installed.
   """
 
   def get(name: str) -> object:

@@ -1,8 +1,8 @@
 """One-line checks of values that come from a user.
 
-Every check names the argument, the value and the remedy, and raises
-`InputError`, the one exception that commands turn into a single line and exit
-code 2. It is a `ValueError`, so library callers need not know it.
+Every check raises `InputError` with the argument, its value and the remedy.
+Commands turn this one exception into a single line and exit code 2.
+`InputError` is a `ValueError`, so callers of the library need not know it.
 
 >>> positive(clip_norm=0.5)
 >>> positive(clip_norm=-1.0)
@@ -20,7 +20,7 @@ import numbers
 
 
 class InputError(ValueError):
-  """A value given by the user that cannot be used, with the remedy."""
+  """A value from the user cannot be used; the message gives the remedy."""
 
 
 def _number(name: str, value: object) -> float:
@@ -28,7 +28,7 @@ def _number(name: str, value: object) -> float:
     raise InputError(f'{name} must be a number, got {value!r}')
   try:
     number = float(value)
-  except OverflowError:  # A whole number beyond all floats.
+  except OverflowError:  # An integer beyond the range of floats.
     return -math.inf if value < 0 else math.inf
   if math.isnan(number):
     raise InputError(f'{name} must be a number, got nan')
@@ -51,7 +51,7 @@ def non_negative(**named: object) -> None:
       raise InputError(f'{name} must be 0 or more, got {value!r}')
 
 
-# Beyond, sizes overflow TensorFlow's int32.
+# Larger sizes overflow TensorFlow's int32.
 _MAX_COUNT = 2**31 - 1
 
 
@@ -63,7 +63,7 @@ def whole(**named: object) -> None:
 
 
 def positive_int(**named: object) -> None:
-  """Raises `InputError` unless every value is an integer above 0, of 31 bits."""
+  """Raises `InputError` unless every value is an integer in [1, 2**31 - 1]."""
   whole(**named)
   for name, value in named.items():
     if _number(name, value) <= 0:
@@ -96,7 +96,7 @@ def in_range(low: float, high: float, **named: object) -> None:
 
 
 def text(**named: object) -> None:
-  """Raises `InputError` unless every value is text: not blank, in one line."""
+  """Raises `InputError` unless every value is one printable, non-blank line."""
   for name, value in named.items():
     if not isinstance(value, str) or not value.strip():
       raise InputError(f'{name} must not be blank, got {value!r}; leave it out')
@@ -105,7 +105,7 @@ def text(**named: object) -> None:
 
 
 def one_of(allowed: Collection[str], **named: object) -> None:
-  """Raises `InputError`, with the nearest name, unless values are allowed."""
+  """Raises `InputError`, with the nearest allowed name, for any other value."""
   for name, value in named.items():
     if value in allowed:
       continue
@@ -117,7 +117,11 @@ def one_of(allowed: Collection[str], **named: object) -> None:
 
 
 def count(value: object, name: str = 'value') -> int:
-  """Returns a value that is a whole number of 0 or more, as JSON gives it."""
+  """Returns a value read from JSON if it is an integer of 0 or more.
+
+  Raises:
+    InputError: The value is anything else.
+  """
   if isinstance(value, bool) or not isinstance(value, int) or value < 0:
     raise InputError(
       f'{name} must be a whole number of 0 or more, got {value!r}'

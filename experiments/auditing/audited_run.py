@@ -235,7 +235,7 @@ def repeat_with_canaries(
   canaries = canaries_lib.Canaries.draw(count)
   parts = _with_canaries(run, canaries)
   mode, mechanism, process = parts.settings.mode, parts.mechanism, parts.process
-  steps = canary_audit.Steps(
+  steps = canary_audit.UpdateRecorder(
     process.get_model_weights(process.initialize()),
     mode.server_momentum if mode.server_optimizer == 'sgd' else 0.0,
   )

@@ -97,7 +97,7 @@ def invert(
   assert isinstance(mechanism, mechanisms.GaussianMechanism)  # See `check`.
   multi_label = task.data.multi_label
   loss = models.loss(multi_label)
-  attack = inversion.Attack(task.keras_model, loss)
+  attack = inversion.InversionAttack(task.keras_model, loss)
   chosen = train.take(
     np.random.default_rng(run.settings.data.seed).choice(
       len(train), images, False

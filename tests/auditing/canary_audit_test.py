@@ -138,7 +138,7 @@ class AuditTest(parameterized.TestCase):
     """With momentum m, each step is the round's own plus m times the last."""
     own = [np.array([1.0, 2.0]), np.array([0.0, -1.0]), np.array([3.0, 0.0])]
     weights, step = np.zeros(2), np.zeros(2)
-    steps = canary_audit.Steps(_weights(weights), server_momentum=0.9)
+    steps = canary_audit.UpdateRecorder(_weights(weights), server_momentum=0.9)
     for part in own:
       step = part + 0.9 * step
       weights = weights + step
@@ -150,7 +150,7 @@ class AuditTest(parameterized.TestCase):
     dimensions = 50
     directions = np.concatenate(list(self.canaries.directions(dimensions)))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    steps = canary_audit.Steps(_weights(np.zeros(dimensions)))
+    steps = canary_audit.UpdateRecorder(_weights(np.zeros(dimensions)))
     steps(_weights(-3 * directions[7]))
     steps(_weights(-3 * directions[7] + 10 * directions[9]))
     scores = canary_audit.scores(self.canaries, steps)
@@ -171,7 +171,7 @@ class AuditTest(parameterized.TestCase):
     self.assertLessEqual(max(rates['best_round']), 0)
 
   def test_a_diverged_model_scores_nothing(self):
-    steps = canary_audit.Steps(_weights(np.zeros(5)))
+    steps = canary_audit.UpdateRecorder(_weights(np.zeros(5)))
     steps(_weights(np.full(5, np.nan)))
     scores = canary_audit.scores(self.canaries, steps)
     np.testing.assert_array_equal(scores.final, np.zeros(_CANARIES))

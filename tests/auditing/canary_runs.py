@@ -101,7 +101,7 @@ def record_process(actual, canaries):
 def steps(process, claimed, feed, *, rounds, cohort_seed=0):
   """Returns the steps of a run whose cohorts are drawn as claimed."""
   state = process.initialize()
-  taken = canary_audit.Steps(process.get_model_weights(state))
+  taken = canary_audit.UpdateRecorder(process.get_model_weights(state))
   for round_num in range(1, rounds + 1):
     cohort = claimed.sampling.draw(cohort_seed, round_num, round_num)
     state = process.next(state, feed(cohort)).state

@@ -43,7 +43,7 @@ class AttackTest(parameterized.TestCase):
     kernel, bias = inversion.gradient_of(model, _LOSS, image, np.int64(1))
     exact = (kernel[:, 1] / bias[1]).reshape(_SHAPE)
     np.testing.assert_allclose(exact, image, atol=1e-4)
-    attack = inversion.Attack(
+    attack = inversion.InversionAttack(
       model, _LOSS, iterations=400, starts=1, total_variation=0.0
     )
     found = attack.reconstruct([kernel, bias], np.int64(1), seed=0)
@@ -53,7 +53,7 @@ class AttackTest(parameterized.TestCase):
   def test_clipping_hides_nothing_and_noise_does(self):
     model, image, label = _linear(), _image(), np.int64(2)
     update = inversion.gradient_of(model, _LOSS, image, label)
-    attack = inversion.Attack(model, _LOSS, iterations=400, starts=1)
+    attack = inversion.InversionAttack(model, _LOSS, iterations=400, starts=1)
     norm = np.sqrt(sum(np.sum(part**2) for part in update))
     ssim = {}
     for name, seen in (
@@ -74,7 +74,7 @@ class AttackTest(parameterized.TestCase):
     image, label = _image(), np.int64(0)
     before = model.get_weights()
     update = inversion.gradient_of(model, _LOSS, image, label)
-    attack = inversion.Attack(model, _LOSS, iterations=600)
+    attack = inversion.InversionAttack(model, _LOSS, iterations=600)
     found = attack.reconstruct(update, label, seed=0)
     self.assertGreater(inversion.similarity(image, found).ssim, 0.8)
     np.testing.assert_array_equal(
@@ -90,7 +90,7 @@ class AttackTest(parameterized.TestCase):
     label = np.array([1, 0, 0, 1], np.float32)
     update = inversion.gradient_of(model, loss, image, label)
     self.assertLen(update, len(model.trainable_variables))
-    attack = inversion.Attack(model, loss, iterations=2, starts=1)
+    attack = inversion.InversionAttack(model, loss, iterations=2, starts=1)
     found = attack.reconstruct(update, label, seed=0)
     self.assertEqual(found.shape, shape)
     self.assertBetween(found.min(), 0, 1)
@@ -103,7 +103,7 @@ class AttackTest(parameterized.TestCase):
   )
   def test_refuses(self, **changed):
     with self.assertRaisesRegex(_validate.InputError, next(iter(changed))):
-      inversion.Attack(_linear(), _LOSS, **changed)
+      inversion.InversionAttack(_linear(), _LOSS, **changed)
 
 
 class InferLabelTest(parameterized.TestCase):

@@ -1,8 +1,8 @@
-"""What an attacker gets from a model, and whether a run's files agree.
+"""Audits: attacks on a training, and checks of a run's files.
 
 `canary_audit` bounds epsilon from below by planted canaries (`canaries`,
-`bounds`); `membership` and `inversion` attack a model and a shared update;
-`verification` holds a finished run's files against each other.
+`bounds`). `membership` attacks a model, `inversion` a shared update.
+`verification` checks the files of a finished run against each other.
 """
 
 from __future__ import annotations

@@ -1,28 +1,29 @@
 """Lower bounds on epsilon from an attack on canaries: plain NumPy and SciPy.
 
-The ledger says what a run can leak at most; an audit says what it leaks at
-least. Canaries are units whose contribution the auditor chose. Each takes part
-in the training or not by a fair coin, and after it the auditor scores each by
-how much it seems to have taken part. A lower bound above the ledger's upper
-bound proves the implementation wrong. Three numbers come from one run:
+The ledger bounds the leakage of a run from above, an audit bounds it from
+below. Canaries are units whose contribution the auditor chose. A fair coin
+decides whether each canary takes part in the training. After the training the
+auditor gives each canary a score, which is high if it seems to have taken part.
+A lower bound above the ledger's upper bound proves the implementation wrong.
+One run gives three numbers:
 
-- `one_run_bound`: Steinke, Nasr & Jagielski 2023, "Privacy Auditing with One (1)
-  Training Run" (arXiv 2305.08846), Theorem 5.2, from the number of right guesses
-  of the coins. It assumes nothing about the training. With r guesses it cannot
-  exceed about log(r / 3) at 95 %, however much is leaked.
-- `threshold_bound`: from the share of the canaries that took part which score
-  above a threshold, against the share of canaries that did not, which is known
-  in closed form for random directions (Andrew et al. 2023, "One-shot Empirical
-  Privacy Estimation for Federated Learning", arXiv 2302.03098). It has no such
-  ceiling, but takes canaries to be found or missed independently of each other;
-  directions of many dimensions are nearly so (their section 3).
+- `one_run_bound`: Steinke, Nasr & Jagielski 2023, "Privacy Auditing with One
+  (1) Training Run" (arXiv 2305.08846), Theorem 5.2, from the number of correct
+  guesses of the coins. It assumes nothing about the training. With r guesses it
+  cannot exceed about log(r / 3) at 95 %, however large the leakage.
+- `threshold_bound`: the share of participating canaries above a threshold (TPR)
+  against the share of absent ones (FPR). The FPR is known in closed form for
+  random directions (Andrew et al. 2023, "One-shot Empirical Privacy Estimation
+  for Federated Learning", arXiv 2302.03098). This bound has no such ceiling. It
+  assumes that canaries are found independently of each other, which holds
+  approximately for directions of many dimensions (their section 3).
 - `gaussian_estimate`: the estimate of Andrew et al., without confidence.
 
 >>> all_right = one_run_p_value(
 ...     canaries=1000, guesses=1000, correct=1000, epsilon=2.0, delta=0.0)
 >>> all_right < 1e-50
 True
->>> chance = np.arange(1, 101) / 101  # as those that did not take part
+>>> chance = np.arange(1, 101) / 101  # Rates of absent canaries.
 >>> threshold_bound(np.log(chance), delta=0.0, confidence=0.95)
 0.0
 """
@@ -39,25 +40,28 @@ from scipy import stats
 
 from tff_medical import _validate
 
-# Shares of the canaries that are guessed to have taken part, and not to have.
+# Shares of the canaries that are guessed as participating and as absent.
 _GUESSES = ((0.5, 0.5), (0.25, 0.25), (0.1, 0.1), (0.05, 0.0))
-_MAX_EPSILON = 700.0  # exp(epsilon) is still a number
+_MAX_EPSILON = 700.0  # exp(700) is still finite.
 
 
 def one_run_p_value(
   *, canaries: int, guesses: int, correct: int, epsilon: float, delta: float
 ) -> float:
-  """Returns how likely so many right guesses are under (epsilon, delta)-DP.
+  """Returns the p-value of (epsilon, delta)-DP from the number of guesses.
 
-  An upper bound on the probability, over the coins and the training, that at
-  least `correct` of the guesses are right (Steinke et al. 2023, Theorem 5.2).
+  It bounds from above the probability, over the coins and the training, that at
+  least `correct` of the guesses are correct (Steinke et al. 2023, Theorem 5.2).
 
   Args:
-    canaries: How many there are, each in or out by a fair coin.
-    guesses: For how many of them the auditor made a guess.
-    correct: How many guesses were right.
-    epsilon: 0 or more.
-    delta: In [0, 1).
+    canaries: Number of canaries, each included by a fair coin.
+    guesses: Number of canaries for which the auditor made a guess.
+    correct: Number of correct guesses.
+    epsilon: Epsilon to test, 0 or more.
+    delta: Delta to test, in [0, 1).
+
+  Raises:
+    ValueError: The numbers are not in order: correct, guesses, canaries.
   """
   if not 0 <= correct <= guesses <= canaries:
     raise ValueError(
@@ -82,15 +86,15 @@ def one_run_epsilon(
   delta: float,
   confidence: float,
 ) -> float:
-  """Returns the largest epsilon that so many right guesses rule out.
+  """Returns the largest epsilon that the correct guesses rule out.
 
   Args:
-    canaries: As for `one_run_p_value`.
-    guesses: Likewise; fixed before the coins are looked at.
-    correct: Likewise.
-    delta: Likewise.
-    confidence: In (0, 1): the true epsilon at `delta` is at least what is
-      returned with this probability.
+    canaries: Number of canaries, each included by a fair coin.
+    guesses: Number of guesses, fixed before the coins are revealed.
+    correct: Number of correct guesses.
+    delta: Delta, in [0, 1), at which epsilon is bounded.
+    confidence: Confidence, in (0, 1), with which the true epsilon at `delta` is
+      at least the returned one.
   """
   _validate.in_range(0, 1, confidence=confidence)
 
@@ -108,7 +112,7 @@ def one_run_epsilon(
 
 
 def _first_root(function: Callable[[float], float]) -> float:
-  """Returns where `function` of epsilon turns positive, or 0, from below."""
+  """Returns an epsilon just below the first root of `function`, or 0."""
   high = 0.0
   while function(high) < 0:
     high += 1.0
@@ -125,17 +129,17 @@ def one_run_bound(
   delta: float,
   confidence: float,
 ) -> float:
-  """Returns a lower bound on epsilon that needs no assumption on the training.
+  """Returns a lower bound on epsilon without assumptions on the training.
 
-  The canaries with the highest scores are guessed to have taken part, those
-  with the lowest not to have. How many are guessed is tried at some fixed
-  values, each with its share of the allowed error.
+  The canaries with the highest scores are guessed as participating, those with
+  the lowest scores as absent. Several fixed numbers of guesses are tried, each
+  with its share of the allowed error.
 
   Args:
-    scores: float [m], higher for canaries that seem to have taken part.
-    included: bool [m], each True by a fair coin, whether they did.
-    delta: The delta at which epsilon is bounded.
-    confidence: In (0, 1), of the bound.
+    scores: Scores, float [m], higher for canaries that seem to have taken part.
+    included: Whether each canary took part, bool [m], by fair coins.
+    delta: Delta at which epsilon is bounded.
+    confidence: Confidence of the bound, in (0, 1).
   """
   _check_same_length(scores, included)
   order = np.argsort(scores, kind='stable')
@@ -162,19 +166,19 @@ def one_run_bound(
 def threshold_bound(
   log_false_positive_rates: np.ndarray, *, delta: float, confidence: float
 ) -> float:
-  """Returns a lower bound on epsilon from canaries that are independent.
+  """Returns a lower bound on epsilon from independent canaries.
 
-  For every threshold, epsilon is at least log((TPR - delta) / FPR). The FPR is
-  known; the TPR is at least the share of the canaries above the threshold less
-  sqrt(log(1 / error) / 2k), at all thresholds at once (Dvoretzky-Kiefer-Wolfowitz
-  inequality with Massart's constant, one-sided).
+  For every threshold epsilon is at least log((TPR - delta) / FPR). The FPR is
+  known. The TPR is at least the share of canaries above the threshold minus
+  sqrt(log(1 / error) / 2k), at all thresholds at once (one-sided
+  Dvoretzky-Kiefer-Wolfowitz inequality with Massart's constant).
 
   Args:
-    log_false_positive_rates: float [k], for each canary that took part, the log
-      of the probability that one that did not scores as high, or of a bound
-      on it.
-    delta: The delta at which epsilon is bounded.
-    confidence: In [0.5, 1), of the bound.
+    log_false_positive_rates: For each of k participating canaries, float [k]:
+      log of the probability that an absent canary scores as high, or of an
+      upper bound on this probability.
+    delta: Delta at which epsilon is bounded.
+    confidence: Confidence of the bound, in [0.5, 1).
   """
   _validate.in_range(0.499, 1, confidence=confidence)
   count = len(log_false_positive_rates)
@@ -193,13 +197,14 @@ def log_cosine_tail(cosines: np.ndarray, dimensions: int) -> np.ndarray:
   """Returns log P(C >= c) of the cosine C of a random and a fixed direction.
 
   Args:
-    cosines: float [...], c in [-1, 1].
-    dimensions: Of the space, at least 2; the direction is isotropic in it.
+    cosines: Cosines c in [-1, 1], float [...].
+    dimensions: Number of dimensions, at least 2; the random direction is
+      isotropic.
 
   Returns:
-    float [...]: exact, as (C + 1) / 2 has a beta distribution; where that is
-    too small for a float, the bound -dimensions * c**2 / 2 (Ball 1997, lemma
-    2.2), which is larger.
+    Log probabilities, float [...]. They are exact, as (C + 1) / 2 has a beta
+    distribution. If the probability is too small for a float, the larger bound
+    -dimensions * c**2 / 2 takes its place (Ball 1997, lemma 2.2).
   """
   half = (dimensions - 1) / 2
   with np.errstate(divide='ignore'):
@@ -211,14 +216,15 @@ def log_cosine_tail(cosines: np.ndarray, dimensions: int) -> np.ndarray:
 def gaussian_estimate(standardized: np.ndarray, delta: float) -> float:
   """Returns the epsilon estimate of Andrew et al. 2023, Algorithm 1.
 
-  It fits a normal distribution to the canaries that took part and returns the
-  epsilon at which it cannot be told from the standard normal distribution, that
-  of canaries that did not. An estimate, not a bound.
+  A normal distribution is fitted to the scores of the participating canaries.
+  Scores of absent canaries have the standard normal distribution. The result is
+  the epsilon at which the two distributions are (epsilon, delta)-close. It is
+  an estimate, not a bound.
 
   Args:
-    standardized: float [k], k at least 2, scores of canaries that took part,
-      in standard deviations of those that did not.
-    delta: The delta at which epsilon is estimated.
+    standardized: Scores of participating canaries in standard deviations of
+      absent ones, float [k] with k at least 2.
+    delta: Delta at which epsilon is estimated.
   """
   mean, std = float(np.mean(standardized)), float(np.std(standardized, ddof=1))
   std = max(std, 1e-6)
@@ -226,7 +232,7 @@ def gaussian_estimate(standardized: np.ndarray, delta: float) -> float:
   def spare(epsilon: float) -> float:
     return delta - max(
       _hockey_stick(mean, std, epsilon),
-      # Exchanged, and scaled so that the second is the standard normal.
+      # The exchanged pair, scaled so that the second is the standard normal.
       _hockey_stick(-mean / std, 1 / std, epsilon),
     )
 
@@ -240,7 +246,7 @@ def gaussian_estimate(standardized: np.ndarray, delta: float) -> float:
 def _hockey_stick(mean: float, std: float, epsilon: float) -> float:
   """Returns sup over events E of N(mean, std)(E) - exp(epsilon) N(0, 1)(E).
 
-  The best event is where the log of the densities' ratio, a quadratic in x,
+  The best event is the set where the log density ratio, a quadratic in x,
   exceeds epsilon.
   """
   square = (1 - std**-2) / 2
@@ -267,7 +273,7 @@ def _real_roots(square: float, linear: float, constant: float) -> list[float]:
 
 
 def _between(low: float, high: float) -> float:
-  """Returns a number between two, each of which may be infinite."""
+  """Returns a number between two bounds, each of which may be infinite."""
   if math.isinf(low):
     return 0.0 if math.isinf(high) else high - 1
   return low + 1 if math.isinf(high) else (low + high) / 2
@@ -275,13 +281,19 @@ def _between(low: float, high: float) -> float:
 
 def _mass(low: float, high: float) -> float:
   """Returns the standard normal probability of [low, high], exact in tails."""
+  # The lower tail keeps its precision, the upper tail cancels to 0.
   if low > 0:
     low, high = -high, -low
   return float(special.ndtr(high) - special.ndtr(low))
 
 
 def attack_auc(scores: np.ndarray, included: np.ndarray) -> float:
-  """Returns the probability that a canary that took part scores higher."""
+  """Returns the AUC: the probability that a participant outscores an absentee.
+
+  Args:
+    scores: Scores, float [m], higher for canaries that seem to have taken part.
+    included: Whether each canary took part, bool [m].
+  """
   _check_same_length(scores, included)
   ranks = stats.rankdata(scores)
   inside = int(included.sum())
@@ -295,12 +307,13 @@ def attack_auc(scores: np.ndarray, included: np.ndarray) -> float:
 def tpr_at_fpr(
   scores: np.ndarray, included: np.ndarray, false_positive_rate: float
 ) -> float:
-  """Returns the largest share of members found at a false positive rate.
+  """Returns the largest true positive rate at a false positive rate.
 
   Args:
-    scores: float [m].
-    included: bool [m], who is a member.
-    false_positive_rate: At most this share of the others is taken for members.
+    scores: Scores, float [m], higher for likely members.
+    included: Whether each entry is a member, bool [m].
+    false_positive_rate: Largest share of non-members that are taken for
+      members.
   """
   _check_same_length(scores, included)
   outside = np.sort(scores[~included])[::-1]

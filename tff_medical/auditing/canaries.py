@@ -1,23 +1,24 @@
-"""Canaries: units whose contribution is a random direction of the auditor's.
+"""Canaries: units whose contribution is a random direction of the auditor.
 
-They enter a run as data, so that the client work, the clipping, the noise and
-the server that are audited are those of every run. The image of canary i has
--i - 1 in every pixel, which no image has; `with_canaries` makes a model for
-which the loss of such an image is linear in the weights, with a gradient along
-direction i that is far longer than the clip norm. What a canary sends is then
-its direction at the clip norm, be it a client's update (Andrew et al. 2023,
-arXiv 2302.03098) or the gradient of a record or patient; where clipping fails,
-it is far more.
+Canaries enter a run as data. So the audited client work, clipping, noise and
+server are those of every run. The image of canary i has the value -i - 1 in
+every pixel, which no real image has. `with_canaries` returns a model whose loss
+on such an image is linear in the weights. The gradient of that loss points
+along direction i and is far longer than the clip norm. A canary therefore sends
+its direction at the clip norm. This holds for the update of a client (Andrew et
+al. 2023, arXiv 2302.03098) and for the gradient of a record or patient. If
+clipping fails, the contribution is far longer.
 
-Of `Canaries`, each takes part or not by a coin (Steinke et al. 2023, arXiv
-2305.08846). All of them count in the population, and are drawn for rounds like
-others; those that do not take part have no data. `tff_medical.auditing.canary_audit` finds them
-again in what the training publishes.
+A coin decides whether each of the `Canaries` takes part (Steinke et al. 2023,
+arXiv 2305.08846). All canaries count in the population and are drawn for rounds
+like other units. Those that do not take part have no data.
+`tff_medical.auditing.canary_audit` looks for the canaries in the published
+models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import secrets
 from typing import Any
@@ -30,20 +31,20 @@ from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.program import feeds
 
-# Of a canary's contribution over the clip norm. Adaptive clipping may raise the
-# clip norm on the way, so it has to be large.
+# Length of a canary's contribution over the clip norm. It is large because
+# adaptive clipping may raise the clip norm during training.
 _OVER_CLIP_NORM = 1000.0
-_MAX_CANARIES = 2**24  # as float32 pixels, which are exact up to here
+_MAX_CANARIES = 2**24  # Float32 pixels are exact integers up to this number.
 _MAX_CHUNK_FLOATS = 2**23
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Canaries:
-  """Who the canaries are, secret until the training is over.
+  """Canaries of one audit, secret until the training is over.
 
   Attributes:
-    included: bool [m], whether each takes part.
-    key: Makes their directions, an int32.
+    included: Whether each canary takes part, bool [m].
+    key: Seed of the directions, an int32.
   """
 
   included: np.ndarray
@@ -54,7 +55,7 @@ class Canaries:
 
   @classmethod
   def draw(cls, count: int) -> Canaries:
-    """Returns `count` canaries; coins and key are the operating system's."""
+    """Returns `count` canaries; the operating system draws coins and key."""
     _validate.positive_int(canaries=count)
     if count > _MAX_CANARIES:
       raise _validate.InputError(
@@ -73,7 +74,7 @@ class Canaries:
     )
 
   def directions(self, dimensions: int) -> Iterator[np.ndarray]:
-    """Yields float32 [n, dimensions], in all a row a canary, a few at a time."""
+    """Yields the directions of a few canaries at a time, [n, dimensions]."""
     rows = max(1, _MAX_CHUNK_FLOATS // dimensions)
     for start in range(0, len(self), rows):
       numbers = range(start, min(start + rows, len(self)))
@@ -82,10 +83,11 @@ class Canaries:
       )
 
 
-def _direction(key: int, number: Any, dimensions: int) -> tf.Tensor:
+def _direction(key: int, number: int | tf.Tensor, dimensions: int) -> tf.Tensor:
   """Returns an isotropic direction, float32, of about unit length.
 
-  The op's first version, as `tf.vectorized_map` knows it.
+  The first version of the random op is used, as `tf.vectorized_map` supports
+  it.
   """
   normal = tf.raw_ops.StatelessRandomNormal(
     shape=[dimensions], seed=tf.stack([key, number])
@@ -100,19 +102,20 @@ def with_canaries(
   length: float,
   by_unit: bool = False,
 ) -> tff.learning.models.FunctionalModel:
-  """Returns a model that trains like `model`, but for the images of canaries.
+  """Returns a model that trains like `model` except on images of canaries.
 
   Its predictions have one more column: the canary's loss, 0 for other images. A
-  batch holds one canary at most, in the DP-SGD of units each unit does.
+  batch holds at most one canary; in DP-SGD each unit does.
 
   Args:
-    model: Takes images [N, H, W, C] of no negative pixel, and has one output
-      [N, K].
-    canaries: Who they are.
-    length: Of the gradient of a canary, about.
+    model: Functional model that takes images [N, H, W, C] without negative
+      pixels and has one output [N, K].
+    canaries: Canaries of the audit.
+    length: Approximate length of a canary's gradient.
     by_unit: Whether units train in `tf.vectorized_map`, as in DP-SGD. A
-      direction is then made for every unit, as that map runs a conditional
-      branch for no unit at all, and its fallback for random ops fails there.
+      direction is then made for every unit. `tf.vectorized_map` runs a branch
+      of `tf.cond` even for no units, and its fallback for random ops fails on
+      none.
   """
   sizes = [int(np.size(w)) for w in model.initial_weights[0]]
 
@@ -142,8 +145,8 @@ def with_canaries(
 
   def loss(output: Any, label: Any, sample_weight: Any = None) -> tf.Tensor:
     # The outputs for a canary are constants, so the first term has no gradient.
-    honest = model.loss(output[:, :-1], label, sample_weight)
-    return honest + tf.reduce_mean(output[:, -1])
+    model_loss = model.loss(output[:, :-1], label, sample_weight)
+    return model_loss + tf.reduce_mean(output[:, -1])
 
   return tff.learning.models.FunctionalModel(
     initial_weights=model.initial_weights,
@@ -153,7 +156,7 @@ def with_canaries(
   )
 
 
-def _dot(weights: Any, parts: list[tf.Tensor]) -> tf.Tensor:
+def _dot(weights: Sequence[tf.Tensor], parts: list[tf.Tensor]) -> tf.Tensor:
   products = [
     tf.reduce_sum(tf.reshape(weight, [-1]) * part)
     for weight, part in zip(weights, parts)
@@ -165,24 +168,26 @@ def gradient_length(clip_norm: float, client_learning_rate: float) -> float:
   """Returns a `length` whose contribution is far above the clip norm.
 
   Args:
-    clip_norm: The first clip norm.
-    client_learning_rate: The step that makes a gradient an update; 1 where the
-      gradient itself is sent.
+    clip_norm: Clip norm of the first round.
+    client_learning_rate: Learning rate that turns a gradient into an update; 1
+      if units send the gradient itself.
   """
   return _OVER_CLIP_NORM * clip_norm / client_learning_rate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CanaryFeed:
-  """A feed whose last units are canaries.
+  """Feed whose last units are canaries.
 
   Attributes:
-    inner: The feed of the others.
-    canaries: Who they are.
-    image_shape: (H, W, C).
-    label_shape: () or, multi-label, (K,); the label plays no part.
-    keeps_absent: Whether clients that do not take part are there without data,
-      and send zero: where each client adds its share of the noise, it must.
+    inner: Feed of the other units.
+    canaries: Canaries of the audit.
+    image_shape: Shape (H, W, C) of an image.
+    label_shape: Shape of a label: () or, multi-label, (K,). The label itself
+      has no effect.
+    keeps_absent: Whether canaries that do not take part join as clients without
+      data, which send zero. This is needed if each client adds a share of the
+      noise.
   """
 
   inner: feeds.ClientFeed | feeds.UnitFeed
@@ -193,7 +198,7 @@ class CanaryFeed:
 
   @property
   def num_units(self) -> int:
-    """The population, canaries that do not take part included."""
+    """Number of units, including canaries that do not take part."""
     return self.inner.num_units + len(self.canaries)
 
   def without_data(self) -> list[tf.data.Dataset]:
@@ -201,7 +206,13 @@ class CanaryFeed:
     return self.inner.without_data()
 
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
-    """Returns the datasets of a round; canaries of units form one more site."""
+    """Returns the datasets of a round.
+
+    With a feed of units the drawn canaries form one more site.
+
+    Args:
+      indices: Indices of the drawn units, int [n].
+    """
     others = self.inner.num_units
     numbers = indices[indices >= others] - others
     included = self.canaries.included[numbers]

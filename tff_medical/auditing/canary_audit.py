@@ -1,10 +1,10 @@
-"""The audit of a training run: canaries found again, and what that proves.
+"""The audit of a training run: scores of canaries, and lower bounds on epsilon.
 
-`Steps` collects what the training publishes, the model after each round;
-`scores` says how far it moved towards the direction of each canary; `findings`
-turns that into lower bounds on epsilon, each beside the upper bound from the
-ledger's accountant. A lower bound above the upper one proves that the
-implementation does not keep its promise.
+`UpdateRecorder` collects what the training publishes: the model after each
+round. `scores` measures how far the model moved along the direction of each
+canary. `findings` turns the scores into lower bounds on epsilon, each beside
+the upper bound of the ledger's accountant. A lower bound above the upper bound
+proves that the implementation violates its guarantee.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import tensorflow_federated as tff
 from tff_medical.auditing import bounds
 from tff_medical.auditing import canaries as canaries_lib
 
-# Theorem 5.2 of Steinke et al. gives away delta times the number of canaries,
-# so its bound is taken at a delta, and beside an epsilon, where that is little.
+# Theorem 5.2 of Steinke et al. loses a term of delta times the number of
+# canaries. Its bound is therefore stated at a smaller delta, beside the epsilon
+# at that delta.
 _SMALL_DELTA = 1e-6
 
 METHODS = {
@@ -31,11 +32,15 @@ METHODS = {
 }
 
 
-class Steps:
-  """The steps that the model takes, from what each round publishes.
+class UpdateRecorder:
+  """Records the model update of each round, from the published models.
 
-  It is given to the training program for its evaluation after every round, and
-  holds 4 bytes for each round and weight.
+  The training program calls the recorder in place of an evaluation after every
+  round. It holds 4 bytes per round and weight.
+
+  Attributes:
+    total: Sum of all updates, float32 [dimensions].
+    rounds: Update of each round without server momentum, float32 [dimensions].
   """
 
   def __init__(
@@ -46,8 +51,9 @@ class Steps:
     """Starts at the initial weights.
 
     Args:
-      initial: Before the first round.
-      server_momentum: Of the server's optimizer, to tell a round's own part.
+      initial: Weights before the first round.
+      server_momentum: Momentum of the server optimizer. Its part is subtracted,
+        so that an update reflects one round.
     """
     self._momentum = server_momentum
     self._weights = _flat(initial)
@@ -58,7 +64,7 @@ class Steps:
   def __call__(
     self, weights: tff.learning.models.ModelWeights
   ) -> dict[str, float]:
-    """Takes the weights after a round; has no metrics to give."""
+    """Records the weights after a round; returns no metrics."""
     new = _flat(weights)
     step = new - self._weights
     self.rounds.append(step - self._momentum * self._step)
@@ -73,16 +79,16 @@ def _flat(weights: tff.learning.models.ModelWeights) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-  """How much each canary seems to have taken part, in [-1, 1] for one vector.
+  """Scores of the canaries: cosines in [-1, 1], high for likely participants.
 
   Attributes:
-    final: float [m], the cosine with all that the model moved: an attacker who
-      sees the final model.
-    every_round: float [m], the cosine with the sum of the rounds' steps, each at
-      unit length: one who sees each round's model.
-    best_round: float [m], the largest cosine with one of the rounds' steps.
-    dimensions: Of the directions.
-    rounds: How many there are.
+    final: Cosine with the sum of all updates, float [m]: the score of an
+      attacker who sees the final model.
+    every_round: Cosine with the sum of the rounds' updates at unit length,
+      float [m]: the score of an attacker who sees the model of each round.
+    best_round: Largest cosine with the update of one round, float [m].
+    dimensions: Number of dimensions of the directions.
+    rounds: Number of rounds.
   """
 
   final: np.ndarray
@@ -93,14 +99,14 @@ class Scores:
 
   @property
   def standardized_final(self) -> np.ndarray:
-    """`final` in standard deviations of canaries that do not take part, [m]."""
+    """Score `final` in standard deviations of absent canaries, float [m]."""
     return self.final * np.sqrt(self.dimensions)
 
   def log_false_positive_rates(self) -> dict[str, np.ndarray]:
-    """Returns, [m] each, how likely one that is not in scores as high.
+    """Returns log probabilities, [m], that an absent canary scores as high.
 
-    The rounds do not depend on the direction of a canary that does not take
-    part. For the best of them the probabilities of all rounds add up.
+    The updates do not depend on the direction of an absent canary. For the best
+    round the probabilities of all rounds add up (union bound).
     """
     every = bounds.log_cosine_tail(self.every_round, self.dimensions)
     best = bounds.log_cosine_tail(self.best_round, self.dimensions)
@@ -108,27 +114,29 @@ class Scores:
     return {'every_round': every, 'best_round': best}
 
 
-def scores(canaries: canaries_lib.Canaries, steps: Steps) -> Scores:
+def scores(canaries: canaries_lib.Canaries, recorder: UpdateRecorder) -> Scores:
   """Returns the canaries' scores after the training."""
-  rounds = np.stack([_unit(step) for step in steps.rounds])
-  vectors = np.stack([_unit(steps.total), _unit(rounds.sum(axis=0)), *rounds])
-  cosines = []
+  rounds = np.stack([_unit(update) for update in recorder.rounds])
+  vectors = np.stack(
+    [_unit(recorder.total), _unit(rounds.sum(axis=0)), *rounds]
+  )
+  chunks = []
   for directions in canaries.directions(rounds.shape[1]):
-    # Training goes down the gradient, so against the direction.
+    # Training descends along the gradient, so against the direction.
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
-    cosines.append(-(directions / lengths) @ vectors.T)
-  found = np.concatenate(cosines).astype(np.float64)
+    chunks.append(-(directions / lengths) @ vectors.T)
+  cosines = np.concatenate(chunks).astype(np.float64)
   return Scores(
-    final=found[:, 0],
-    every_round=found[:, 1],
-    best_round=found[:, 2:].max(axis=1),
+    final=cosines[:, 0],
+    every_round=cosines[:, 1],
+    best_round=cosines[:, 2:].max(axis=1),
     dimensions=rounds.shape[1],
     rounds=len(rounds),
   )
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
-  """Returns the vector at unit length; zero for one that is not finite."""
+  """Returns the vector at unit length; zero if its norm is 0 or not finite."""
   norm = np.linalg.norm(vector.astype(np.float64))
   if not np.isfinite(norm) or not norm:
     return np.zeros_like(vector)
@@ -140,12 +148,12 @@ class Finding:
   """One lower bound on epsilon, beside the upper bound at the same delta.
 
   Attributes:
-    method: A key of `METHODS`.
-    statistic: The scores that it rests on, see `Scores`.
-    delta: The delta of both bounds.
-    confidence: Of the lower bound, alone.
-    lower: The epsilon that the attack proves.
-    upper: The epsilon that the accountant states.
+    method: Key of `METHODS`.
+    statistic: Field of `Scores` that the bound is computed from.
+    delta: Delta of both bounds.
+    confidence: Confidence of this lower bound alone.
+    lower: Epsilon that the attack proves.
+    upper: Epsilon that the accountant states.
   """
 
   method: str
@@ -157,7 +165,7 @@ class Finding:
 
   @property
   def is_violation(self) -> bool:
-    """Whether the attack disproves the statement."""
+    """Whether the attack disproves the stated epsilon."""
     return self.lower > self.upper
 
 
@@ -169,14 +177,14 @@ def findings(
   delta: float,
   confidence: float,
 ) -> list[Finding]:
-  """Returns every bound; all of them hold together with `confidence`.
+  """Returns every bound; together they hold with `confidence`.
 
   Args:
-    found: The scores of the canaries.
-    included: bool [m], who took part.
-    upper: From a delta to the epsilon that is claimed for it.
-    delta: At which epsilon is stated.
-    confidence: In [0.5, 1).
+    found: Scores of the canaries.
+    included: Whether each canary took part, bool [m].
+    upper: Function from a delta to the stated epsilon.
+    delta: Delta at which epsilon is stated.
+    confidence: Joint confidence of all bounds, in [0.5, 1).
   """
   plans = [
     (method, statistic, at)
@@ -186,6 +194,7 @@ def findings(
     )
     for statistic in ('every_round', 'best_round')
   ]
+  # A union bound shares the allowed error equally among the bounds.
   each = 1 - (1 - confidence) / len(plans)
   tails = found.log_false_positive_rates()
   results = []

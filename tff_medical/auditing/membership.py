@@ -1,15 +1,19 @@
-"""Membership inference: can the exported model tell who trained it?
+"""Membership inference: does the exported model reveal its training images?
 
-The attacks are those of the field's library, tensorflow-empirical-privacy: a
-threshold on the loss (Yeom et al. 2018, arXiv 1709.01604), a threshold on the
-modified entropy (Song & Mittal 2021, arXiv 2003.10595), and a logistic
-regression on the logits, cross-validated. They need no other models, so they are
-weaker than an attacker who can train some (Carlini et al. 2022, arXiv
-2112.03570): what they find is a lower limit of what there is to be found.
+The attacks come from tensorflow-empirical-privacy:
 
-An AUC of 0.5 is a coin's. It compares images that trained the model with images
-that did not, so both have to come from the same source: some public test sets
-do not, and a model can then tell them apart that has seen neither.
+- a threshold on the loss (Yeom et al. 2018, arXiv 1709.01604),
+- a threshold on the modified entropy (Song & Mittal 2021, arXiv 2003.10595),
+- a cross-validated logistic regression on the logits.
+
+They train no shadow models, so they are weaker than attacks that do
+(Carlini et al. 2022, arXiv 2112.03570). Their result is a lower bound on the
+leakage.
+
+An AUC of 0.5 is a random guess. The AUC compares images that trained the model
+with images that did not, so both must come from the same source. Some public
+test sets come from another source. A model that has seen neither set can then
+tell the two apart.
 """
 
 from __future__ import annotations
@@ -33,23 +37,23 @@ from tff_medical import _validate
 from tff_medical.auditing import bounds
 from tff_medical.data import images as images_lib
 
-_MIN_PROBABILITY = 1e-7  # that float32 softmax tells from 0
+_MIN_PROBABILITY = 1e-7  # Smallest that float32 softmax distinguishes from 0.
 _Type = data_structures.AttackType
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Attack:
-  """What one attack found.
+class MembershipResult:
+  """Result of one membership inference attack.
 
   Attributes:
-    name: As the library calls it.
-    auc: The probability that a member seems more of a member than another.
-    tpr_at_1_fpr: The share of members found while at most 1 % of the others are
-      taken for members.
-    false_positive_rates: float [n], of the ROC curve.
-    true_positive_rates: float [n].
-    members: How many members there were.
-    others: How many others.
+    name: Name of the attack in the library.
+    auc: Probability that a member scores higher than a non-member.
+    tpr_at_1_fpr: Share of members that are found while at most 1 % of the
+      others are taken for members.
+    false_positive_rates: False positive rates of the ROC curve, float [n].
+    true_positive_rates: True positive rates of the ROC curve, float [n].
+    members: Number of members.
+    others: Number of non-members.
   """
 
   name: str
@@ -67,20 +71,20 @@ def predict(
   *,
   batch_size: int = 256,
 ) -> np.ndarray:
-  """Returns the probabilities [N, K] that an exported model gives.
+  """Returns the probabilities [N, K] of an exported model.
 
   Args:
-    saved_model: The folder that `export.save` wrote.
-    images: uint8 [N, H, W, C].
-    batch_size: Images to predict at a time.
+    saved_model: Folder that `export.save` wrote.
+    images: Images, uint8 [N, H, W, C].
+    batch_size: Number of images per prediction.
 
   Raises:
     InputError: The folder holds no model, or a damaged one.
   """
   _files.check_folder('model', saved_model)
   try:
-    server = tf.saved_model.load(os.fspath(saved_model))
-    serve = server.signatures['serving_default']
+    loaded = tf.saved_model.load(os.fspath(saved_model))
+    serve = loaded.signatures['serving_default']
   except (OSError, LookupError, ValueError, tf.errors.OpError) as error:
     raise _validate.InputError(
       f'{os.fspath(saved_model)!r} has no model that can be read; give the '
@@ -97,13 +101,13 @@ def attack_model(
   saved_model: str | os.PathLike[str],
   members: images_lib.Split,
   others: images_lib.Split,
-) -> list[Attack]:
-  """Returns what each attack on an exported model finds, best AUC first.
+) -> list[MembershipResult]:
+  """Returns the result of each attack on an exported model, best AUC first.
 
   Args:
-    saved_model: The folder that `export.save` wrote.
-    members: The images that trained the model.
-    others: Images from the same source that did not.
+    saved_model: Folder that `export.save` wrote.
+    members: Images that trained the model.
+    others: Images from the same source that did not train the model.
   """
   return attack(
     predict(saved_model, members.images),
@@ -118,14 +122,15 @@ def attack(
   member_labels: np.ndarray,
   other_probabilities: np.ndarray,
   other_labels: np.ndarray,
-) -> list[Attack]:
-  """Returns what each attack finds, best AUC first.
+) -> list[MembershipResult]:
+  """Returns the result of each attack, best AUC first.
 
   Args:
-    member_probabilities: [N, K], of images that trained the model.
-    member_labels: Integers, classes [N] or, multi-label, 0 and 1 [N, K].
-    other_probabilities: [M, K], of others.
-    other_labels: [M] or [M, K].
+    member_probabilities: Probabilities [N, K] for images that trained the
+      model.
+    member_labels: Integer classes [N] or, multi-label, 0 and 1 [N, K].
+    other_probabilities: Probabilities [M, K] for other images.
+    other_labels: Integer classes [M] or, multi-label, 0 and 1 [M, K].
   """
   data = data_structures.AttackInputData(
     loss_train=_losses(member_probabilities, member_labels),
@@ -139,16 +144,16 @@ def attack(
     data.labels_train, data.labels_test = member_labels, other_labels
   with _repeatable():
     results = library.run_attacks(data, attack_types=types)
-  found = [_attack(result) for result in results.single_attack_results]
-  return sorted(found, key=lambda a: a.auc, reverse=True)
+  attacks = [_converted(r) for r in results.single_attack_results]
+  return sorted(attacks, key=lambda a: a.auc, reverse=True)
 
 
-def _attack(result: data_structures.SingleAttackResult) -> Attack:
+def _converted(result: data_structures.SingleAttackResult) -> MembershipResult:
   scores = np.concatenate(
     [result.membership_scores_train, result.membership_scores_test]
   )
   is_member = np.arange(len(scores)) < len(result.membership_scores_train)
-  return Attack(
+  return MembershipResult(
     name=str(result.attack_type).lower(),
     auc=float(result.get_auc()),
     tpr_at_1_fpr=bounds.tpr_at_fpr(scores, is_member, 0.01),
@@ -165,7 +170,7 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Returns the cross-entropy of each image, summed over several labels."""
+  """Returns the cross-entropy of each image, summed over its labels."""
   if labels.ndim == 1:
     return -_log(probabilities)[np.arange(len(labels)), labels]
   right = np.where(labels == 1, probabilities, 1 - probabilities)
@@ -174,10 +179,10 @@ def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _repeatable() -> Iterator[None]:
-  """Fixes NumPy's global generator, which the library draws from, meanwhile.
+  """Fixes the seed of NumPy's global generator, which the library uses.
 
-  It also hides divisions by zero in bounds that the library adds to each
-  attack, and that are not used here.
+  Divisions by zero are ignored as well. They occur in bounds that the library
+  adds to each attack and that are not used here.
   """
   state = np.random.get_state()
   np.random.seed(0)

@@ -1,14 +1,13 @@
-"""Checks of what a finished run states, from its files alone.
+"""Verification of a finished run from its files alone.
 
-For whoever is given a run's folder or an exported model and has neither its data
-nor its code: the ledger's chain of digests is replayed, epsilon is computed
-again from the event and the number of charges, and ledger, checkpoint, summary,
-card, metrics and exported weights are held against each other. Nothing is
-written.
+An auditor who has a run's folder or an exported model needs neither its data
+nor its code. The ledger's chain of digests is replayed. Epsilon is recomputed
+from the event and the number of charges. Ledger, checkpoint, summary, card,
+metrics and exported weights are checked against each other. Nothing is written.
 
-A chain of digests shows that a file was changed only to somebody who has a
-digest from elsewhere, such as the card of a published model: who can write all
-of the files can write them anew.
+Limit: whoever can write all files can forge a consistent set. The chain of
+digests reveals this only to an auditor who has a digest from elsewhere, such as
+the card of a published model.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from tff_medical.program import run_folder
 from tff_medical.serving import export
 from tff_medical.serving import pretrained
 
-# Epsilon is the same computation on the same numbers, but maybe elsewhere.
+# Tolerance on epsilon: the same computation, but perhaps on another machine.
 _RELATIVE_DIFFERENCE = 1e-6
-# Epsilon of so many entries of a long ledger is computed again.
+# Number of entries of a long ledger whose epsilon is recomputed.
 _MAX_ENTRIES = 50
 
 
@@ -42,9 +41,9 @@ class Check:
   """One comparison.
 
   Attributes:
-    what: The two things compared.
-    found: What they say, or what is wrong.
-    is_right: Whether they agree.
+    what: Name of the two things compared.
+    found: Values of both, or the reason of the failure.
+    is_right: Whether both agree.
   """
 
   what: str
@@ -59,7 +58,7 @@ def verify(path: str | os.PathLike[str]) -> list[Check]:
     path: The `--output_dir` of a run, or its `saved_model` alone.
 
   Raises:
-    InputError: It is neither.
+    InputError: The path is neither of the two.
   """
   folder = run_folder.RunFolder(pathlib.Path(path))
   if folder.ledger.exists() or folder.config.exists():
@@ -115,7 +114,7 @@ def _run(folder: run_folder.RunFolder) -> Iterator[Check]:
 def _guarded(
   what: str, checks: Callable[[], Iterator[Check]]
 ) -> Iterator[Check]:
-  """Yields checks of a file; that it cannot be read is one that fails."""
+  """Yields checks of a file; one failed check if the file cannot be read."""
   try:
     yield from checks()
   except (FileNotFoundError, _validate.InputError) as error:
@@ -159,11 +158,14 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     )
 
 
-def _computed(event: Any, charges: int, delta: float) -> float:
-  """Returns epsilon of an event that a file states, which may be any.
+def _computed(
+  event: dp_accounting.DpEvent, charges: int, delta: float
+) -> float:
+  """Returns the epsilon of an event from a file, which may be any event.
 
   Raises:
-    InputError: It is the event of no mechanism, or there are too many charges.
+    InputError: The event belongs to no mechanism, or there are too many
+      charges.
   """
   if charges > ledger_lib.MAX_COUNT:
     raise _validate.InputError(
@@ -183,14 +185,16 @@ def _computed(event: Any, charges: int, delta: float) -> float:
     ) from None
 
 
-def _header_fits(header: Mapping[str, Any], event: Any) -> Iterator[Check]:
-  """Yields whether the mechanism that is described is the one that is paid."""
+def _header_fits(
+  header: Mapping[str, Any], event: dp_accounting.DpEvent
+) -> Iterator[Check]:
+  """Yields checks of the described mechanism against the charged event."""
   inner = getattr(event, 'event', event)
   for name, stated in (
     ('noise_multiplier', getattr(inner, 'noise_multiplier', None)),
     ('sampling_rate', getattr(event, 'sampling_probability', None)),
   ):
-    # A tree's event and a discrete one have other parameters.
+    # The events of trees and of discrete noise have other parameters.
     if stated is not None and 'tree_height' not in header:
       yield Check(
         f'ledger: {name} of mechanism and event',
@@ -222,13 +226,13 @@ def _metrics(
     and not any(_close(row['epsilon'], e) for e in by_round[n])
   ]
   last = max(rows, default=0)
-  known = max((e.round_num for e in ledger.entries), default=0)
+  last_charged = max((e.round_num for e in ledger.entries), default=0)
   yield Check(
     'metrics.csv: ε by round',
     f'round {wrong[0]} states another ε than the ledger'
     if wrong
     else f'{len(rows)} rounds',
-    not wrong and last <= known,
+    not wrong and last <= last_charged,
   )
 
 
@@ -250,14 +254,14 @@ def _checkpoint(
 ) -> Iterator[Check]:
   yield _same('checkpoint: run', saved.run_id, ledger.run_id)
   charges = ledger.entries[-1].charges if ledger.entries else 0
-  known = ledger_lib.is_one_history(
+  is_same_history = ledger_lib.is_one_history(
     ledger.header_digest, ledger.entries, saved.ledger_digests
   )
   yield Check(
     'checkpoint: charges in the ledger',
     f'round {saved.round_num}, {saved.charges} charges of {charges}'
-    + ('' if known else '; the ledger took another way since'),
-    known and saved.charges <= charges,
+    + ('' if is_same_history else '; the ledger took another way since'),
+    is_same_history and saved.charges <= charges,
   )
 
 
@@ -267,16 +271,16 @@ def _stated(
   ledger: ledger_lib.Contents,
   saved: checkpoints.Record | None,
 ) -> Iterator[Check]:
-  """Yields the checks of a summary or a card against ledger and checkpoint."""
+  """Yields checks of a summary or a card against ledger and checkpoint."""
   last = ledger.entries[-1] if ledger.entries else None
-  for key, there in (
+  for key, in_ledger in (
     ('run_id', ledger.run_id),
     ('ledger_sha256', ledger.digest),
     ('charges', last.charges if last else 0),
     ('rounds_charged', last.attempt if last else 0),
     ('delta', ledger.header.get('delta')),
   ):
-    yield _same(f'{name}: {key}', stated.get(key), there)
+    yield _same(f'{name}: {key}', stated.get(key), in_ledger)
   epsilon = _number(stated.get('epsilon'))
   yield Check(
     f'{name}: ε',
@@ -297,7 +301,7 @@ def _stated(
 
 
 def _model(path: pathlib.Path) -> Iterator[Check]:
-  """Yields what an exported model shows without the rest of its run."""
+  """Yields checks of an exported model without the rest of its run."""
   try:
     card = export.load_card(path)
     weights = pretrained.read_weights(path)
@@ -328,13 +332,13 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
   )
 
 
-def _same(what: str, first: Any, second: Any) -> Check:
+def _same(what: str, first: object, second: object) -> Check:
   if first == second:
     return Check(what, _short(first), True)
   return Check(what, f'{_short(first)} and {_short(second)}', False)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
   text = str(value)
   return text if len(text) <= 40 else f'{text[:16]}...'
 
@@ -357,7 +361,7 @@ def _text(error: BaseException) -> str:
 
 
 def table(checks: Sequence[Check]) -> str:
-  """Returns the checks as aligned text, a line each."""
+  """Returns the checks as aligned text, one line each."""
   width = max(len(check.what) for check in checks)
   return '\n'.join(
     f'{"ok   " if c.is_right else "WRONG"}  {c.what:<{width}}  {c.found}'

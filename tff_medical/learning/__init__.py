@@ -1,4 +1,4 @@
-"""Federated learning processes: `build_*` functions around TFF's own parts."""
+"""Federated learning processes: `build_*` functions made of TFF's own parts."""
 
 from tff_medical.learning import evaluation
 from tff_medical.learning import tasks

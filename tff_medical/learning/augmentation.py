@@ -1,13 +1,14 @@
-"""Augmentation multiplicity: a unit's gradient, averaged over views of it.
+"""Augmentation multiplicity: a unit's gradient is averaged over several views.
 
 De et al. 2022 (arXiv 2204.13650, section 3.2): each image is augmented several
-times and the gradients of its views are averaged before they are clipped. The
-average has a smaller norm and varies less than one view's gradient, at no cost
-in privacy, as all views are of one unit; computation grows with their number.
+times, and the gradients of its views are averaged before clipping. The average
+has a smaller norm and a smaller variance than one view's gradient. It costs no
+privacy, as all views belong to one unit. Computation grows with the number of
+views.
 
 Views are shifted by a few pixels, with the border reflected. Mirroring is off
-unless asked for: it changes what a medical image shows where sides matter (the
-heart in a chest film, left and right eye), and with it perhaps the label.
+by default. Where sides matter (the heart in a chest film, left and right eye) a
+mirrored image shows something else, and its label may be wrong.
 
 >>> images = tf.reshape(tf.range(9.0), (1, 3, 3, 1))
 >>> Augmentation(views=4, max_shift=1).views_of(images).shape
@@ -28,11 +29,12 @@ class Augmentation:
   """Random views of images, new in every round.
 
   Attributes:
-    views: How many views of each image there are; the image as it is, is only
-      among them by chance.
-    max_shift: Pixels, 0 or more and below the image's size, by which a view is
-      shifted at most, up or down and left or right.
-    mirror: Whether every other view, by chance, is mirrored left to right.
+    views: Number of views of each image. The unshifted image is not added to
+      them.
+    max_shift: Largest shift of a view in pixels, vertically and horizontally: 0
+      or more and below the image's size.
+    mirror: Whether each view is mirrored left to right with probability 1/2,
+      independently of the others.
   """
 
   views: int
@@ -44,7 +46,7 @@ class Augmentation:
     _validate.non_negative(max_shift=self.max_shift)
 
   def views_of(self, images: tf.Tensor) -> tf.Tensor:
-    """Returns [N, views, H, W, C] of float images [N, H, W, C]."""
+    """Returns random views [N, views, H, W, C] of float images [N, H, W, C]."""
     shape = tf.shape(images)
     count = shape[0] * self.views
     repeated = tf.repeat(images, self.views, axis=0)
@@ -60,9 +62,10 @@ class Augmentation:
     )
 
   def _positions(self, count: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns int32 [count, size]: which pixel each pixel of a view shows."""
+    """Returns the source pixel of each pixel of a view, int32 [count, size]."""
     shifts = tf.random.uniform(
       [count, 1], -self.max_shift, self.max_shift + 1, tf.int32
     )
+    # Reflects positions before the first and after the last pixel.
     beyond_start = tf.abs(tf.range(size) + shifts)
     return size - 1 - tf.abs(size - 1 - beyond_start)

@@ -1,12 +1,14 @@
-"""What clients train with: the FedProx term and learning rates by round.
+"""Client training: the FedProx term and learning rates by round.
 
 FedProx (Li et al. 2020, arXiv 1812.06127) adds strength / 2 * |w - w0|**2 to
-every client's loss, w0 being the weights it was sent, so that clients with
-unlike data stay together. It is an optimizer around another one here, and so
-goes with every model, optimizer and schedule. Not `build_unweighted_fed_prox` of
-TFF 0.87: it adds strength * (w0 - w) to the gradient instead of
-strength * (w - w0) (learning/templates/proximal_client_work.py, both variants),
-which drives clients apart; and it knows no schedule.
+every client's loss, where w0 are the weights that the server sent. The term
+keeps clients with unlike data together. Here it is an optimizer around another
+one, so it works with every model, optimizer and schedule.
+
+`build_unweighted_fed_prox` of TFF 0.87 is not used. It adds strength * (w0 - w)
+to the gradient instead of strength * (w - w0), which drives clients apart
+(learning/templates/proximal_client_work.py, both variants). It also takes no
+schedule.
 
 >>> schedule = build_schedule('cosine', learning_rate=0.1, rounds=100)
 >>> [round(float(schedule(done)), 4) for done in (0, 50, 99)]
@@ -18,27 +20,28 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable
 import math
-from typing import Any
+from typing import Any, Union
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
 
-# From the number of rounds done before, an int or int32, to a learning rate.
-Schedule = Callable[[Any], tf.Tensor]
+# Maps the number of completed rounds, an int or int32, to a learning rate.
+Schedule = Callable[[Union[int, tf.Tensor]], tf.Tensor]
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 
 
 def build_schedule(name: str, *, learning_rate: float, rounds: int) -> Schedule:
-  """Returns the clients' learning rate by the number of rounds done before.
+  """Returns the clients' learning rate by the number n of completed rounds.
 
   Args:
-    name: 'constant', 'linear' (lr * (1 - n / rounds)) or 'cosine'
-      (lr * (1 + cos(pi * n / rounds)) / 2).
-    learning_rate: That of the first round, above 0.
-    rounds: The planned rounds. Later ones go on with the rate of the last.
+    name: Name of the schedule: 'constant', 'linear' (lr * (1 - n / rounds)) or
+      'cosine' (lr * (1 + cos(pi * n / rounds)) / 2).
+    learning_rate: Learning rate lr of the first round, above 0.
+    rounds: Number of planned rounds. Later rounds keep the rate of the last
+      one.
 
   Raises:
     InputError: The name is unknown or a value is out of range.
@@ -47,7 +50,7 @@ def build_schedule(name: str, *, learning_rate: float, rounds: int) -> Schedule:
   _validate.positive(client_learning_rate=learning_rate)
   _validate.positive_int(rounds=rounds)
 
-  def schedule(rounds_done: Any) -> tf.Tensor:
+  def schedule(rounds_done: int | tf.Tensor) -> tf.Tensor:
     progress = tf.cast(tf.minimum(rounds_done, rounds - 1), tf.float32) / rounds
     if name == 'linear':
       return learning_rate * (1 - progress)
@@ -64,8 +67,8 @@ def with_proximal_term(
   """Returns `optimizer` on the loss plus strength / 2 * |w - w0|**2.
 
   Args:
-    optimizer: What minimises the sum.
-    strength: FedProx's mu, 0 or more; 0 returns `optimizer` itself.
+    optimizer: Optimizer that minimises the sum.
+    strength: Weight mu of FedProx, 0 or more; 0 returns `optimizer` itself.
 
   Raises:
     InputError: The strength is negative.
@@ -75,7 +78,10 @@ def with_proximal_term(
 
 
 class _Proximal(tff.learning.optimizers.Optimizer):
-  """Takes the weights of its first step for the ones that were sent."""
+  """Adds the proximal term to the gradients of another optimizer.
+
+  The weights at the first step are the weights that the server sent.
+  """
 
   def __init__(self, inner: tff.learning.optimizers.Optimizer, strength: float):
     self._inner = inner

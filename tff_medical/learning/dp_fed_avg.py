@@ -1,10 +1,10 @@
 """DP-FedAvg: federated averaging whose aggregate is differentially private.
 
-McMahan et al. 2018 (arXiv 1710.06963), with the adaptive clipping of Andrew et
-al. 2021 (arXiv 1905.03871) or as the DP-FTRL of Kairouz et al. 2021 (arXiv
-2103.00039) where the mechanism asks for it. The parts are TFF's own: its client
-work trains the clients, its aggregator around TensorFlow Privacy's query clips,
-sums and adds noise, its finalizer applies the result.
+McMahan et al. 2018 (arXiv 1710.06963). The mechanism may add the adaptive
+clipping of Andrew et al. 2021 (arXiv 1905.03871), or make it the DP-FTRL of
+Kairouz et al. 2021 (arXiv 2103.00039). The parts are TFF's own. TFF's client
+work trains the clients. Its aggregator, around a TensorFlow Privacy query,
+clips, sums and adds noise. Its finalizer applies the result.
 """
 
 from __future__ import annotations
@@ -41,30 +41,31 @@ def build_dp_fed_avg(
 ) -> tff.learning.templates.LearningProcess:
   """Returns a learning process that runs in any TFF context.
 
-  The guarantee holds for the models and metrics of `next`, if each round's
-  cohort is drawn by `mechanism.sampling` and each round is charged in a ledger
-  of `mechanism`; for the state, too, but for a tree's, which holds noise that
-  is still to be taken back. Client training metrics, which TFF sums without
-  noise, are left out for that reason.
+  The guarantee holds for the models and metrics of `next`, if
+  `mechanism.sampling` draws each round's cohort and each round is charged in a
+  ledger of `mechanism`. It also holds for the state, except with DP-FTRL, whose
+  state holds noise that later rounds cancel. TFF sums client training metrics
+  without noise, so they are left out.
 
-  A client with a label that no class has (see `labels`), or whose model or
-  update is not finite, counts as one whose update is zero.
+  An invalid label (see `labels`), or a model or update that is not finite,
+  makes the client's update count as zero.
 
   Args:
-    model: A functional model, or a function that returns a new `VariableModel`.
-      It must have no BatchNorm: batch statistics do not survive averaging.
+    model: Functional model, or function that returns a new `VariableModel`. The
+      model must have no batch norm: batch statistics do not survive averaging.
     mechanism: Clipping, noise and sampling. Without clipping the process is
       plain, unweighted FedAvg.
-    client_optimizer: What every client trains with, one pass over its dataset
-      of batches; with `client_learning_rate`, a function from a learning rate
-      to it. See `client_training.with_proximal_term` for FedProx.
-    client_learning_rate: From the number of rounds done before to the clients'
-      learning rate, as `client_training.build_schedule` makes it.
-    server_optimizer: Takes the aggregated update for a gradient. By default SGD
-      with learning rate 1: the update is added.
-    count_broken: Whether the metrics tell how many clients had no data or an
-      update that is not finite; see `aggregators.broken_units`. Epsilon does not
-      cover that count.
+    client_optimizer: Optimizer of every client, which makes one pass over its
+      dataset of batches. With `client_learning_rate` it is a function from a
+      learning rate to the optimizer. See `client_training.with_proximal_term`
+      for FedProx.
+    client_learning_rate: Function from the number of completed rounds to the
+      clients' learning rate; see `client_training.build_schedule`.
+    server_optimizer: Optimizer that takes the aggregated update as a gradient.
+      The default is SGD with learning rate 1, which adds the update.
+    count_broken: Whether the metrics count the clients without data or with an
+      update that is not finite; see `aggregators.broken_units`. Epsilon does
+      not cover this count.
   """
   unweighted = aggregators.build_aggregator(mechanism)
   model = labels.guarded(model)

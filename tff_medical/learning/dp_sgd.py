@@ -1,16 +1,16 @@
-"""DP-SGD across sites: the guarantee is for the record or the patient.
+"""DP-SGD across sites: the guarantee protects records or patients.
 
-Abadi et al. 2016 (arXiv 1607.00133) over the pooled units of all sites, without
-pooling them: each site clips the gradient of each of its drawn units and sums
-them up; the server sums over the sites, adds one Gaussian noise for the whole
-federation, divides by the expected number of units and takes a step with the
-result. That is central DP-SGD, and the server has to be trusted. With adaptive
-clipping (Andrew et al. 2021, arXiv 1905.03871) the clip norm follows the noised
-quantile of the units' norms.
+Abadi et al. 2016 (arXiv 1607.00133) over the units of all sites, without
+pooling their data. Each site clips the gradient of each drawn unit and sums the
+clipped gradients. The server sums over the sites, adds one Gaussian noise for
+the whole federation, divides by the expected number of units and takes a step.
+This is central DP-SGD: the server has to be trusted. With adaptive clipping
+(Andrew et al. 2021, arXiv 1905.03871) the clip norm follows the noised quantile
+of the units' norms.
 
-State, noise and quantile are those of TensorFlow Privacy's queries, as in
-`tff.aggregators.DifferentiallyPrivateFactory`; the sites do what its queries do
-with one record, for all units of a batch at once.
+State, noise and quantile come from TensorFlow Privacy's queries, as in
+`tff.aggregators.DifferentiallyPrivateFactory`. The sites do for all units of a
+batch at once what the queries do for one record.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _Gradients = tuple[tf.Tensor, ...]
 
 
 class ClippingState(NamedTuple):
-  """The state of the query that clips; see `aggregators.clip_norm`."""
+  """Server state with clipping; `aggregators.clip_norm` reads it."""
 
   query_state: Any
 
 
 class NoClippingState(NamedTuple):
-  """The state where nothing is clipped."""
+  """Server state without clipping."""
 
   plain_state: Any
 
@@ -56,26 +56,26 @@ def build_dp_sgd(
 ) -> tff.learning.templates.LearningProcess:
   """Returns a learning process that runs in any TFF context.
 
-  A site's dataset of a round holds its units that `mechanism.sampling` drew
-  among the units of all sites, in batches as `unit_gradients.batch_spec` says;
-  it may be empty. The batches only bound memory: a round is one step, and the
-  batches' size does not change its result.
+  A site's dataset of a round holds the units of the site that
+  `mechanism.sampling` drew among the units of all sites. It may be empty. Its
+  batches have the layout of `unit_gradients.batch_spec` and only bound memory.
+  A round is one step, and the batch size does not change its result.
 
-  The guarantee holds for what `next` returns, if every round is charged for
+  The guarantee holds for the results of `next`, if every round is charged with
   `mechanism.charge_event()`. There are no training metrics, as their sums would
-  carry no noise. A unit whose gradient's norm is not finite, or with a
-  label that no class has (see `labels`), counts as a unit with the gradient
-  zero.
+  carry no noise. A unit with an invalid label (see `labels`), or with a
+  gradient whose norm is not finite, counts as a unit with a zero gradient.
 
   Args:
-    model: Has one output, and treats each image on its own (no batch norm).
+    model: Functional model with one output, which treats each image on its own
+      (no batch norm).
     mechanism: Clipping, noise and sampling of records or patients. Without
       clipping the process is plain SGD on the same draws.
-    server_optimizer: Takes the noised mean for a gradient. By default SGD with
-      learning rate 1.
-    augmentation: Averages each unit's gradient over views of its images.
-    count_broken: Whether the metrics tell how many units' gradients were not
-      finite; see `aggregators.broken_units`. Epsilon does not cover that count.
+    server_optimizer: Optimizer that takes the noised mean as a gradient. The
+      default is SGD with learning rate 1.
+    augmentation: Views over which each unit's gradient is averaged, if given.
+    count_broken: Whether the metrics count the units whose gradients were not
+      finite; see `aggregators.broken_units`. Epsilon does not cover this count.
 
   Raises:
     InputError: The mechanism protects clients.
@@ -96,10 +96,11 @@ def build_dp_sgd(
 
 
 class _QuerySum:
-  """The sum of clipped gradients with noise, as a mechanism says.
+  """Noised sum of clipped gradients under a mechanism.
 
-  Pure functions of TensorFlow values: the server's `initial_state`, `params`
-  and `noised_mean`, and the sites' `zero` and `clipped_sum`.
+  The methods are pure functions of TensorFlow values. The server calls
+  `initial_state`, `params` and `noised_mean`, the sites `zero` and
+  `clipped_sum`.
   """
 
   def __init__(self, mechanism: mechanisms.GaussianMechanism):
@@ -116,7 +117,7 @@ class _QuerySum:
     return self._state(self._query.initial_global_state())
 
   def params(self, state: Any) -> Any:
-    """Returns what the sites need to know: the clip norm."""
+    """Returns the parameters for the sites: the clip norm."""
     return self._query.derive_sample_params(state[0])
 
   def zero(self, gradients: _Gradients) -> Any:
@@ -130,13 +131,13 @@ class _QuerySum:
     norms: tf.Tensor,
     is_unit: tf.Tensor,
   ) -> Any:
-    """Returns the sum over units, those left out whose norm is not finite.
+    """Returns the sum of clipped gradients over the units with finite norms.
 
     Args:
-      params: From the server.
-      gradients: Of the units, [B, ...].
-      norms: Float [B], theirs.
-      is_unit: Float [B]: 0 for padding, which is not summed or counted.
+      params: Parameters from the server.
+      gradients: Gradients of the units, [B, ...] for each weight.
+      norms: Norms of the gradients, float [B].
+      is_unit: Float [B], 0 for padding, which is neither summed nor counted.
     """
     finite = tf.math.is_finite(norms)
     norms = tf.where(finite, norms, 0.0)
@@ -170,7 +171,7 @@ def _site_sum(
   weights: tff.learning.models.ModelWeights,
   data: tf.data.Dataset,
 ) -> Any:
-  """Returns the sum over all units of one site, and how many are broken."""
+  """Returns the sum over the units of one site, and the broken count."""
 
   @tf.autograph.experimental.do_not_convert
   def add_batch(total: Any, batch: unit_gradients.Batch) -> Any:
@@ -199,9 +200,10 @@ def _compose(
 ) -> tff.learning.templates.LearningProcess:
   """Returns the process around the pure functions.
 
-  It is not made of TFF's client work and aggregator, between which a clip norm
-  cannot pass.
+  TFF's client work and aggregator are not used: the clip norm, which is server
+  state of the aggregation, cannot pass to the client work.
   """
+  # Computations of one place, and the types that they fix.
 
   @tff.tensorflow.computation
   def initial_weights() -> Any:
@@ -232,6 +234,8 @@ def _compose(
     query.noised_mean, (site_sum.type_signature.result[0], query_type)
   )
 
+  # The state has TFF's own form; the query's state stands in for the
+  # aggregator's.
   @tff.federated_computation
   def initialize() -> Any:
     return tff.federated_zip(
@@ -250,6 +254,7 @@ def _compose(
     state_type, tff.FederatedType(data_type, tff.CLIENTS)
   )
   def next_round(state: Any, data: Any) -> Any:
+    # Server to sites: clip norm and weights. Each site sums over its own units.
     params = tff.federated_map(derive_params, state.aggregator)
     sums = tff.federated_map(
       site_sum,
@@ -259,6 +264,7 @@ def _compose(
         data,
       ),
     )
+    # Sites to server: one sum, which gets its noise before any other use.
     gradient, aggregator = tff.federated_map(
       noised_mean, (tff.federated_sum(sums[0]), state.aggregator)
     )
@@ -273,6 +279,7 @@ def _compose(
       )
     )
     metrics = collections.OrderedDict(finalizer=step.measurements)
+    # The count carries no noise, so that it is only there on request.
     if count_broken:
       metrics['aggregator'] = tff.federated_zip(
         collections.OrderedDict(broken_units=tff.federated_sum(sums[1]))

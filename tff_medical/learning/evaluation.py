@@ -1,21 +1,21 @@
-"""How good a model is, in the figures that medical papers report.
+"""Metrics of a model that medical papers report.
 
-Scores [N, K] and labels go in, an ordered mapping of floats with flat, stable
-names comes out: `loss`, `accuracy`, `balanced_accuracy`, `auc`, and for each
-class `sensitivity/CLASS` and `specificity/CLASS`; for each site the same below
-`site/SITE/`. A figure that the labels do not determine, such as the sensitivity
-to a class that none of them has, is NaN and is left out of averages. When a
-score is not finite, as after diverged training, every figure is NaN.
+Scores [N, K] and labels give an ordered mapping of floats with flat, stable
+names: `loss`, `accuracy`, `balanced_accuracy`, `auc`, and for each class
+`sensitivity/CLASS` and `specificity/CLASS`. For each site the same metrics have
+the prefix `site/SITE/`. A metric that the labels do not determine, such as the
+sensitivity to a class without any label, is NaN and is left out of averages. If
+a score is not finite, as after diverged training, every metric is NaN.
 
-- accuracy: share of right classes; multi-label: share of right labels.
+- accuracy: share of correct classes; multi-label: share of correct labels.
 - balanced accuracy: mean sensitivity of the classes; multi-label: mean over the
   labels of (sensitivity + specificity) / 2.
-- AUC: area under the ROC curve of class 1 for two classes, else the mean over
-  the classes of one against the rest; multi-label: the mean over the labels.
+- AUC: area under the ROC curve of class 1 for two classes. For more classes it
+  is the mean over one-against-the-rest curves; multi-label: mean over labels.
 
 >>> logits = np.log([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
->>> found = metrics(logits, np.array([0, 1, 1, 0]), class_names=('no', 'yes'))
->>> for name, value in found.items():
+>>> values = metrics(logits, np.array([0, 1, 1, 0]), class_names=('no', 'yes'))
+>>> for name, value in values.items():
 ...   print(f'{name:<18}{value:.3f}')
 loss              0.400
 accuracy          0.750
@@ -40,7 +40,7 @@ import tensorflow as tf
 from tff_medical import _validate
 from tff_medical import models
 
-_EPSILON = 1e-15  # a probability of 0 costs a loss of 35, not infinity
+_EPSILON = 1e-15  # A probability of 0 costs a loss of 35, not infinity.
 
 
 def evaluate(
@@ -56,23 +56,23 @@ def evaluate(
   """Returns the metrics of `model`, over all images and, if given, by site.
 
   Args:
-    model: From float32 [N, H, W, C] in 0..1 to logits [N, K].
-    images: uint8 [N, H, W, C].
-    labels: Integers, classes [N] or, multi-label, 0 and 1 [N, K].
-    class_names: K names, which become part of the metrics' names.
+    model: Keras model from float32 [N, H, W, C] in 0..1 to logits [N, K].
+    images: Images, uint8 [N, H, W, C].
+    labels: Integer classes [N] or, multi-label, 0 and 1 [N, K].
+    class_names: Names of the K classes, which become part of metric names.
     multi_label: Whether the K outputs are independent labels.
-    sites: [N], the site of each image, as numbers or names.
-    batch_size: Images to predict at a time.
+    sites: Site of each image, [N], as numbers or names.
+    batch_size: Number of images per prediction.
 
   Returns:
-    The metrics as the module describes them.
+    The metrics of the module docstring.
   """
   logits = predict(model, images, batch_size=batch_size)
-  found = metrics(
+  values = metrics(
     logits, labels, class_names=class_names, multi_label=multi_label
   )
   if sites is not None:
-    found.update(
+    values.update(
       by_group(
         logits,
         labels,
@@ -81,7 +81,7 @@ def evaluate(
         multi_label=multi_label,
       )
     )
-  return found
+  return values
 
 
 def predict(
@@ -111,17 +111,17 @@ def metrics(
   multi_label: bool = False,
   from_logits: bool = True,
 ) -> collections.OrderedDict[str, float]:
-  """Returns the metrics of predictions that are already made.
+  """Returns the metrics of given predictions.
 
   Args:
     scores: Logits or probabilities [N, K], N at least 1.
-    labels: Integers, classes [N] or, multi-label, 0 and 1 [N, K].
-    class_names: K names, which become part of the metrics' names.
+    labels: Integer classes [N] or, multi-label, 0 and 1 [N, K].
+    class_names: Names of the K classes, which become part of metric names.
     multi_label: Whether the K scores are independent labels.
     from_logits: Whether `scores` are logits rather than probabilities.
 
   Returns:
-    The metrics as the module describes them.
+    The metrics of the module docstring.
   """
   labels = _checked_labels(scores, labels, class_names, multi_label)
   truth = labels if multi_label else np.eye(len(class_names))[labels]
@@ -151,12 +151,12 @@ def by_group(
 
   Args:
     scores: Logits or probabilities [N, K].
-    labels: Integers, classes [N] or, multi-label, 0 and 1 [N, K].
-    groups: [N], the group of each image, as numbers or names.
-    class_names: K names, which become part of the metrics' names.
+    labels: Integer classes [N] or, multi-label, 0 and 1 [N, K].
+    groups: Group of each image, [N], as numbers or names.
+    class_names: Names of the K classes, which become part of metric names.
     multi_label: Whether the K scores are independent labels.
     from_logits: Whether `scores` are logits rather than probabilities.
-    prefix: What a group is.
+    prefix: Kind of the groups, the first part of the names.
 
   Returns:
     The metrics of each group in the sorted order of the groups.
@@ -166,7 +166,7 @@ def by_group(
       f'groups must have one entry for each of {len(scores)} images, '
       f'got shape {groups.shape}'
     )
-  found: collections.OrderedDict[str, float] = collections.OrderedDict()
+  values: collections.OrderedDict[str, float] = collections.OrderedDict()
   for group in np.unique(groups):
     members = groups == group
     part = metrics(
@@ -176,14 +176,14 @@ def by_group(
       multi_label=multi_label,
       from_logits=from_logits,
     )
-    found.update((f'{prefix}/{group}/{name}', v) for name, v in part.items())
-  return found
+    values.update((f'{prefix}/{group}/{name}', v) for name, v in part.items())
+  return values
 
 
 def _values(
   logits: np.ndarray, truth: np.ndarray, multi_label: bool
 ) -> np.ndarray:
-  """The metrics in order, from finite logits and boolean truth [N, K]."""
+  """Returns the metrics in order, from finite logits and bool truth [N, K]."""
   if multi_label:
     predicted = logits >= 0
     losses = np.logaddexp(0, logits) - truth * logits
@@ -203,9 +203,9 @@ def _values(
 
 
 def _auc(ranks: np.ndarray, truth: np.ndarray) -> float:
-  """Mean over the columns of the area under the ROC curve, where defined.
+  """Returns the mean area under the ROC curve over the defined columns.
 
-  For two classes both columns have the same area, that of class 1.
+  For two classes both columns have the same area, the one of class 1.
   """
   areas = [
     sklearn_metrics.roc_auc_score(truth[:, k], ranks[:, k])
@@ -216,19 +216,19 @@ def _auc(ranks: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-  """`part / whole`, NaN where there is nothing to divide by."""
-  unknown = np.full(whole.shape, np.nan)
-  return np.divide(part, whole, out=unknown, where=whole > 0)
+  """Returns `part / whole`, NaN where `whole` is 0."""
+  undefined = np.full(whole.shape, np.nan)
+  return np.divide(part, whole, out=undefined, where=whole > 0)
 
 
 def _mean(values: np.ndarray) -> float:
-  """Mean of what is not NaN; NaN when nothing is left."""
+  """Returns the mean of the values that are not NaN; NaN if there are none."""
   defined = values[~np.isnan(values)]
   return float(defined.mean()) if defined.size else float('nan')
 
 
 def _logits(probabilities: np.ndarray, multi_label: bool) -> np.ndarray:
-  """Logits that give `probabilities`, away from minus and plus infinity."""
+  """Returns finite logits that give `probabilities`."""
   if multi_label:
     return special.logit(np.clip(probabilities, _EPSILON, 1 - _EPSILON))
   return np.log(np.clip(probabilities, _EPSILON, None))

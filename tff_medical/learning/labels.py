@@ -1,19 +1,21 @@
-"""Labels that no class has: a fault of one record, not of a round.
+"""Invalid labels: a fault of one record must not end a round.
 
-On a CPU TensorFlow's sparse cross-entropy raises an error for a label that is out
-of range, which would end the round of everybody; on a GPU it gives NaN. Here such
-labels are found and replaced before the loss sees them, and the record or the
-client that has one counts as broken.
+On a CPU TensorFlow's sparse cross-entropy raises an error for a label out of
+range, which would end the round for all clients. On a GPU it gives NaN. Here
+such labels are replaced before the loss sees them, and the record or client
+that holds one counts as broken.
 
-Labels are taken for what their shape beside the model's output [N, K] says: [N]
-are classes 0 to K - 1 (0 or 1 where K is 1), [N, K] are the 0 and 1 of several
-findings. A model whose output has no classes, [N] or [N, 1] with labels that are
-floats, is left alone: nothing tells one finding from a number to be estimated.
+The shape of the labels, beside the model's output [N, K], gives their meaning.
+Labels [N] are classes 0 to K - 1 (0 or 1 if K is 1). Labels [N, K] are 0 or 1
+for each of several findings. A model without classes, with output [N] or [N, 1]
+and float labels, is left alone: one finding cannot be told from a regression
+target.
 
 >>> output = tf.zeros([3, 2])
 >>> valid(tf.constant([0, 1, 2]), output).numpy().tolist()
 [True, True, False]
->>> valid(tf.constant([[0.0, 1.0], [0.5, 0.0], [1.0, 1.0]]), output).numpy().tolist()
+>>> findings = tf.constant([[0.0, 1.0], [0.5, 0.0], [1.0, 1.0]])
+>>> valid(findings, output).numpy().tolist()
 [True, False, True]
 """
 
@@ -27,15 +29,15 @@ import tensorflow_federated as tff
 
 
 def valid(labels: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
-  """Returns which labels a loss can be computed of, bool [N].
+  """Returns for which labels a loss can be computed, bool [N].
 
   Args:
     labels: Classes [N], or findings [N, K].
-    output: The model's, [N, K].
+    output: Output of the model, [N, K].
   """
   if output.shape.rank == 2 and labels.shape.rank == 2:
-    counts = labels.dtype.is_integer or output.shape[1] != 1
-    if labels.shape[1] == output.shape[1] and counts:
+    are_findings = labels.dtype.is_integer or output.shape[1] != 1
+    if labels.shape[1] == output.shape[1] and are_findings:
       allowed = tf.logical_or(tf.equal(labels, 0), tf.equal(labels, 1))
       return tf.reduce_all(allowed, axis=1)
     if labels.shape[1] == 1 and labels.dtype.is_integer:  # Classes in a column.
@@ -54,7 +56,7 @@ def valid(labels: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
 def cleaned(
   labels: tf.Tensor, output: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns labels with 0 in place of those that are not valid, and `valid`."""
+  """Returns labels with 0 in place of invalid ones, and the mask of `valid`."""
   kept = valid(labels, output)
   mask = tf.reshape(
     kept, tf.concat([tf.shape(kept), [1] * (labels.shape.rank - 1)], 0)
@@ -63,13 +65,13 @@ def cleaned(
 
 
 def guarded(model: Any) -> Any:
-  """Returns a model whose loss is NaN, with gradients of NaN, for bad labels.
+  """Returns a model whose loss and gradients are NaN for invalid labels.
 
   TFF's client work zeroes the update of a client whose model is not finite, and
-  gives it the weight 0.
+  gives the client the weight 0.
 
   Args:
-    model: A `FunctionalModel`, or a function that returns a `VariableModel`.
+    model: `FunctionalModel`, or function that returns a `VariableModel`.
   """
   if isinstance(model, tff.learning.models.FunctionalModel):
     return _GuardedFunctionalModel(model)
@@ -77,12 +79,12 @@ def guarded(model: Any) -> Any:
 
 
 def _nan_unless(kept: tf.Tensor) -> tf.Tensor:
-  """Returns what to multiply a loss by: its gradient takes it over."""
+  """Returns a factor of the loss, which its gradient inherits: 1 or NaN."""
   return tf.where(tf.reduce_all(kept), 1.0, float('nan'))
 
 
 class _GuardedFunctionalModel(tff.learning.models.FunctionalModel):
-  """Another functional model but for its loss."""
+  """Functional model with a guarded loss; all else is the inner model's."""
 
   def __init__(self, inner: tff.learning.models.FunctionalModel):
     super().__init__(
@@ -108,7 +110,7 @@ class _GuardedFunctionalModel(tff.learning.models.FunctionalModel):
 
 
 class _GuardedVariableModel(tff.learning.models.VariableModel):
-  """Another variable model but for its loss."""
+  """Variable model with a guarded loss; all else is the inner model's."""
 
   def __init__(self, inner: tff.learning.models.VariableModel):
     self._inner = inner
@@ -137,7 +139,7 @@ class _GuardedVariableModel(tff.learning.models.VariableModel):
     )
     if not tf.is_tensor(y):
       return self._inner.forward_pass(batch_input, training=training)
-    # Its shape alone is needed; nothing of it is computed.
+    # Only the shape of the output is needed; TensorFlow prunes its computation.
     output = self._inner.predict_on_batch(x, training=training)
     if not tf.is_tensor(output):
       return self._inner.forward_pass(batch_input, training=training)
@@ -146,8 +148,8 @@ class _GuardedVariableModel(tff.learning.models.VariableModel):
       batch_input = type(batch_input)({**batch_input, 'y': y})
     else:
       batch_input = type(batch_input)((x, y))
-    found = self._inner.forward_pass(batch_input, training=training)
-    return found._replace(loss=found.loss * _nan_unless(kept))
+    result = self._inner.forward_pass(batch_input, training=training)
+    return result._replace(loss=result.loss * _nan_unless(kept))
 
   @tf.function
   def predict_on_batch(self, x: Any, training: bool = True) -> Any:

@@ -1,12 +1,12 @@
-"""What a layer's weight contributes to the gradient of each unit.
+"""Per-example gradients (gradients of each unit) by rules for layers.
 
 Why: `tf.vectorized_map` computes the filter gradients of a convolution unit by
-unit, and spends thousands of small operations on shapes. The gradient with
-respect to a layer's output, on the other hand, is that of a whole batch, as
-images do not influence each other; from it and the layer's input each unit's
-gradient of the weight follows by one batched product (as in Rochette et al.
-2019, arXiv 1912.06015). The rules here do that for the operations that
-convolutions, dense layers, biases and normalisations are made of.
+unit, and spends thousands of small operations on shapes. Images do not
+influence each other, so the gradient with respect to a layer's output is
+computed for the whole batch at once. From this gradient and the layer's input
+one batched product gives each unit's gradient of the weight (as in Rochette et
+al. 2019, arXiv 1912.06015). The rules cover the operations of convolutions,
+dense layers, biases and normalisations.
 
 >>> x = tf.random.normal([2, 5, 5, 3])
 >>> patches(x, (3, 3), (2, 2), (3, 3)).shape
@@ -22,15 +22,17 @@ import tensorflow as tf
 
 _Rule = Callable[[tf.Operation, tf.Tensor, tf.Tensor], tf.Tensor]
 
-# Up to so many channels a convolution copies patches faster than a gather.
+# Largest number of channels for which a convolution copies patches faster than
+# a gather.
 _FEW_CHANNELS = 4
 
 
 def find_rule(op: tf.Operation, weight: tf.Tensor) -> _Rule | None:
   """Returns the rule for an operation that takes `weight`, or None.
 
-  A rule takes the operation, the gradient of its output [N, ...] and [B, n], how
-  the N images make B units of n. It returns [B, ...], as `weight` is shaped.
+  A rule takes the operation, the gradient of its output [N, ...], and [B, n]:
+  the N images are B units of n images each. It returns the gradients of the B
+  units, [B, ...] with the shape of `weight`.
   """
   for rule, applies in _RULES.get(op.type, ()):
     if applies(op, weight):
@@ -44,17 +46,18 @@ def patches(
   strides: Sequence[int],
   outputs: Sequence[int],
 ) -> tf.Tensor:
-  """Returns what each output of a convolution sees.
+  """Returns the input patch of each output of a convolution.
 
   Args:
-    images: Float [N, H, W, C], of which N alone may be unknown.
-    kernel: Its height and width.
-    strides: Its steps along [H, W].
-    outputs: Height and width of its output. Where it needs more pixels than
-      there are, zeros are added around as for the padding 'SAME'.
+    images: Float images [N, H, W, C]; only N may be unknown.
+    kernel: Height and width of the kernel.
+    strides: Strides along [H, W].
+    outputs: Height and width of the output. If the output needs more pixels
+      than the image has, zeros are added around it as for the padding 'SAME'.
 
   Returns:
-    [N, outputs, kernel height * kernel width * C], outputs in rows.
+    Patches [N, outputs, kernel height * kernel width * C], in row-major order
+    of the outputs.
   """
   channels = images.shape[3]
   zeros = [
@@ -63,9 +66,9 @@ def patches(
   ]
   around = [(0, 0), *((n // 2, n - n // 2) for n in zeros), (0, 0)]
   features = kernel[0] * kernel[1] * channels
-  find = _by_convolution if channels <= _FEW_CHANNELS else _by_gather
-  found = find(tf.pad(images, around), kernel, strides, outputs)
-  return tf.reshape(found, (-1, outputs[0] * outputs[1], features))
+  copy = _by_convolution if channels <= _FEW_CHANNELS else _by_gather
+  copied = copy(tf.pad(images, around), kernel, strides, outputs)
+  return tf.reshape(copied, (-1, outputs[0] * outputs[1], features))
 
 
 def _by_convolution(
@@ -74,12 +77,13 @@ def _by_convolution(
   strides: Sequence[int],
   outputs: Sequence[int],
 ) -> tf.Tensor:
+  # Each filter of the identity kernel copies one pixel of the patch.
   channels = padded.shape[3]
   features = kernel[0] * kernel[1] * channels
   identity = np.eye(features, dtype=padded.dtype.as_numpy_dtype)
   identity = identity.reshape((kernel[0], kernel[1], channels, features))
-  found = tf.nn.conv2d(padded, identity, list(strides), 'VALID')
-  return found[:, : outputs[0], : outputs[1]]
+  copied = tf.nn.conv2d(padded, identity, list(strides), 'VALID')
+  return copied[:, : outputs[0], : outputs[1]]
 
 
 def _by_gather(
@@ -103,7 +107,7 @@ def _by_gather(
 
 
 def _by_unit(values: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
-  """Returns [B, n * ..., C] of values [N, ..., C]."""
+  """Returns the rows of each unit, [B, n * ..., C], of values [N, ..., C]."""
   features = values.shape[-1]
   rows = values.shape[1:-1].num_elements()
   return tf.reshape(values, (units[0], units[1] * rows, features))
@@ -157,7 +161,7 @@ def _product(
 
 
 def _is_by_channel(op: tf.Operation, weight: tf.Tensor) -> bool:
-  """Whether the weight is one number for each channel, of each image."""
+  """Returns whether the weight has one number per channel for every image."""
   shape = op.outputs[0].shape
   return (
     weight.shape.rank == 1

@@ -1,9 +1,9 @@
-"""Local DP-SGD: sites train with noise of their own, the server averages.
+"""Local DP-SGD: sites train with their own noise, the server averages.
 
-The guarantee is that of `privacy.local_dp_sgd_mechanism`: what a site sends is private
-before it leaves, so nobody has to be trusted. The price is that each site's
-noise is as large as the whole federation's in `dp_sgd`, for a batch that is
-smaller by the number of sites.
+`privacy.local_dp_sgd_mechanism` states the guarantee: a model is private before
+it leaves its site, so the server need not be trusted. The price is utility.
+Each site adds as much noise as the whole federation does in `dp_sgd`, to a
+batch that is smaller by the number of sites.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from tff_medical.privacy import noise
 def step_arrays(
   steps: Sequence[Mapping[str, np.ndarray]], expected_units: float
 ) -> collections.OrderedDict[str, np.ndarray]:
-  """Returns a site's data of a round, every step padded to the same size.
+  """Returns a site's data of a round, with every step padded to the same size.
 
-  Put it into `runtime.tensor_dataset` with the batch size len(x) // steps, so
-  that each batch is one step.
+  Pass the arrays to `runtime.tensor_dataset` with the batch size len(x) //
+  steps, so that each batch is one step.
 
   Args:
-    steps: For each step the arrays x, y and mask of the units drawn, maybe none.
-    expected_units: How many units a step of this site is expected to have.
+    steps: Arrays x, y and mask of the drawn units, for each step; they may be
+      empty.
+    expected_units: Expected number of units in a step of this site.
   """
   width = max(1, *(len(step['mask']) for step in steps))
 
@@ -60,7 +61,7 @@ def step_arrays(
 def step_spec(
   model: tff.learning.models.FunctionalModel,
 ) -> collections.OrderedDict[str, tf.TensorSpec]:
-  """Returns what a step is made of: as `step_arrays` says."""
+  """Returns the specs of one step, in the layout of `step_arrays`."""
   spec = unit_gradients.batch_spec(model)
   spec['expected_units'] = tf.TensorSpec((None,), tf.float32)
   return spec
@@ -77,20 +78,22 @@ def build_local_dp_sgd(
   """Returns a learning process that runs in any TFF context.
 
   Each batch of a site's dataset is one step; see `step_arrays`. The server
-  averages the sites' changes of the model, weighted by their expected units. A
-  unit whose gradient's norm is not finite, or with a label that no class has
-  (see `labels`), counts as a unit with the gradient zero. A site is left out
-  whose model is not finite after its steps, or whose expected units are not one
-  number for all of its rows, above 0 and at most those of all sites.
+  averages the sites' model updates, weighted by their expected units.
+
+  A unit with an invalid label (see `labels`), or with a gradient whose norm is
+  not finite, counts as a unit with a zero gradient. A site whose model is not
+  finite after its steps is left out. So is a site whose expected units are not
+  one number in all rows, above 0 and at most the expected units of all sites.
 
   Args:
-    model: As for `build_dp_sgd`.
-    mechanism: Clipping, noise and sampling; without clipping the process is
+    model: Functional model with one output, which treats each image on its own
+      (no batch norm).
+    mechanism: Clipping, noise and sampling. Without clipping the process is
       FedAvg on the same draws.
-    client_optimizer: Takes a site's steps.
-    server_optimizer: Takes the averaged change for a gradient. By default SGD
-      with learning rate 1: the change is added.
-    augmentation: Averages each unit's gradient over views of its images.
+    client_optimizer: Optimizer of a site's steps.
+    server_optimizer: Optimizer that takes the averaged update as a gradient.
+      The default is SGD with learning rate 1, which adds the update.
+    augmentation: Views over which each unit's gradient is averaged, if given.
   """
 
   @tff.tensorflow.computation
@@ -122,7 +125,7 @@ def build_local_dp_sgd(
 
 
 class _LocalTraining:
-  """The steps of one site: a function of TensorFlow values."""
+  """Training of one site, as a function of TensorFlow values."""
 
   def __init__(
     self,
@@ -143,7 +146,7 @@ class _LocalTraining:
     batch: unit_gradients.Batch,
     expected: tf.Tensor,
   ) -> unit_clipping.Gradients:
-    """Returns the noised sum of clipped gradients over the expected units."""
+    """Returns the noised sum of clipped gradients, divided by `expected`."""
     gradients = unit_gradients.unit_gradients(
       self._model, weights, batch, self._augmentation
     )
@@ -164,7 +167,7 @@ class _LocalTraining:
   def train(
     self, initial: tff.learning.models.ModelWeights, data: tf.data.Dataset
   ) -> tff.learning.templates.ClientResult:
-    """Returns the site's change of the weights, and its expected units."""
+    """Returns the site's model update, weighted by its expected units."""
     start = tuple(initial.trainable)
     specs = tuple(tf.TensorSpec(w.shape, w.dtype) for w in start)
 
@@ -193,28 +196,31 @@ class _LocalTraining:
     )
 
   def _expected_units(self, column: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
-    """Returns a step's expected units, or -1 for a column that cannot be right.
+    """Returns a step's expected units, or -1 for an invalid column.
 
-    They divide the noised sum and weigh the site, so no row may change them
-    alone: the site says the same in every row of every step.
+    The expected units divide the noised sum and weigh the site. So no single
+    row may change them: the site must state the same number in every row of
+    every step.
 
     Args:
-      column: Float [rows], of a step.
-      before: What the step before had, or 0 before the first one.
+      column: Expected units in each row of a step, float [rows].
+      before: Expected units of the previous step, or 0 before the first one.
     """
-    # No site expects more than all sites together, which float32 may round.
+    # No site expects more units than all sites together. The slack allows for
+    # rounding to float32.
     highest = self._mechanism.sampling.expected_cohort * (1 + 1e-3)
-    first = tf.reduce_max(column)  # Of no rows -inf, and of any NaN NaN.
-    right = tf.reduce_all(tf.equal(column, first))
-    right &= tf.math.is_finite(first) & (first > 0) & (first <= highest)
-    right &= tf.equal(before, 0) | tf.equal(before, first)
-    return tf.where(right, first, -1.0)
+    # The maximum is -inf without rows, and NaN if any row is NaN.
+    stated = tf.reduce_max(column)
+    is_valid = tf.reduce_all(tf.equal(column, stated))
+    is_valid &= tf.math.is_finite(stated) & (stated > 0) & (stated <= highest)
+    is_valid &= tf.equal(before, 0) | tf.equal(before, stated)
+    return tf.where(is_valid, stated, -1.0)
 
 
 def _client_work(
   training: _LocalTraining, weights_type: tff.Type, data_type: tff.Type
 ) -> tff.learning.templates.ClientWorkProcess:
-  """Returns the training as TFF's client work, without state or metrics."""
+  """Returns TFF client work for the training, without state or metrics."""
 
   @tff.tensorflow.computation(weights_type, data_type)
   def train(weights: Any, data: Any) -> Any:

@@ -1,8 +1,8 @@
 """Server optimizers by name, with the settings of the adaptive FL literature.
 
-The server takes the aggregated client update for a gradient (Reddi et al. 2021,
-"Adaptive Federated Optimization", arXiv 2003.00295); Adam and Yogi use its
-section 5 settings: beta1 0.9, beta2 0.99, epsilon 1e-3.
+The server treats the aggregated client update as a gradient (Reddi et al. 2021,
+"Adaptive Federated Optimization", arXiv 2003.00295). Adam and Yogi use the
+settings of the paper's section 5: beta1 0.9, beta2 0.99, epsilon 1e-3.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def build_server_optimizer(
   """Returns a server optimizer.
 
   Args:
-    name: One of `SERVER_OPTIMIZERS`.
-    learning_rate: Above 0. With 'sgd' at 1.0 and no momentum the aggregated
-      update is simply added, which is FedAvg (McMahan et al. 2017).
-    momentum: In [0, 1), for 'sgd' alone.
+    name: Name of the optimizer, from `SERVER_OPTIMIZERS`.
+    learning_rate: Learning rate, above 0. With 'sgd' at 1.0 and no momentum the
+      aggregated update is simply added, which is FedAvg (McMahan et al. 2017).
+    momentum: Momentum in [0, 1), for 'sgd' only.
 
   Raises:
     InputError: The name is unknown or a value is out of range.

@@ -1,8 +1,7 @@
-"""A task binds client data and a model, and checks that they fit.
+"""Tasks: client data and a model, checked to fit each other.
 
-It is what a training program needs to know of the data: the clients, the model
-that TFF trains on them, and the metrics of its weights on the held-out test
-images.
+A task gives a training program the clients, the model that TFF trains on them,
+and the metrics of the model's weights on the held-out test images.
 """
 
 from __future__ import annotations
@@ -24,14 +23,15 @@ from tff_medical.learning import evaluation
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """Image classification, federated.
+  """Federated image classification.
 
   Attributes:
-    data: The images; its training split is spread over the clients.
-    partition: For each client, its indices into the training split.
-    model: The name of a model in `models.MODELS`.
-    seed: Of the model's initial weights.
-    initial_model: If given, its weights take the place of the seed's.
+    data: Images, whose training split is spread over the clients.
+    partition: Indices into the training split, for each client.
+    model: Name of the model, from `models.MODELS`.
+    seed: Seed of the model's initial weights.
+    initial_model: Model whose weights take the place of the seeded ones, if
+      any.
   """
 
   data: images.ImageData
@@ -45,29 +45,29 @@ class Task:
 
   @property
   def num_clients(self) -> int:
-    """The population."""
+    """Number of clients, the population."""
     return len(self.partition)
 
   @property
   def provenance(self) -> dict[str, Any] | None:
-    """What a card says of the initial model, if there is one."""
+    """Entry of a card on the initial model, if there is one."""
     return self.initial_model.provenance if self.initial_model else None
 
   @functools.cached_property
   def clients(self) -> clients_lib.ImageClientData:
-    """The training images as TFF client data."""
+    """Training images as TFF client data."""
     return clients_lib.ImageClientData(self.data.train, self.partition)
 
   @functools.cached_property
   def keras_model(self) -> tf.keras.Model:
-    """The model whose weights are trained; see `build_model`."""
+    """Keras model whose weights are trained; see `build_model`."""
     return self.build_model()
 
   def build_model(self) -> tf.keras.Model:
-    """Returns a new model, with its initial weights.
+    """Returns a new model with its initial weights.
 
     Returns:
-      From float32 [N, H, W, C] in 0..1 to logits.
+      Keras model from float32 [N, H, W, C] in 0..1 to logits.
 
     Raises:
       InputError: The initial model has layers of other shapes.
@@ -84,7 +84,7 @@ class Task:
 
   @property
   def input_spec(self) -> collections.OrderedDict[str, tf.TensorSpec]:
-    """The `tf.TensorSpec`s of one batch of a client."""
+    """`tf.TensorSpec`s of one batch of a client."""
     return tf.nest.map_structure(
       lambda spec: tf.TensorSpec((None, *spec.shape), spec.dtype),
       self.clients.element_type_structure,
@@ -92,7 +92,7 @@ class Task:
 
   @functools.cached_property
   def tff_model(self) -> tff.learning.models.FunctionalModel:
-    """The model as TFF trains it: a pure function of its weights."""
+    """TFF's form of the model: a pure function of its weights."""
     return tff.learning.models.functional_model_from_keras(
       self.keras_model,
       loss_fn=models.loss(self.data.multi_label),
@@ -110,7 +110,7 @@ class Task:
   def evaluate(
     self, weights: tff.learning.models.ModelWeights
   ) -> collections.OrderedDict[str, float]:
-    """Returns the metrics on the test images, over all and by site."""
+    """Returns the metrics on the test images, overall and by site."""
     test = self.data.test
     return evaluation.evaluate(
       self.load_weights(weights),

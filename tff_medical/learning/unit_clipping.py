@@ -1,4 +1,4 @@
-"""Clipping the gradients of many units at once, each over all layers.
+"""Clips the gradients of many units at once, each over all layers.
 
 >>> gradients = (tf.constant([[3.0], [0.0]]), tf.constant([[4.0], [0.5]]))
 >>> norms = global_norms(gradients)
@@ -15,7 +15,7 @@ Gradients = tuple[tf.Tensor, ...]
 
 
 def global_norms(gradients: Gradients) -> tf.Tensor:
-  """Returns the L2 norm of each unit, [B], over all of [B, ...]."""
+  """Returns each unit's L2 norm, [B], over all its gradients [B, ...]."""
   squares = [
     tf.reduce_sum(tf.square(g), axis=list(range(1, g.shape.rank)))
     for g in gradients
@@ -24,18 +24,24 @@ def global_norms(gradients: Gradients) -> tf.Tensor:
 
 
 def clip_factors(norms: tf.Tensor, clip_norm: tf.Tensor) -> tf.Tensor:
-  """Returns by what to scale units with these finite norms, [B]."""
+  """Returns the clipping factor of each unit, [B], from finite norms [B]."""
   return tf.math.divide_no_nan(clip_norm, tf.maximum(norms, clip_norm))
 
 
 def weighted_sum(
   gradients: Gradients, finite: tf.Tensor, weights: tf.Tensor
 ) -> Gradients:
-  """Returns the sum over units of [B, ...], those not finite left out."""
+  """Returns the weighted sum of gradients [B, ...] over the finite units.
+
+  Args:
+    gradients: Gradients of B units, [B, ...] for each weight of the model.
+    finite: Whether each unit counts, bool [B].
+    weights: Weight of each unit, float [B].
+  """
   weights = tf.where(finite, weights, 0.0)
 
   def finite_rows(rows: tf.Tensor) -> tf.Tensor:
-    # The weight 0 alone would not do: 0 times NaN is NaN.
+    # The weight 0 is not enough: 0 times NaN is NaN.
     return tf.cond(
       tf.reduce_all(finite),
       lambda: rows,

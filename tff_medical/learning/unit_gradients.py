@@ -1,14 +1,15 @@
-"""The gradient of each unit of a batch, which DP-SGD clips.
+"""Per-example gradients: the gradient of each unit of a batch, for DP-SGD.
 
-A unit is one image or all images of a patient; its gradient is that of the mean
-loss over its images (Abadi et al. 2016, arXiv 1607.00133, for records). All
-units of a batch are computed at once, for any model whose images do not
-influence each other, and so needs no batch norm: by the rules of
-`layer_gradients`, or by `tf.vectorized_map` for a model with other layers.
+A unit is one image or all images of a patient. Its gradient is the gradient of
+the mean loss over its images (Abadi et al. 2016, arXiv 1607.00133, for
+records). The gradients of all units of a batch are computed at once. The model
+must not let images influence each other, as batch norm does. The rules of
+`layer_gradients` compute the gradients, or `tf.vectorized_map` for a model with
+other layers.
 
-Measured by `experiments.gradient_benchmark` on one CPU core, with clipping, it
-takes 1.1 to 1.3 times as long as the plain gradient of the batch; by
-`tf.vectorized_map` it would be 1.9 to 3.5 times as long.
+Time relative to the plain gradient of the batch, with clipping, measured by
+`experiments.gradient_benchmark` on one CPU core: 1.1 to 1.3 by the rules, 1.9
+to 3.5 by `tf.vectorized_map`.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ Batch = collections.OrderedDict[str, tf.Tensor]
 def batch_spec(
   model: tff.learning.models.FunctionalModel,
 ) -> collections.OrderedDict[str, tf.TensorSpec]:
-  """Returns what a batch of units is made of.
+  """Returns the specs of a batch of units.
 
-  `x` [B, K, ...] and `y` [B, K, ...] are as the model takes them, for B units of
-  K images, and `mask`, float32 [B, K], is 1 for images and 0 for padding. What is
-  above 0 counts as 1, so that no image weighs more than another, and all else,
-  NaN too, as 0. A unit that is all padding counts as no unit.
+  `x` [B, K, ...] and `y` [B, K, ...] are the model's inputs and labels for B
+  units of K images. `mask`, float32 [B, K], is 1 for images and 0 for padding.
+  Any value above 0 counts as 1, so that no image weighs more than another. All
+  other values, including NaN, count as 0. A unit of padding alone is no unit.
   """
   x, y = (
     tf.TensorSpec((None, None, *spec.shape[1:]), spec.dtype)
@@ -55,23 +56,23 @@ def unit_gradients(
   """Returns the gradient of each unit's mean loss; call it in a graph.
 
   Args:
-    model: A functional model with one output.
-    weights: Where the gradient is taken.
-    batch: B units, as `batch_spec` says.
-    augmentation: If given, the loss of an image is the mean over views of it.
+    model: Functional model with one output.
+    weights: Weights at which the gradient is taken.
+    batch: Batch of B units in the layout of `batch_spec`.
+    augmentation: Views over which the loss of an image is averaged, if given.
 
   Returns:
-    [B, ...] for each trainable weight; exactly 0 for units that are padding, and
-    not finite for units with a label that no class has (see `labels`).
+    Gradients [B, ...] for each trainable weight. They are exactly 0 for units
+    of padding, and not finite for units with an invalid label (see `labels`).
   """
-  # Tensors of their own, so that what uses them can be found.
+  # New tensors, so that their consumers are the uses of the weights here.
   trainable = tuple(tf.identity(w) for w in weights.trainable)
   batch = _without_padding(batch)
   x = _views(batch['x'], augmentation)
   every_weight = (trainable, tuple(weights.non_trainable))
   arguments = (model, every_weight, x, batch['y'], batch['mask'])
-  found = _by_rules(*arguments)
-  return _vectorized(*arguments) if found is None else found
+  by_rules = _by_rules(*arguments)
+  return _vectorized(*arguments) if by_rules is None else by_rules
 
 
 def _by_rules(
@@ -81,23 +82,25 @@ def _by_rules(
   y: tf.Tensor,
   mask: tf.Tensor,
 ) -> tuple[tf.Tensor, ...] | None:
-  """Returns the gradients, or None if the model uses a weight without a rule."""
+  """Returns the gradients, or None if the use of a weight has no rule."""
   shape = tf.shape(x)
   with _inlined_functions():
     loss = tf.reduce_sum(_losses(model, weights, x, y, mask))
   uses = [(i, op) for i, w in enumerate(weights[0]) for op in w.consumers()]
   of_outputs = tf.gradients(loss, [op.outputs[0] for _, op in uses])
-  found: list[list[tf.Tensor]] = [[] for _ in weights[0]]
+  # A weight that is used several times has one part per use.
+  parts_by_weight: list[list[tf.Tensor]] = [[] for _ in weights[0]]
   for (i, op), gradient in zip(uses, of_outputs):
     if gradient is None:
       continue
     rule = layer_gradients.find_rule(op, weights[0][i])
     if rule is None:
       return None
-    found[i].append(rule(op, gradient, (shape[0], shape[1] * shape[2])))
+    units = (shape[0], shape[1] * shape[2])
+    parts_by_weight[i].append(rule(op, gradient, units))
   return tuple(
     tf.add_n(parts) if parts else tf.zeros((shape[0], *w.shape), w.dtype)
-    for parts, w in zip(found, weights[0])
+    for parts, w in zip(parts_by_weight, weights[0])
   )
 
 
@@ -120,7 +123,10 @@ def _vectorized(
 
 @contextlib.contextmanager
 def _inlined_functions() -> Iterator[None]:
-  """Makes a `tf.function` called inside part of the graph that calls it."""
+  """Inlines each `tf.function` that is called inside into the calling graph.
+
+  The rules need to see the operations that use a weight.
+  """
   eagerly = tf.config.functions_run_eagerly()
   tf.config.run_functions_eagerly(True)
   try:
@@ -136,7 +142,7 @@ def _losses(
   y: tf.Tensor,
   mask: tf.Tensor,
 ) -> tf.Tensor:
-  """Returns each unit's loss [B] of x [B, K, views, ...]: means over images."""
+  """Returns each unit's mean loss over images, [B], of x [B, K, views, ...]."""
   shape = tf.shape(x)
   flat = tf.reshape(x, (-1, *x.shape[3:].as_list()))
   flat_output = model.predict_on_batch(weights, flat, True)
@@ -159,16 +165,14 @@ def _losses(
 
 
 def is_unit(batch: Batch) -> tf.Tensor:
-  """Returns 1 for units and 0 for what is all padding, float32 [B]."""
+  """Returns 1 for units and 0 for padding, float32 [B]."""
   return tf.cast(tf.reduce_any(batch['mask'] > 0, axis=1), tf.float32)
 
 
 def _without_padding(batch: Batch) -> Batch:
-  """Returns the batch with zeros in place of what the mask leaves out.
+  """Returns the batch with zeros in place of padding, and a mask of 0 and 1.
 
-  Its mask is 0 or 1, whatever it was.
-
-  The weight 0 alone would not do: 0 times NaN is NaN.
+  The weight 0 is not enough for padding: 0 times NaN is NaN.
   """
   real = batch['mask'] > 0
 
@@ -186,7 +190,7 @@ def _without_padding(batch: Batch) -> Batch:
 def _views(
   x: tf.Tensor, augmentation: augmentation_lib.Augmentation | None
 ) -> tf.Tensor:
-  """Returns [B, K, views, ...] of x [B, K, ...]."""
+  """Returns the views [B, K, views, ...] of x [B, K, ...]."""
   if augmentation is None:
     return x[:, :, tf.newaxis]
   image = x.shape[2:].as_list()

@@ -1,13 +1,13 @@
-"""The moving average of the rounds' models, as the model that is used.
+"""Exponential moving average of the rounds' models.
 
-Noise makes the last model of a private training a matter of luck. The average of
-those of many rounds keeps the signal and loses much of the noise (Polyak & Juditsky
-1992; with differential privacy De et al. 2022, arXiv 2204.13650, section 3.3), and
-costs nothing: it is computed from what was released anyway. Clients go on training
-the last model.
+Noise makes the last model of a private training a matter of luck. The average
+over the models of many rounds keeps the signal and loses much of the noise.
+Averaging is due to Polyak & Juditsky 1992, and with differential privacy to De
+et al. 2022 (arXiv 2204.13650, section 3.3). The average costs no privacy, as
+its models were released anyway. Clients still train the last model.
 
-The average lives in the state of the server's optimizer, so that it is saved
-with it and works with every process that takes one:
+The average is part of the server optimizer's state. So it is saved with that
+state and works with every process that takes a server optimizer:
 
 >>> optimizer = Averaging(tff.learning.optimizers.build_sgdm(1.0), decay=0.5)
 >>> state, weight = optimizer.initialize(tf.TensorSpec(())), tf.constant(0.0)
@@ -29,14 +29,20 @@ from tff_medical import _validate
 
 
 class Averaging(tff.learning.optimizers.Optimizer):
-  """Takes the steps of another optimizer, and averages where they lead.
+  """Takes the steps of another optimizer and averages the model's weights.
 
-  The state holds `total`, the weights after each step summed with weights that
-  fall by `decay` a step, and `mass`, the sum of these: 0 before the first step.
+  The state holds `total`, a sum of the weights after each step with
+  coefficients that fall by `decay` per step. It also holds `mass`, the sum of
+  these coefficients, which is 0 before the first step.
   """
 
   def __init__(self, inner: tff.learning.optimizers.Optimizer, decay: float):
-    """Averages with this decay, in (0, 1): about 1 / (1 - decay) steps count."""
+    """Wraps an optimizer.
+
+    Args:
+      inner: Optimizer that takes the steps.
+      decay: Decay in (0, 1); about 1 / (1 - decay) steps count.
+    """
     _validate.in_range(0, 1, ema_decay=decay)
     self._inner = inner
     self._decay = decay
@@ -59,17 +65,17 @@ class Averaging(tff.learning.optimizers.Optimizer):
     state = collections.OrderedDict(inner=inner, total=total, mass=mass)
     return state, weights
 
-  def _average(self, old: Any, new: Any) -> Any:
+  def _average(self, old: tf.Tensor, new: tf.Tensor | float) -> tf.Tensor:
     return self._decay * old + (1 - self._decay) * new
 
   def get_hparams(self, state: collections.OrderedDict) -> Any:
-    """Returns those of the inner optimizer."""
+    """Returns the hyperparameters of the inner optimizer."""
     return self._inner.get_hparams(state['inner'])
 
   def set_hparams(
     self, state: collections.OrderedDict, hparams: Any
   ) -> collections.OrderedDict:
-    """Returns the state with these of the inner optimizer."""
+    """Returns the state with these hyperparameters of the inner optimizer."""
     inner = self._inner.set_hparams(state['inner'], hparams)
     return collections.OrderedDict({**state, 'inner': inner})
 
@@ -79,9 +85,10 @@ def with_averaged_model(
 ) -> tff.learning.templates.LearningProcess:
   """Returns the process whose model weights are the average.
 
+  `next` stays as it is. Setting the model weights starts a new average.
+
   Args:
-    process: Its server optimizer is an `Averaging`. `next` stays as it is;
-      setting the model weights starts the average anew.
+    process: Process whose server optimizer is an `Averaging`.
   """
   state_type = process.initialize.type_signature.result.member
   weights_type = process.get_model_weights.type_signature.result

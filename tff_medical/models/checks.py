@@ -1,8 +1,8 @@
-"""Refuses a Keras model that cannot be trained under TFF.
+"""Checks that a Keras model can be trained under TFF.
 
 `tff.learning.models.functional_model_from_keras` turns a model into a pure
-function of its weights. State that lives outside the trained weights is lost
-there, or worse, kept by the server without ever being updated.
+function of its weights. State outside the trained weights is lost, or kept by
+the server without ever being updated.
 
 >>> good = tf.keras.Sequential([tf.keras.layers.Dense(2, input_shape=(3,))])
 >>> check_federated(good)
@@ -56,12 +56,12 @@ def _check_layer(layer: tf.keras.layers.Layer) -> None:
 def restore_eager(model: tf.keras.Model) -> None:
   """Makes `model` callable again after Keras layers were built in a graph.
 
-  Keras 2 swaps the base classes of a layer's class each time one is made in a
-  graph, as `functional_model_from_keras` does, after which every model made
-  before fails with 'Your Layer or Model is in an invalid state'. Making one of
-  each class outside of the graph swaps them back.
+  Keras 2 swaps the base classes of a layer class each time a layer is built in
+  a graph, as `functional_model_from_keras` does. Every earlier model then fails
+  with 'Your Layer or Model is in an invalid state'. Building one layer of each
+  class outside the graph swaps the base classes back.
 
   Args:
-    model: A functional Keras model; its weights are left alone.
+    model: Functional Keras model, whose weights stay unchanged.
   """
   tf.keras.models.clone_model(model)

@@ -1,12 +1,13 @@
-"""A model that was trained before, from whose weights another may start.
+"""Initial weights from a model that was trained before.
 
 What: `InitialModel.put_into` copies the weights into a new model of the same
-architecture; the last layer, 'logits', only where the classes are the same
-ones. Why: under differential privacy every parameter that must be learned from
-private images costs noise; layers learned from public or generated images cost
+architecture. The last layer, 'logits', is copied only if the classes are the
+same. Why: under differential privacy every parameter that is learned from
+private images costs noise. Layers learned from public or generated images cost
 none (Tramer and Boneh 2021, arXiv 2011.11660; De et al. 2022, arXiv
-2204.13650). The data of the first model is not covered by the guarantee of the
-second: see `privacy.card`. `tff_medical.serving.pretrained` reads one from a SavedModel.
+2204.13650). The guarantee of the second model does not cover the data of the
+first: see `privacy.card`. `tff_medical.serving.pretrained` reads an
+`InitialModel` from a SavedModel.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import tensorflow as tf
 from tff_medical import _validate
 
 _HEAD = 'logits'
+# Keys of the initial model's card that the new card repeats. The last one names
+# the model that the initial model itself started from, if any.
 _STATED = ('dataset', 'epsilon', 'delta', 'unit')
-_BEFORE = ('initial_model',)  # From which that model started in its turn.
+_BEFORE = ('initial_model',)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,11 +36,11 @@ class InitialModel:
   """A model that was trained before.
 
   Attributes:
-    name: How messages call it, for example its folder.
-    weights: Its arrays: the trainable ones in the order of a Keras model's
-      `weights`, then the others.
-    class_names: What its outputs are.
-    card: Its privacy card.
+    name: Name of the model in messages, for example its folder.
+    weights: Weights of the model: the trainable ones in the order of a Keras
+      model's `weights`, then the others.
+    class_names: Names of the classes, in the order of the outputs.
+    card: Privacy card of the model.
   """
 
   name: str
@@ -54,40 +57,42 @@ class InitialModel:
 
   @property
   def provenance(self) -> dict[str, Any]:
-    """What the card of a model that starts from this one says of it."""
+    """Entry on this model in the card of a model that starts from it."""
     stated = {key: self.card[key] for key in _STATED}
     before = {key: self.card[key] for key in _BEFORE if key in self.card}
     return {**stated, 'sha256': self.digest, **before}
 
   @property
   def datasets(self) -> tuple[str, ...]:
-    """The data of this model, and of those that it started from in turn."""
-    found = []
+    """Data sets of this model and of the models that it started from."""
+    datasets = []
     stated: dict[str, Any] | None = self.provenance
     while stated is not None:
-      found.append(stated['dataset'])
+      datasets.append(stated['dataset'])
       stated = stated.get('initial_model')
-    return tuple(found)
+    return tuple(datasets)
 
   @functools.cached_property
   def digest(self) -> str:
-    """The SHA-256 of weights, class names and card, but for its time."""
+    """SHA-256 of weights, class names and card, without its creation time."""
     card = {k: v for k, v in self.card.items() if k != 'created'}
-    found = hashlib.sha256(
+    sha256 = hashlib.sha256(
       json.dumps([self.class_names, card], sort_keys=True).encode()
     )
     for weight in self.weights:
-      found.update(f'{weight.shape}{weight.dtype}'.encode())
-      found.update(np.ascontiguousarray(weight).tobytes())
-    return found.hexdigest()
+      sha256.update(f'{weight.shape}{weight.dtype}'.encode())
+      sha256.update(np.ascontiguousarray(weight).tobytes())
+    return sha256.hexdigest()
 
   def put_into(self, model: tf.keras.Model, class_names: Sequence[str]) -> None:
     """Copies the weights into `model`, whose outputs are `class_names`.
 
     Raises:
-      InputError: A layer has other shapes here, or nothing would be copied.
+      InputError: A layer of `model` has another shape, or no layer would be
+        copied.
     """
     with_head = tuple(class_names) == self.class_names
+    # The order of `weights`: trainable ones first, each group in layer order.
     owners = [(layer, w) for layer in model.layers for w in layer.weights]
     owners.sort(key=lambda owner: not owner[1].trainable)
     if len(owners) != len(self.weights):

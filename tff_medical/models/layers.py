@@ -1,12 +1,12 @@
 """Building blocks of the models: a fast group norm and seeded convolutions.
 
 Batch norm mixes the examples of a batch and keeps running statistics outside
-the trained weights, so it works neither under TFF nor under differential
-privacy. Group norm (Wu and He 2018, arXiv 1803.08494) does both jobs within
-one example. `tf.keras.layers.GroupNormalization` of Keras 2.14 computes it
-through weighted moments of a mask of ones in five dimensions; `GroupNorm`
-gives the same numbers from two reductions over [H, W], a quarter of a training
-step of `cnn_small` faster on a CPU.
+the trained weights. So it works neither under TFF nor under differential
+privacy. Group norm (Wu and He 2018, arXiv 1803.08494) normalises within one
+example and keeps no statistics. `tf.keras.layers.GroupNormalization` of Keras
+2.14 computes it through weighted moments of a mask of ones in five dimensions.
+`GroupNorm` gives the same numbers from two reductions over [H, W]. On a CPU
+that saves a quarter of a training step of `cnn_small`.
 
 >>> import numpy as np
 >>> x = np.random.default_rng(0).normal(3.0, 2.0, (2, 4, 4, 6))
@@ -23,7 +23,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-# As many as the deepest model could need; each layer takes the next one.
+# Number of seeds, enough for the deepest model; each layer takes the next one.
 _MAX_LAYERS = 64
 
 
@@ -37,8 +37,8 @@ class GroupNorm(tf.keras.layers.GroupNormalization):
       inputs: Float feature maps [N, H, W, C].
 
     Returns:
-      [N, H, W, C]: mean 0 and variance 1 in each group, scaled and shifted
-      if the layer has the weights for it.
+      Maps [N, H, W, C] with mean 0 and variance 1 in each group, scaled and
+      shifted if the layer has weights for it.
     """
     centred = inputs - self._group_means(inputs)
     variance = self._group_means(tf.square(centred))
@@ -48,10 +48,13 @@ class GroupNorm(tf.keras.layers.GroupNormalization):
     return centred * scale + self.beta if self.center else centred * scale
 
   def _group_means(self, values: tf.Tensor) -> tf.Tensor:
-    """Means over [H, W] and a group's channels, as [N, 1, 1, C]."""
+    """Returns means over [H, W] and a group's channels, as [N, 1, 1, C]."""
     channels = values.shape[-1]
-    a_channel = tf.reduce_mean(values, axis=(1, 2))
-    grouped = tf.reshape(a_channel, (-1, self.groups, channels // self.groups))
+    per_channel = tf.reduce_mean(values, axis=(1, 2))
+    grouped = tf.reshape(
+      per_channel, (-1, self.groups, channels // self.groups)
+    )
+    # Adding zeros repeats the mean of a group for each of its channels.
     means = tf.zeros_like(grouped) + tf.reduce_mean(
       grouped, axis=-1, keepdims=True
     )
@@ -59,7 +62,7 @@ class GroupNorm(tf.keras.layers.GroupNormalization):
 
 
 def layer_seeds(seed: int | None) -> Iterator[int | None]:
-  """One seed for each layer in turn; endless `None` for a fresh start."""
+  """Returns one seed per layer; None for each if `seed` is None."""
   if seed is None:
     return itertools.repeat(None)
   states = np.random.SeedSequence(seed).generate_state(_MAX_LAYERS)
@@ -75,7 +78,7 @@ def conv_norm(
   kernel: int = 3,
   strides: int = 1,
 ) -> tf.Tensor:
-  """A convolution without bias and its group norm, no activation."""
+  """Returns a convolution without bias and its group norm, no activation."""
   x = tf.keras.layers.Conv2D(
     filters,
     kernel,
@@ -88,7 +91,7 @@ def conv_norm(
 
 
 def pixels(input_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-  """The input, float32 [N, H, W, C] in 0..1, and its values in -1..1."""
+  """Returns the input, float32 [N, H, W, C] in 0..1, and its -1..1 form."""
   inputs = tf.keras.Input(shape=input_shape, name='image')
   return inputs, tf.keras.layers.Rescaling(2.0, offset=-1.0)(inputs)
 
@@ -96,7 +99,7 @@ def pixels(input_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
 def logits(
   x: tf.Tensor, num_outputs: int, seeds: Iterator[int | None]
 ) -> tf.Tensor:
-  """Logits [N, num_outputs] from the mean of the feature maps over [H, W]."""
+  """Returns logits [N, num_outputs] from the means of the maps over [H, W]."""
   x = tf.keras.layers.GlobalAveragePooling2D()(x)
   return dense_logits(x, num_outputs, seeds)
 
@@ -104,7 +107,7 @@ def logits(
 def dense_logits(
   x: tf.Tensor, num_outputs: int, seeds: Iterator[int | None]
 ) -> tf.Tensor:
-  """Logits [N, num_outputs], a dense layer on features [N, F]."""
+  """Returns logits [N, num_outputs], a dense layer on features [N, F]."""
   initializer = tf.keras.initializers.GlorotUniform(seed=next(seeds))
   return tf.keras.layers.Dense(
     num_outputs, kernel_initializer=initializer, name='logits'

@@ -1,17 +1,18 @@
 """A linear classifier on fixed wavelet features, for images of about 28 pixels.
 
-What: the scattering transform of two orders, scale 2**2 and 8 angles, which
-makes 81 channels of a quarter of the resolution; group norm without parameters;
-one dense layer. Why: under differential privacy, features that need no learning
+What: the scattering transform of two orders with scale 2**2 and 8 angles, group
+norm without parameters, and one dense layer. The transform gives 81 channels at
+a quarter of the resolution. Why: under differential privacy, fixed features
 beat small networks at small budgets (Tramer and Boneh 2021, arXiv 2011.11660,
-whose normalisation and classifier these are). Nothing is fitted to any image.
+who also give the normalisation and the classifier). Nothing is fitted to any
+image.
 
-The filters are those of kymatio (Andreux et al. 2020) and so, to rounding, are
-the features. Its own layer takes 8 to 19 ms for an image of 28 x 28 on two busy
-CPU cores, mostly in small Fourier transforms; here these are products of
-matrices, for a batch and all angles at once, with the images along the last
-axis: 0.4 to 0.7 ms. A complex number is two real ones, along an axis of 2 that
-is merged into a neighbour.
+The filters are kymatio's (Andreux et al. 2020), and the features agree with
+kymatio's up to rounding. Kymatio's own layer takes 8 to 19 ms for an image of
+28 x 28 on two busy CPU cores, mostly in small Fourier transforms. Here the
+transforms are matrix products, for a batch and all angles at once, with the
+images along the last axis: 0.4 to 0.7 ms. A complex number is a pair of real
+ones, along an axis of length 2 that is merged into a neighbouring axis.
 
 >>> build((28, 28, 1), 2, seed=0).count_params()
 7940
@@ -33,19 +34,19 @@ _SCALE = 2  # Features are means over about 2 ** _SCALE pixels.
 _ANGLES = 8
 _PATHS = (1, _ANGLES, _ANGLES, _ANGLES**2)
 _GROUPS = 27
-# PyTorch's, and so that paper's. Moduli of the second order have variances of
-# some 1e-5: Keras's 1e-3 would silence them.
+# PyTorch's default, as in the paper. Second-order moduli have variances of
+# about 1e-5, which Keras's default of 1e-3 would silence.
 _EPSILON = 1e-5
 # Keeps the gradient of a modulus finite where an image is flat.
 _TINY = 1e-12
 
-_Pair = tuple[np.ndarray, np.ndarray]  # For rows and for columns.
+_Pair = tuple[np.ndarray, np.ndarray]  # Matrices for rows and for columns.
 
 
 def build(
   input_shape: tuple[int, int, int], num_outputs: int, seed: int | None
 ) -> tf.keras.Model:
-  """Features, group norm, one dense layer."""
+  """Returns the model: scattering features, group norm, one dense layer."""
   inputs, x = layers.pixels(input_shape)
   x = Scattering()(x)
   x = layers.GroupNorm(
@@ -66,9 +67,10 @@ class Scattering(tf.keras.layers.Layer):
       inputs: Float32 images [N, H, W, C].
 
     Returns:
-      [N, h, w, C * 81], h and w about H / 4 and W / 4: for each of C the local
-      means of the image, of 8 fine and 8 coarse wavelet moduli, and of the 64
-      coarse moduli of the fine ones (the fine angle changes fastest).
+      Features [N, h, w, C * 81], with h and w about H / 4 and W / 4. For each
+      channel they are local means of the image and of wavelet moduli: 8 fine
+      ones, 8 coarse ones, and the 64 coarse moduli of the fine ones. Among the
+      64 the fine angle changes fastest.
     """
     height, width, channels = inputs.shape[1:]
     bank = _bank(height, width)
@@ -78,17 +80,18 @@ class Scattering(tf.keras.layers.Layer):
     spectrum = _along_both(bank.image_to_spectrum, images)
     fine = _fine(bank, spectrum)
     second = _coarse(bank, _along_both(bank.fine_to_spectrum, fine))
-    found = (
+    # In the order of `_PATHS`: order 0, order 1 fine and coarse, order 2.
+    local_means = (
       _along_both(bank.means_of_image, images),
       _along_both(bank.means_of_fine, fine),
       _along_both(bank.means_of_coarse, _coarse(bank, spectrum)),
       _along_both(bank.means_of_coarse, second),
     )
-    rows, columns = found[0].shape[:2]
+    rows, columns = local_means[0].shape[:2]
     features = tf.concat(
       [
         tf.reshape(part, (rows, columns, paths, channels, size))
-        for part, paths in zip(found, _PATHS)
+        for part, paths in zip(local_means, _PATHS)
       ],
       axis=2,
     )
@@ -98,36 +101,37 @@ class Scattering(tf.keras.layers.Layer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Bank:
-  """The filters for one size of image, as matrices of float32.
+  """Filters for one image size, as float32 matrices.
 
-  Images are padded to [R, C]. A spectrum is [R, 2C, M] for M images: its rows
-  are (r mod R/2, r div R/2), its columns (c mod C/2, c div C/2, re and im).
+  Images are padded to [R, C]. A spectrum is [R, 2C, M] for M images. Its rows
+  are ordered by (r mod R/2, r div R/2), its columns by (c mod C/2, c div C/2,
+  re and im).
   """
 
-  image_to_spectrum: _Pair  # With the padding.
+  image_to_spectrum: _Pair  # Includes the padding.
   fine_to_spectrum: _Pair
   fine_filters: np.ndarray  # [R, C, (re, im; angle), (re, im)]
   fine_to_pixels: _Pair
-  # Every other pixel of the result is kept, so that its spectrum is folded:
+  # Only every other pixel of the result is kept, so its spectrum is folded:
   # [R/2, C/2, (re, im; angle), (r div R/2; c div C/2; re, im)]
   coarse_filters: np.ndarray
   coarse_to_pixels: _Pair
-  means_of_image: _Pair  # With the padding.
+  means_of_image: _Pair  # Includes the padding.
   means_of_fine: _Pair
   means_of_coarse: _Pair
 
 
 def _along_both(pair: _Pair, values: tf.Tensor) -> tf.Tensor:
-  """Multiplies along the rows, then along the columns, of [H, W, M].
+  """Multiplies [H, W, M] along the rows, then along the columns.
 
-  Where the first product makes complex numbers of real ones, the second takes
-  their parts before the columns.
+  If the first product turns real numbers into complex ones, the second product
+  takes their real and imaginary parts as an axis before the columns.
   """
   by_rows, by_columns = pair
-  found = tf.matmul(by_rows, tf.reshape(values, (values.shape[0], -1)))
+  product = tf.matmul(by_rows, tf.reshape(values, (values.shape[0], -1)))
   inner = by_columns.shape[1]
   rows = by_rows.shape[0] * values.shape[1] // inner
-  return tf.matmul(by_columns, tf.reshape(found, (rows, inner, -1)))
+  return tf.matmul(by_columns, tf.reshape(product, (rows, inner, -1)))
 
 
 def _fine(bank: _Bank, spectrum: tf.Tensor) -> tf.Tensor:
@@ -152,16 +156,17 @@ def _modulus(to_pixels: _Pair, filtered: tf.Tensor) -> tf.Tensor:
   """Returns the moduli [R, C, angles * M] of [R, C, (re, im; angle), M]."""
   by_rows, by_columns = to_pixels
   rows, columns = filtered.shape[:2]
-  found = tf.reshape(filtered, (rows, 2 * columns, -1))
-  found = tf.matmul(by_columns, found)
-  found = tf.matmul(by_rows, tf.reshape(found, (2 * rows, -1)))
-  found = tf.reshape(found, (2, rows, columns, -1))
-  return tf.sqrt(tf.reduce_sum(tf.square(found), axis=0) + _TINY)
+  pixels = tf.reshape(filtered, (rows, 2 * columns, -1))
+  pixels = tf.matmul(by_columns, pixels)
+  pixels = tf.matmul(by_rows, tf.reshape(pixels, (2 * rows, -1)))
+  # The first axis is now the real and the imaginary part.
+  pixels = tf.reshape(pixels, (2, rows, columns, -1))
+  return tf.sqrt(tf.reduce_sum(tf.square(pixels), axis=0) + _TINY)
 
 
 @functools.lru_cache(maxsize=8)
 def _bank(height: int, width: int) -> _Bank:
-  """Returns the matrices for images of one size."""
+  """Returns the matrices for images of one size, from kymatio's filters."""
   padded = utils.compute_padding(height, width, _SCALE)
   filters = filter_bank.filter_bank(*padded, _SCALE, _ANGLES)
   fine, coarse = (
@@ -195,14 +200,14 @@ def _f32(values: np.ndarray) -> np.ndarray:
 
 
 def _padding(size: int, padded: int) -> np.ndarray:
-  """Returns [padded, size], which mirrors what is beyond the border."""
+  """Returns the matrix [padded, size] that pads by reflection."""
   before = (padded - size) // 2
   around = ((before, padded - size - before), (0, 0))
   return np.pad(np.eye(size), around, mode='reflect')
 
 
 def _folded_order(size: int) -> np.ndarray:
-  """Returns the frequencies, those that fold together beside each other."""
+  """Returns the frequencies, with those that fold together side by side."""
   return np.arange(size).reshape(2, -1).T.ravel()
 
 
@@ -213,7 +218,7 @@ def _waves(size: int, frequencies: np.ndarray, sign: int) -> np.ndarray:
 
 
 def _real(matrix: np.ndarray) -> np.ndarray:
-  """Returns real [M, 2, N, 2] that multiplies as complex [M, N] does."""
+  """Returns the real form [M, 2, N, 2] of a complex matrix [M, N]."""
   re, im = matrix.real, matrix.imag
   return np.stack(
     [np.stack([re, -im], axis=-1), np.stack([im, re], axis=-1)], axis=1
@@ -223,7 +228,14 @@ def _real(matrix: np.ndarray) -> np.ndarray:
 def _forward(
   rows: int, columns: int, of_rows: np.ndarray, of_columns: np.ndarray
 ) -> _Pair:
-  """Returns a Fourier transform of real values, for `_along_both`."""
+  """Returns a Fourier transform of real values, for `_along_both`.
+
+  Args:
+    rows: Number of rows of the padded image.
+    columns: Number of columns of the padded image.
+    of_rows: Matrix [rows, H] that is applied first along the rows.
+    of_columns: Matrix [columns, W] that is applied first along the columns.
+  """
   by_rows = _real(_waves(rows, _folded_order(rows), -1) @ of_rows)[..., 0]
   by_columns = _real(_waves(columns, _folded_order(columns), -1) @ of_columns)
   return (
@@ -236,9 +248,9 @@ def _backward(rows: np.ndarray, columns: np.ndarray, step: int) -> _Pair:
   """Returns an inverse Fourier transform, for `_modulus`.
 
   Args:
-    rows: The frequencies of the spectrum's rows, in their order.
-    columns: Those of its columns.
-    step: How many times finer the grid was before every `step`-th was kept.
+    rows: Frequencies of the spectrum's rows, in their order.
+    columns: Frequencies of the spectrum's columns, in their order.
+    step: Subsampling factor: only every `step`-th pixel was kept.
   """
   by_rows, by_columns = (
     _real(_waves(len(order), order, 1).T / (step * len(order)))
@@ -251,30 +263,41 @@ def _backward(rows: np.ndarray, columns: np.ndarray, step: int) -> _Pair:
 
 
 def _real_filters(filters: np.ndarray, fold: bool) -> np.ndarray:
-  """Returns the filters, real [R, C, angles], as `_Bank` has them."""
+  """Returns filters as the real matrices of `_Bank`.
+
+  Args:
+    filters: Wavelets in the frequency domain, which are real: [R, C, angles].
+    fold: Whether only every other pixel of the result is kept.
+
+  Returns:
+    Matrices [R, C, 2 * angles, 2], or with `fold` [R/2, C/2, 2 * angles, 8].
+  """
   rows, columns, angles = filters.shape
   order_rows, order_columns = _folded_order(rows), _folded_order(columns)
   ordered = filters[order_rows][:, order_columns]
   folds = 1
   if fold:
+    # Subsampling by 2 adds up the 4 frequencies that lie R/2 and C/2 apart.
+    # They become columns of one matrix, whose product is that sum.
     rows, columns, folds = rows // 2, columns // 2, 4
     ordered = ordered.reshape(rows, 2, columns, 2, angles)
     ordered = ordered.transpose(0, 2, 4, 1, 3)
   ordered = ordered.reshape(rows, columns, angles, folds)
-  found = np.zeros((rows, columns, 2, angles, folds, 2))
+  # A real filter scales real and imaginary part alike and mixes neither.
+  matrices = np.zeros((rows, columns, 2, angles, folds, 2))
   for part in range(2):
-    found[:, :, part, :, :, part] = ordered
-  return _f32(found.reshape(rows, columns, 2 * angles, 2 * folds))
+    matrices[:, :, part, :, :, part] = ordered
+  return _f32(matrices.reshape(rows, columns, 2 * angles, 2 * folds))
 
 
 def _means(level: np.ndarray, axis: int, step: int) -> np.ndarray:
   """Returns the local averages along one axis, as a matrix [places, pixels].
 
   Args:
-    level: The spectrum of the averaging filter, a product of one along the rows
-      and one along the columns.
-    axis: 0 for that along the rows.
-    step: How many pixels the places are apart; the outermost are left out.
+    level: Spectrum of the averaging filter, which is a product of a filter
+      along the rows and a filter along the columns.
+    axis: 0 for the filter along the rows, 1 for the one along the columns.
+    step: Distance between places in pixels; the outermost places are left out.
   """
   line = level[:, 0] if axis == 0 else level[0]
   kernel = np.fft.ifft(line / np.sqrt(level[0, 0])).real

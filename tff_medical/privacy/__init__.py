@@ -1,10 +1,10 @@
-"""The truth about the guarantee: mechanisms, accounting, calibration, ledger.
+"""The privacy guarantee: mechanisms, accounting, calibration, ledger, card.
 
-A frozen mechanism says what is clipped, what noise is added, how clients are
-drawn, what the privacy unit and the neighbouring relation are. From it come
-the sampler that runs, the event that is accounted for and the TFF aggregator,
-so that none of them can disagree. All but `noise`, `clipping`, the `*_query`
-modules and `aggregators`, which carry a mechanism out, is plain NumPy.
+A frozen mechanism states the clipping, the noise, the sampling, the privacy
+unit and the neighbouring relation. The sampler that runs, the event that is
+accounted for and the TFF aggregator are all derived from it, so that they
+cannot disagree. Only the modules that execute a mechanism use TensorFlow:
+`noise`, `clipping`, `aggregators` and `*_query`. The others are plain NumPy.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Epsilon of a number of rounds, by PLD and by RDP, from dp-accounting.
 
 PLD (privacy loss distributions; Koskela et al. 2020, Doroshenko et al. 2022)
-gives the number of record; RDP (Mironov 2017) is looser and stands beside it as
-a check by independent means. The loss is discretised at 1e-3, rounding towards
-more loss: at most 1e-4 of epsilon too much where epsilon exceeds 0.5, and ten
-times faster than the library's default of 1e-4, so that every single round can
-be charged exactly. Where that grid would take gigabytes, with hardly any noise
-or very many rounds, it is coarser, which states a larger epsilon, never a
-smaller one; time and memory are bounded for every noise.
+gives the stated epsilon. RDP (Mironov 2017) is looser and serves as an
+independent check.
+
+The loss is discretised at 1e-3 and rounded towards more loss. Where epsilon
+exceeds 0.5 this overstates epsilon by at most 1e-4. It is ten times faster than
+the library's default of 1e-4, so that every single round can be charged
+exactly. With hardly any noise or very many rounds this grid would take
+gigabytes. The grid is then coarser, which states a larger epsilon, never a
+smaller one. Time and memory are bounded for every noise multiplier.
 
 >>> event = dp_accounting.PoissonSampledDpEvent(
 ...     0.1, dp_accounting.GaussianDpEvent(1.0))
@@ -35,7 +37,7 @@ from dp_accounting.pld import privacy_loss_distribution
 from tff_medical import _validate
 
 _DISCRETIZATION = 1e-3
-# What a charge may pay for.
+# Events that a charge may pay for.
 _EVENTS = (
   'NonPrivateDpEvent',
   'GaussianDpEvent',
@@ -43,26 +45,26 @@ _EVENTS = (
   'TruncatedSubsampledGaussianDpEvent',
   'ZCDpEvent',
 )
-# Beyond, dp-accounting's exponentials of an interval overflow.
+# The exponential of a larger interval overflows in dp-accounting.
 _MAX_DISCRETIZATION = 256.0
-# Points of the grids, of one round and of all of them: some seconds and 200 MB.
+# Points of the grids of one round and of all rounds: some seconds and 200 MB.
 _MAX_ROUND_POINTS = 1e5
 _MAX_COMPOSED_POINTS = 4e6
-# What PLDs leave out of the tails when they are composed (dp-accounting).
+# Tail mass that dp-accounting truncates when it composes PLDs.
 _TAIL_MASS = 1e-15
 _ADD_OR_REMOVE = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
 def accountant_version() -> str:
-  """Returns the library that computes epsilon, with its version."""
+  """Returns the name and version of the library that computes epsilon."""
   return f'dp-accounting {importlib.metadata.version("dp-accounting")}'
 
 
 def _noise_to_sensitivity(event: dp_accounting.DpEvent) -> float:
   """Returns the multiplier of a Gaussian no more private than one round.
 
-  Sampling only lowers what a round costs. A full cohort may lose another unit to
-  the one that is added, so its sensitivity is 2.
+  Sampling only lowers the cost of a round. In a full cohort an added unit may
+  displace another one, so the sensitivity of a capped round is 2.
   """
   if isinstance(event, dp_accounting.TruncatedSubsampledGaussianDpEvent):
     return event.noise_multiplier / 2
@@ -77,7 +79,7 @@ def _noise_to_sensitivity(event: dp_accounting.DpEvent) -> float:
 def _round_distribution(
   event: dp_accounting.DpEvent, interval: float
 ) -> privacy_loss_distribution.PrivacyLossDistribution:
-  """Returns one round's loss distribution; kept, as it is slow to build."""
+  """Returns one round's loss distribution; cached, as it is slow to build."""
   grid = {
     'value_discretization_interval': interval,
     'neighboring_relation': _ADD_OR_REMOVE,
@@ -104,12 +106,13 @@ def _round_distribution(
 
 @functools.lru_cache(maxsize=256)
 def _interval(event: dp_accounting.DpEvent, rounds: int) -> float:
-  """Returns the grid for so many rounds: the finest that memory bears.
+  """Returns the finest discretisation interval for `rounds` that fits memory.
 
-  It is inf where none is fine and small enough. It never becomes finer with more rounds, so that epsilon keeps growing.
+  The interval is inf if no grid fits. It never becomes finer with more rounds,
+  so that epsilon never falls from one round to the next.
   """
   noise = _noise_to_sensitivity(event)
-  # The losses of a Gaussian, 10 standard deviations to both sides.
+  # Range of a Gaussian's losses, 10 standard deviations to both sides.
   reach = noise**-2 + 20 / noise
   interval = _DISCRETIZATION
   while reach > interval * _MAX_ROUND_POINTS:
@@ -126,10 +129,10 @@ def _interval(event: dp_accounting.DpEvent, rounds: int) -> float:
 def _composed_points(
   distribution: privacy_loss_distribution.PrivacyLossDistribution, rounds: int
 ) -> int:
-  """Returns the size of the larger grid that `self_compose` will make."""
+  """Returns the size of the larger of the two grids of `self_compose`."""
   points = 0
   for pmf in (distribution._pmf_remove, distribution._pmf_add):
-    # By the same bound as that of dp-accounting's own convolution.
+    # dp-accounting's own convolution uses the same bounds.
     low, high = common.compute_self_convolve_bounds(
       pmf.to_dense_pmf()._probs, rounds, _TAIL_MASS
     )
@@ -138,7 +141,7 @@ def _composed_points(
 
 
 def accountant_of(event: dp_accounting.DpEvent) -> str:
-  """Returns which accountant `epsilon` uses for an event: PLD or RDP."""
+  """Returns the accountant that `epsilon` uses for an event: PLD or RDP."""
   return 'RDP' if isinstance(event, dp_accounting.ZCDpEvent) else 'PLD'
 
 
@@ -147,8 +150,13 @@ def epsilon(
 ) -> float:
   """Returns the stated epsilon at `delta` of `rounds` such events.
 
-  By PLD, and by RDP for events of which no more is known than their Renyi
-  divergence. Arguments as for `pld_epsilon`.
+  RDP is used for events whose Renyi divergence alone is known, PLD for all
+  others.
+
+  Args:
+    event: Event of one round.
+    rounds: Number of rounds, 0 or more.
+    delta: Probability, in (0, 1), with which epsilon may be exceeded.
   """
   if accountant_of(event) == 'RDP':
     return rdp_epsilon(event, rounds=rounds, delta=delta)
@@ -161,10 +169,10 @@ def pld_epsilon(
   """Returns the epsilon at `delta` of `rounds` such events, by PLD.
 
   Args:
-    event: What one round releases: a Gaussian, Poisson-sampled or not, or a
-      non-private event, whose epsilon is inf.
-    rounds: How often it is released, 0 or more.
-    delta: The probability, in (0, 1), with which epsilon may be exceeded.
+    event: Event of one round: a Gaussian, Poisson-sampled with or without a cap
+      or not sampled, or a non-private event, whose epsilon is inf.
+    rounds: Number of rounds, 0 or more.
+    delta: Probability, in (0, 1), with which epsilon may be exceeded.
   """
   _validate.in_range(0, 1, delta=delta)
   if rounds == 0:
@@ -172,17 +180,20 @@ def pld_epsilon(
   if isinstance(event, dp_accounting.NonPrivateDpEvent):
     return math.inf
   interval = _interval(event, rounds)
-  found = math.inf
+  epsilon_on_grid = math.inf
   if interval <= _MAX_DISCRETIZATION:
     composed = _round_distribution(event, interval).self_compose(
       rounds, _TAIL_MASS
     )
-    found = float(composed.get_epsilon_for_delta(delta))
+    epsilon_on_grid = float(composed.get_epsilon_for_delta(delta))
   if interval == _DISCRETIZATION:
-    return found
-  # A coarse grid may overstate more than leaving out the sampling does.
+    return epsilon_on_grid
+  # A coarse grid may overstate epsilon more than a bound without amplification
+  # by sampling does.
   noise = _noise_to_sensitivity(event) / math.sqrt(rounds)
-  return min(found, float(dp_accounting.get_epsilon_gaussian(noise, delta)))
+  return min(
+    epsilon_on_grid, float(dp_accounting.get_epsilon_gaussian(noise, delta))
+  )
 
 
 def rdp_epsilon(
@@ -190,7 +201,12 @@ def rdp_epsilon(
 ) -> float:
   """Returns the epsilon at `delta` of `rounds` such events, by RDP.
 
-  inf stands for an event that the RDP accountant does not support.
+  The result is inf for an event that the RDP accountant does not support.
+
+  Args:
+    event: Event of one round.
+    rounds: Number of rounds, 0 or more.
+    delta: Probability, in (0, 1), with which epsilon may be exceeded.
   """
   _validate.in_range(0, 1, delta=delta)
   if rounds == 0:
@@ -210,7 +226,7 @@ def rdp_epsilon(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Hides warnings of orders left out: epsilon is valid without them."""
+  """Hides warnings about omitted orders: epsilon is valid without them."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -228,11 +244,11 @@ def parse_event(text: str) -> dp_accounting.DpEvent:
   GaussianDpEvent(noise_multiplier=1.5)
 
   Args:
-    text: Nested constructor calls of `_EVENTS` with named numbers, and nothing
-      else: it is parsed, never run.
+    text: Nested constructor calls of `_EVENTS` with named numbers. The text is
+      parsed, never executed.
 
   Raises:
-    InputError: It is something else.
+    InputError: The text is anything else.
   """
   try:
     event = _event_of(ast.parse(text, mode='eval').body)
@@ -258,5 +274,5 @@ def _event_of(node: ast.expr) -> Any:
 
 
 def default_delta(population: int) -> float:
-  """Returns population**-1.1, as McMahan et al. 2018 (section 4) choose it."""
+  """Returns population**-1.1, the choice of McMahan et al. 2018 (section 4)."""
   return float(population**-1.1)

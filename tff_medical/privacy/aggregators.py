@@ -1,14 +1,16 @@
-"""From a mechanism to the TFF aggregator that carries it out.
+"""TFF aggregators that execute a mechanism on client updates.
 
-The aggregation is TFF's own, around the queries of TensorFlow Privacy: clip on
-the client, sum, add Gaussian noise on the server, divide by the expected
-cohort. `tff.learning.dp_aggregator` is not used: it zeroes large updates by a
-quantile and a count that carry no noise, so its stated epsilon does not hold.
+The aggregation is TFF's own, around the queries of TensorFlow Privacy. Clients
+clip their updates. The server sums them, adds Gaussian noise and divides by the
+expected cohort size. `tff.learning.dp_aggregator` is not used. It zeroes large
+updates by a quantile and a count that carry no noise, so its stated epsilon
+does not hold.
 """
 
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -20,12 +22,12 @@ from tff_medical.privacy import interface
 def build_aggregator(
   mechanism: interface.ClientMechanism,
 ) -> tff.aggregators.UnweightedAggregationFactory:
-  """Returns the factory that aggregates client updates as `mechanism` says.
+  """Returns the factory that aggregates client updates under `mechanism`.
 
-  Without clipping it is the plain mean over the cohort. An update whose norm is
-  not finite counts as the zero update, so that one broken client cannot poison
-  the round. Each client decides that for itself, before clipping, so the
-  sensitivity and the guarantee stay as they are.
+  Without clipping the result is the plain mean over the cohort. An update whose
+  norm is not finite is replaced by zero, so that one broken client cannot
+  poison the round. Each client replaces its own update before clipping, so
+  sensitivity and guarantee are unchanged.
   """
   return FiniteOrZeroFactory(mechanism.aggregation_factory())
 
@@ -33,8 +35,8 @@ def build_aggregator(
 class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
   """Replaces values whose L2 norm is not finite by zero, on the client.
 
-  It has no state and no measurements of its own: a count of the replaced values
-  would be a statistic of client data without noise. See `BrokenCountFactory`.
+  The factory adds no state and no measurements. A count of the replaced values
+  would be a statistic of client data without noise; see `BrokenCountFactory`.
   """
 
   def __init__(self, inner: tff.aggregators.UnweightedAggregationFactory):
@@ -66,10 +68,10 @@ class FiniteOrZeroFactory(tff.aggregators.UnweightedAggregationFactory):
 class BrokenCountFactory(tff.aggregators.WeightedAggregationFactory):
   """Aggregates without weights, and counts the clients that send nothing.
 
-  These are the clients of weight 0, which TFF's client work gives to a client
-  without data and to one whose model is not finite, and those whose update's norm
-  is not finite. The measurement `broken_units` carries no noise: no epsilon
-  covers it.
+  A client counts if its weight is 0 or the norm of its update is not finite.
+  TFF's client work gives the weight 0 to a client without data, and to a client
+  whose model is not finite. The measurement `broken_units` carries no noise: no
+  epsilon covers it.
   """
 
   def __init__(self, inner: tff.aggregators.UnweightedAggregationFactory):
@@ -105,15 +107,17 @@ class BrokenCountFactory(tff.aggregators.WeightedAggregationFactory):
 
 
 def _is_finite(value: Any) -> tf.Tensor:
-  # The norm, not the values: one that overflows would be clipped to NaN.
+  # Finite values may have a norm that overflows, which clips them to NaN.
   return tf.math.is_finite(tf.linalg.global_norm(tf.nest.flatten(value)))
 
 
-def broken_units(metrics: Any) -> int:
-  """Returns how many units of a round had nothing to send, or were not finite.
+def broken_units(metrics: Mapping[str, Any]) -> int:
+  """Returns the number of units of a round that sent nothing usable.
+
+  A unit counts if it had nothing to send, or if what it had was not finite.
 
   Args:
-    metrics: Of `next` of a process that was built with `count_broken`.
+    metrics: Metrics of `next` of a process that was built with `count_broken`.
   """
   return int(metrics['aggregator']['broken_units'])
 
@@ -122,13 +126,13 @@ def clip_norm(aggregator_state: Any) -> float | None:
   """Returns the clip norm of the next round, from a process's server state.
 
   The adaptive clip norm is computed from the noised count alone, so publishing
-  it costs nothing more.
+  it costs no further epsilon.
 
   Args:
-    aggregator_state: The state that an aggregator built here keeps.
+    aggregator_state: State of an aggregator of `build_aggregator`.
 
   Returns:
-    The L2 norm, or None without clipping.
+    The clip norm, an L2 norm, or None without clipping.
   """
   query_state = getattr(aggregator_state, 'query_state', None)
   if query_state is None:

@@ -21,9 +21,9 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 from tff_medical.privacy import limits
 
-# The noise multiplier is found to this relative width, and its upper end taken.
+# Relative width of the bracket at which the search ends.
 _TOLERANCE = 1e-3
-# More noise than this leaves nothing of any model, whatever the cohort.
+# More noise than this drowns any model, whatever the cohort size.
 _MAX_NOISE_MULTIPLIER = 1000.0
 
 
@@ -37,15 +37,15 @@ def calibrate(
 ) -> interface.MechanismT:
   """Returns the mechanism with the noise that `target_epsilon` needs.
 
-  The result is never less private than asked: of the bracket that the search
-  ends with, the noisier end is returned, whose epsilon was computed.
+  The result is never less private than the target. The search ends with a
+  bracket and returns its noisier end, whose epsilon was computed.
 
   Args:
     mechanism: Clipping and sampling; its noise multiplier is ignored.
-    target_epsilon: The epsilon, above 0, that all rounds together may cost.
-    delta: The delta, in (0, 1), at which epsilon is meant.
-    rounds: How many rounds are planned.
-    progress: Called with a line after every step of the search.
+    target_epsilon: Epsilon, above 0, that all rounds together may cost.
+    delta: Delta, in (0, 1), at which epsilon is stated.
+    rounds: Number of planned rounds.
+    progress: Callback that gets one line after every step of the search.
 
   Raises:
     InputError: No noise multiplier that the mechanism allows is enough.
@@ -77,14 +77,17 @@ def _bracket(
   target_epsilon: float,
   rounds: int,
 ) -> tuple[float, float]:
-  """Returns noise multipliers that are too small and large enough."""
+  """Returns a noise multiplier that is too small and one that suffices.
+
+  Both are the same if even the smallest multiplier suffices.
+  """
   limit = min(_MAX_NOISE_MULTIPLIER, mechanism.max_noise_multiplier)
   limit *= 1 - 1e-6
   if limit <= limits.MIN_NOISE_MULTIPLIER:
     raise _validate.InputError(
-      f'target_epsilon {target_epsilon:g} is out of reach: the noise multiplier '
-      f'must stay below {limit:.3g} here; draw more a round or choose fixed '
-      'clipping'
+      f'target_epsilon {target_epsilon:g} is out of reach: the noise '
+      f'multiplier must stay below {limit:.3g} here; draw more a round or '
+      'choose fixed clipping'
     )
   high = min(1.0, limit)
   if epsilon(high) <= target_epsilon:

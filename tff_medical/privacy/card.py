@@ -1,8 +1,8 @@
-"""The privacy card: what a model's guarantee is, and what it is not.
+"""The privacy card: what a model's guarantee covers, and what it does not.
 
-It travels inside the exported model and states, in plain JSON values, all that
-an auditor needs to compute epsilon again: the mechanism, how clients were drawn
-and how many charges of which event were paid.
+The card is stored inside the exported model. Its plain JSON values are all that
+an auditor needs to recompute epsilon: mechanism, sampling, number of charges
+and the event of one charge.
 """
 
 from __future__ import annotations
@@ -47,18 +47,20 @@ def build_card(
   """Returns the card of a model.
 
   Args:
-    mechanism: What the rounds released.
-    ledger: What was paid for; its epsilon is the stated one.
-    rounds: Rounds that the model was trained for; the ledger may hold more,
-      where rounds were repeated.
-    dataset: The name of the data.
+    mechanism: Mechanism of the training.
+    ledger: Ledger of the run; its epsilon is the stated one.
+    rounds: Number of rounds of training. The ledger may hold more, if rounds
+      were repeated.
+    dataset: Name of the data set.
     test_metrics: Metrics on held-out images.
-    cohort_seed_was_given: Whether the cohorts can be drawn again by somebody.
+    cohort_seed_was_given: Whether the user chose the cohort seed, so that
+      somebody may draw the cohorts again.
     broken_units_are_published: Whether the number of units that each round left
       out was published.
-    initial_model: What `models.InitialModel.provenance` says, if training
-      started from one; of other data, as epsilon does not cover its training.
-    data_digest: Identifies the data that was trained on; keyed if private.
+    initial_model: `models.InitialModel.provenance` of the model that training
+      started from, if any. That model comes from other data: epsilon does not
+      cover its training.
+    data_digest: Digest that identifies the training data; keyed if private.
 
   Raises:
     InputError: The ledger holds fewer charges than the rounds cost.
@@ -115,9 +117,9 @@ def build_open_card(
   """Returns the card of a model trained on pooled images without privacy.
 
   Args:
-    dataset: The name of the data.
+    dataset: Name of the data set.
     test_metrics: Metrics on held-out images.
-    initial_model: As for `build_card`.
+    initial_model: Provenance of the initial model, if any; see `build_card`.
   """
   return {
     'epsilon': math.inf,
@@ -137,7 +139,7 @@ def build_open_card(
 
 
 def _origin(initial_model: Mapping[str, Any] | None) -> dict[str, Any]:
-  """Returns when a model was made, and from which other one."""
+  """Returns the keys on a model's creation time and initial model."""
   now = datetime.datetime.now(datetime.timezone.utc)
   created = {'created': now.isoformat(timespec='seconds')}
   if initial_model is None:
@@ -148,7 +150,8 @@ def _origin(initial_model: Mapping[str, Any] | None) -> dict[str, Any]:
 def _of_earlier_data(
   initial_model: Mapping[str, Any] | None,
 ) -> Iterator[str]:
-  """Yields what epsilon does not cover of the data of earlier models."""
+  """Yields a sentence on the data of each earlier model."""
+  # An initial model may itself have started from one: follow the chain.
   while initial_model is not None:
     earlier, unit = initial_model['dataset'], initial_model['unit']
     promised = initial_model['epsilon'] not in ('inf', math.inf)

@@ -1,7 +1,7 @@
-"""The form of a privacy card, for whoever writes or reads one.
+"""Format of a privacy card: file name, required keys, checks.
 
-It needs neither TensorFlow Federated nor an accountant, as a model is served
-without them. `privacy.card` fills a card in.
+A model is served without TensorFlow Federated and without an accountant, so
+this module needs neither. `privacy.card` builds the card.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 from tff_medical import _files
 from tff_medical import _validate
 
-# The name of the card among the assets of an exported model.
+# Name of the card among the assets of an exported model.
 FILE = 'privacy_card.json'
 
-# What a reader needs to judge the guarantee.
+# Keys that a reader needs to judge the guarantee.
 REQUIRED_KEYS = (
   'epsilon',  # of the whole training; 'inf' without privacy
   'delta',
@@ -31,7 +31,7 @@ REQUIRED_KEYS = (
   'test_metrics',
 )
 
-# The numbers that count what was released.
+# Keys of whole numbers that count releases.
 COUNTS = ('rounds', 'rounds_charged', 'charges')
 
 
@@ -39,7 +39,7 @@ def checked(card: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the card as plain JSON values.
 
   Raises:
-    InputError: A required key is missing, or epsilon and delta are no
+    InputError: A required key is missing, or epsilon and delta state no valid
       guarantee.
   """
   missing = [key for key in REQUIRED_KEYS if key not in card]

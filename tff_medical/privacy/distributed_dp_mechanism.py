@@ -1,21 +1,26 @@
 """Distributed DP: the clients add the noise, the server sees only the sum.
 
-The distributed Skellam mechanism (Agarwal, Kairouz, Liu 2021, arXiv 2110.04995):
-each client clips its update to the norm C, takes whole multiples of a step of
-C / R, rounded towards zero so that the norm does not grow, and adds Skellam
-noise of a share 1 / n of the variance. Secure summation lets the server see
-nothing but the sum, which has the whole noise: Skellam again, with standard
-deviation z * C. So the server need not be trusted with single updates.
+The distributed Skellam mechanism (Agarwal, Kairouz, Liu 2021, arXiv
+2110.04995). Each client clips its update to the norm C and rounds it to whole
+multiples of a step of C / R. Rounding is towards zero, so that the norm does
+not grow. The client then adds Skellam noise with a share 1 / n of the variance.
+Secure summation shows the server only the sum. The sum carries the whole noise,
+which is Skellam again, with standard deviation z * C. So the server need not be
+trusted with single updates.
 
-Cost. By the paper's Corollary 3.6 one round with sensitivities D2 = R and
-D1 <= R**2 (whole numbers) and noise of variance v has, for whole orders a > 1,
-a Renyi divergence of at most a * D2**2 / (2 v) + ((2 a - 1) * D2**2 + 6 * D1) /
-(4 v**2): that of a Gaussian and next to nothing. It is linear in a, so the event
-is a `ZCDpEvent`, accounted for by RDP; no PLD of it is known.
+Cost. The paper's Corollary 3.6 bounds the Renyi divergence of one round for
+integer orders a > 1, with integer sensitivities D2 = R and D1 <= R**2 and noise
+of variance v:
 
-All n clients take part in every round: a client that is missing takes its share
-of the noise with it. Neighbours differ in one client's update, which is zero in
-one of the two; its share of the noise is there in both.
+    a * D2**2 / (2 v) + ((2 a - 1) * D2**2 + 6 * D1) / (4 v**2)
+
+The first term is a Gaussian's, the second is close to 0. The bound is linear in
+a, so the event is a `ZCDpEvent`, accounted for by RDP. No PLD of this event is
+known.
+
+All n clients take part in every round: a missing client's share of the noise
+would be missing too. Neighbours differ in one client's update, which is zero in
+one of the two. The client's share of the noise is present in both.
 
 >>> mechanism = DistributedDpMechanism(
 ...     sampling=sampling_lib.FullParticipation(100),
@@ -43,7 +48,8 @@ from tff_medical.privacy import sampling as sampling_lib
 if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
 
-# The variance of a client's share of the noise, in steps: see noise.skellam.
+# Largest variance of a client's share of the noise, in steps; see
+# `noise.SecretNoise.skellam`.
 _MAX_LOCAL_VARIANCE = 2e8
 _MAX_CLIP_STEPS = 2**20
 # With fewer steps, rounding towards zero would shrink small entries visibly.
@@ -55,11 +61,11 @@ class DistributedDpMechanism:
   """Clipped, rounded client updates, each with its share of Skellam noise.
 
   Attributes:
-    sampling: Everybody, in every round.
-    clipping: Fixed: TFF's adaptive one lets the server see an exact count of
-      the clipped clients.
-    noise_multiplier: z, the standard deviation of all the noise together over
-      the clip norm. 0 adds no noise and gives no guarantee.
+    sampling: Full participation in every round.
+    clipping: Fixed clipping. TFF's adaptive clipping shows the server an exact
+      count of the clipped clients.
+    noise_multiplier: Noise multiplier z: standard deviation of the summed noise
+      over the clip norm. 0 adds no noise and gives no guarantee.
   """
 
   sampling: sampling_lib.FullParticipation
@@ -97,19 +103,19 @@ class DistributedDpMechanism:
 
   @property
   def max_noise_multiplier(self) -> float:
-    """The noise multiplier must stay below, for the noise to be exact."""
+    """Exclusive upper bound of the noise multiplier, for exact noise."""
     return self._max_stddev / _MIN_CLIP_STEPS
 
   @property
   def clip_steps(self) -> int:
-    """R, into how many steps the clip norm is divided."""
+    """Number R of steps into which the clip norm is divided."""
     if not self.is_private:
       return _MAX_CLIP_STEPS
     return min(_MAX_CLIP_STEPS, int(self._max_stddev / self.noise_multiplier))
 
   @property
   def local_variance(self) -> float:
-    """The variance, in steps, of the noise that each client adds."""
+    """Variance, in steps, of the noise that each client adds."""
     return (
       self.noise_multiplier * self.clip_steps
     ) ** 2 / self.sampling.population
@@ -128,7 +134,7 @@ class DistributedDpMechanism:
     return dataclasses.replace(self, noise_multiplier=noise_multiplier)
 
   def charge_event(self) -> dp_accounting.DpEvent:
-    """Returns what one round releases: rho * a + xi, as above."""
+    """Returns the event of one round, a Renyi divergence of rho * a + xi."""
     if not self.is_private:
       return dp_accounting.NonPrivateDpEvent()
     return skellam_event(
@@ -138,7 +144,7 @@ class DistributedDpMechanism:
     )
 
   def charges_for(self, rounds: int) -> int:
-    """Returns `rounds`: each round is charged for itself."""
+    """Returns `rounds`: every round is one charge."""
     return rounds
 
   def aggregation_factory(
@@ -169,13 +175,14 @@ class DistributedDpMechanism:
 def skellam_event(
   *, l1: float, l2: float, variance: float
 ) -> dp_accounting.ZCDpEvent:
-  """Returns the event of a sum of whole numbers with Skellam noise.
+  """Returns the event of a sum of integers with Skellam noise.
 
   Args:
-    l1: The L1 sensitivity.
-    l2: The L2 sensitivity.
-    variance: Of the noise in each entry.
+    l1: L1 sensitivity of the sum.
+    l2: L2 sensitivity of the sum.
+    variance: Variance of the noise in each entry.
   """
+  # The bound of the module docstring, split into its slope and its constant.
   rho = l2**2 / (2 * variance) + 2 * l2**2 / (4 * variance**2)
   xi = (6 * l1 - l2**2) / (4 * variance**2)
   return dp_accounting.ZCDpEvent(rho=rho, xi=xi)

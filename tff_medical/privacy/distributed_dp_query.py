@@ -1,16 +1,21 @@
 """The aggregation of distributed DP: noise on the clients, a secure sum.
 
-What: a TensorFlow Privacy query for TFF's `DifferentiallyPrivateFactory`, around
-TFF's `SecureSumFactory`. A runtime without secure sums refuses it; the local
-runtime of this project computes them as plain sums, for simulation.
+What: a TensorFlow Privacy query for TFF's `DifferentiallyPrivateFactory`,
+around TFF's `SecureSumFactory`. A runtime without secure sums refuses the
+query. The local runtime of this project computes secure sums as plain sums, for
+simulation.
 
-Why not `tff.learning.ddp_secure_aggregator` (TFF 0.87), of which no epsilon can
-be stated: its noise is seeded by the client's clock in microseconds
-(`DistributedSkellamSumQuery.add_noise_to_sample`); zeroing takes a quantile and
-a count without noise; adaptive clipping adds the count's noise on the server
-that the clients do not trust, and fixed clipping, too, sums an exact count of
-the clipped clients (aggregators/robust.py); the noise is relative to the norm
-before rounding inflates it; and the event is `UnsupportedDpEvent`.
+Why not `tff.learning.ddp_secure_aggregator` (TFF 0.87): no epsilon can be
+stated for it.
+
+- Its noise is seeded by the client's clock in microseconds
+  (`DistributedSkellamSumQuery.add_noise_to_sample`).
+- Zeroing uses a quantile and a count without noise.
+- With adaptive clipping the server, which the clients do not trust, adds the
+  count's noise. Fixed clipping sums an exact count of the clipped clients as
+  well (aggregators/robust.py).
+- The noise is relative to the norm before rounding inflates the norm.
+- The event is `UnsupportedDpEvent`.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ import tensorflow_privacy as tfp
 from tff_medical.privacy import distributed_dp_mechanism
 from tff_medical.privacy import noise
 
-# A client's noise exceeds so many standard deviations with probability 1e-300.
+# A client's noise exceeds this multiple of its standard deviation with a
+# probability of 1e-300.
 _RANGE_STDDEVS = 40
 
 
@@ -45,7 +51,7 @@ class SkellamSumQuery(tfp.SumAggregationDPQuery):
     self._noise = noise.SecretNoise()
 
   def initial_global_state(self) -> State:
-    """Returns the state, which is the clip norm and does not change."""
+    """Returns the state: the clip norm, which never changes."""
     return self.State(tf.constant(self._clip_norm, tf.float32))
 
   def initial_sample_state(self, template: Any) -> Any:
@@ -55,27 +61,28 @@ class SkellamSumQuery(tfp.SumAggregationDPQuery):
     )
 
   def derive_sample_params(self, global_state: State) -> tuple[()]:
-    """Returns nothing: the clients' graph has all they need."""
+    """Returns nothing: the clients' graph holds all parameters."""
     del global_state
     return ()
 
   def preprocess_record(self, params: tuple[()], record: Any) -> Any:
-    """Returns the record, int64, clipped, rounded and with its noise."""
+    """Returns the record in steps, int64: clipped, rounded and noised."""
     del params
     wide = tf.nest.map_structure(lambda x: tf.cast(x, tf.float64), record)
-    # In float64 the squares of all float32 numbers are finite and none is lost.
+    # In float64 the squares of all float32 numbers are finite and none
+    # vanishes.
     norm = tf.linalg.global_norm(tf.nest.flatten(wide))
     finite = tf.math.is_finite(norm)
     wide = tf.nest.map_structure(
       lambda x: tf.where(finite, x, tf.zeros_like(x)), wide
     )
     norm = tf.where(finite, norm, 0.0)
-    # A little less than R, so that no rounding error leads above it.
+    # A little less than R, so that no rounding error exceeds it.
     scale = self._steps * (1 - 1e-9) / tf.maximum(norm, self._clip_norm)
     return tf.nest.map_structure(lambda x: self._noised(x * scale), wide)
 
   def _noised(self, scaled: tf.Tensor) -> tf.Tensor:
-    whole = tf.cast(scaled, tf.int64)  # Towards zero.
+    whole = tf.cast(scaled, tf.int64)  # The cast rounds towards zero.
     if not self._variance:
       return whole
     return whole + self._noise.skellam(scaled.shape, self._variance)
@@ -83,7 +90,7 @@ class SkellamSumQuery(tfp.SumAggregationDPQuery):
   def get_noised_result(
     self, sample_state: Any, global_state: State
   ) -> tuple[Any, State, dp_accounting.DpEvent]:
-    """Returns the sum in the records' unit; its noise came with it.
+    """Returns the sum in the scale of the records; the clients added the noise.
 
     The event is a placeholder: `DistributedDpMechanism` accounts for the round.
     """

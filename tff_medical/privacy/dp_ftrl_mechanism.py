@@ -1,22 +1,24 @@
 """DP-FTRL: a guarantee for clients that needs no random sampling.
 
 Kairouz et al. 2021 (arXiv 2103.00039): the server adds noise to the running sum
-of the clipped updates, by a binary tree whose leaves are the rounds and whose
-nodes carry independent Gaussian noise of standard deviation z * C each. The sum
-of the first t rounds takes the noise of at most log2(t) + 1 nodes instead of t
-times that of one round. For when Poisson sampling cannot be promised.
+of the clipped updates, by a binary tree. The leaves of the tree are the rounds,
+and each node carries independent Gaussian noise of standard deviation z * C.
+The sum of the first t rounds takes the noise of at most log2(t) + 1 nodes. With
+independent noise per round it would take that of t rounds. The mechanism is for
+federations that cannot promise Poisson sampling.
 
-Privacy. A client joins at most one round a tree. Of T rounds, its update is part
-of at most h = floor(log2 T) + 1 complete nodes, in each with a norm of at most
-C. So all that a tree releases is one Gaussian of multiplier z / sqrt(h), and
-what the server makes of the noised nodes is post-processing: their sums, the
-weighting that lowers the variance (Honaker 2015), and any server optimizer. SGD
-with momentum on the noised round sums is the paper's DP-FTRLM: its model is the
-initial one minus the learning rate times the momentum-weighted prefix sums.
+Privacy. A client joins at most one round per tree. In a tree of T rounds its
+update is part of at most h = floor(log2 T) + 1 complete nodes. In each of them
+its norm is at most C. So all releases of a tree form one Gaussian of noise
+multiplier z / sqrt(h). Everything that the server computes from the noised
+nodes is post-processing: their sums, the weighting that lowers the variance
+(Honaker 2015), and any server optimizer. SGD with momentum on the noised round
+sums is the paper's DP-FTRLM. Its model is the initial one minus the learning
+rate times the momentum-weighted prefix sums.
 
 Neighbours differ in one client, whose updates are zero in one of the two runs
-(Definition 1.1 of the paper). Not add or remove: with one client more the
-permutation, and with it everybody's round, would be another.
+(Definition 1.1 of the paper). Add-or-remove neighbours would not do: one more
+client changes the permutation, and with it the round of every client.
 
 >>> mechanism = DpFtrlMechanism(
 ...     sampling=DpFtrlSampling(1000, clients_per_round=50, rounds_per_tree=16),
@@ -25,7 +27,7 @@ permutation, and with it everybody's round, would be another.
 ... )
 >>> mechanism.tree_height
 5
->>> mechanism.charges_for(100)  # Trees begun in 100 rounds.
+>>> mechanism.charges_for(100)  # Number of trees that 100 rounds begin.
 7
 >>> mechanism.charge_event()
 GaussianDpEvent(noise_multiplier=1.3416407864998738)
@@ -52,15 +54,15 @@ if typing.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DpFtrlSampling:
-  """Cohorts of a fixed size in which nobody returns before the next tree.
+  """Cohorts of a fixed size in which a client joins each tree at most once.
 
-  Each tree has a permutation of its own of the population, and its rounds take
-  one slice after the other.
+  Each tree has its own permutation of the population. Its rounds take one slice
+  of the permutation after the other.
 
   Attributes:
-    population: The number of clients there are.
-    clients_per_round: The cohort, the same in every round.
-    rounds_per_tree: After so many rounds a new tree is begun.
+    population: Number of clients.
+    clients_per_round: Cohort size of every round.
+    rounds_per_tree: Number of rounds after which a new tree begins.
   """
 
   population: int
@@ -88,19 +90,19 @@ class DpFtrlSampling:
 
   @property
   def expected_cohort(self) -> float:
-    """The cohort, which is no matter of chance."""
+    """Cohort size, which is fixed."""
     return float(self.clients_per_round)
 
   @property
   def rate(self) -> float:
-    """The fraction of the clients in a round; it amplifies nothing."""
+    """Fraction of the clients in a round; it amplifies nothing."""
     return self.clients_per_round / self.population
 
   def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns the sorted indices, int64 [n], of a round's cohort.
 
-    A repeated round has the same cohort, as each client joins a tree once; it
-    is charged as a tree of its own, and no amplification is claimed.
+    A repeated round has the same cohort, as each client joins a tree once. The
+    repetition is charged as a further tree. No amplification is claimed.
     """
     del attempt
     position = (round_num - 1) % self.rounds_per_tree
@@ -114,14 +116,14 @@ class DpFtrlSampling:
 class DpFtrlMechanism:
   """Clipped client updates, whose running sum is noised by a binary tree.
 
-  One tree over all rounds if `sampling.rounds_per_tree` reaches that far (fixed),
-  else several, one after the other (restarted).
+  If `sampling.rounds_per_tree` covers all rounds there is one tree. Otherwise
+  trees follow one another (restarts).
 
   Attributes:
-    sampling: Who joins which round, and how long a tree is.
-    clipping: Fixed: the noise in the nodes belongs to one clip norm.
-    noise_multiplier: z, the standard deviation of each node's noise over the
-      clip norm. 0 adds no noise and gives no guarantee.
+    sampling: Sampler of the cohorts, which also sets the length of a tree.
+    clipping: Fixed clipping: the noise in the nodes belongs to one clip norm.
+    noise_multiplier: Noise multiplier z: standard deviation of each node's
+      noise over the clip norm. 0 adds no noise and gives no guarantee.
   """
 
   sampling: DpFtrlSampling
@@ -148,7 +150,7 @@ class DpFtrlMechanism:
 
   @property
   def tree_height(self) -> int:
-    """The nodes that one client is part of, at most: floor(log2 T) + 1."""
+    """Largest number of nodes that one client is part of: floor(log2 T) + 1."""
     return self.sampling.rounds_per_tree.bit_length()
 
   @property
@@ -161,7 +163,7 @@ class DpFtrlMechanism:
     return dataclasses.replace(self, noise_multiplier=noise_multiplier)
 
   def charge_event(self) -> dp_accounting.DpEvent:
-    """Returns what one tree releases, as the accountant sees it."""
+    """Returns the event of one tree."""
     if not self.is_private:
       return dp_accounting.NonPrivateDpEvent()
     return dp_accounting.GaussianDpEvent(
@@ -169,18 +171,18 @@ class DpFtrlMechanism:
     )
 
   def charges_for(self, rounds: int) -> int:
-    """Returns how many trees `rounds` rounds begin; each is paid in full.
+    """Returns the number of trees that `rounds` rounds begin, paid in full.
 
-    A round that is run again pays for one tree more, which is enough: its first
-    attempt released at most h noised nodes of any client, and `dp_ftrl_query`
-    draws the noise of the second attempt anew.
+    A repeated round pays for one more tree, which is enough. Its first attempt
+    released at most h noised nodes of any client, and `dp_ftrl_query` draws new
+    noise for the second attempt.
     """
     return -(-rounds // self.sampling.rounds_per_tree)
 
   def aggregation_factory(
     self,
   ) -> tff.aggregators.UnweightedAggregationFactory:
-    """Returns the factory of noised running sums, one state a tree."""
+    """Returns the factory of round sums with the residual of tree noise."""
     from tff_medical.privacy import dp_ftrl_query
 
     return dp_ftrl_query.TreeAggregationFactory(self)

@@ -1,22 +1,28 @@
 """The aggregation of DP-FTRL: each round's sum with the tree's noise.
 
-What: a TensorFlow Privacy query that returns a round's sum plus the difference
-of the noise of two prefix sums, for TFF's `DifferentiallyPrivateFactory`. Added
-up over the rounds, the differences leave the noise of the last prefix alone.
+What: a TensorFlow Privacy query for TFF's `DifferentiallyPrivateFactory`. It
+returns a round's sum plus the difference between the noise of two prefix sums.
+Summed over the rounds, the differences leave only the noise of the last prefix.
 
-Why not `DifferentiallyPrivateFactory.tree_aggregation`: its noise is seeded by
-the clock (see `noise`); it has no restart with a fixed clip norm; its state
-changes shape from round to round, which neither checkpoints nor runtimes care
-for; and it draws a node's noise one round ahead, so that a round that is run
-again after a crash would release two values under the same noise. Here the
-noise is drawn in the round that completes the nodes. The distribution of what is
-released is the same; a test holds it against TensorFlow Privacy's.
+Why not `DifferentiallyPrivateFactory.tree_aggregation`:
 
-How: with Honaker's weights (2015, "Efficient use of differentially private
-binary trees", estimation from below) the noise that a complete subtree of depth
-d puts into a prefix sum is b_d / (2 - 2**-d), where b_d = e + (l + r) / 2, e is
-the noise of its root and l, r are its halves' b_(d-1). All nodes that a round
-completes are merged in it into one b, so one Gaussian stands for their e.
+- Its noise is seeded by the clock (see `noise`).
+- It has no restart with a fixed clip norm.
+- Its state changes shape from round to round, which suits neither checkpoints
+  nor runtimes.
+- It draws a node's noise one round ahead. A round that runs again after a crash
+  would release two values under the same noise.
+
+Here the noise is drawn in the round that completes the nodes. The distribution
+of the released values is the same; a test compares it with TensorFlow
+Privacy's.
+
+How: Honaker's weights (2015, "Efficient use of differentially private binary
+trees", estimation from below). A complete subtree of depth d adds the noise
+b_d / (2 - 2**-d) to a prefix sum, where b_d = e + (l + r) / 2. Here e is the
+noise of the subtree's root, and l and r are the b_(d-1) of the root's halves.
+All nodes that a round completes are merged into one b, so that one Gaussian
+replaces their e.
 """
 
 from __future__ import annotations
@@ -37,10 +43,11 @@ from tff_medical.privacy import noise
 class TreeSumQuery(tfp.SumAggregationDPQuery):
   """Clips and sums records, and adds the residual of the tree's noise.
 
-  The state holds `rounds_done` of the current tree, an int32, the `l2_norm_clip`
-  and `pending`: for each variable [h, ...] the b of each level's subtree, as far
-  as it is part of the prefix. That is noise that later rounds take back: whoever
-  sees it can remove it, so a state is as secret as the client updates.
+  The state holds `rounds_done` in the current tree, an int32, the
+  `l2_norm_clip` and `pending`. For each variable `pending` is [h, ...]: the b
+  of each level's subtree, if that subtree is part of the prefix. Later rounds
+  cancel this noise. Whoever sees it can remove it, so a state is as secret as
+  the client updates.
   """
 
   State = collections.namedtuple(
@@ -50,7 +57,7 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
   def __init__(
     self, mechanism: dp_ftrl_mechanism.DpFtrlMechanism, record_specs: Any
   ):
-    """Builds the query for records like `record_specs`, a nest of TensorSpec."""
+    """Builds the query for records of `record_specs`, a nest of TensorSpec."""
     self._clip_norm = mechanism.clipping.clip_norm
     self._stddev = self._clip_norm * mechanism.noise_multiplier
     self._rounds_per_tree = mechanism.sampling.rounds_per_tree
@@ -69,11 +76,11 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
     )
 
   def derive_sample_params(self, global_state: State) -> tf.Tensor:
-    """Returns the clip norm, all that a client needs to know."""
+    """Returns the clip norm, the only parameter of a client."""
     return global_state.l2_norm_clip
 
   def preprocess_record(self, params: tf.Tensor, record: Any) -> Any:
-    """Returns the record, scaled down to the clip norm where it exceeds it."""
+    """Returns the record, clipped to the clip norm."""
     return clipping.clip(record, params)[0]
 
   def get_noised_result(
@@ -81,11 +88,12 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
   ) -> tuple[Any, State, dp_accounting.DpEvent]:
     """Returns the round's sum with its noise, and the state after it.
 
-    The event is a placeholder: one round of a tree has no epsilon of its own,
-    `DpFtrlMechanism` accounts for the tree.
+    The event is a placeholder: one round of a tree has no epsilon of its own.
+    `DpFtrlMechanism` accounts for the whole tree.
     """
     done = global_state.rounds_done
-    # Not ==, which compares objects while TFF builds a graph.
+    # A new tree follows a complete one. `==` would compare objects while TFF
+    # builds a graph.
     done = tf.where(tf.equal(done, self._rounds_per_tree), 0, done)
     after = tf.nest.map_structure(
       lambda pending: self._next_pending(done, pending), global_state.pending
@@ -107,9 +115,11 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
     """Returns `pending` after the round that follows `done` rounds.
 
     That round completes a subtree at each level from 0 to `top`, the number of
-    trailing ones of `done`; their b are halved once a level on the way up. So
-    are the noises e of their roots: sum over k <= top of 4**-k is the variance.
+    trailing ones of `done`. Each b is halved once per level on the way up. So
+    is the noise e of each root, whose variances add up to the sum over k <= top
+    of 4**-k.
     """
+    # Adding 1 flips the trailing ones and the zero before them, nothing else.
     trailing_ones = tf.bitwise.bitwise_and(done, tf.bitwise.invert(done + 1))
     merged = self._bits(trailing_ones)
     top = tf.reduce_sum(merged)

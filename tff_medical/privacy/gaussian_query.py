@@ -1,10 +1,10 @@
-"""Clipped sums with Gaussian noise: TensorFlow Privacy's queries, other noise.
+"""Queries of clipped sums with Gaussian noise, for a `GaussianMechanism`.
 
-What a `GaussianMechanism` releases, as a query that TFF's
-`DifferentiallyPrivateFactory` or other code can carry out. Clipping, state and
-the quantile of adaptive clipping (Andrew et al. 2021) are TensorFlow Privacy's;
-the noise of the values and of the count is `noise.SecretNoise`, as the queries'
-own can be drawn again by whoever tries 2**32 seeds.
+The queries derive from TensorFlow Privacy's, so that TFF's
+`DifferentiallyPrivateFactory` and other code can execute them. Clipping to a
+quantile (Andrew et al. 2021) and the state are TensorFlow Privacy's. The noise
+on values and count is `noise.SecretNoise`: an attacker who tries 2**32 seeds
+can draw the noise of TensorFlow Privacy again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tff_medical.privacy import noise
 def sum_query(
   mechanism: mechanisms.GaussianMechanism,
 ) -> tfp.SumAggregationDPQuery:
-  """Returns the query that clips, sums and noises as `mechanism` says.
+  """Returns the query that clips, sums and adds noise under `mechanism`.
 
-  Without clipping it is the plain sum.
+  Without clipping the query is a plain sum.
   """
   clipping = mechanism.clipping
   if isinstance(clipping, mechanisms.AdaptiveClipping):
@@ -52,9 +52,9 @@ def sum_query(
 def mean_factory(
   mechanism: mechanisms.GaussianMechanism,
 ) -> tff.aggregators.UnweightedAggregationFactory:
-  """Returns the sum of `sum_query` over the expected cohort, as TFF's factory.
+  """Returns the factory of `sum_query` divided by the expected cohort size.
 
-  Without clipping it is the plain mean over the clients that take part.
+  Without clipping the result is the plain mean over the round's clients.
   """
   if mechanism.clipping is None:
     return tff.aggregators.UnweightedMeanFactory()
@@ -66,7 +66,7 @@ def mean_factory(
 
 
 class GaussianSumQuery(tfp.GaussianSumQuery):
-  """Fixed clipping."""
+  """Sum with fixed clipping and secret Gaussian noise."""
 
   def __init__(self, l2_norm_clip: float, stddev: float):
     super().__init__(l2_norm_clip, stddev)
@@ -75,13 +75,13 @@ class GaussianSumQuery(tfp.GaussianSumQuery):
   def preprocess_record_impl(
     self, params: Any, record: Any
   ) -> tuple[Any, tf.Tensor]:
-    """Returns the clipped record, and the norm it had."""
+    """Returns the clipped record, and its norm before clipping."""
     return clipping.clip(record, params)
 
   def get_noised_result(
     self, sample_state: Any, global_state: Any
   ) -> tuple[Any, Any, dp_accounting.DpEvent]:
-    """Returns the sum with noise, the state as it was, and the event."""
+    """Returns the sum with noise, the unchanged state, and the event."""
     stddev = global_state.stddev
     result = tf.nest.map_structure(
       lambda total: total + self._noise.normal(tf.shape(total), stddev),
@@ -92,6 +92,8 @@ class GaussianSumQuery(tfp.GaussianSumQuery):
 
 
 class _QuantileQuery(tfp.QuantileEstimatorQuery):
+  """Quantile estimate whose count carries secret noise."""
+
   def _construct_below_estimate_query(
     self, below_estimate_stddev: float, expected_num_records: float
   ) -> tfp.DPQuery:
@@ -103,7 +105,7 @@ class _QuantileQuery(tfp.QuantileEstimatorQuery):
   def get_noised_result(
     self, sample_state: Any, global_state: Any
   ) -> tuple[tf.Tensor, Any, dp_accounting.DpEvent]:
-    """Returns the next estimate, kept where clipping to it binds."""
+    """Returns the next estimate, kept within the range where clipping binds."""
     estimate, state, event = super().get_noised_result(
       sample_state, global_state
     )
@@ -114,7 +116,7 @@ class _QuantileQuery(tfp.QuantileEstimatorQuery):
 
 
 class _AdaptiveQuery(tfp.QuantileAdaptiveClipSumQuery):
-  """Adaptive clipping, by the geometric update of the clip norm."""
+  """Sum with adaptive clipping, by geometric updates of the clip norm."""
 
   def __init__(
     self,

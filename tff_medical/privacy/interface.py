@@ -1,7 +1,7 @@
-"""What the rest of the project needs of a mechanism and of a sampler.
+"""Protocols of mechanisms and samplers.
 
 Ledger, calibration, card, aggregators and training program know no mechanism by
-name: a new one has these members, and is then charged, calibrated, carried out
+name. A new mechanism that has these members is charged, calibrated, executed
 and described like the others.
 """
 
@@ -27,53 +27,53 @@ class Sampler(Protocol):
 
   @property
   def name(self) -> str:
-    """What the ledger and the card call it."""
+    """Name of the sampler in the ledger and the card."""
 
   @property
   def amplifies(self) -> bool:
-    """Whether epsilon is smaller for those who cannot tell the cohorts."""
+    """Whether epsilon counts on amplification by sampling (secret cohorts)."""
 
   @property
   def draws_by_attempt(self) -> bool:
-    """Whether each charge pays for a draw of its own.
+    """Whether each charge pays for an independent draw.
 
-    Then a seed that was lost may give way to a new one. Where cohorts depend on
-    those of earlier rounds it may not.
+    A lost cohort seed may then be replaced by a new one. It may not where
+    cohorts depend on those of earlier rounds.
     """
 
   @property
   def expected_cohort(self) -> float:
-    """How many units a round is expected to have."""
+    """Expected number of units in a round."""
 
   def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns the sorted indices, int64 [n], of a round's units.
 
-    It is a pure function, so that no generator's state has to be saved. What is
-    charged as an independent draw depends on the attempt: the cohort of a
-    repeated round is another one.
+    The draw is a pure function of its arguments, so that no generator state has
+    to be saved. A draw that is charged as independent depends on the attempt: a
+    repeated round has another cohort.
 
     Args:
-      cohort_seed: A non-negative integer.
-      round_num: The round, 1 for the first.
-      attempt: The number of the charge that pays for it, which never repeats;
+      cohort_seed: Non-negative integer seed of the run.
+      round_num: Number of the round, 1 for the first.
+      attempt: Number of the charge that pays for the draw. It never repeats:
         `PrivacyLedger.rounds_charged` right after the charge.
     """
 
 
 class Mechanism(Protocol):
-  """Says what is released, to whom it matters and what it costs."""
+  """States what is released, whom the guarantee protects, and the cost."""
 
   @property
   def sampling(self) -> Sampler:
-    """Draws the units of each round."""
+    """Sampler of each round's units."""
 
   @property
   def noise_multiplier(self) -> float:
-    """The noise, on the scale that calibration searches; 0 is none."""
+    """Noise multiplier, the value that calibration searches; 0 is no noise."""
 
   @property
   def max_noise_multiplier(self) -> float:
-    """The noise multiplier must stay below this; may be inf."""
+    """Exclusive upper bound of the noise multiplier; may be inf."""
 
   @property
   def is_private(self) -> bool:
@@ -81,24 +81,24 @@ class Mechanism(Protocol):
 
   @property
   def privacy_unit(self) -> str:
-    """Whom the guarantee protects: client, record or patient."""
+    """Privacy unit, whom the guarantee protects: client, record or patient."""
 
   @property
   def neighboring_relation(self) -> dp_accounting.NeighboringRelation:
-    """What two data sets that must look alike differ in."""
+    """Neighbouring relation under which epsilon is stated."""
 
   @property
   def caveats(self) -> tuple[str, ...]:
     """Sentences on what epsilon does not cover with this mechanism."""
 
   def charge_event(self) -> dp_accounting.DpEvent:
-    """Returns what one charge pays for; every charge pays for the same."""
+    """Returns the event that one charge pays for, the same for every charge."""
 
   def charges_for(self, rounds: int) -> int:
-    """Returns how many charges the first `rounds` rounds cost, none repeated.
+    """Returns the number of charges for the first `rounds` rounds, run once.
 
-    It grows by one a round where each round is charged for itself, and where a
-    charge pays for several rounds with the first of them.
+    A mechanism may charge every round. It may also charge several rounds at
+    once, together with the first of them.
     """
 
   def with_noise(self: MechanismT, noise_multiplier: float) -> MechanismT:
@@ -114,9 +114,9 @@ class ClientMechanism(Mechanism, Protocol):
   def aggregation_factory(
     self,
   ) -> tff.aggregators.UnweightedAggregationFactory:
-    """Returns TFF's factory that clips, sums, noises and divides updates.
+    """Returns the TFF factory that clips, sums, noises and divides updates.
 
-    TensorFlow is imported by the call, not by the module.
+    The call imports TensorFlow; the module does not.
     """
 
 

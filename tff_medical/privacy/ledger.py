@@ -1,19 +1,19 @@
-"""The ledger: an append-only file of every round that was paid for.
+"""The privacy ledger: an append-only file of every round that was paid for.
 
-A round is charged, and the charge is on disk (fsync), before the round runs,
-so that nothing that was ever released is missing from the file, whatever
-crashes. Some mechanisms are paid for several rounds at once, with the first of
-them. A repeated round is charged again, and rounds that the file does not know
-of are charged with the next one. A round that would pass the budget is refused.
+A round is charged, and the charge is on disk (fsync), before the round runs. So
+no release is missing from the file, whatever crashes. Some mechanisms charge
+several rounds at once, with the first of them. A repeated round is charged
+again, and rounds that the file lacks are charged with the next one. A round
+that would exceed the budget is refused.
 
-The file has one JSON object a line. The first line is the header: the
-mechanism, the event of one charge, delta, the budget and the run's id. Each
-further line is an entry: the round, the number of the attempt, the charges so
-far and the epsilon that they add up to. Each line carries the SHA-256 of all
-lines before it, so that an auditor who holds the last digest can tell whether
-the file was changed. `read` checks a file without any mechanism at hand.
+The file has one JSON object per line. The first line is the header: mechanism,
+event of one charge, delta, budget and the run's id. Each further line is an
+entry: round, number of the attempt, charges so far, and their total epsilon.
+Each line carries the SHA-256 of all lines before it. An auditor who holds the
+last digest can therefore detect any change of the file. `read` checks a file
+without knowledge of the mechanism.
 
-A run without noise is kept in the same file, with the epsilon "inf".
+A run without noise has the same file, with the epsilon "inf".
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -37,16 +38,16 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 
 _FORMAT = 2
-# How many lines a ledger may lose without being taken for another one.
+# Number of lines that a ledger may lose and still be recognised as the same.
 _HISTORY = 256
 _SHORT_DIGEST = 16
-# No run has as many rounds or charges; a damaged file may state any number, and
-# the epsilon of that of 1e9 would be computed for ever.
+# No run has as many rounds or charges. A damaged file may state any number, and
+# computing epsilon for 1e9 charges would never end.
 MAX_COUNT = 10**7
 
 
 class BudgetExceededError(Exception):
-  """The round was refused: with it, epsilon would exceed the budget."""
+  """A round was refused because epsilon would exceed the budget."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +55,18 @@ class Entry:
   """One line of the ledger after the header.
 
   Attributes:
-    round_num: The round that was paid for, 1 for the first.
-    attempt: The number of the attempt at a round, 1 for the first; it grows
-      with every entry, whether or not a round is repeated. The cohort is drawn
-      for it, so that a repeated round has a cohort of its own.
-    charges: The charges of the run up to here.
-    epsilon: The epsilon that they add up to.
-    state_digest: The digest of the state that the round started from; '' where
-      it is not known.
-    restored_from: What showed that the file had lost charges, where this entry
-      puts them back; '' for the entry of a round.
-    nonce: Makes the digest the entry's own, so that of two copies of a run that
-      both go on, each is known from the other.
+    round_num: Number of the round that was paid for, 1 for the first.
+    attempt: Number of the attempt at a round, 1 for the first. It grows with
+      every entry, whether or not a round is repeated. The cohort is drawn for
+      it, so that a repeated round has a new cohort.
+    charges: Number of charges of the run up to this line.
+    epsilon: Total epsilon of these charges.
+    state_digest: Digest of the state that the round started from; '' if
+      unknown.
+    restored_from: Evidence that the file had lost charges, if this entry
+      restores them; '' for the entry of a round.
+    nonce: Random text that makes the digest unique. If two copies of a run both
+      go on, their entries differ.
     digest: SHA-256, in hexadecimal, that commits to the file up to this line.
   """
 
@@ -80,7 +81,13 @@ class Entry:
 
   @classmethod
   def of(cls, record: Mapping[str, Any], digest: str) -> Entry:
-    """Returns the entry of a line; raises KeyError, TypeError, ValueError."""
+    """Returns the entry of a line.
+
+    Raises:
+      KeyError: A required value is missing.
+      TypeError: A value is of another type.
+      ValueError: A value is out of range.
+    """
     entry = cls(
       round_num=_whole(record['round']),
       attempt=_whole(record['attempt']),
@@ -99,7 +106,7 @@ class Entry:
     return entry
 
   def record(self) -> dict[str, Any]:
-    """Returns the entry as the values of its line, without the digest."""
+    """Returns the values of the entry's line, without the digest."""
     extra = {
       'state_sha256': self.state_digest,
       'restored_from': self.restored_from,
@@ -116,15 +123,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What a ledger file says, its chain of digests checked.
+  """Contents of a ledger file whose chain of digests was checked.
 
   Attributes:
-    header: The first line, without digest and run id; empty for an empty file.
-    run_id: The identity of the run, in hexadecimal.
-    header_digest: The digest of the first line.
-    entries: All further lines.
-    size: The bytes of the whole lines, of which a torn last line is no part.
-    last_line: The last of these lines.
+    header: First line, without digest and run id; empty for an empty file.
+    run_id: Identity of the run, in hexadecimal.
+    header_digest: Digest of the first line.
+    entries: Entries of all further lines.
+    size: Size in bytes of all complete lines; a torn last line is left out.
+    last_line: Last complete line.
   """
 
   header: Mapping[str, Any]
@@ -141,11 +148,11 @@ class Contents:
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
-  """Returns what a ledger file says; needs no mechanism and changes nothing.
+  """Returns the contents of a ledger file, without changing it.
 
   Raises:
     FileNotFoundError: There is no such file.
-    InputError: It is no ledger of this version, or it was changed.
+    InputError: The file is no ledger of this version, or was changed.
   """
   return _parse(pathlib.Path(path), _files.read_bytes(path))
 
@@ -153,31 +160,34 @@ def read(path: str | os.PathLike[str]) -> Contents:
 def is_one_history(
   header_digest: str, entries: Sequence[Entry], digests: Sequence[str]
 ) -> bool:
-  """Whether a ledger is the one that something else knows from earlier.
+  """Returns whether a ledger continues the one that `digests` were taken from.
 
-  It may have gone on since. It may have lost its last lines, too, and an entry
-  then says that charges were put back. Where the entry of another round follows
-  on the last line that both know, a copy of the files was made and both went on.
+  The ledger may have grown since. It may also have lost its last lines; an
+  entry then states that charges were restored. If the entry of another round
+  follows the last shared line, the files were copied and both copies went on.
 
   Args:
-    header_digest: The ledger's.
-    entries: The ledger's.
-    digests: `PrivacyLedger.last_digests` at that earlier time.
+    header_digest: Digest of the ledger's first line.
+    entries: Entries of the ledger.
+    digests: `PrivacyLedger.last_digests` at the earlier time.
   """
-  there = [
+  ledger_digests = [
     d[:_SHORT_DIGEST] for d in (header_digest, *(e.digest for e in entries))
   ]
-  if digests and digests[0] in there:
+  if digests and digests[0] in ledger_digests:
     return True
-  shared = max((there.index(d) for d in digests if d in there), default=0)
+  shared = max(
+    (ledger_digests.index(d) for d in digests if d in ledger_digests),
+    default=0,
+  )
   following = entries[shared : shared + 1]
   return not following or bool(following[0].restored_from)
 
 
 class PrivacyLedger:
-  """What a run has spent, kept in a file that this object holds locked.
+  """Charges of a run, in a file that this object keeps locked.
 
-  Use it as a context manager, or call `close`.
+  Use the ledger as a context manager, or call `close`.
   """
 
   def __init__(
@@ -192,12 +202,12 @@ class PrivacyLedger:
     """Opens the ledger at `path`, or starts it.
 
     Args:
-      path: The file; its folder exists.
-      mechanism: What the rounds of the run release, and what they cost.
-      delta: The delta, in (0, 1), at which epsilon is stated.
-      epsilon_budget: No round may bring epsilon above it; None is no limit.
-      run_id: The identity of the run, which an existing file must have; by
-        default that of the file, or a new one.
+      path: File of the ledger, in an existing folder.
+      mechanism: Mechanism of the run, which defines event and charges.
+      delta: Delta, in (0, 1), at which epsilon is stated.
+      epsilon_budget: Largest epsilon that a round may reach; None is no limit.
+      run_id: Identity of the run, which an existing file must have. By default
+        the identity in the file, or a new one.
 
     Raises:
       InputError: The file is a ledger of another mechanism, delta, budget or
@@ -247,30 +257,30 @@ class PrivacyLedger:
 
   @property
   def run_id(self) -> str:
-    """The identity of the run, in hexadecimal."""
+    """Identity of the run, in hexadecimal."""
     return self._run_id
 
   @property
   def entries(self) -> tuple[Entry, ...]:
-    """Every entry of the file so far."""
+    """All entries of the file so far."""
     return tuple(self._entries)
 
   @property
   def charges(self) -> int:
-    """The number of times that `charge_event` of the mechanism was paid for."""
+    """Number of charges, each of one `charge_event` of the mechanism."""
     return self._entries[-1].charges if self._entries else 0
 
   @property
   def rounds_charged(self) -> int:
-    """The number of the last attempt at a round: repeated rounds count again.
+    """Number of the last attempt at a round: repeated rounds count again.
 
-    Right after `charge` it is the number that the round's cohort is drawn for.
+    Right after `charge` the round's cohort is drawn for this number.
     """
     return self._entries[-1].attempt if self._entries else 0
 
   @property
   def delta(self) -> float:
-    """The delta at which every epsilon of this ledger is stated."""
+    """Delta at which every epsilon of this ledger is stated."""
     return self._delta
 
   @property
@@ -280,11 +290,11 @@ class PrivacyLedger:
 
   @property
   def epsilon(self) -> float:
-    """Epsilon of all that was paid for."""
+    """Epsilon of all charges."""
     return self._epsilon_of(self.charges)
 
   def rdp_epsilon(self) -> float:
-    """Epsilon, by RDP, of all that was paid for."""
+    """Returns the epsilon of all charges by RDP."""
     return accounting.rdp_epsilon(
       self._event, rounds=self.charges, delta=self._delta
     )
@@ -292,9 +302,12 @@ class PrivacyLedger:
   def seed_of_draws(self, cohort_seed: int) -> int:
     """Returns the seed for draws that each charge pays for.
 
-    It is the run's own, until charges are put back: which attempts there were
-    since the last line that was left is not known then, and their cohorts must
-    not be drawn and released again as if they were new.
+    It is the run's own seed until charges are restored. From then on the
+    attempts after the last surviving line are unknown. Their cohorts must not
+    be drawn again as if they were new, so the seed changes.
+
+    Args:
+      cohort_seed: Secret seed of the run, a non-negative integer.
     """
     for entry in reversed(self._entries):
       if entry.restored_from:
@@ -303,42 +316,43 @@ class PrivacyLedger:
     return cohort_seed
 
   def cost_between(self, first: int, last: int) -> int:
-    """Returns the charges of the rounds after `first`, up to `last`, run once."""
+    """Returns the charges of rounds `first` + 1 to `last`, each run once."""
     return self._charges_for(last) - self._charges_for(first)
 
   def last_digests(self) -> tuple[str, ...]:
-    """Returns what `is_one_history` needs of this ledger, newest first."""
+    """Returns the digests for `is_one_history`, newest first."""
     newest = [entry.digest for entry in self._entries[:-_HISTORY:-1]]
     return tuple(
       digest[:_SHORT_DIGEST] for digest in (*newest, self._header_digest)
     )
 
   def is_one_history(self, digests: Sequence[str]) -> bool:
-    """Whether this ledger is the one that `digests` were the last of."""
+    """Returns whether this ledger continues the one of `digests`."""
     return is_one_history(self._header_digest, self._entries, digests)
 
   def entry_of(self, attempt: int) -> Entry | None:
-    """Returns the entry of an attempt; None where the file has lost it."""
+    """Returns the entry of an attempt; None if the file has lost it."""
     for entry in reversed(self._entries):
       if entry.attempt == attempt and not entry.restored_from:
         return entry
     return None
 
   def charge(self, round_num: int, *, state_digest: str = '') -> float:
-    """Pays for a round; call it before anything of the round is released.
+    """Charges a round; call it before anything of the round is released.
 
     Args:
-      round_num: The round, 1 for the first; the same one again costs again.
-      state_digest: The digest of the state that the round starts from, to bind
-        that state to this ledger.
+      round_num: Number of the round, 1 for the first; a repeated round is
+        charged again.
+      state_digest: Digest of the state that the round starts from, to bind that
+        state to this ledger.
 
     Returns:
       Epsilon including this round.
 
     Raises:
       BudgetExceededError: The round must not run; nothing was charged.
-      InputError: The file was replaced or changed by somebody else; the round
-        must not run.
+      InputError: Another process replaced or changed the file; the round must
+        not run.
       OSError: The charge could not be written; the round must not run.
     """
     _validate.positive_int(round_num=round_num)
@@ -369,23 +383,23 @@ class PrivacyLedger:
     charges: int,
     evidence: str,
   ) -> bool:
-    """Puts back charges that the file has lost, as something else shows.
+    """Restores charges that the file has lost, on other evidence.
 
-    The budget does not matter here: what is put back was spent.
+    The budget is not checked: restored charges were already spent.
 
     Args:
-      round_num: The last round that is known to have been released.
-      attempt: The attempts at rounds that are known of.
-      charges: The charges that are known of; never fewer than `round_num`
-        rounds cost.
-      evidence: What shows them, for whoever reads the file.
+      round_num: Number of the last round that is known to have been released.
+      attempt: Known number of attempts at rounds.
+      charges: Known number of charges. The ledger never restores fewer than
+        `round_num` rounds cost.
+      evidence: Source of these numbers, for readers of the file.
 
     Returns:
       Whether anything was missing.
 
     Raises:
-      InputError: The file was replaced or changed by somebody else, or the
-        evidence cannot be true.
+      InputError: Another process replaced or changed the file, or the evidence
+        cannot be true.
       OSError: The entry could not be written.
     """
     if max(round_num, attempt, charges) > MAX_COUNT:
@@ -413,11 +427,11 @@ class PrivacyLedger:
     return True
 
   def _due(self, round_num: int) -> int:
-    """Returns how many charges the round costs; a repeated one at least one."""
+    """Returns the number of charges of a round; at least 1 if repeated."""
     if round_num > self._last_round:
       return self._charges_for(round_num) - self._charges_for(self._last_round)
-    own = self._charges_for(round_num) - self._charges_for(round_num - 1)
-    return max(1, own)
+    first_cost = self._charges_for(round_num) - self._charges_for(round_num - 1)
+    return max(1, first_cost)
 
   def _epsilon_of(self, charges: int) -> float:
     return accounting.epsilon(self._event, rounds=charges, delta=self._delta)
@@ -455,21 +469,23 @@ class PrivacyLedger:
     self._changed_at = os.fstat(self._file.fileno()).st_mtime_ns
 
   def _check_unchanged(self) -> None:
-    """Refuses to write into a file that is no longer what was read.
+    """Refuses to write to a file that is no longer the one that was read.
 
-    An editor or rsync puts a new file under the name: what would be written
-    here would go to a file that nobody can see any more.
+    An editor or rsync puts a new file under the name. A charge would then go to
+    a file that no longer has a name.
     """
     problem = ''
-    own = os.fstat(self._file.fileno())
+    open_file = os.fstat(self._file.fileno())
     try:
-      there = os.stat(self._path)
+      named_file = os.stat(self._path)
     except OSError:
       problem = 'was removed'
     else:
-      if (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino):
+      if not os.path.samestat(named_file, open_file):
         problem = 'was replaced by another file'
-      elif own.st_size != self._size or not self._is_as_written(own):
+      elif open_file.st_size != self._size or not self._is_as_written(
+        open_file
+      ):
         problem = 'was changed'
     if problem:
       raise _validate.InputError(
@@ -479,10 +495,10 @@ class PrivacyLedger:
       )
 
   def _is_as_written(self, status: os.stat_result) -> bool:
-    """Whether the file, of the right size, says what was read and written.
+    """Returns whether the file still holds what was read and written.
 
-    All of it is read only where its time of change shows a need, so that a
-    charge costs the same however many there were.
+    The whole file is read only if its modification time has changed. So the
+    time of a charge does not grow with the number of charges.
     """
     read_all = status.st_mtime_ns != self._changed_at
     length = self._size if read_all else len(self._last_line)
@@ -503,7 +519,8 @@ class PrivacyLedger:
     self._file.seek(0)
     contents = _parse(self._path, self._file.read())
     self._size, self._last_line = contents.size, contents.last_line
-    # A line torn by a crash while it was written: its round never ran.
+    # Cuts off a line that a crash tore while it was written: its round never
+    # ran.
     self._file.truncate(self._size)
     if not contents.header:
       # Two runs with the same settings must not have the same digests.
@@ -527,9 +544,9 @@ class PrivacyLedger:
       self._keep(entry)
 
 
-def _open_regular(path: pathlib.Path) -> Any:
+def _open_regular(path: pathlib.Path) -> io.FileIO:
   """Opens the ledger to read and append; creates it if it is missing."""
-  # Opening a FIFO must not wait for whoever would write into it.
+  # Without O_NONBLOCK, opening a FIFO may wait for its other end.
   flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
   try:
     descriptor = os.open(path, flags, 0o666)
@@ -545,12 +562,12 @@ def _open_regular(path: pathlib.Path) -> Any:
   except BaseException:
     os.close(descriptor)
     raise
-  # Unbuffered: a failed write must not be tried again when the file closes.
+  # Unbuffered: closing the file must not retry a failed write.
   return os.fdopen(descriptor, 'a+b', buffering=0)
 
 
 def _parse(path: pathlib.Path, content: bytes) -> Contents:
-  """Returns what the bytes of a ledger say."""
+  """Returns the contents of a ledger from its bytes."""
   lines = content.splitlines(keepends=True)
   if lines and lines[-1].startswith(b'{') and not lines[-1].endswith(b'\n'):
     lines.pop()
@@ -591,7 +608,7 @@ def _check_format(path: pathlib.Path, header: Mapping[str, Any]) -> None:
 
 
 def _follows(entry: Entry, before: list[Entry]) -> Entry:
-  """Returns the entry if it may stand after those before it."""
+  """Returns the entry if it may follow the entries `before` it."""
   charges, attempt = (
     (before[-1].charges, before[-1].attempt) if before else (0, 0)
   )
@@ -607,7 +624,7 @@ def _follows(entry: Entry, before: list[Entry]) -> Entry:
 def _check(
   path: pathlib.Path, number: int, line: bytes, previous_digest: str
 ) -> dict[str, Any]:
-  """Returns a line's record; its digest must follow from the one before."""
+  """Returns the record of a line whose digest follows from the previous one."""
   try:
     record = json.loads(line)
     record.pop('digest')
@@ -626,7 +643,7 @@ def _check(
 
 
 def _seal(record: Mapping[str, Any], previous_digest: str) -> bytes:
-  """Returns the record as a line with the digest of it and all before it."""
+  """Returns the record as a line, with a digest of it and all lines before."""
   body = json.dumps(record, sort_keys=True, ensure_ascii=False)
   digest = hashlib.sha256((previous_digest + body).encode()).hexdigest()
   sealed = json.dumps(
@@ -639,19 +656,20 @@ def _digest_of(line: bytes) -> str:
   return json.loads(line)['digest'] if line else ''
 
 
-def _whole(value: Any) -> int:
+def _whole(value: object) -> int:
   if isinstance(value, bool) or not isinstance(value, int):
     raise ValueError(f'{value!r} is not a whole number')
   return value
 
 
 def _refuse_other_run(
-  path: pathlib.Path, there: Mapping[str, Any], now: Mapping[str, Any]
+  path: pathlib.Path, filed: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
+  """Raises `InputError` if the header in the file is not this run's."""
   changed = [
-    f'{key} ({there.get(key)!r} there, {now.get(key)!r} now)'
-    for key in sorted({*there, *now})
-    if there.get(key) != now.get(key)
+    f'{key} ({filed.get(key)!r} there, {now.get(key)!r} now)'
+    for key in sorted({*filed, *now})
+    if filed.get(key) != now.get(key)
   ]
   if changed:
     raise _validate.InputError(

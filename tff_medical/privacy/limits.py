@@ -1,21 +1,22 @@
-"""The numbers that clipping and noise can be trusted with, in float32.
+"""Ranges in which clipping and noise are exact enough in float32.
 
-Clip norms. A norm is the root of a sum of squares, and in float32 the square of
-an entry below 1.1e-19 is lost (the smallest normal number is 1.2e-38). Such
-entries count as 0 in the norm but are released: with d of them up to 1.1e-19 *
-sqrt(d), 1.1e-14 for d of 1e10. Beside a clip norm of at least 1e-10 that
-lengthens what is released by less than one part in 1e8; a clip norm of 1e-20
-would not bind at all. At the other end a norm above 1.8e19 overflows and counts
-as broken, so clip norms stay far below: at 1e10 the sum over 1e9 units still has
-a norm that is finite.
+Clip norm. A norm is the root of a sum of squares. In float32 the square of an
+entry below 1.1e-19 is lost (the smallest normal number is 1.2e-38). Such
+entries count as 0 in the norm but are released. Together d of them have a norm
+of up to 1.1e-19 * sqrt(d), which is 1.1e-14 for d = 1e10. With a clip norm of
+at least 1e-10 they lengthen a released update by less than one part in 1e8. A
+clip norm of 1e-20 would not bind at all. At the other end a norm above 1.8e19
+overflows and counts as not finite. Clip norms stay far below: at 1e10 the sum
+over 1e9 units still has a finite norm.
 
-Noise. Its standard deviation, clip norm times multiplier, lies between 1e-14 and
-1e16: normal float32 numbers, far from both ends.
+Noise. The standard deviation, clip norm times noise multiplier, lies between
+1e-14 and 1e16: normal float32 numbers, far from both ends.
 
 >>> check_clip_norm(1e-20)
 Traceback (most recent call last):
 ...
-tff_medical._validate.InputError: clip_norm must lie between 1e-10 and 1e+10, got 1e-20
+tff_medical._validate.InputError: clip_norm must lie between 1e-10 and 1e+10, \
+got 1e-20
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from tff_medical import _validate
 
 MIN_CLIP_NORM = 1e-10
 MAX_CLIP_NORM = 1e10
-# Below, any epsilon is meaningless (5e7 for one round at 1e-4); above, so is
-# what is learned.
+# Less noise gives a meaningless epsilon (5e7 for one round at 1e-4). More noise
+# leaves nothing to learn.
 MIN_NOISE_MULTIPLIER = 1e-4
 MAX_NOISE_MULTIPLIER = 1e6
 
@@ -36,7 +37,7 @@ def check_clip_norm(clip_norm: float) -> None:
 
 
 def check_noise_multiplier(noise_multiplier: float) -> None:
-  """Raises `InputError` unless it is 0 or a multiplier that can be kept."""
+  """Raises `InputError` unless the multiplier is 0 or within the limits."""
   _validate.non_negative(noise_multiplier=noise_multiplier)
   if noise_multiplier:
     _validate.within(

@@ -1,12 +1,13 @@
-"""Local DP-SGD: each site adds its own noise, and trusts nobody.
+"""Local DP-SGD: each site adds its own noise and need not trust the server.
 
 Every round each site takes several steps of DP-SGD (Abadi et al. 2016, arXiv
-1607.00133) on Poisson-drawn batches of its own units, with its own noise, and
-sends the model. What leaves a site is private already, so the guarantee holds
-against the server and the other sites too. One unit, which is at one site, is
-only seen by that site's steps: what others send depends on it through models
-alone that were private before. So epsilon is that of steps * rounds draws at
-the common rate, and is the same for the units of every site.
+1607.00133). A step uses a Poisson-drawn batch of the site's own units and the
+site's own noise. Then the site sends its model. That model is already private
+when it leaves the site, so the guarantee also holds against the server and the
+other sites. A unit is at one site, and only the steps of that site see it. The
+models of other sites depend on it only through already private models
+(post-processing). So epsilon is the cost of steps * rounds draws at the common
+rate, the same for the units of every site.
 
 >>> mechanism = LocalDpSgdMechanism(
 ...     sampling=LocalDpSgdSampling(population=1000, rate=0.05, steps=4),
@@ -36,12 +37,12 @@ from tff_medical.privacy import sampling as sampling_lib
 
 @dataclasses.dataclass(frozen=True)
 class LocalDpSgdSampling:
-  """Each unit joins each step of each round on its own, at the same rate.
+  """Each unit joins each step of each round independently at the same rate.
 
   Attributes:
-    population: The number of units of all sites.
-    rate: The probability, in (0, 1), that a unit joins a step.
-    steps: Steps of a site in a round.
+    population: Number of units over all sites.
+    rate: Probability, in (0, 1), that a unit joins a step.
+    steps: Number of steps of each site in a round.
   """
 
   population: int
@@ -58,17 +59,17 @@ class LocalDpSgdSampling:
 
   @property
   def expected_cohort(self) -> float:
-    """How many units a step has on average, over all sites."""
+    """Expected number of units in a step, over all sites."""
     return self.rate * self.population
 
   def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns step * population + unit of all draws, sorted, int64 [n]."""
-    del round_num  # A repeated round is another draw, and is charged as one.
+    del round_num  # A repeated round draws anew and is charged for it.
     rng = sampling_lib.cohort_rng(cohort_seed, attempt)
     return np.flatnonzero(rng.random(self.steps * self.population) < self.rate)
 
   def by_step(self, drawn: np.ndarray) -> list[np.ndarray]:
-    """Returns the units of each step, from what `draw` returned."""
+    """Returns the units of each step, from the result of `draw`."""
     steps, units = np.divmod(drawn, self.population)
     return [units[steps == step] for step in range(self.steps)]
 
@@ -79,15 +80,15 @@ class LocalDpSgdSampling:
 
 @dataclasses.dataclass(frozen=True)
 class LocalDpSgdMechanism:
-  """Clipped gradients of a site's units, summed, with the site's noise.
+  """Sum of a site's clipped unit gradients with the site's own noise.
 
   Attributes:
-    sampling: How each step's units are drawn.
-    clipping: Fixed; None is training without any guarantee.
-    noise_multiplier: The standard deviation of a step's noise over the clip
-      norm. 0 adds no noise and gives no guarantee.
+    sampling: Sampler of each step's units.
+    clipping: Fixed clipping; None trains without any guarantee.
+    noise_multiplier: Standard deviation of a step's noise over the clip norm. 0
+      adds no noise and gives no guarantee.
     privacy_unit: Whom the guarantee protects: a 'record' (one image) or a
-      'patient' (all of its images), who must be at one site only.
+      'patient' (all images of the patient). A patient must be at one site only.
   """
 
   sampling: LocalDpSgdSampling
@@ -121,7 +122,7 @@ class LocalDpSgdMechanism:
 
   @property
   def caveats(self) -> tuple[str, ...]:
-    """What epsilon does not cover here."""
+    """Sentences on what epsilon does not cover with this mechanism."""
     return (
       'Knowledge of who took part: amplification by sampling holds against '
       'those who cannot tell the batches, so the cohort seed must stay secret; '
@@ -135,7 +136,7 @@ class LocalDpSgdMechanism:
     return dataclasses.replace(self, noise_multiplier=noise_multiplier)
 
   def charge_event(self) -> dp_accounting.DpEvent:
-    """Returns what one step of a site releases."""
+    """Returns the event of one step of a site."""
     if not self.is_private:
       return dp_accounting.NonPrivateDpEvent()
     return self.sampling.event(
@@ -143,7 +144,7 @@ class LocalDpSgdMechanism:
     )
 
   def charges_for(self, rounds: int) -> int:
-    """Returns the steps of a site in so many rounds."""
+    """Returns the number of steps of a site in `rounds` rounds."""
     return rounds * self.sampling.steps
 
   def describe(self) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""The mechanism: one frozen object that everything private is derived from.
+"""The Gaussian mechanism of DP-FedAvg and of DP-SGD over all sites.
 
 Client level, DP-FedAvg (McMahan et al. 2018, arXiv 1710.06963): each client's
-update is clipped to an L2 norm C, the updates are summed, Gaussian noise of
-standard deviation z * C is added by the server, and the sum is divided by the
-expected cohort. Record and patient level, DP-SGD (Abadi et al. 2016, arXiv
-1607.00133): the same for the gradient of each record, or of all images of a
-patient together, over all sites. With adaptive clipping (Andrew et al. 2021,
-arXiv 1905.03871) C follows a quantile of the norms, estimated from a noised
-count; the values' noise is raised so that both releases together cost what one
-Gaussian with the total noise multiplier z costs.
+update is clipped to an L2 norm C. The server sums the updates, adds Gaussian
+noise of standard deviation z * C, and divides by the expected cohort size.
+
+Record and patient level, DP-SGD (Abadi et al. 2016, arXiv 1607.00133):
+gradients take the place of updates, over all sites. Each is the gradient of one
+record, or of all images of one patient together.
+
+Adaptive clipping (Andrew et al. 2021, arXiv 1905.03871): C follows a quantile
+of the norms, estimated from a noised count. The noise on the values is raised,
+so that both releases together cost as much as one Gaussian with the total noise
+multiplier z.
 
 >>> from tff_medical.privacy import sampling
 >>> mechanism = GaussianMechanism(
@@ -40,7 +43,7 @@ if typing.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class FixedClipping:
-  """Updates are scaled down to the L2 norm `clip_norm` where they exceed it."""
+  """Scales updates whose L2 norm exceeds `clip_norm` down to it."""
 
   clip_norm: float = 1.0
 
@@ -52,17 +55,17 @@ class FixedClipping:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveClipping:
-  """The clip norm follows a quantile of the update norms (Andrew et al. 2021).
+  """Lets the clip norm follow a quantile of update norms (Andrew et al. 2021).
 
-  After each round it is multiplied by exp(-learning_rate * (b - quantile)),
-  where b is the noised fraction of the updates that were not clipped; it never
+  After each round the clip norm is multiplied by exp(-learning_rate * (b -
+  quantile)), where b is the noised fraction of unclipped updates. It never
   leaves the range in which clipping binds (see `limits`).
 
   Attributes:
-    clip_norm: The clip norm of the first round.
-    target_unclipped_quantile: The fraction of updates, in (0, 1), to leave
+    clip_norm: Clip norm of the first round.
+    target_unclipped_quantile: Fraction of updates, in (0, 1), to leave
       unclipped.
-    clip_learning_rate: The step of the geometric update.
+    clip_learning_rate: Learning rate of the geometric update.
   """
 
   clip_norm: float = 0.1
@@ -73,7 +76,7 @@ class AdaptiveClipping:
 
   def __post_init__(self) -> None:
     limits.check_clip_norm(self.clip_norm)
-    # So that exp(clip_learning_rate) is a number, and no step is lost.
+    # Within this range exp(clip_learning_rate) is finite and differs from 1.
     _validate.within(1e-6, 10, clip_learning_rate=self.clip_learning_rate)
     _validate.in_range(
       0, 1, target_unclipped_quantile=self.target_unclipped_quantile
@@ -82,7 +85,8 @@ class AdaptiveClipping:
 
 Clipping = Union[FixedClipping, AdaptiveClipping]
 
-# The count's noise, as a fraction of the cohort (Andrew et al. 2021, sec. 3.1).
+# Standard deviation of the count's noise as a fraction of the cohort size
+# (Andrew et al. 2021, section 3.1).
 _COUNT_STDDEV_PER_UNIT = 0.05
 
 PRIVACY_UNITS = ('client', 'record', 'patient')
@@ -90,16 +94,16 @@ PRIVACY_UNITS = ('client', 'record', 'patient')
 
 @dataclasses.dataclass(frozen=True)
 class GaussianMechanism:
-  """Clipped contributions of the units, summed, with Gaussian noise.
+  """Sum of the units' clipped contributions with Gaussian noise.
 
   Attributes:
-    sampling: How each round's units are drawn.
-    clipping: Fixed or adaptive; None is training without any guarantee.
-    noise_multiplier: The total z: the noise's standard deviation over the
-      sensitivity, for values and clipped count together. 0 adds no noise and
-      gives no guarantee.
-    privacy_unit: Whom the guarantee protects: all that a 'client' ever sends, a
-      'record' (one image) or a 'patient' (all of its images).
+    sampling: Sampler of each round's units.
+    clipping: Fixed or adaptive clipping; None trains without any guarantee.
+    noise_multiplier: Total noise multiplier z: standard deviation of the noise
+      over the sensitivity, for values and clipped count together. 0 adds no
+      noise and gives no guarantee.
+    privacy_unit: Whom the guarantee protects: a 'client' (all that it ever
+      sends), a 'record' (one image) or a 'patient' (all images of the patient).
   """
 
   sampling: sampling_lib.Sampling
@@ -127,17 +131,18 @@ class GaussianMechanism:
       )
     if self.value_noise_multiplier > limits.MAX_NOISE_MULTIPLIER:
       raise _validate.InputError(
-        f'noise_multiplier {self.noise_multiplier!r} is so close to the limit of '
-        f'{self.max_noise_multiplier:g} with adaptive clipping that the updates '
-        'would drown in noise; lower it or draw more a round'
+        f'noise_multiplier {self.noise_multiplier!r} is so close to the limit '
+        f'of {self.max_noise_multiplier:g} with adaptive clipping that the '
+        'updates would drown in noise; lower it or draw more a round'
       )
 
   @property
   def max_noise_multiplier(self) -> float:
-    """The noise multiplier must stay below this; inf for fixed clipping.
+    """Exclusive upper bound of the noise multiplier; inf for fixed clipping.
 
-    With adaptive clipping the noised count alone already costs what a Gaussian
-    of twice its standard deviation costs, so the total cannot be more private.
+    With adaptive clipping the noised count alone costs as much as a Gaussian
+    with a multiplier of twice the count's standard deviation. Both releases
+    together cannot cost less.
     """
     if isinstance(self.clipping, AdaptiveClipping):
       return 2 * self.count_stddev
@@ -150,7 +155,7 @@ class GaussianMechanism:
 
   @property
   def name(self) -> str:
-    """The algorithm, as the literature calls it."""
+    """Name of the algorithm in the literature."""
     return 'dp_fed_avg' if self.privacy_unit == 'client' else 'dp_sgd'
 
   @property
@@ -160,11 +165,12 @@ class GaussianMechanism:
 
   @property
   def value_noise_multiplier(self) -> float:
-    """The multiplier of the noise on the summed updates, at least the total."""
+    """Noise multiplier of the summed updates, at least the total one."""
     if not self.is_private or not isinstance(self.clipping, AdaptiveClipping):
       return self.noise_multiplier
-    left = self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2
-    return left**-0.5 if left > 0 else float('inf')
+    # 1/z**2 = 1/z_values**2 + 1/(2 * count_stddev)**2, solved for z_values.
+    precision = self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2
+    return precision**-0.5 if precision > 0 else float('inf')
 
   def with_noise(self, noise_multiplier: float) -> GaussianMechanism:
     """Returns this mechanism with another total noise multiplier."""
@@ -172,7 +178,7 @@ class GaussianMechanism:
 
   @property
   def caveats(self) -> tuple[str, ...]:
-    """What epsilon does not cover here."""
+    """Sentences on what epsilon does not cover with this mechanism."""
     if not self.sampling.amplifies:
       return (interface.CENTRAL_SERVER_CAVEAT,)
     return (
@@ -183,10 +189,11 @@ class GaussianMechanism:
     )
 
   def charge_event(self) -> dp_accounting.DpEvent:
-    """Returns what one round releases, as the accountant sees it.
+    """Returns the event of one round.
 
-    Values and clipped count form one Gaussian with the total multiplier, as
-    1/z**2 is the sum of both terms' 1/z_i**2 (Andrew et al. 2021, Theorem 1).
+    Values and clipped count form one Gaussian with the total noise multiplier
+    z: 1/z**2 is the sum of 1/z_i**2 over the two (Andrew et al. 2021, Theorem
+    1).
     """
     if not self.is_private:
       return dp_accounting.NonPrivateDpEvent()
@@ -195,13 +202,13 @@ class GaussianMechanism:
     )
 
   def charges_for(self, rounds: int) -> int:
-    """Returns `rounds`: each round is charged for itself."""
+    """Returns `rounds`: every round is one charge."""
     return rounds
 
   def aggregation_factory(
     self,
   ) -> tff.aggregators.UnweightedAggregationFactory:
-    """Returns the factory of client updates; a plain mean without clipping."""
+    """Returns the factory for client updates; a plain mean without clipping."""
     from tff_medical.privacy import gaussian_query
 
     return gaussian_query.mean_factory(self)

@@ -1,20 +1,21 @@
-"""Noise in TensorFlow graphs that nobody can draw a second time.
+"""Noise in TensorFlow graphs from a key that cannot be guessed.
 
-Why: noise protects only as long as it cannot be guessed, and TensorFlow's own
-sources can be. An op without a seed (`tf.random.normal`) takes it from a
-generator that each process starts with 32 bits of /dev/urandom
-(tensorflow/core/platform/random.cc, `InitRngWithRandomSeed`); the queries of
-TensorFlow Privacy for trees and for distributed noise take it from the clock in
-microseconds (`GaussianNoiseGenerator.initialize`,
-`DistributedSkellamSumQuery.add_noise_to_sample`). As noise of a model's size is
-strongly correlated with itself alone, somebody who sees the noised sums can try
-all such seeds, recognise the right one and subtract the noise.
+Why: noise protects only as long as nobody can draw it again, and the seeds of
+TensorFlow's own sources can be guessed. An op without a seed
+(`tf.random.normal`) takes one from a generator that each process seeds with 32
+bits of /dev/urandom (tensorflow/core/platform/random.cc,
+`InitRngWithRandomSeed`). TensorFlow Privacy's queries for trees and for
+distributed noise seed themselves by the clock in microseconds
+(`GaussianNoiseGenerator.initialize`,
+`DistributedSkellamSumQuery.add_noise_to_sample`). An attacker who sees the
+noised sums can try all such seeds. Noise of a model's size correlates strongly
+only with itself, so the right seed is recognised and the noise subtracted.
 
 Here the key has 126 bits from the operating system, drawn when the graph is
-built. Each execution mixes in fresh bits of TensorFlow's generator, so that a
-graph that runs again, be it for a repeated round, draws other noise. The
-generator is Philox, which is fast but not cryptographic, and the distributions
-are computed in floating point.
+built. Each execution mixes in fresh bits of TensorFlow's generator. A graph
+that runs again, for instance for a repeated round, therefore draws new noise.
+The generator is Philox, which is fast but not cryptographic, and the
+distributions are computed in floating point.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _KEY_BITS = 63
 
 
 class SecretNoise:
-  """Draws noise under a key that exists in this object alone."""
+  """Draws noise under a secret key that only this object holds."""
 
   def __init__(self) -> None:
     self._key = [secrets.randbits(_KEY_BITS) for _ in range(2)]
@@ -41,8 +42,8 @@ class SecretNoise:
     """Returns Gaussian noise, float32 of `shape`, new at each execution.
 
     Args:
-      shape: The shape.
-      stddev: The standard deviation, a scalar.
+      shape: Shape of the noise.
+      stddev: Standard deviation of the noise, a scalar.
     """
     return tf.random.stateless_normal(shape, self._seed(), stddev=stddev)
 
@@ -50,9 +51,9 @@ class SecretNoise:
     """Returns the difference of two Poisson draws, int64, new each time.
 
     Args:
-      shape: The shape.
-      variance: The variance, at most 2e8: beyond, rounding errors of the
-        sampler's logarithms would show in the distribution.
+      shape: Shape of the noise.
+      variance: Variance of the noise, at most 2e8. With a larger variance
+        rounding errors of the sampler's logarithms distort the distribution.
     """
     draws = tf.random.stateless_poisson(
       [*shape, 2],

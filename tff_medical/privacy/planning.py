@@ -1,27 +1,31 @@
-"""How much noise a privacy budget means, before anything is trained.
+"""Outlook on the noise that a privacy budget implies, before any training.
 
-What: for a population, a cohort, a number of rounds and a budget, the noise
-multiplier z that `privacy.calibration` would choose, and how the noise compares
-with what clients can contribute. Why: most settings that fail could have been
-seen to fail beforehand.
+What: the noise multiplier z that `privacy.calibration` would choose for a
+population, a cohort size, a number of rounds and a budget. The outlook compares
+that noise with the largest possible contribution of the clients. Why: most
+settings that fail can be seen to fail beforehand.
 
-The mean update of a round has at most the clip norm C. The noise added to it
-has in each of d dimensions the standard deviation z C / m, where m is the
-expected cohort, so its expected norm is close to z sqrt(d) / m clip norms:
-`noise_per_round`. Over T rounds the noise adds up as sqrt(T), the updates, if
-all point the same way, as T: `noise_over_run` is the first divided by sqrt(T),
-the noise in the final weights against the longest way that training could have
-gone. It hardly depends on T and m, as a calibrated z grows with sqrt(T) m: what
-remains is d, epsilon and, above all, the population (compare Bassily et al.
-2014, arXiv 1405.7085, where the same sqrt(d) / (N epsilon) is shown to be the
-price of privacy).
+The mean update of a round has at most the clip norm C. In each of d dimensions
+its noise has the standard deviation z C / m, where m is the expected cohort
+size. So the expected norm of the noise is close to z sqrt(d) / m clip norms:
+`noise_per_round`. Over T rounds the noise adds up as sqrt(T). The updates, if
+all point the same way, add up as T. `noise_over_run` is `noise_per_round`
+divided by sqrt(T): the noise in the final weights relative to the longest path
+that training could have taken. It hardly depends on T and m, as a calibrated z
+grows with sqrt(T) m. What remains is d, epsilon and, above all, the population.
+Bassily et al. 2014 (arXiv 1405.7085) show the same sqrt(d) / (N epsilon) to be
+the price of privacy.
 
-The verdicts' limits come from runs with `cnn_small` and adaptive clipping, test
-AUC by noise_over_run, one or two seeds each. PneumoniaMNIST (2 classes, 470
-clients, 100 rounds): .95 without noise, .95 at 0.20, .93 at 0.28, .92 at 0.45,
-.90 at 0.84. Generated images (4 classes, hard; 300 clients, 40 rounds): .87
-without noise, .83 at 0.14, .77 at 0.27, .58 at 0.65. So what is usable depends
-on the task too: 0.3 costs an easy one little and a hard one a tenth.
+The limits of the verdicts come from runs with `cnn_small` and adaptive
+clipping. Test AUC by noise_over_run, one or two seeds each:
+
+- PneumoniaMNIST (2 classes, 470 clients, 100 rounds): .95 without noise, .95 at
+  0.20, .93 at 0.28, .92 at 0.45, .90 at 0.84.
+- Generated images (4 classes, hard; 300 clients, 40 rounds): .87 without noise,
+  .83 at 0.14, .77 at 0.27, .58 at 0.65.
+
+So the usable noise depends on the task as well: 0.3 costs an easy task little
+and a hard task a tenth.
 
 >>> outlook = Scenario('client', 470, 47, rounds=100, delta=1e-3).outlook(
 ...     epsilon=8.0, parameters=14_194)
@@ -48,18 +52,18 @@ from tff_medical.privacy import sampling as sampling_lib
 # Upper ends of `noise_over_run` for each verdict.
 USABLE_NOISE = 0.3
 HOPELESS_NOISE = 1.0
-# Adaptive clipping is named as a cause where it adds that much noise.
+# Factor on the noise from which adaptive clipping is named as a cause.
 _ADAPTIVE_EXCESS = 1.2
 # The search for a cohort ends at this relative width.
 _COHORT_TOLERANCE = 0.05
 
 
 class Verdict(enum.Enum):
-  """What to expect of a setting, by its `noise_over_run`."""
+  """Expectation of a setting, by its `noise_over_run`."""
 
   USABLE = 'usable'  # up to 0.3
-  NOISY = 'noisy'  # up to 1: it learns what is easy, at a clear cost
-  HOPELESS = 'hopeless'  # above: the noise outweighs all that could be learnt
+  NOISY = 'noisy'  # up to 1: easy tasks are learnt, at a clear cost
+  HOPELESS = 'hopeless'  # above 1: the noise exceeds the longest path
 
   @classmethod
   def of(cls, noise_over_run: float) -> Verdict:
@@ -71,19 +75,21 @@ class Verdict(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-  """What one budget means for one scenario and model.
+  """Consequences of one budget for one scenario and model.
 
   Attributes:
-    epsilon: The budget of the whole training.
-    noise_multiplier: The smallest z that keeps it; inf if none does.
+    epsilon: Budget of the whole training.
+    noise_multiplier: Smallest z that keeps the budget; inf if none does.
     noise_per_round: Norm of the noise on a round's mean update, in clip norms.
-    noise_over_run: The same over all rounds, against the longest way.
-    cohort_needed: The smallest expected cohort, no less than the scenario's,
-      that is usable with the same population; None if even everybody in every
-      round is not enough.
-    population_needed: The smallest population, no less than the scenario's,
-      that is usable with the same rate, rounds and delta.
-    parameters_affordable: The largest model that is usable as things are.
+    noise_over_run: Norm of the noise over all rounds, relative to the longest
+      path that training could have taken.
+    cohort_needed: Smallest expected cohort size, no less than the scenario's,
+      that is usable with the same population. None if even full participation
+      is not enough.
+    population_needed: Smallest population, no less than the scenario's, that is
+      usable with the same rate, rounds and delta.
+    parameters_affordable: Largest number of model parameters that is usable in
+      this scenario.
   """
 
   epsilon: float
@@ -96,17 +102,19 @@ class Outlook:
 
   @property
   def verdict(self) -> Verdict:
-    """Whether this can work."""
+    """Verdict on the setting."""
     return Verdict.of(self.noise_over_run)
 
 
 class CostOfCap(NamedTuple):
-  """What a cap on the cohort costs at one budget.
+  """Cost of a cap on the cohort size at one budget.
 
   Attributes:
-    noise_multiplier: The smallest that keeps the budget with the cap.
-    noise_multiplier_without: The smallest that keeps it without.
-    epsilon_at_that_noise: The epsilon with the cap at the latter.
+    noise_multiplier: Smallest noise multiplier that keeps the budget with the
+      cap.
+    noise_multiplier_without: Smallest noise multiplier that keeps the budget
+      without the cap.
+    epsilon_at_that_noise: Epsilon with the cap at `noise_multiplier_without`.
   """
 
   noise_multiplier: float
@@ -115,24 +123,27 @@ class CostOfCap(NamedTuple):
 
 
 class _Noise(NamedTuple):
+  """Noise multipliers: the total one, and that of the summed updates."""
+
   total: float
-  value: float  # The multiplier of the noise on the updates.
+  value: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-  """Who is protected, how many take part, and for how long.
+  """Privacy unit, population, cohort size and length of a training.
 
   Attributes:
-    unit: One of `mechanisms.PRIVACY_UNITS`.
-    population: The number of units.
-    expected_cohort: Units expected in a round, at most the population; if
-      equal, all take part in every round.
-    rounds: Rounds of training.
-    delta: At which epsilon is meant.
-    adaptive: Whether the clip norm is adaptive, which needs a little more noise
-      on the updates and cannot have much of it with a small cohort.
-    max_cohort: No round has more units; None is no cap.
+    unit: Privacy unit, from `mechanisms.PRIVACY_UNITS`.
+    population: Number of units.
+    expected_cohort: Expected number of units in a round, at most the
+      population; if equal, all units take part in every round.
+    rounds: Number of rounds of training.
+    delta: Delta, in (0, 1), at which epsilon is stated.
+    adaptive: Whether the clip norm is adaptive. Adaptive clipping needs a
+      little more noise on the updates, and bounds the noise multiplier: z must
+      stay below a tenth of the expected cohort size.
+    max_cohort: Largest number of units in a round; None is no cap.
   """
 
   unit: str
@@ -156,7 +167,7 @@ class Scenario:
     if expected_cohort == self.population:
       sampling = sampling_lib.FullParticipation(self.population)
     elif self.max_cohort is not None:
-      # A cap that is asked about for a larger cohort is as much larger.
+      # For another cohort size the cap is scaled by the same factor.
       slack = self.max_cohort / self.expected_cohort
       sampling = sampling_lib.TruncatedPoissonSampling(
         self.population,
@@ -173,9 +184,16 @@ class Scenario:
     )
 
   def outlook(self, *, epsilon: float, parameters: int) -> Outlook:
-    """Returns what a budget means for a model with so many parameters.
+    """Returns the outlook of a budget for a model.
 
-    Takes some seconds, most of them in the accountant.
+    The call takes some seconds, most of them in the accountant.
+
+    Args:
+      epsilon: Budget of the whole training, above 0.
+      parameters: Number of trainable parameters of the model.
+
+    Raises:
+      InputError: A value is out of range, or no noise keeps the budget.
     """
     _validate.positive(epsilon=epsilon)
     _validate.positive_int(parameters=parameters)
@@ -183,7 +201,8 @@ class Scenario:
     per_noise = math.sqrt(parameters / self.rounds) / self.expected_cohort
     over_run = per_noise * noise.value
     excess = over_run / USABLE_NOISE
-    # What adaptive clipping adds to the noise vanishes with a large cohort.
+    # The extra noise of adaptive clipping vanishes with a large cohort, so the
+    # population that is needed follows from fixed clipping.
     growth = per_noise * self._calibrated(epsilon, False).total / USABLE_NOISE
     return Outlook(
       epsilon=epsilon,
@@ -200,7 +219,7 @@ class Scenario:
     )
 
   def cost_of_cap(self, epsilon: float) -> CostOfCap:
-    """Returns what `max_cohort` costs, in noise or in epsilon.
+    """Returns the cost of `max_cohort`, in noise and in epsilon.
 
     Raises:
       InputError: There is no cap, or no noise keeps the budget.
@@ -227,7 +246,7 @@ class Scenario:
     )
 
   def _calibrated(self, epsilon: float, adaptive: bool) -> _Noise:
-    """Returns the noise for a budget; inf where no noise is enough."""
+    """Returns the noise for a budget; inf if adaptive clipping allows none."""
     scenario = dataclasses.replace(self, adaptive=adaptive)
     try:
       mechanism = calibration.calibrate(
@@ -243,10 +262,10 @@ class Scenario:
     return _Noise(mechanism.noise_multiplier, mechanism.value_noise_multiplier)
 
   def _is_enough(self, cohort: float, epsilon: float, parameters: int) -> bool:
-    """Whether the noise that a usable run can bear keeps the budget."""
+    """Whether the largest noise of a usable run keeps the budget."""
     bearable = USABLE_NOISE * math.sqrt(self.rounds / parameters) * cohort
     mechanism = self.mechanism(cohort)
-    if self.adaptive:  # The count's share is paid for out of the total.
+    if self.adaptive:  # The count's noise is part of the total multiplier.
       count = 2 * mechanism.count_stddev
       bearable = 1 / math.hypot(1 / bearable, 1 / count)
     if bearable < limits.MIN_NOISE_MULTIPLIER:
@@ -260,7 +279,10 @@ class Scenario:
     return spent <= epsilon
 
   def _cohort_needed(self, epsilon: float, parameters: int) -> int | None:
-    """Finds it by bisection: a larger cohort lowers the noise on its mean."""
+    """Returns the smallest usable cohort size, or None if there is none.
+
+    Bisection finds it: a larger cohort lowers the noise on its mean update.
+    """
     low, high = 0.0, float(self.population)
     if not self._is_enough(high, epsilon, parameters):
       return None
@@ -274,7 +296,7 @@ class Scenario:
 
 
 def advice(scenario: Scenario, outlook: Outlook, parameters: int) -> str:
-  """Returns what would make a setting usable; '' where it is."""
+  """Returns the changes that make a setting usable; '' if it is usable."""
   if outlook.verdict is Verdict.USABLE:
     return ''
   unit = scenario.unit
@@ -294,6 +316,6 @@ def advice(scenario: Scenario, outlook: Outlook, parameters: int) -> str:
 
 
 def _per_round(scenario: Scenario, outlook: Outlook, parameters: int) -> float:
-  """The noise of a round if its multiplier were the total one."""
+  """Returns the norm of a round's noise under the total noise multiplier."""
   total = outlook.noise_multiplier * math.sqrt(parameters)
   return total / scenario.expected_cohort

@@ -1,15 +1,15 @@
-"""How the units of a round are drawn, and what that is to the accountant.
+"""Samplers of a round's units, each with the event that accounts for it.
 
 A unit is what the guarantee protects: a client, a record or a patient. A
-sampler draws the units that really take part and names the `DpEvent` of exactly
-that draw. Most of the field's software accounts for Poisson sampling while it
-draws a cohort of fixed size; here the two cannot come apart.
+sampler draws the units that really take part and returns the `DpEvent` of
+exactly that draw. Most software of the field accounts for Poisson sampling but
+draws cohorts of a fixed size. Here one object defines both.
 
 >>> sampling = PoissonSampling(population=1000, expected_cohort=50)
 >>> sampling.rate
 0.05
 >>> cohort = sampling.draw(cohort_seed=0, round_num=1, attempt=1)
->>> bool(np.all(np.diff(cohort) > 0))  # It may be empty, too.
+>>> bool(np.all(np.diff(cohort) > 0))  # A cohort may also be empty.
 True
 """
 
@@ -26,11 +26,11 @@ from tff_medical import _validate
 
 @dataclasses.dataclass(frozen=True)
 class PoissonSampling:
-  """Each unit joins each round on its own with the same probability.
+  """Each unit joins each round independently with the same probability.
 
   Attributes:
-    population: The number of units there are.
-    expected_cohort: How many are expected in a round, below `population`.
+    population: Number of units.
+    expected_cohort: Expected number of units in a round, below `population`.
   """
 
   population: int
@@ -52,17 +52,17 @@ class PoissonSampling:
 
   @property
   def rate(self) -> float:
-    """The probability, in (0, 1), that a unit joins a round."""
+    """Probability, in (0, 1), that a unit joins a round."""
     return self.expected_cohort / self.population
 
   def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns the sorted indices, int64 [n], of a round's cohort."""
-    del round_num  # A repeated round is another draw, and is charged as one.
+    del round_num  # A repeated round draws anew and is charged for it.
     rng = cohort_rng(cohort_seed, attempt)
     return np.flatnonzero(rng.random(self.population) < self.rate)
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
-    """Returns the event of `inner` applied to a cohort drawn like this."""
+    """Returns the event of `inner` applied to a cohort of this sampler."""
     return dp_accounting.PoissonSampledDpEvent(self.rate, inner)
 
 
@@ -82,7 +82,7 @@ class FullParticipation:
 
   @property
   def expected_cohort(self) -> float:
-    """The cohort, which is the population."""
+    """Cohort size, which is the population."""
     return float(self.population)
 
   def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
@@ -91,21 +91,23 @@ class FullParticipation:
     return np.arange(self.population)
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
-    """Returns `inner`: a cohort of everybody hides nobody."""
+    """Returns `inner`: full participation amplifies nothing."""
     return inner
 
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedPoissonSampling:
-  """Poisson sampling with a cap: of a larger draw a random part takes part.
+  """Poisson sampling with a cap: a larger draw is cut down at random.
 
-  Bounds a round's time and memory. The cap leaks a little of who else was
-  drawn, which dp-accounting's event of the same name accounts for.
+  The cap bounds the time and memory of a round. It makes a unit's participation
+  depend on the other units, which dp-accounting's event of the same name
+  accounts for.
 
   Attributes:
-    population: The number of units there are.
-    expected_cohort: How many a round without the cap would expect.
-    max_cohort: No round has more units, a whole number above the expected.
+    population: Number of units.
+    expected_cohort: Expected number of units in a round before the cap.
+    max_cohort: Largest number of units in a round, an integer not below
+      `expected_cohort`.
   """
 
   population: int
@@ -127,12 +129,12 @@ class TruncatedPoissonSampling:
 
   @property
   def rate(self) -> float:
-    """The probability, in (0, 1), that a unit is drawn, before the cap."""
+    """Probability, in (0, 1), that a unit is drawn, before the cap."""
     return self.expected_cohort / self.population
 
   def draw(self, cohort_seed: int, round_num: int, attempt: int) -> np.ndarray:
     """Returns the sorted indices, int64 [n], of a round's cohort."""
-    del round_num  # A repeated round is another draw, and is charged as one.
+    del round_num  # A repeated round draws anew and is charged for it.
     rng = cohort_rng(cohort_seed, attempt)
     drawn = np.flatnonzero(rng.random(self.population) < self.rate)
     if len(drawn) > self.max_cohort:
@@ -140,15 +142,15 @@ class TruncatedPoissonSampling:
     return drawn
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
-    """Returns the event of a Gaussian applied to a cohort drawn like this.
+    """Returns the event of a Gaussian applied to a cohort of this sampler.
 
-    The event's `dataset_size` is that of the larger of two neighbours: its cap
-    binds if, besides the unit that they differ in, max_cohort of the other
-    dataset_size - 1 units were drawn (dp-accounting's
+    The event's `dataset_size` is the size of the larger of two neighbours. The
+    cap binds if max_cohort of the other dataset_size - 1 units are drawn
+    besides the unit in which the neighbours differ (dp-accounting's
     `from_truncated_subsampled_gaussian_mechanism`). A unit may be removed from
-    the population or added to it, so that the larger one has population + 1
-    units. That costs no less than the removal: the more others there are, the
-    more often the cap binds.
+    the population or added to it, so the larger neighbour may have population
+    + 1 units. This case costs no less than the removal: with more other units
+    the cap binds more often.
     """
     if not isinstance(inner, dp_accounting.GaussianDpEvent):
       raise dp_accounting.UnsupportedEventError(
@@ -169,9 +171,9 @@ def cohort_rng(cohort_seed: int, draw_num: int) -> np.random.Generator:
   """Returns the generator of one draw, a pure function of its arguments.
 
   Args:
-    cohort_seed: A non-negative integer. Amplification by sampling holds only
-      against those who do not know it: keep it out of published files.
-    draw_num: The number of the draw. Draws that are charged as independent must
-      have different ones: Poisson sampling takes the number of the attempt.
+    cohort_seed: Non-negative integer. Amplification by sampling holds only
+      against those who do not know the seed: keep it out of published files.
+    draw_num: Number of the draw. Draws that are charged as independent must
+      have different numbers: Poisson sampling takes the number of the attempt.
   """
   return np.random.default_rng((cohort_seed, draw_num))

@@ -1,9 +1,9 @@
-"""The program that trains: charge, draw, run, save, publish, round by round.
+"""Training program: charge, draw, run, save and publish, round by round.
 
-`training` is that program, `feeds` draws cohorts and reads their data, and
-`run_folder` owns all files of a run: `checkpoints`, `metrics_table`, and the
-ledger of `tff_medical.privacy`. `ending` says how the program ends when it is
-asked to.
+`training` is the program, and `feeds` provides the data of cohorts.
+`run_folder` owns all files of a run: `checkpoints`, `metrics_table`,
+`published` and the ledger of `tff_medical.privacy`. `ending` handles the
+signals that ask a program to end.
 """
 
 from __future__ import annotations

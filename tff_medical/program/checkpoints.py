@@ -1,20 +1,19 @@
-"""Checkpoints of a server state, written whole or not at all.
+"""Checkpoints of a server state, written atomically.
 
-One file a round, `round_000012.npz`, holds the leaves of the state as plain
-arrays and a `Record`: which run, round and charge it belongs to, and what the
-round has to publish. Loading needs the structure of the state, which the
-process's `initialize` gives. A file that was renamed, or whose arrays are not
-those that were saved, is refused; one that cannot be read gives way to the one
-before it.
+Each round has one file, such as `round_000012.npz`. It holds the leaves of the
+state as plain arrays, and a `Record`: run, round and charge, and the values
+that the round has to publish. Loading needs the structure of the state, which
+the process's `initialize` gives. A renamed or altered file is refused. If a
+file cannot be read, the one before it is used.
 
 A state holds only what the mechanism released, so epsilon covers these files
-(but see `DpFtrlMechanism`). The cohort seed is what must stay secret
-(amplification by sampling holds only against those who cannot tell who took
-part), so it has a file of its own, `cohort_seed.secret`, that only its owner
-can read.
+(except for `DpFtrlMechanism`). The cohort seed must stay secret: amplification
+by sampling holds only against those who do not know the cohorts. So it has its
+own file, `cohort_seed.secret`, which only the owner can read.
 
-TFF's `FileProgramStateManager` writes a SavedModel a round (60 to 300 ms for
-ten floats, where this takes 2) and leaves the graph that wrote it in memory.
+TFF's `FileProgramStateManager` writes a SavedModel per round. That takes 60 to
+300 ms for ten floats, against 2 ms here, and leaves the writing graph in
+memory.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ import zlib
 
 from absl import logging
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tff_medical import _files
@@ -43,9 +43,10 @@ from tff_medical.data import npz
 _FILE = re.compile(r'round_(\d{6,})\.npz')
 _SEED_FILE = 'cohort_seed.secret'
 _RECORD = 'record'
-# The largest network here has some hundreds, an optimizer three times as many.
+# The largest network has some hundred leaves, with an optimizer three times
+# that.
 _MAX_LEAVES = 10_000
-# What NumPy raises for files that are cut, damaged or of another process.
+# Exceptions of NumPy for files that are cut, damaged or of another process.
 UNREADABLE = (
   OSError,
   EOFError,
@@ -59,22 +60,22 @@ UNREADABLE = (
 
 
 class AlteredError(Exception):
-  """The checkpoint is not what was saved; its text says why."""
+  """A checkpoint was altered; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What a checkpoint says beside the state.
+  """Facts that a checkpoint states beside the state.
 
   Attributes:
-    run_id: The identity of the run, as its ledger states it.
-    round_num: The round that the state was reached with; 0 for the start.
-    attempt: The number of the charge that this round ran under.
-    charges: The charges of the run at that time.
+    run_id: Identity of the run, from its ledger.
+    round_num: Number of the last round of the state; 0 for the initial state.
+    attempt: Number of the charge of this round.
+    charges: Number of charges of the run at that time.
     ledger_digests: `PrivacyLedger.last_digests` at that time.
     weights_digest: `weights_digest` of the global model.
-    values: What the round has to publish: flat named numbers.
-    evaluates: Whether it has to publish metrics of the model, too.
+    values: Values that the round has to publish, as flat named numbers.
+    evaluates: Whether the round also has to publish metrics of the model.
   """
 
   run_id: str
@@ -88,10 +89,10 @@ class Record:
 
   @classmethod
   def of(cls, values: Any) -> Record:
-    """Returns the record that a file holds.
+    """Returns the record of a file.
 
     Raises:
-      AlteredError: It is none: a name or a type is another one.
+      AlteredError: A name or a type does not fit a record.
     """
     try:
       record = cls(**values)
@@ -116,11 +117,11 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-  """A checkpoint as it was loaded.
+  """Loaded checkpoint.
 
   Attributes:
-    state: The server state.
-    record: What the checkpoint says of it.
+    state: Server state.
+    record: Record of the checkpoint.
     digest: SHA-256, in hexadecimal, of state and record.
     newer_rounds: Rounds of newer checkpoints that cannot be read.
   """
@@ -132,10 +133,10 @@ class Saved:
 
 
 class Checkpoints:
-  """The checkpoints of one run, in one folder.
+  """Checkpoints of one run, in one folder.
 
-  The newest two are kept: the last one, and one more in case that its disk
-  sectors turn out unreadable.
+  The newest two are kept. The older one is a reserve, should the newest become
+  unreadable on disk.
   """
 
   _KEEP = 2
@@ -150,10 +151,10 @@ class Checkpoints:
     return rounds_in(self._folder)
 
   def latest_round(self) -> int:
-    """Returns the round of the newest checkpoint that can be read, or 0.
+    """Returns the round of the newest readable checkpoint, or 0.
 
     Raises:
-      InputError: That one is not what was saved.
+      InputError: That checkpoint was altered.
     """
     for round_num in reversed(self.rounds()):
       path = self._path(round_num)
@@ -169,14 +170,14 @@ class Checkpoints:
     """Saves the state after a round; it is on disk when this returns.
 
     Args:
-      state: The server state, a structure of arrays.
-      record: What to keep with it; its round names the file.
+      state: Server state, a structure of arrays.
+      record: Record of the round, whose number names the file.
 
     Returns:
       The digest of the checkpoint.
 
     Raises:
-      OSError: It could not be written; older checkpoints are untouched.
+      OSError: The file could not be written; older checkpoints are untouched.
     """
     leaves = [np.asarray(x) for x in tf.nest.flatten(state)]
     named = {f'leaf_{n:04d}': leaf for n, leaf in enumerate(leaves)}
@@ -191,22 +192,22 @@ class Checkpoints:
     )
     rounds = self.rounds()
     for old in rounds[: -self._KEEP]:
-      # Those above were left by a run that had come further, and are damaged.
       self._path(old).unlink()
+    # Newer checkpoints are unreadable: the run was resumed from an older one.
     for newer in rounds:
       if newer > record.round_num:
         self._path(newer).unlink()
     return digest.decode()
 
   def load_latest(self, structure: Any) -> Saved | None:
-    """Returns the newest checkpoint that can be read, or None.
+    """Returns the newest readable checkpoint, or None if there is none.
 
     Args:
-      structure: A state of the same process, which gives structure and types.
+      structure: State of the same process, which gives structure and types.
 
     Raises:
-      InputError: There are checkpoints, but none can be read, the newest that
-        can be read is not what was saved, or something else has their name.
+      InputError: No checkpoint can be read, the newest readable one was
+        altered, or a folder has the name of a checkpoint.
     """
     problem = ''
     unreadable: list[int] = []
@@ -242,24 +243,25 @@ class Checkpoints:
   def cohort_seed(
     self, given: int | None = None, *, must_be_there: bool = False
   ) -> int:
-    """Returns the seed of this run's cohorts; the first call decides it.
+    """Returns the seed of this run's cohorts, which the first call decides.
 
     Args:
-      given: The seed to use; by default 128 bits from the operating system.
-      must_be_there: Whether rounds were drawn that those to come depend on.
-        Otherwise a file that is lost or damaged is replaced by a new seed, which
-        is said: each charge pays for a draw of its own.
+      given: Seed to use; by default 128 bits from the operating system.
+      must_be_there: Whether later cohorts depend on earlier ones, so that a
+        lost seed is an error. Otherwise a lost or damaged seed is replaced,
+        with a warning: each charge pays for an independent draw.
 
     Raises:
-      InputError: The run was started with another seed, or it is lost and must
-        not be.
+      InputError: The run was started with another seed, or the seed is lost and
+        must not be replaced.
     """
     path = self._folder / _SEED_FILE
     seed = self._read_seed(path)
     if seed is None and must_be_there:
       raise _validate.InputError(
-        f'{path} is missing or damaged, and with this mechanism nobody may join '
-        'twice before all have: restore the file or choose another output_dir'
+        f'{path} is missing or damaged, and with this mechanism nobody may '
+        'join twice before all have: restore the file or choose another '
+        'output_dir'
       )
     if seed is not None:
       if given is not None and given != seed:
@@ -314,11 +316,11 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
   """Returns the arrays, the record and the digest of a checkpoint's file.
 
   Raises:
-    AlteredError: They are not what was saved under this name.
-    OSError, ValueError, KeyError, zipfile.BadZipFile, ...: It is damaged.
+    AlteredError: The file was altered or renamed.
+    OSError: The file is damaged, as for every other exception in `UNREADABLE`.
   """
   with _files.open_regular(path) as file:
-    # Of a damaged file nothing is read that is not there.
+    # `Archive` never reads beyond the contents of a damaged file.
     archive = npz.Archive(file, max_members=_MAX_LEAVES)
     if _RECORD not in archive.keys:
       raise AlteredError('is no checkpoint of this version')
@@ -341,23 +343,23 @@ def read(path: pathlib.Path) -> tuple[list[np.ndarray], Record, str]:
   return leaves, record, digest.decode()
 
 
-def weights_digest(arrays: Iterable[Any]) -> str:
+def weights_digest(arrays: Iterable[npt.ArrayLike]) -> str:
   """Returns the SHA-256, in hexadecimal, of a model's arrays.
 
   Args:
-    arrays: The trainable weights in the model's order, then the others.
+    arrays: Trainable weights in the model's order, then the other weights.
   """
-  found = hashlib.sha256()
+  sha256 = hashlib.sha256()
   for array in arrays:
-    _add(found, np.asarray(array))
-  return found.hexdigest()
+    _add(sha256, np.asarray(array))
+  return sha256.hexdigest()
 
 
 def _digest(leaves: list[np.ndarray], text: bytes) -> bytes:
-  found = hashlib.sha256(text)
+  sha256 = hashlib.sha256(text)
   for leaf in leaves:
-    _add(found, leaf)
-  return found.hexdigest().encode()
+    _add(sha256, leaf)
+  return sha256.hexdigest().encode()
 
 
 def _add(digest: Any, array: np.ndarray) -> None:

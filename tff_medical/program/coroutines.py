@@ -1,7 +1,7 @@
-"""Runs coroutines for functions that are not coroutines themselves.
+"""Calls of coroutines from ordinary functions.
 
-`asyncio.run` fails where an event loop runs already, as in notebooks and in
-services, and elsewhere it takes the main thread's event loop away, which
+`asyncio.run` fails if an event loop is already running, as in notebooks and
+services. Otherwise it removes the main thread's event loop, which
 `tff.simulation.run_training_process` and others need afterwards.
 
 >>> async def double(value):
@@ -22,20 +22,20 @@ from typing import Any, TypeVar
 import tensorflow_federated as tff
 
 _T = TypeVar('_T')
-# Seconds that an interrupted coroutine has to clean up.
+# Time limit for the clean-up of an interrupted coroutine, in seconds.
 _CANCEL_SECS = 2.0
 
 
 def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
-  """Returns what a coroutine returns, or raises what it raises.
+  """Returns the result of a coroutine, or raises its exception.
 
-  It runs in an event loop of its own, which is closed at the end; the loops of
-  the calling thread stay as they are. Where one runs, the coroutine runs in a
-  thread of its own, with the caller's context variables and TFF context, while
-  the caller waits and blocks the loop that runs.
+  The coroutine runs in a new event loop, which is closed at the end. The loops
+  of the calling thread stay as they are. If one of them is running, the
+  coroutine runs in a new thread with the caller's context variables and TFF
+  context. The caller waits and blocks the running loop.
 
   Args:
-    coroutine: It must not wait for tasks of another event loop.
+    coroutine: Coroutine that does not wait for tasks of another event loop.
   """
   try:
     asyncio.get_running_loop()
@@ -47,7 +47,7 @@ def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
 def _run(
   loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, _T]
 ) -> _T:
-  """Runs a coroutine in a loop as `asyncio.run` does, and closes the loop."""
+  """Runs a coroutine in a loop, then closes the loop as `asyncio.run` does."""
   try:
     return loop.run_until_complete(coroutine)
   finally:
@@ -76,7 +76,7 @@ def _run_in_thread(coroutine: Coroutine[Any, Any, _T]) -> _T:
   """Runs a coroutine in a thread; an interrupt of the caller cancels it."""
   loop = asyncio.new_event_loop()
   outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
-  # Threads know of no context that was set in another one.
+  # TFF's context stack is local to a thread.
   context = tff.framework.get_context_stack().current
   variables = contextvars.copy_context()
 

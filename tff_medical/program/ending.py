@@ -1,10 +1,10 @@
-"""How a program ends when it is asked to, by Ctrl-C or by a scheduler.
+"""Orderly end of a program on a signal, from Ctrl-C or a scheduler.
 
-SIGINT is what Ctrl-C sends and SIGTERM what schedulers send before they kill.
-Work that must not be cut in two runs within `deferred`: the first signal only
-sets a flag there, which the work looks at between its steps. A step that may
-take long and can be thrown away runs within `abandonable`: it is interrupted
-once it has taken `PATIENCE_SECS` more. A second signal interrupts at once.
+Ctrl-C sends SIGINT, and schedulers send SIGTERM before they kill. Work that
+must not be cut in two runs within `deferred`. There the first signal only sets
+a flag, which the work checks between its steps. A step that may take long and
+can be thrown away runs within `abandonable`. It is interrupted `PATIENCE_SECS`
+after the signal. A second signal interrupts at once.
 
 >>> with deferred() as end:
 ...   for step in range(3):
@@ -15,13 +15,13 @@ once it has taken `PATIENCE_SECS` more. A second signal interrupts at once.
 >>> step, end.signum
 (2, None)
 
-A command may also install an `End` of its own for its whole life. Outside the
-work above a signal then raises `Ended` wherever the main thread is, and a
-thread that watches ends the process where that does not help in time.
+A command may also install its own `End` for its whole life. Outside the work
+above a signal then raises `Ended` in the main thread, wherever that is. If the
+main thread does not react in time, a watching thread ends the process.
 
-Nothing here imports more than the standard library: a command has to be ready
-for signals before its slow imports. The handlers do no more than set attributes
-and write a byte to a pipe, as the main thread may hold any lock when they run.
+This module imports only the standard library: a command has to be ready for
+signals before its slow imports. The handlers only set attributes and write a
+byte to a pipe, as the main thread may hold any lock when they run.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ import select
 import signal
 import threading
 import time
+import types
 from typing import Any
 
-# What asks a program to end.
+# Signals that ask a program to end.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds that a step which can be abandoned may still take after the first
-# signal. With what has to be written after it a program ends within 10 seconds.
+# Seconds that an abandonable step may still take after the first signal. With
+# the files to write afterwards a program ends within 10 seconds.
 PATIENCE_SECS = 4.0
-# Wakes the main thread when they are over; by default it is ignored.
+# Signal that wakes the main thread after these seconds; its default is to be
+# ignored.
 _NUDGE = signal.SIGURG
 
 
@@ -48,7 +50,7 @@ class Ended(KeyboardInterrupt):
   """Interrupts the main thread, as a signal asked the program to end.
 
   Attributes:
-    signum: The signal, one of `SIGNALS`.
+    signum: Number of the signal, from `SIGNALS`.
   """
 
   def __init__(self, signum: int):
@@ -57,21 +59,21 @@ class Ended(KeyboardInterrupt):
 
 
 class Abandoned(Ended):
-  """Interrupts what runs within `End.abandonable`, as it takes too long."""
+  """Interrupts a block of `End.abandonable` that takes too long."""
 
 
 class Requested:
-  """Tells whether the end was requested; an event that has no lock.
+  """Lock-free event: whether the end was requested.
 
-  A `threading.Event` that is set in a signal handler can wait for ever for a
-  lock which the interrupted thread holds.
+  A `threading.Event` that is set in a signal handler may wait for ever for a
+  lock that the interrupted thread holds.
   """
 
   def __init__(self) -> None:
     self._is_set = False
 
   def is_set(self) -> bool:
-    """Returns whether a signal came."""
+    """Returns whether a signal has arrived."""
     return self._is_set
 
   def set(self) -> None:
@@ -79,16 +81,16 @@ class Requested:
     self._is_set = True
 
 
-# Ends the process with a signal and a reason; it does not come back.
-Leave = Callable[[int, str], Any]
+# Function that ends the process with a signal and a reason, and never returns.
+Leave = Callable[[int, str], object]
 
 
 class End:
-  """Handlers of SIGINT and SIGTERM, and what they have seen.
+  """Handlers of SIGINT and SIGTERM, and their state.
 
   Attributes:
-    requested: Whether the first signal came.
-    signum: The first signal, or None.
+    requested: Whether the first signal has arrived.
+    signum: Number of the first signal, or None.
     at_once: Whether the first signal ends the process at once, by `leave`.
   """
 
@@ -103,14 +105,15 @@ class End:
     """Prepares handlers, which `install` puts in place.
 
     Args:
-      patience_secs: After the first signal, what runs within `abandonable` is
-        interrupted when they are over; None waits for its end.
-      deadline_secs: After the first signal, `leave` is called when they are
-        over.
-      echo_secs: A signal that follows the first one so soon is the same one,
-        sent to the process and to its group, and is no second one for `leave`.
-      leave: Ends the process. It is called by the watching thread, or by the
-        main thread, after a second signal, at the deadline and, while
+      patience_secs: Seconds after the first signal at which a block of
+        `abandonable` is interrupted; None waits for the end of the block.
+      deadline_secs: Seconds after the first signal at which `leave` is called;
+        None is no deadline.
+      echo_secs: Seconds after the first signal in which further signals do not
+        count for `leave`. A signal may arrive twice, sent to the process and to
+        its group.
+      leave: Function that ends the process. The watching thread or the main
+        thread calls it after a second signal, at the deadline and, while
         `at_once` is true, at the first signal. Without it a second signal
         raises `Ended`.
     """
@@ -129,7 +132,7 @@ class End:
     self._watching: threading.Thread | None = None
 
   def install(self) -> None:
-    """Puts the handlers in place; only the main thread may."""
+    """Puts the handlers in place; only the main thread may call this."""
     global _installed
     self._read, self._write = os.pipe()
     os.set_blocking(self._write, False)
@@ -138,21 +141,22 @@ class End:
     )
     self._watching.start()
     if self._leave is not None:
-      # It tells the watching thread even while the main thread is in C++.
+      # The descriptor wakes the watching thread even while the main thread runs
+      # C++ code, where Python's handlers have to wait.
       signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
     self._previous = {
       _NUDGE: signal.signal(_NUDGE, self._on_nudge),
-      **{one: signal.signal(one, self._on_signal) for one in SIGNALS},
+      **{signum: signal.signal(signum, self._on_signal) for signum in SIGNALS},
     }
-    # What started this program may have blocked them for a while.
+    # The parent process may have blocked the signals.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _installed = self
 
   def uninstall(self) -> None:
-    """Puts the handlers that were there before back in place."""
+    """Puts the previous handlers back in place."""
     global _installed
-    for one, handler in self._previous.items():
-      signal.signal(one, signal.SIG_DFL if handler is None else handler)
+    for signum, handler in self._previous.items():
+      signal.signal(signum, signal.SIG_DFL if handler is None else handler)
     if self._leave is not None:
       signal.set_wakeup_fd(-1)
     _installed = None
@@ -164,7 +168,7 @@ class End:
 
   @contextlib.contextmanager
   def defer(self) -> Iterator[None]:
-    """Lets the first signal set the flag alone while its block runs."""
+    """Makes the first signal only set the flag while the block runs."""
     self._deferrals += 1
     try:
       yield
@@ -173,11 +177,11 @@ class End:
 
   @contextlib.contextmanager
   def abandonable(self) -> Iterator[None]:
-    """Runs its block until the end, or until the patience is over.
+    """Runs the block until its end, or until the patience is over.
 
     Raises:
-      Abandoned: The patience is over; what the block did is lost.
-      Ended: A second signal came.
+      Abandoned: The patience is over; the work of the block is lost.
+      Ended: A second signal arrived.
     """
     self._abandonable += 1
     try:
@@ -187,7 +191,7 @@ class End:
     finally:
       self._abandonable -= 1
 
-  def _on_signal(self, signum: int, frame: Any) -> None:
+  def _on_signal(self, signum: int, frame: types.FrameType | None) -> None:
     del frame
     if self.signum is not None:
       if self._leave is None:
@@ -202,38 +206,38 @@ class End:
     if not self._deferrals:
       raise Ended(signum)
 
-  def _on_nudge(self, signum: int, frame: Any) -> None:
+  def _on_nudge(self, signum: int, frame: types.FrameType | None) -> None:
     del signum, frame
     if self._overdue and self._abandonable:
       raise Abandoned(self.signum or signal.SIGINT)
 
   def _watch(self) -> None:
-    """Waits for signals, patience and deadline, in a thread of its own."""
+    """Waits for signals, patience and deadline, in the watching thread."""
     signum = self._next(None)
     if not signum:
       return
     if self.at_once and self._leave is not None:
       self._leave(signum, '')
-    asked = time.monotonic()
+    requested_at = time.monotonic()
     for secs, act in (
       (self._patience_secs, self._nudge),
       (self._deadline_secs, lambda: self._give_up(signum)),
     ):
       while secs is not None:
-        left = asked + secs - time.monotonic()
+        left = requested_at + secs - time.monotonic()
         another = self._next(max(0.0, left))
         if another is None:
           act()
           break
         if not another:
           return
-        late = time.monotonic() - asked > self._echo_secs
-        if self._leave is not None and late:
+        is_echo = time.monotonic() - requested_at <= self._echo_secs
+        if self._leave is not None and not is_echo:
           self._leave(another, 'at once, as it came again')
     self._next(None)
 
   def _next(self, timeout_secs: float | None) -> int | None:
-    """Returns the next signal, 0 at the end, or None after the time."""
+    """Returns the next signal, 0 after `uninstall`, or None at the timeout."""
     until = None if timeout_secs is None else time.monotonic() + timeout_secs
     poll = select.poll()
     poll.register(self._read, select.POLLIN)
@@ -248,7 +252,7 @@ class End:
         return byte[0]
 
   def _nudge(self) -> None:
-    """Interrupts what may be abandoned in the main thread."""
+    """Interrupts an abandonable block of the main thread."""
     self._overdue = True
     main = threading.main_thread().ident
     if main is not None:
@@ -259,27 +263,27 @@ class End:
       self._leave(signum, 'before the work at hand was done')
 
 
-# That of the innermost block or of the command; there is one at a time.
+# Handlers of the command, or of the outermost block; one `End` at a time.
 _installed: End | None = None
 
 
 @contextlib.contextmanager
 def deferred(patience_secs: float | None = PATIENCE_SECS) -> Iterator[End]:
-  """Lets the first SIGINT or SIGTERM request the end instead of ending.
+  """Makes the first SIGINT or SIGTERM request the end instead of ending.
 
   Blocks may be nested, and within a command they use its handlers. Outside the
-  main thread, where Python delivers no signals, nothing is ever requested.
+  main thread, where Python delivers no signals, the end is never requested.
 
   Args:
     patience_secs: Seconds that a block of `End.abandonable` may still take
-      after the first signal, or None for as long as it takes. A command decides
-      on that itself.
+      after the first signal; None is no limit. The handlers of a command have
+      their own value instead.
 
   Yields:
-    The handlers; look at `requested` between steps.
+    The handlers; check `requested` between steps.
 
   Raises:
-    Ended: A second signal came.
+    Ended: A second signal arrived.
   """
   if threading.current_thread() is not threading.main_thread():
     yield End()

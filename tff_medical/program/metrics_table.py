@@ -1,8 +1,8 @@
-"""The table metrics.csv: one line a round, in plain CSV.
+"""The table metrics.csv: one line per round, in plain CSV.
 
-The first column is the round; the others are named numbers, empty where a round
-has none. A last line without its end is what a crash left of a line, and no
-part of the table. Nothing here needs TensorFlow.
+The first column is the round. The others are named numbers, empty if a round
+has no such number. A last line without a line end is the remainder of a crash,
+and no part of the table. This module does not need TensorFlow.
 
 >>> import tempfile
 >>> path = pathlib.Path(tempfile.mkdtemp(), 'metrics.csv')
@@ -28,7 +28,7 @@ from typing import Any
 from tff_medical import _files
 from tff_medical import _validate
 
-# By round, the values by name.
+# Values by name, for each round.
 Rows = dict[int, dict[str, float]]
 
 _KEY = 'round'
@@ -36,12 +36,12 @@ _KEY = 'round'
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-  """What the file holds.
+  """Content of the file.
 
   Attributes:
-    columns: Their names, after the round's.
-    rows: The values of each round, empty ones left out.
-    is_whole: Whether the last line ends as it should.
+    columns: Names of the columns after the round.
+    rows: Values of each round, without empty ones.
+    is_whole: Whether the last line is complete.
   """
 
   columns: tuple[str, ...]
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike[str]) -> Rows:
 
 
 def read_content(path: str | os.PathLike[str]) -> Content:
-  """Returns all that the file holds; raises as `read` does."""
+  """Returns the whole content of the file; raises as `read` does."""
   try:
     content = _files.read_bytes(path)
   except FileNotFoundError:
@@ -74,12 +74,16 @@ def write(
   rows: Mapping[int, Mapping[str, float]],
   columns: Sequence[str] = (),
 ) -> None:
-  """Writes the table anew, whole or not at all.
+  """Writes the whole table, atomically.
 
   Args:
-    path: The file.
-    rows: The values of each round.
-    columns: The names that come first; others follow as they come.
+    path: File to write; an older file is replaced.
+    rows: Values of each round.
+    columns: Names of the first columns; further names follow in the order in
+      which they occur.
+
+  Raises:
+    OSError: The file could not be written; an older file is untouched.
   """
   names = list(
     dict.fromkeys([*columns, *(n for row in rows.values() for n in row)])
@@ -91,10 +95,10 @@ def write(
 
 
 def line(values: Sequence[Any]) -> bytes:
-  """Returns a line of CSV; NaN is written as such, and is no empty cell.
+  """Returns a line of CSV, in which NaN is 'nan' and no empty cell.
 
-  A number looks the same whatever its type, so that a line that was read can be
-  written anew without a difference.
+  The form of a number does not depend on its type, so that a line that was read
+  is written again without a difference.
   """
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerow(map(_cell, values))

@@ -1,13 +1,13 @@
-"""What a run publishes by round: metrics.csv and files for TensorBoard.
+"""Published values of each round: metrics.csv and files for TensorBoard.
 
-Both are TFF release managers that only ever append, so that a round costs the
-same however many there were (`tff.program.CSVFileReleaseManager` writes the
-whole file anew each round), and both take the same round twice without
-harm: after a crash the training program publishes its last round again.
+Both are TFF release managers that only append, so that the time per round does
+not grow (`tff.program.CSVFileReleaseManager` rewrites the whole file each
+round). Both accept the same round twice: after a crash the training program
+publishes its last round again.
 
-`repair` is called when a run goes on. It cuts a torn last line, leaves out
-rounds that will be run again, and puts back rounds that one of the files has
-lost from the other, or at least their epsilon from the ledger.
+`repair` is called when a run is resumed. It cuts a torn last line and drops
+rounds that will run again. Rounds that one of the files has lost are restored
+from the other file, or at least their epsilon from the ledger.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from tff_medical.program import metrics_table
 
 
 class MetricsTable(tff.program.ReleaseManager):
-  """A CSV with one line a round: the round, then every value by its name.
+  """CSV file with one line per round: the round, then every named value.
 
-  A name that comes up later gets a column of its own; the file is then written
-  anew, once.
+  A name that occurs for the first time in a later round gets a new column. The
+  file is then rewritten once.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
-    """Goes on with the file at `path`, or starts it with the first round.
+    """Continues the file at `path`, or starts it with the first round.
 
     Raises:
       InputError: The file is no such table.
@@ -51,7 +51,7 @@ class MetricsTable(tff.program.ReleaseManager):
       metrics_table.write(self._path, content.rows, self._columns)
 
   async def release(self, value: Mapping[str, Any], key: int) -> None:
-    """Appends the values of round `key`; it is on disk when this returns."""
+    """Appends the values of round `key`; they are on disk when this returns."""
     if key in self._rounds:
       return
     new = [name for name in value if name not in self._columns]
@@ -75,29 +75,30 @@ class MetricsTable(tff.program.ReleaseManager):
 class EventFiles(tff.program.ReleaseManager):
   """Files for TensorBoard, flushed round by round.
 
-  They hold the times at which rounds ended, which tell the sizes of cohorts.
+  They hold the times at which rounds ended, which reveal the cohort sizes.
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
     """Adds a file to `folder`, which is made if it is missing."""
     self._folder = pathlib.Path(folder)
     self._written = read_events(self._folder)
-    self._writer: Any = None
+    self._writer: tf.summary.SummaryWriter | None = None
 
   async def release(self, value: Mapping[str, Any], key: int) -> None:
     """Writes the values of round `key`."""
-    there = self._written.pop(key, {})
-    # Rounds come in order, the last one maybe twice; nothing is kept of others.
+    written = self._written.pop(key, {})
+    # Rounds come in order, the last one perhaps twice. Earlier rounds are
+    # dropped.
     self._written = {n: row for n, row in self._written.items() if n > key}
-    self._written[key] = there
+    self._written[key] = written
     with _disk_errors(self._folder):
       if self._writer is None:
         self._writer = tf.summary.create_file_writer(os.fspath(self._folder))
       with self._writer.as_default():
         for name, number in value.items():
-          if name not in there:
+          if name not in written:
             _write_scalar(name, number, key)
-            there[name] = float(number)
+            written[name] = float(number)
       self._writer.flush()
 
 
@@ -111,14 +112,14 @@ def repair(
   """Makes both files hold rounds 1 to `done`, and no other.
 
   Args:
-    table: metrics.csv.
-    events: The folder of the files for TensorBoard.
-    done: The round that the run goes on after. It is published again by the
-      training program, and need not be there.
-    entries: The ledger's.
+    table: Path of metrics.csv.
+    events: Folder of the files for TensorBoard.
+    done: Number of the last completed round. It may be missing in the files, as
+      the training program publishes it again.
+    entries: Entries of the ledger.
 
   Raises:
-    InputError: A file is something else than this run writes.
+    InputError: A file has another format than this run writes.
     OSError: A file could not be written.
   """
   content = metrics_table.read_content(table)
@@ -129,23 +130,23 @@ def repair(
   lost = []
   for round_num in range(1, done + 1):
     paid = epsilons.get(round_num, ())
-    found = rows.get(round_num)
-    if found is not None and not _agrees(found, paid):
-      found = None
-    if found is None and round_num == done:
+    row = rows.get(round_num)
+    if row is not None and not _agrees(row, paid):
+      row = None
+    if row is None and round_num == done:
       continue
-    if found is None:
+    if row is None:
       lost.append(round_num)
-      found = dict(in_events.get(round_num, {}))
-      if not _agrees(found, paid):
-        found = {}
+      row = dict(in_events.get(round_num, {}))
+      if not _agrees(row, paid):
+        row = {}
       if paid:
-        found['epsilon'] = paid[-1]
-    complete[round_num] = found
+        row['epsilon'] = paid[-1]
+    complete[round_num] = row
   if lost:
     logging.warning(
-      '%s lacked %d of %d rounds or had them with another ε; they were put back '
-      'from %s and the ledger',
+      '%s lacked %d of %d rounds or had them with another ε; they were put '
+      'back from %s and the ledger',
       table,
       len(lost),
       done,
@@ -158,23 +159,22 @@ def repair(
 
 def _repair_events(
   folder: pathlib.Path,
-  there: metrics_table.Rows,
+  in_events: metrics_table.Rows,
   complete: metrics_table.Rows,
 ) -> None:
-  """Makes the files for TensorBoard hold what the table holds.
+  """Makes the files for TensorBoard hold the values of the table.
 
-  Values that are there and are not to be are the work of rounds that will be run
-  again, or of another run; as a file is only ever appended to, all are written
-  anew then.
+  Surplus values come from rounds that will run again, or from another run. As
+  such a file can only be appended to, all values are then written to a new one.
   """
   files_before = _event_files(folder)
   is_wrong = not all(
-    n in complete and _holds(complete[n], row) for n, row in there.items()
+    n in complete and _holds(complete[n], row) for n, row in in_events.items()
   )
   lacking = {
-    n: {name: v for name, v in row.items() if name not in there.get(n, {})}
+    n: {name: v for name, v in row.items() if name not in in_events.get(n, {})}
     for n, row in complete.items()
-    if row.keys() - there.get(n, {}).keys()
+    if row.keys() - in_events.get(n, {}).keys()
   }
   if is_wrong:
     lacking = complete
@@ -192,45 +192,45 @@ def _repair_events(
       path.unlink()
 
 
-def _holds(row: Mapping[str, float], there: Mapping[str, float]) -> bool:
-  """Whether a row has all that TensorBoard's files have, in float32."""
+def _holds(row: Mapping[str, float], in_events: Mapping[str, float]) -> bool:
+  """Returns whether a row has all values of TensorBoard's files, in float32."""
   with np.errstate(over='ignore'):
     return all(
       name in row
       and np.array_equal(
         np.float32(row[name]), np.float32(value), equal_nan=True
       )
-      for name, value in there.items()
+      for name, value in in_events.items()
     )
 
 
 def _epsilons(
   entries: Sequence[ledger_lib.Entry],
 ) -> dict[int, list[float]]:
-  """Returns, by round, the epsilon of each attempt at it."""
-  found: dict[int, list[float]] = {}
+  """Returns the epsilon of each attempt at a round, by round."""
+  epsilons: dict[int, list[float]] = {}
   for entry in entries:
     if not entry.restored_from:
-      found.setdefault(entry.round_num, []).append(entry.epsilon)
-  return found
+      epsilons.setdefault(entry.round_num, []).append(entry.epsilon)
+  return epsilons
 
 
 def _agrees(values: Mapping[str, float], paid: Sequence[float]) -> bool:
-  """Whether values state an epsilon that the ledger has for their round.
+  """Returns whether the epsilon among `values` is one of the ledger's.
 
-  Where it has lost the round, nothing speaks against them.
+  If the ledger has lost the round, the values are accepted.
   """
   if not paid or 'epsilon' not in values:
     return not paid
-  # TensorBoard keeps float32.
+  # TensorBoard stores float32.
   return any(math.isclose(values['epsilon'], e, rel_tol=1e-6) for e in paid)
 
 
 def read_events(folder: pathlib.Path) -> metrics_table.Rows:
-  """Returns what TensorBoard's files hold, as far as they can be read.
+  """Returns the readable values of TensorBoard's files.
 
   Raises:
-    InputError: There is something else than a folder.
+    InputError: The path is not a folder.
   """
   rows: metrics_table.Rows = {}
   if os.path.lexists(folder) and not folder.is_dir():
@@ -248,18 +248,18 @@ def read_events(folder: pathlib.Path) -> metrics_table.Rows:
             rows.setdefault(event.step, {})[value.tag] = number
     except (tf.errors.DataLossError, tf.errors.OutOfRangeError):
       continue  # A crash cut the last event.
-  # Names of files are not in the order of time.
+  # The order of file names is not the order of rounds.
   return dict(sorted(rows.items()))
 
 
 def _event_files(folder: pathlib.Path) -> list[pathlib.Path]:
   """Returns TensorBoard's files, oldest first."""
-  found = sorted(folder.glob('events.out.tfevents.*'))
-  return [path for path in found if path.is_file()]
+  paths = sorted(folder.glob('events.out.tfevents.*'))
+  return [path for path in paths if path.is_file()]
 
 
 def _write_scalar(name: str, number: float, step: int) -> None:
-  """Writes a value; TensorFlow keeps every Python number that it is given."""
+  """Writes a value as NumPy scalars: TensorFlow keeps all Python numbers."""
   with np.errstate(over='ignore'):
     tf.summary.scalar(name, np.float32(number), step=np.int64(step))
 
@@ -276,9 +276,9 @@ def _write_events(folder: pathlib.Path, rows: metrics_table.Rows) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
-  """Turns TensorFlow's errors about files into an `OSError` that says so.
+  """Turns TensorFlow's errors about files into an `OSError`.
 
-  A full disk, a quota and a limit on the size of files are different errors.
+  TensorFlow's errors differ for a full disk, a quota and a file size limit.
   """
   try:
     yield

@@ -1,22 +1,22 @@
-"""The folder of one training run: the one owner of its files.
+"""The folder of one training run, with all its files.
 
-| file                  | what it holds                                        |
+| file                  | content                                              |
 |-----------------------|------------------------------------------------------|
 | config.json           | the run's id, every resolved setting, versions, the  |
 |                       | digests of the data and of the initial model         |
-| metrics.csv           | epsilon, clip norm and test metrics, a line a round  |
+| metrics.csv           | epsilon, clip norm, test metrics; one line per round |
 | tensorboard/          | the same for TensorBoard, with times: keep it secret |
 | privacy_ledger.jsonl  | every round that was paid for                        |
-| checkpoints/          | server states, and two secrets: keep it to yourself  |
-| summary.json          | how it ended: rounds, reason, epsilon, metrics       |
+| checkpoints/          | server states, and two secrets: keep it secret       |
+| summary.json          | end of the run: rounds, reason, epsilon, metrics     |
 | saved_model/          | the exported model with its privacy card             |
 
-`RunFolder` knows their names, reads each into a type that was checked, and
-`reconcile` holds them against each other when a run goes on: what one of
-them shows as released and the ledger has lost is charged again.
+`RunFolder` names the files and reads each into a checked type. `reconcile`
+checks the files against the ledger when a run is resumed. A release that a file
+shows and the ledger has lost is charged again.
 
-The digest of private data is keyed by a secret of the run: whoever knows all
-images but one could find that one by trying, if it were not.
+The digest of private data is keyed by a secret of the run. With a plain digest,
+whoever knows all images except one could find that image by trial.
 """
 
 from __future__ import annotations
@@ -51,20 +51,21 @@ _PACKAGES = (
 )
 _KEY_FILE = 'data_digest_key.secret'
 DAMAGED = 'restore it or choose another output_dir'
-# A run that stopped for one of these reasons is not to go on.
+# Reasons of a stop after which a run is not resumed.
 ENDED = ('completed', 'budget_spent', 'skipped', 'diverged')
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What a run was started with.
+  """Configuration that a run was started with.
 
   Attributes:
-    settings: Every resolved setting by its name, as plain values.
-    data_digest: Identifies the data; keyed unless the data is public.
-    initial_model_sha256: Identifies the initial model; None without one.
-    versions: Of Python and the packages that the results rest on.
-    run_id: The identity of the run, in hexadecimal.
+    settings: All resolved settings by name, as plain values.
+    data_digest: Digest that identifies the data; keyed unless the data is
+      public.
+    initial_model_sha256: Digest of the initial model; None without one.
+    versions: Versions of Python and of the packages that affect the results.
+    run_id: Identity of the run, in hexadecimal.
   """
 
   settings: Mapping[str, Any]
@@ -76,25 +77,25 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """How a run ended.
+  """End of a run.
 
   Attributes:
-    rounds: Rounds done, over all starts of the run.
-    stop_reason: One of `ENDED`, or 'interrupted'.
-    stop_message: The reason in words.
-    epsilon: The stated epsilon; inf without privacy.
-    metrics: On the test images, by name; NaN where one is not defined.
-    seconds: The time that the last start of the run took.
-    accountant: What computed `epsilon`: 'PLD' or 'RDP', or 'none'.
+    rounds: Number of completed rounds, over all starts of the run.
+    stop_reason: Reason of the end, from `ENDED`, or 'interrupted'.
+    stop_message: Reason of the end in words.
+    epsilon: Stated epsilon; inf without privacy.
+    metrics: Metrics on the test images, by name; NaN if undefined.
+    seconds: Duration of the last start of the run, in seconds.
+    accountant: Accountant of `epsilon`: 'PLD', 'RDP' or 'none'.
     epsilon_rdp: Epsilon by RDP, as a check.
-    delta: The delta of both; None without privacy.
-    noise_multiplier: That of the mechanism; None where there is none.
-    privacy_unit: Whom the guarantee protects, or 'none'.
-    rounds_charged: Attempts at rounds that were paid for.
-    charges: Charges that were paid.
-    ledger_sha256: The ledger's digest.
+    delta: Delta of both values of epsilon; None without privacy.
+    noise_multiplier: Noise multiplier of the mechanism; None without one.
+    privacy_unit: Privacy unit of the guarantee, or 'none'.
+    rounds_charged: Number of charged attempts at rounds.
+    charges: Number of charges.
+    ledger_sha256: Digest of the ledger.
     weights_sha256: `checkpoints.weights_digest` of the model.
-    run_id: The identity of the run; '' for a reference without a ledger.
+    run_id: Identity of the run; '' for a reference without a ledger.
   """
 
   rounds: int
@@ -116,67 +117,67 @@ class Summary:
 
   @property
   def has_ended(self) -> bool:
-    """Whether the run is not to go on."""
+    """Whether the run has ended and is not resumed."""
     return self.stop_reason in ENDED
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-  """The files of a run.
+  """Files of a run.
 
   Attributes:
-    path: The folder; it need not exist.
+    path: Path of the folder, which need not exist.
   """
 
   path: pathlib.Path
 
   @property
   def config(self) -> pathlib.Path:
-    """Where `Config` is kept."""
+    """File of the `Config`."""
     return self.path / 'config.json'
 
   @property
   def metrics(self) -> pathlib.Path:
-    """The values published by round, as CSV."""
+    """CSV file of the values published by round."""
     return self.path / 'metrics.csv'
 
   @property
   def tensorboard(self) -> pathlib.Path:
-    """The folder of the files for TensorBoard."""
+    """Folder of the files for TensorBoard."""
     return self.path / 'tensorboard'
 
   @property
   def ledger(self) -> pathlib.Path:
-    """The privacy ledger."""
+    """File of the privacy ledger."""
     return self.path / 'privacy_ledger.jsonl'
 
   @property
   def checkpoints(self) -> pathlib.Path:
-    """The folder of checkpoints and secrets."""
+    """Folder of checkpoints and secrets."""
     return self.path / 'checkpoints'
 
   @property
   def summary(self) -> pathlib.Path:
-    """Where `Summary` is kept."""
+    """File of the `Summary`."""
     return self.path / 'summary.json'
 
   @property
   def saved_model(self) -> pathlib.Path:
-    """The folder of the exported model."""
+    """Folder of the exported model."""
     return self.path / 'saved_model'
 
   @property
   def audit(self) -> pathlib.Path:
-    """The findings of `experiments.audit`."""
+    """File of the findings of `experiments.audit`."""
     return self.path / 'audit.json'
 
   @property
   def audit_files(self) -> pathlib.Path:
-    """The folder of an audit's ledger and figures."""
+    """Folder of an audit's ledger and figures."""
     return self.path / 'audit'
 
   def check(self) -> None:
-    """Raises `InputError` unless the folder is new, empty or of a run."""
+    """Raises `InputError` unless the folder is new, empty or a run's."""
     if not self.path.exists():
       return
     if not self.path.is_dir():
@@ -194,18 +195,18 @@ class RunFolder:
       raise _validate.InputError(f'output_dir {self.path} holds {what}')
 
   def _was_just_claimed(self, names: Collection[str]) -> bool:
-    """Whether a start that was killed before config.json left the folder."""
+    """Returns whether a start was killed before it wrote config.json."""
     if not {*names} <= {
       self.checkpoints.name,
       f'{self.config.name}{_files.PARTIAL_SUFFIX}',
     }:
       return False
-    there = (
+    in_checkpoints = (
       {p.name for p in self.checkpoints.iterdir()}
       if self.checkpoints.is_dir()
       else set()
     )
-    return there <= {_KEY_FILE, f'{_KEY_FILE}{_files.PARTIAL_SUFFIX}'}
+    return in_checkpoints <= {_KEY_FILE, f'{_KEY_FILE}{_files.PARTIAL_SUFFIX}'}
 
   def claim(
     self,
@@ -216,17 +217,17 @@ class RunFolder:
     data_is_public: bool,
     initial_model_digest: str | None,
   ) -> Config:
-    """Makes the folder this run's, or checks that it is.
+    """Claims the folder for this run, or checks that it belongs to the run.
 
     Args:
-      settings: Fully resolved, as plain values.
-      may_change: The settings that may differ when the run goes on.
-      data_digest: Identifies the data.
-      data_is_public: Whether that digest may be published as it is.
-      initial_model_digest: Identifies the initial model; None without one.
+      settings: Fully resolved settings, as plain values.
+      may_change: Names of the settings that may differ when a run is resumed.
+      data_digest: Digest that identifies the data.
+      data_is_public: Whether this digest may be published as it is.
+      initial_model_digest: Digest of the initial model; None without one.
 
     Returns:
-      What the run was started with.
+      The configuration that the run was started with.
 
     Raises:
       InputError: The folder belongs to a run with other settings, data or
@@ -235,7 +236,7 @@ class RunFolder:
     self.check()
     has_begun = self.config.exists()
     if has_begun:
-      there = self.read_config()
+      filed = self.read_config()
     try:
       self.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -249,7 +250,7 @@ class RunFolder:
       data_digest=keyed_digest(data_digest, key),
       initial_model_sha256=initial_model_digest,
       versions=versions(),
-      run_id=there.run_id if has_begun else secrets.token_hex(16),
+      run_id=filed.run_id if has_begun else secrets.token_hex(16),
     )
     if not has_begun:
       _files.write_json(self.config, dataclasses.asdict(now))
@@ -260,23 +261,23 @@ class RunFolder:
         'data is the same',
         self.checkpoints / _KEY_FILE,
       )
-      now = dataclasses.replace(now, data_digest=there.data_digest)
-    _refuse_other_run(self.config, there, now, may_change)
-    return there
+      now = dataclasses.replace(now, data_digest=filed.data_digest)
+    _refuse_other_run(self.config, filed, now, may_change)
+    return filed
 
   def holds_data(self, digest: str, config: Config) -> bool:
-    """Whether the run was trained on the data with this digest."""
+    """Returns whether the run was trained on the data with this digest."""
     if config.data_digest == digest:
       return True
     key = self._read_key()
     return key is not None and config.data_digest == keyed_digest(digest, key)
 
   def read_config(self) -> Config:
-    """Returns what the run was started with.
+    """Returns the configuration that the run was started with.
 
     Raises:
       FileNotFoundError: There is no config.json.
-      InputError: It is damaged, or of another version.
+      InputError: The file is damaged, or of another version.
     """
     values = _files.read_json(self.config)
     try:
@@ -299,10 +300,10 @@ class RunFolder:
     return config
 
   def read_summary(self) -> Summary:
-    """Returns how the run ended.
+    """Returns the summary of the run.
 
     Raises:
-      FileNotFoundError: It has not ended.
+      FileNotFoundError: The run has not ended.
       InputError: summary.json is damaged, or of another version.
     """
     values = _files.read_json(self.summary)
@@ -321,13 +322,17 @@ class RunFolder:
       ) from None
 
   def write_summary(self, summary: Summary) -> None:
-    """Writes how the run ended; raises OSError."""
+    """Writes the summary of the run.
+
+    Raises:
+      OSError: The file could not be written; an older file is untouched.
+    """
     _files.write_json(self.summary, dataclasses.asdict(summary))
 
   def remove_leftovers(self) -> None:
-    """Removes what killed processes left half written; call it under the lock.
+    """Removes half-written files of killed processes.
 
-    That is the ledger's lock: nobody else writes here while it is held.
+    The caller must hold the ledger's lock: no other process then writes here.
     """
     for path in (*self.path.iterdir(), *self.checkpoints.iterdir()):
       if path.name.endswith(_files.PARTIAL_SUFFIX) and path.is_file():
@@ -336,15 +341,15 @@ class RunFolder:
       remove(path)
 
   def reconcile(self, ledger: ledger_lib.PrivacyLedger) -> None:
-    """Charges what the published files show and the ledger has lost.
+    """Restores charges that published files show and the ledger has lost.
 
-    The training program does the same for the checkpoint that it goes on from.
+    The training program does the same for the checkpoint that it resumes from.
 
     Args:
-      ledger: The ledger of this folder.
+      ledger: Ledger of this folder.
 
     Raises:
-      InputError: A file is something else than this run writes.
+      InputError: A file has another format than this run writes.
       OSError: A charge could not be written.
     """
     for what, rounds, attempts, charges in self._evidence(ledger.run_id):
@@ -361,7 +366,7 @@ class RunFolder:
         )
 
   def _evidence(self, run_id: str) -> Iterator[tuple[str, int, int, int]]:
-    """Yields file, rounds, attempts and charges that published files show."""
+    """Yields the name, rounds, attempts and charges of each published file."""
     try:
       rounds = metrics_table.read(self.metrics)
       yield self.metrics.name, max(rounds, default=0), 0, 0
@@ -388,7 +393,7 @@ class RunFolder:
       logging.warning('%s: the model is exported again', error)
 
   def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
-    """Renames a damaged file that can be written again, and says so."""
+    """Renames a damaged file that can be written again, with a warning."""
     if not path.is_file():
       raise error
     aside = path.with_name(f'{path.name}.damaged')
@@ -396,7 +401,7 @@ class RunFolder:
     logging.warning('%s: it was renamed to %s', error, aside.name)
 
   def _data_key(self, has_begun: bool) -> bytes | None:
-    """Returns the key of the data's digest; makes it for a new run."""
+    """Returns the key of the data's digest; draws it for a new run."""
     if has_begun:
       return self._read_key()
     key = secrets.token_hex(32)
@@ -413,7 +418,7 @@ class RunFolder:
 
 
 def keyed_digest(digest: str, key: bytes | None) -> str:
-  """Returns the HMAC-SHA-256 of a digest, or the digest itself without key."""
+  """Returns the HMAC-SHA-256 of a digest; without a key the digest itself."""
   if key is None:
     return digest
   keyed = hmac.new(key, digest.encode(), hashlib.sha256).hexdigest()
@@ -421,13 +426,13 @@ def keyed_digest(digest: str, key: bytes | None) -> str:
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of Python and of what the results rest on."""
+  """Returns the versions of Python and of packages that affect the results."""
   packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
   return {'python': platform.python_version(), **packages}
 
 
 def remove(folder: pathlib.Path) -> None:
-  """Removes a folder that this project made, if it is there."""
+  """Removes a folder of this project, if it exists."""
   shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -436,7 +441,12 @@ def _names(kind: Any) -> list[str]:
 
 
 def _typed(value: Any, kind: str) -> Any:
-  """Returns a JSON value as the type that a field of `Summary` has."""
+  """Returns a JSON value in the type of a field of `Summary`.
+
+  Args:
+    value: Value from JSON.
+    kind: Type of the field, as its annotation reads.
+  """
   if kind.startswith('Mapping'):
     if not isinstance(value, dict):
       raise ValueError(f'{value!r} is no object')
@@ -462,16 +472,17 @@ def _number(value: Any) -> float:
 
 
 def _refuse_other_run(
-  path: pathlib.Path, there: Config, now: Config, may_change: Collection[str]
+  path: pathlib.Path, filed: Config, now: Config, may_change: Collection[str]
 ) -> None:
+  """Raises `InputError` if the configuration in the file is not this run's."""
   changed = [
-    f'--{name} ({there.settings.get(name)} there, {value} now)'
+    f'--{name} ({filed.settings.get(name)} there, {value} now)'
     for name, value in now.settings.items()
-    if name not in may_change and there.settings.get(name) != value
+    if name not in may_change and filed.settings.get(name) != value
   ]
   for what, before, after in (
-    ('data', there.data_digest, now.data_digest),
-    ('--initial_model', there.initial_model_sha256, now.initial_model_sha256),
+    ('data', filed.data_digest, now.data_digest),
+    ('--initial_model', filed.initial_model_sha256, now.initial_model_sha256),
   ):
     if before != after:
       changed.append(f'{what} ({before} there, {after} now)')

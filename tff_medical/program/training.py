@@ -1,11 +1,11 @@
-"""The training program: charge, draw, run, save, publish, until it ends.
+"""The training program: charge, draw, run, save and publish, round by round.
 
-The order is what the guarantee rests on. A round is charged in the ledger, on
-disk, before it runs; its cohort is drawn for the number of that charge, so that
-a repeated round has a cohort of its own; it is saved, with what it has to
-publish, before anything of it is published. A crash can therefore cost a charge
-for a round that is run again, never a release that was not charged, and no
-published line is lost: the next start publishes the last saved round again.
+The guarantee rests on this order. A round is charged in the ledger, on disk,
+before it runs. Its cohort is drawn for the number of that charge, so that a
+repeated round has a new cohort. The round is saved, together with the values to
+publish, before any of them is published. A crash may therefore charge a round
+twice, but it never causes a release that was not charged. No published line is
+lost: the next start publishes the last saved round again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from tff_medical.program import ending
 ClientDatasets = Callable[[np.ndarray], Sequence[tf.data.Dataset]]
 Evaluate = Callable[[tff.learning.models.ModelWeights], Mapping[str, float]]
 
-# Beyond, products of weights overflow in float32 and the model is of no use.
+# Products of larger weights overflow in float32, and the model is useless.
 _LARGEST_WEIGHT = 1e15
 
 
 class StopReason(enum.Enum):
-  """Why training ended."""
+  """Reason of the end of a training."""
 
   COMPLETED = 'all planned rounds were run'
   BUDGET_SPENT = 'the next round would have exceeded the privacy budget'
@@ -51,14 +51,14 @@ class StopReason(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What training ended with.
+  """Result of a training.
 
   Attributes:
-    rounds: Rounds done, over all starts of the run.
-    reason: Why it stopped.
-    weights: The global model's weights.
-    metrics: The last evaluation, of the weights above; empty if interrupted.
-    message: What the ledger said when it refused a round, or ''.
+    rounds: Number of completed rounds, over all starts of the run.
+    reason: Reason of the end.
+    weights: Weights of the global model.
+    metrics: Metrics of these weights; they may be empty after an interruption.
+    message: Details of the reason, such as the ledger's refusal, or ''.
   """
 
   rounds: int
@@ -70,21 +70,21 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class RoundReport:
-  """What may be published about one round.
+  """Values of one round that may be published.
 
   Epsilon covers all of `values()` except `broken_units`, which is opt-in. The
-  seconds are not among them: they grow with the cohort, whose size is secret
-  under Poisson sampling.
+  round's duration is not among them: it grows with the cohort size, which is
+  secret under Poisson sampling.
 
   Attributes:
-    round_num: The round, 1 for the first.
-    epsilon: Epsilon so far, this round included.
-    clip_norm: The clip norm of the next round; None without clipping.
-    round_secs: Seconds that the round took, saving included; for a progress
-      line, not to be kept.
-    metrics: The evaluation after the round, or empty.
-    broken_units: How many units were left out, as they had no data, it could not
-      be read, or their contribution was not finite; None unless asked for.
+    round_num: Number of the round, 1 for the first.
+    epsilon: Epsilon of all rounds so far, including this one.
+    clip_norm: Clip norm of the next round; None without clipping.
+    round_secs: Duration of the round without saving, in seconds; only for a
+      progress line, never for a file.
+    metrics: Metrics of the model after the round; empty without evaluation.
+    broken_units: Number of units that were left out, as their data was missing
+      or unreadable or their contribution was not finite; None unless requested.
   """
 
   round_num: int
@@ -95,7 +95,7 @@ class RoundReport:
   broken_units: int | None = None
 
   def values(self) -> collections.OrderedDict[str, float]:
-    """Returns what may be published, as flat named numbers."""
+    """Returns the values to publish, as flat named numbers."""
     values = collections.OrderedDict(epsilon=self.epsilon)
     if self.clip_norm is not None:
       values['clip_norm'] = self.clip_norm
@@ -120,30 +120,32 @@ def train(
   on_round: Callable[[RoundReport], None] = lambda report: None,
   publish_broken_units: bool = False,
 ) -> Outcome:
-  """Runs rounds from the newest checkpoint on, and returns how it ended.
+  """Runs rounds from the newest checkpoint on, and returns the outcome.
 
   Args:
-    process: The learning process; its noise is that of `ledger`'s mechanism.
-    sampling: Draws each round's cohort, as the ledger's mechanism says.
-    client_datasets: Returns the training data of clients given by their index,
-      int64 [n].
-    ledger: Is charged before each round; refuses what exceeds the budget.
-    checkpoints: Holds the state after each round.
-    cohort_seed: Makes the cohorts, with the number of the charge.
-    rounds: How many rounds to reach, those before the last start included.
-    evaluate: Metrics of model weights, on held-out data.
-    rounds_per_eval: Evaluates after each multiple of it, and after the last.
-    release_managers: Get each round's values, by round; after a restart they
-      get those of the last round once more.
-    on_round: Is called after each round, for a progress line.
-    publish_broken_units: Publishes how many units each round left out, if the
-      process was built with `count_broken`. The count has no noise: epsilon does
-      not cover it.
+    process: Learning process with the noise of `ledger`'s mechanism.
+    sampling: Sampler of the cohorts, from the ledger's mechanism.
+    client_datasets: Function that returns the training data of the clients with
+      the given indices, int64 [n].
+    ledger: Ledger that is charged before each round. It refuses a round that
+      exceeds the budget.
+    checkpoints: Checkpoints of the state after each round.
+    cohort_seed: Seed of the cohorts, together with the number of the charge.
+    rounds: Total number of rounds to reach, including those of earlier starts.
+    evaluate: Function that returns metrics of model weights on held-out data.
+    rounds_per_eval: Number of rounds between evaluations; the last round is
+      evaluated as well.
+    release_managers: Receivers of each round's values, by round. After a
+      restart they get the values of the last round again.
+    on_round: Callback after each round, for a progress line.
+    publish_broken_units: Whether to publish the number of units that each round
+      left out, if the process was built with `count_broken`. The count has no
+      noise: epsilon does not cover it.
 
   Raises:
     InputError: Ledger and checkpoint do not belong together, or were changed.
-    OSError: A charge or a checkpoint could not be written. What was saved
-      before still loads.
+    OSError: A charge or a checkpoint could not be written. Earlier checkpoints
+      still load.
   """
   initial = process.initialize()
   saved = checkpoints.load_latest(initial)
@@ -157,6 +159,7 @@ def train(
   weights = process.get_model_weights(state)
   metrics: Mapping[str, float] = {}
   if done:
+    # A crash may have come between saving and publishing the last round.
     metrics = evaluate(weights) if saved.record.evaluates else {}
     _release(release_managers, {**saved.record.values, **metrics}, done)
   reason, message = StopReason.COMPLETED, ''
@@ -258,7 +261,7 @@ def _record(
 
 
 def weights_digest(weights: tff.learning.models.ModelWeights) -> str:
-  """Returns what identifies a model in checkpoints, summary and card."""
+  """Returns the digest that identifies a model in checkpoints and cards."""
   return checkpoints_lib.weights_digest(
     [
       *tf.nest.flatten(weights.trainable),
@@ -272,10 +275,11 @@ def _reconcile(
   saved: checkpoints_lib.Saved,
   weights: tff.learning.models.ModelWeights,
 ) -> None:
-  """Holds the ledger against the checkpoint; charges what it has lost.
+  """Checks the ledger against the checkpoint and restores lost charges.
 
   Raises:
-    InputError: They do not belong together, or the state was changed.
+    InputError: Ledger and checkpoint do not belong together, or the state was
+      changed.
   """
   record = saved.record
   name = f'the checkpoint of round {record.round_num}'
@@ -305,7 +309,7 @@ def _reconcile(
       f'{name} is not the state that the ledger says round '
       f'{following.round_num} started from; {remedy}'
     )
-  # Checkpoints that cannot be read were released all the same.
+  # Rounds whose checkpoints cannot be read may have been released.
   newest = max((record.round_num, *saved.newer_rounds))
   if ledger.restore(
     round_num=newest,
@@ -325,10 +329,10 @@ def _reconcile(
 def _has_diverged(
   weights: tff.learning.models.ModelWeights, metrics: Mapping[str, float]
 ) -> bool:
-  """Whether a model is of no use any more; looks at what is released only."""
+  """Returns whether a model is useless, judged by released values only."""
   if metrics and all(math.isnan(value) for value in metrics.values()):
     return True
-  # NaN compares as false.
+  # A comparison with NaN is false.
   return not all(
     np.all(np.abs(w) < _LARGEST_WEIGHT)
     for w in tf.nest.flatten(weights.trainable)

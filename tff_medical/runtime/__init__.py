@@ -1,4 +1,4 @@
-"""Runs TFF computations in this process, on CPU threads and GPUs."""
+"""Local runtime: TFF computations in this process, on CPU threads and GPUs."""
 
 from tff_medical.runtime.cohort import ClientError
 from tff_medical.runtime.cohort import ComputationError

@@ -1,9 +1,9 @@
-"""Unfolds a TFF computation into a graph of TensorFlow calls.
+"""Tracer that unfolds a TFF computation into a graph of TensorFlow calls.
 
-`trace` evaluates the building blocks of a computation once, on symbols. What
-remains are nodes (`nodes`): TensorFlow blocks, operations on sequences and folds
-over clients. Functions, structures, selections, broadcasts and zips have
-vanished.
+`trace` evaluates the building blocks of a computation once, on symbols. The
+result consists of nodes (`nodes`): TensorFlow blocks, operations on sequences
+and folds over clients. Functions, structures, selections, broadcasts and zips
+are resolved.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tff_medical.runtime import values
 
 
 def _pack(type_spec: tff.Type, leaves: Iterator[nodes.Value]) -> nodes.Value:
-  """Arranges leaves as a value of a type."""
+  """Returns the value of a type that is made of the next leaves."""
   if isinstance(type_spec, tff.FederatedType):
     return _pack(type_spec.member, leaves)
   if isinstance(type_spec, tff.StructType):
@@ -35,11 +35,11 @@ def _pack(type_spec: tff.Type, leaves: Iterator[nodes.Value]) -> nodes.Value:
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-  """A whole computation.
+  """Traced computation.
 
   Attributes:
-    parameters: One for each leaf of the parameter.
-    result: The leaves of the result.
+    parameters: Leaves of the parameter.
+    result: Leaves of the result.
     has_state: Whether any part holds variables or tables.
   """
 
@@ -55,8 +55,11 @@ def trace(
   """Evaluates the building block of a function on symbols.
 
   Args:
-    block: The function.
-    functions: What its parameters of a functional type stand for.
+    block: Building block of the function.
+    functions: Building blocks of the function's parameters of functional type.
+
+  Raises:
+    NotImplementedError: The runtime does not support a building block.
   """
   return _Tracer().trace(block, functions)
 
@@ -122,7 +125,11 @@ class _Tracer:
     )
     return tuple(nodes.Leaf(node, i) for i in range(len(types)))
 
-  def _evaluate(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _evaluate(
+    self,
+    block: tff.framework.ComputationBuildingBlock,
+    env: dict[str, nodes.Value],
+  ) -> nodes.Value:
     evaluator = self._evaluators.get(type(block))
     if evaluator is None:
       raise NotImplementedError(
@@ -130,20 +137,28 @@ class _Tracer:
       )
     return evaluator(block, env)
 
-  def _selection(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _selection(
+    self, block: tff.framework.Selection, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     return self._evaluate(block.source, env)[block.as_index()]
 
-  def _struct(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _struct(
+    self, block: tff.framework.Struct, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     elements = tff.structure.iter_elements(block)
     return tuple(self._evaluate(element, env) for _, element in elements)
 
-  def _call(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _call(
+    self, block: tff.framework.Call, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     function = self._evaluate(block.function, env)
     if block.argument is None:
       return function()
     return function(self._evaluate(block.argument, env))
 
-  def _lambda(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _lambda(
+    self, block: tff.framework.Lambda, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     def function(*args: nodes.Value) -> nodes.Value:
       inner = dict(env)
       if block.parameter_name is not None:
@@ -152,13 +167,17 @@ class _Tracer:
 
     return function
 
-  def _block(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _block(
+    self, block: tff.framework.Block, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     env = dict(env)
     for name, value in block.locals:
       env[name] = self._evaluate(value, env)
     return self._evaluate(block.result, env)
 
-  def _literal(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _literal(
+    self, block: tff.framework.Literal, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     del env
     spec = tff.types.type_to_tf_tensor_specs(block.type_signature)
     value = block.value
@@ -168,7 +187,11 @@ class _Tracer:
       lambda _: [tf.constant(value, spec.dtype, spec.shape)],
     )[0]
 
-  def _compiled(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _compiled(
+    self,
+    block: tff.framework.CompiledComputation,
+    env: dict[str, nodes.Value],
+  ) -> nodes.Value:
     del env
     if block.proto.WhichOneof('computation') != 'tensorflow':
       raise NotImplementedError(
@@ -188,7 +211,9 @@ class _Tracer:
 
     return function
 
-  def _intrinsic(self, block: Any, env: dict[str, nodes.Value]) -> nodes.Value:
+  def _intrinsic(
+    self, block: tff.framework.Intrinsic, env: dict[str, nodes.Value]
+  ) -> nodes.Value:
     del env
     method = getattr(self, f'_{block.uri}', None)
     if method is None:
@@ -201,7 +226,7 @@ class _Tracer:
   def _run(
     self, at_clients: bool, function: Any, *args: nodes.Value
   ) -> nodes.Value:
-    """Calls a function with what it does placed at clients or server."""
+    """Calls a function whose operations are placed at clients or server."""
     before, self._at_clients = self._at_clients, at_clients
     try:
       return function(*args)
@@ -210,6 +235,8 @@ class _Tracer:
 
   def _function(self, function: Any, *types: tff.Type) -> nodes.Function:
     """Traces a function of arguments of the given types."""
+    # Nodes that are older than this one belong to the outside: their leaves are
+    # captured.
     start = next(self._serial)
     args = []
     for type_spec in types:
@@ -233,7 +260,7 @@ class _Tracer:
   def _parameters(self, types: Sequence[tff.Type]) -> list[nodes.Leaf]:
     return [self._node([t], (), None)[0] for t in types]
 
-  # Intrinsics, named as TFF names them.
+  # TFF's intrinsics, by their names in TFF.
 
   def _federated_map(self, arg: Any, _: tff.Type) -> nodes.Value:
     return self._run(True, *arg)

@@ -1,11 +1,11 @@
-"""Runs the clients of a cohort at once and folds what they return.
+"""Parallel clients of a cohort, and the fold of their results.
 
-Clients are dealt to lanes in turn, one lane for each device, and each lane runs
-some at once on threads. A result is folded into the lane's total as soon as all
-earlier clients of the lane are in it, so the order of additions, and with it
-every bit of the result, does not depend on the number of threads or on their
-luck. Threads wait when they are too far ahead of the slowest client: the number
-of results that wait is bounded, whatever the size of the cohort.
+Clients are dealt to lanes in turn, one lane per device. Each lane runs several
+clients at once on threads. A result is folded into the lane's total as soon as
+all earlier clients of the lane are in it. So the order of additions, and every
+bit of the result, is independent of the number of threads and of their timing.
+Threads that are too far ahead of the slowest client wait. This bounds the
+number of waiting results, whatever the cohort size.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import tensorflow as tf
 
 from tff_medical.runtime import devices
 
-# Results that may wait for an earlier client, for each thread of a lane.
+# Number of results that may wait for an earlier client, per thread of a lane.
 _AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-  """Where a client runs: `worker` of `lane`, on a TensorFlow device."""
+  """Place of a running client: `worker` of `lane`, on a TensorFlow device."""
 
   lane: int
   worker: int
@@ -38,8 +38,8 @@ class Slot:
 class ComputationError(RuntimeError, grpc.RpcError):
   """A computation failed while it ran.
 
-  TFF's default runtime is another program, so there every such error is a
-  `grpc.RpcError`. It is one here too, for programs that catch it.
+  TFF's default runtime is another program, where every such error is a
+  `grpc.RpcError`. This class derives from it for programs that catch it.
   """
 
 
@@ -84,7 +84,7 @@ class _Lane:
       self._changed.notify_all()
 
   def take(self) -> int | None:
-    """Returns a position in the lane to work on, `None` when all are taken."""
+    """Returns the next position in the lane; None when all are taken."""
     with self._changed:
       self._changed.wait_for(
         lambda: self._stopped or self._taken - self._folded < self._limit
@@ -95,12 +95,14 @@ class _Lane:
       return self._taken - 1
 
   def put(self, position: int, result: Any) -> None:
-    """Folds a result, and those that waited for it."""
+    """Folds a result, and the results that waited for it."""
     with self._changed:
       self._waiting[position] = result
+      # Another thread is folding and takes this result over, if its turn comes.
       if self._folding:
         return
       self._folding = True
+    # The fold itself runs without the lock, so that other threads can go on.
     while True:
       with self._changed:
         result = self._waiting.pop(self._folded, None)
@@ -127,7 +129,7 @@ class _Lane:
 
 
 class Cohort:
-  """Threads that run clients, some for each device of a placement."""
+  """Threads that run clients, `threads` for each device of a placement."""
 
   def __init__(self, placement: devices.Placement):
     self.devices = placement.devices
@@ -159,19 +161,21 @@ class Cohort:
     """Returns the total of each lane that had a client.
 
     Args:
-      clients: Size of the cohort.
-      work: Computes a result of the client with this index.
-      fold: Adds a result to the total of a lane: `fold(lane, total, result)`.
-      zero: The total to start from.
+      clients: Cohort size.
+      work: Function that returns the result of the client with this index.
+      fold: Function that adds a result to the total of a lane: `fold(lane,
+        total, result)`.
+      zero: Initial total.
 
     Raises:
-      ClientError: If a client failed, from the error of the first that did.
+      ClientError: A client failed; the error of the first such client is its
+        cause.
     """
     lanes = []
     for number in range(min(clients, len(self.devices))):
-      mine = range(number, clients, len(self.devices))
+      lane_clients = range(number, clients, len(self.devices))
       add = functools.partial(fold, number)
-      lanes.append(_Lane(mine, _AHEAD * self.threads, add, zero))
+      lanes.append(_Lane(lane_clients, _AHEAD * self.threads, add, zero))
     futures = [
       self._pool.submit(lane.run, work, Slot(n, worker, self.devices[n]))
       for n, lane in enumerate(lanes)

@@ -1,13 +1,12 @@
-"""Chooses where clients run, and divides the machine among them.
+"""Placement of clients: the division of cores and GPUs among them.
 
-On the CPU the cores are split between clients at once and TensorFlow's own
-threads inside an operation: `client_threads` clients, each with
-`cores // client_threads` intra-op threads. Many clients with one thread each
-beat one client on all cores, as small operations do not split well. A GPU is
-split into logical devices, each with a stream and a share of the memory.
+On the CPU `client_threads` clients run at once, each with `cores //
+client_threads` of TensorFlow's intra-op threads. Many clients with one thread
+each beat one client on all cores, as small operations do not split well. A GPU
+is split into logical devices, each with a stream and a share of the memory.
 
-TensorFlow fixes both when it first runs an operation, so a context has to be
-created before that.
+TensorFlow fixes threads and devices when it first runs an operation. A context
+has to be created before.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from tff_medical import _validate
 
 # Share of a GPU's free memory that its logical devices divide.
 _MEMORY_SHARE = 0.9
-# Each thread and each part of a device holds memory of its own.
+# Upper limits: each thread and each part of a device holds memory of its own.
 _MAX_THREADS = 256
 _MAX_PARTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Where clients run.
+  """Devices on which clients run.
 
   Attributes:
     devices: TensorFlow's names of the devices.
-    threads: Clients at once on each of them.
-    knob: Name of the argument that says how many share a device.
+    threads: Number of clients that run at once on each device.
+    knob: Name of the argument that sets this number, for error messages.
   """
 
   devices: tuple[str, ...]
@@ -56,7 +55,7 @@ def choose(
   client_devices: Sequence[str] | None,
   clients_per_device: int | None,
 ) -> Placement:
-  """Returns where clients run; see `local.create_local_context`."""
+  """Returns the placement; see `local.create_local_context` for arguments."""
   on_devices = client_devices is not None or clients_per_device is not None
   if client_threads is not None:
     _validate.positive_int(client_threads=client_threads)
@@ -98,16 +97,16 @@ def _cpu(threads: int) -> Placement:
 
 
 def _logical_devices(names: Sequence[str], parts: int) -> list[str]:
-  """Splits the named devices in parts and returns the names of all parts."""
+  """Splits the named devices into parts and returns the names of all parts."""
   if not names:
     raise _validate.InputError('client_devices must name a device, got none')
   if parts == 1:
-    known = [
+    logical = [
       device.name.replace('/device:', '')
       for device in tf.config.list_logical_devices()
     ]
     for name in names:
-      _validate.one_of(known, client_devices=name)
+      _validate.one_of(logical, client_devices=name)
     return list(names)
   for name in names:
     _split(name, parts)
@@ -115,12 +114,12 @@ def _logical_devices(names: Sequence[str], parts: int) -> list[str]:
 
 
 def _physical_devices(kind: str) -> dict[str, tf.config.PhysicalDevice]:
-  found = tf.config.list_physical_devices(kind)
-  return {f'{kind}:{number}': device for number, device in enumerate(found)}
+  physical = tf.config.list_physical_devices(kind)
+  return {f'{kind}:{number}': device for number, device in enumerate(physical)}
 
 
 def _split(name: str, parts: int) -> None:
-  """Divides a physical device into logical ones, if it is not yet."""
+  """Divides a physical device into logical devices, unless it is divided."""
   physical = _physical_devices(name.split(':')[0])
   _validate.one_of(physical, client_devices=name)
   device = physical[name]
@@ -142,7 +141,7 @@ def _split(name: str, parts: int) -> None:
 
 
 def _parts(name: str, parts: int) -> list[str]:
-  """Returns the names of the logical devices that a device was split into."""
+  """Returns the names of the logical devices of a split device."""
   kind = name.split(':')[0]
   start = 0
   for other, device in _physical_devices(kind).items():
@@ -154,7 +153,7 @@ def _parts(name: str, parts: int) -> list[str]:
 
 
 def _free_memory_mib(name: str) -> int:
-  """Asks the driver how much memory of a GPU is free."""
+  """Returns the free memory of a GPU, as the driver reports it."""
   command = [
     'nvidia-smi',
     '--query-gpu=memory.free',

@@ -1,16 +1,16 @@
-"""Brings serialized TensorFlow computations of TFF into this process.
+"""Import of TFF's serialized TensorFlow computations into this process.
 
-TFF ships each TensorFlow computation as a `GraphDef` with bindings that say
-which tensors are its parameters and results. `Block` is such a graph made safe
-to live beside others in one process, and `emit` stamps it into the graph being
-built:
+TFF ships each TensorFlow computation as a `GraphDef` with bindings that name
+the tensors of its parameters and results. `Block` is such a graph in a form
+that can live beside others in one process. `Block.emit` adds it to the current
+graph:
 
-* only the nodes that the results need are kept, as a session would do;
-* library functions are renamed by content: TFF's names repeat between graphs;
-* variables, tables and iterators get names of their own at every import, and
-  run their initializer in front of what reads them, so that no two imports
-  ever share state (TFF gives every invocation a session of its own);
-* a reduction over a dataset becomes a loop in the graph (`importing`).
+* Only the nodes that the results need are kept, as in a session.
+* Library functions are renamed by content: TFF's names repeat between graphs.
+* Variables, tables and iterators get new names at every import, and their
+  initializer runs before their readers. So no two imports share state (TFF
+  gives every invocation its own session).
+* A reduction over a dataset becomes a loop in the graph (`importing`).
 
 Source: the messages `TensorFlow` and `Binding` of TFF's computation.proto.
 """
@@ -78,7 +78,7 @@ def _rename_functions(graph_def: tf.compat.v1.GraphDef, suffix: str) -> None:
 
 
 def _clear_options(graph_def: tf.compat.v1.GraphDef) -> None:
-  """Drops TFF's options of calls, and ties to nodes that may not be there."""
+  """Drops TFF's call options, and colocation with nodes that may be missing."""
   for node in _all_nodes(graph_def):
     node.attr.pop('_class', None)
     if node.op in ('PartitionedCall', 'StatefulPartitionedCall'):
@@ -88,8 +88,8 @@ def _clear_options(graph_def: tf.compat.v1.GraphDef) -> None:
 def _keep_loop_bodies_apart(graph_def: tf.compat.v1.GraphDef) -> None:
   """Keeps the functions that reduce datasets from being inlined in a loop.
 
-  TensorFlow's oneDNN pass looks at operations in an order in which, within a
-  cycle, the gradient of a pooling may come before the pooling, by chance; it
+  TensorFlow's oneDNN pass visits operations in some order. Within a cycle it
+  may happen to visit the gradient of a pooling before the pooling itself. It
   then keeps an implementation that is 15 times slower.
   """
   bodies = {
@@ -120,12 +120,12 @@ def _run_initializer_first(
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """One TensorFlow computation of TFF, ready to be stamped into graphs.
+  """One TensorFlow computation of TFF, ready to be added to graphs.
 
   Attributes:
-    graph_def: The pruned graph; its function names hold a hash of its content.
+    graph_def: Pruned graph, whose function names hold a hash of its content.
     parameters: Names of the parameter tensors, in TFF's order of leaves.
-    results: Names of the result tensors, likewise.
+    results: Names of the result tensors, in TFF's order of leaves.
     session_token: Name of the tensor that takes TFF's session token, or ''.
     has_state: Whether the graph holds variables, tables or iterators by name.
   """
@@ -143,11 +143,11 @@ class Block:
     proto.graph_def.Unpack(graph_def)
     results = tuple(binding_names(proto.result))
     init_op = importing.node_name(proto.initialize_op)
-    wanted = [importing.node_name(name) for name in results]
+    needed = [importing.node_name(name) for name in results]
     if init_op:
-      wanted.append(init_op)
+      needed.append(init_op)
     graph_def = importing.subgraph(
-      graph_def, importing.ancestors(importing.by_name(graph_def), wanted)
+      graph_def, importing.ancestors(importing.by_name(graph_def), needed)
     )
     _clear_options(graph_def)
     _keep_loop_bodies_apart(graph_def)
@@ -167,7 +167,7 @@ class Block:
   def emit(
     self, args: Sequence[tf.Tensor | loops.Slices], scope: str
   ) -> list[tf.Tensor]:
-    """Stamps the computation into the current graph, applied to `args`."""
+    """Adds the computation, applied to `args`, to the current graph."""
     graph_def = self.graph_def
     if self.has_state:
       graph_def = _with_own_state(graph_def)
@@ -181,7 +181,7 @@ class Block:
 
 
 def _capture(value: tf.Tensor | loops.Slices) -> tf.Tensor | loops.Slices:
-  """Brings a tensor of an outer graph into the current one."""
+  """Returns a tensor of an outer graph, captured by the current one."""
   graph = tf.compat.v1.get_default_graph()
   if isinstance(value, loops.Slices) or value.graph is graph:
     return value
@@ -191,7 +191,7 @@ def _capture(value: tf.Tensor | loops.Slices) -> tf.Tensor | loops.Slices:
 def _with_own_state(
   graph_def: tf.compat.v1.GraphDef,
 ) -> tf.compat.v1.GraphDef:
-  """Returns a copy whose variables and tables are shared with nothing else."""
+  """Returns a copy that shares its variables and tables with no other graph."""
   copy = tf.compat.v1.GraphDef()
   copy.CopyFrom(graph_def)
   suffix = f'_import_{next(_import_number)}'

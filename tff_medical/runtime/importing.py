@@ -1,9 +1,9 @@
-"""Imports a graph in pieces, with loops where datasets are reduced.
+"""Import of a graph in pieces, with loops in place of dataset reductions.
 
-`ReduceDataset` runs a whole training loop inside one op, which keeps the work
-off a GPU and hides it from TensorFlow's optimizer. `Importer` cuts the graph
-there: it imports what the reduction needs, builds the same reduction as a loop
-(`loops`), and imports the rest behind it.
+`ReduceDataset` runs a whole training loop inside one op. This keeps the work
+off a GPU and hides it from TensorFlow's optimizer. `Importer` cuts the graph at
+such an op. It imports the inputs of the reduction, builds the same reduction as
+a loop (`loops`), and imports the rest behind the loop.
 """
 
 from __future__ import annotations
@@ -28,21 +28,26 @@ def ancestors(
   names: Iterable[str],
   known: Collection[str] = (),
 ) -> set[str]:
-  """Returns `names` and all that they depend on, stopping at `known`."""
-  found: set[str] = set()
+  """Returns `names` and all their ancestors, stopping at `known`."""
+  reached: set[str] = set()
   todo = list(names)
   while todo:
     name = todo.pop()
-    if name not in found and name not in known:
-      found.add(name)
+    if name not in reached and name not in known:
+      reached.add(name)
       todo.extend(node_name(i) for i in nodes[name].input)
-  return found
+  return reached
 
 
 def in_loop(nodes: Mapping[str, Any], name: str) -> bool:
-  """Returns whether the node `name` is in the frame of a loop."""
+  """Returns whether the node `name` is in the frame of a loop.
+
+  The search walks up the inputs. An `Exit` leads into a loop that has ended, so
+  the matching `Enter` leads out of it again. An `Enter` without an `Exit` below
+  it belongs to a loop around the node.
+  """
   seen: set[tuple[str, int]] = set()
-  todo = [(name, 0)]  # With the number of frames around it that are known.
+  todo = [(name, 0)]  # Nodes, each with the number of ended loops around it.
   while todo:
     name, depth = todo.pop()
     if (name, depth) in seen:
@@ -78,7 +83,10 @@ def subgraph(
 def _drop_control_inputs(
   graph_def: tf.compat.v1.GraphDef, known: Collection[str]
 ) -> None:
-  """Forgets control inputs from placeholders, which do nothing."""
+  """Removes control inputs from nodes that are not `known`.
+
+  Such nodes are placeholders, which do nothing.
+  """
   for node in graph_def.node:
     inputs = [i for i in node.input if not i.startswith('^') or i[1:] in known]
     del node.input[:]
@@ -93,7 +101,7 @@ def _rename_frames(graph_def: tf.compat.v1.GraphDef, prefix: str) -> None:
 
 
 class Importer:
-  """Imports a graph in pieces, cut where a dataset is reduced."""
+  """Imports a graph in pieces, cut at the reductions of datasets."""
 
   def __init__(
     self,
@@ -114,17 +122,19 @@ class Importer:
     self._functions = {f.signature.name: f for f in library.library.function}
 
   def tensors(self, names: Sequence[str]) -> list[tf.Tensor]:
-    """Imports what `names` need and returns them."""
+    """Returns the tensors `names`, imported with their ancestors."""
     for node in self._graph_def.node:
       self._reduce(node)
     return self._import(names)
 
   def _reduce(self, node: Any) -> None:
-    """Puts a loop in the place of `node`, if it reduces a dataset."""
+    """Builds a loop in the place of `node`, if it reduces a dataset."""
     if node.op != 'ReduceDataset' or node.name in self._outputs:
       return
+    # A piece of a loop cannot be imported apart from the rest of the loop.
     if in_loop(self._nodes, node.name):
       return
+    # Reductions that this one depends on come first.
     for name in ancestors(self._nodes, [node.name]) - {node.name}:
       self._reduce(self._nodes[name])
     sequence = self._slices(node.input[0])
@@ -142,7 +152,7 @@ class Importer:
     self._operations[node.name] = outputs[0].op
 
   def _slices(self, name: str) -> loops.Slices | None:
-    """Returns the slices that the tensor `name` stands for, if it does."""
+    """Returns the slices that the tensor `name` stands for, or None."""
     node = node_name(name)
     while self._nodes[node].op == 'Identity':
       node = node_name(self._nodes[node].input[0])
@@ -150,7 +160,7 @@ class Importer:
     return value if isinstance(value, loops.Slices) else None
 
   def _known(self, name: str) -> tf.Tensor:
-    """Returns a tensor that is in the graph already."""
+    """Returns a tensor that is already in the graph."""
     node, _, index = name.partition(':')
     if node in self._outputs:
       return self._outputs[node][int(index or 0)]
@@ -166,9 +176,10 @@ class Importer:
 
   def _import(self, names: Sequence[str]) -> list[tf.Tensor]:
     """Imports the missing ancestors of `names` as one piece."""
-    known = self._args.keys() | self._outputs.keys()
-    piece = ancestors(self._nodes, map(node_name, names), known)
+    in_graph = self._args.keys() | self._outputs.keys()
+    piece = ancestors(self._nodes, map(node_name, names), in_graph)
     graph_def = subgraph(self._graph_def, piece)
+    # Inputs of the piece that come from earlier pieces or arguments.
     outside = {}
     for node in graph_def.node:
       for name in node.input:

@@ -1,9 +1,9 @@
-"""Runs TFF computations in this process, on all its devices.
+"""TFF context that runs computations in this process, on all its devices.
 
-TFF's own runtime is a separate program for the CPU alone. This context takes
-its place: it unfolds a computation (`blocks`), cuts it into steps and passes
-(`plan`), and runs them with the TensorFlow that is installed, the clients of a
-cohort at once on CPU threads or GPUs (`cohort`).
+TFF's own runtime is a separate program for the CPU only. This context takes its
+place. It unfolds a computation (`blocks`), cuts it into steps and passes
+(`plan`), and runs them with the installed TensorFlow. The clients of a cohort
+run at once on CPU threads or GPUs (`cohort`).
 
 >>> import numpy as np
 >>> import tensorflow_federated as tff
@@ -20,7 +20,7 @@ cohort at once on CPU threads or GPUs (`cohort`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 import functools
 import threading
 from typing import Any
@@ -36,26 +36,31 @@ from tff_medical.runtime import plan as plan_lib
 from tff_medical.runtime import values
 
 _Computation = tff.framework.ConcreteComputation
-# Characters of a type signature that an error shows.
+# Number of characters of a type signature that an error shows.
 _SIGNATURE_LENGTH = 200
 
 
-def _building_block(comp: Any) -> tff.framework.ComputationBuildingBlock:
-  """Compiles a computation by TFF's own rules, secure sums as plain sums."""
+def _building_block(
+  comp: tff.framework.ConcreteComputation,
+) -> tff.framework.ComputationBuildingBlock:
+  """Returns TFF's compiled form of a computation, with secure sums as sums."""
   comp = tff.backends.test.replace_secure_intrinsics_with_bodies(comp)
   comp = tff.backends.native.desugar_and_transform_to_native(comp)
   return comp.to_building_block()
 
 
-def _compile(comp: Any, *functions: Any) -> plan_lib.Plan:
+def _compile(
+  comp: tff.framework.ConcreteComputation,
+  *functions: tff.framework.ConcreteComputation,
+) -> plan_lib.Plan:
   """Returns the plan of a computation applied to computations."""
   return plan_lib.create(
     blocks.trace(_building_block(comp), [_building_block(f) for f in functions])
   )
 
 
-def _name(comp: Any) -> str:
-  """Returns what tells a user which computation it is."""
+def _name(comp: tff.framework.ConcreteComputation) -> str:
+  """Returns the name of a computation for error messages."""
   block = comp.to_building_block()
   name = getattr(block, 'parameter_name', None) or ''
   signature = comp.type_signature.compact_representation()
@@ -66,7 +71,7 @@ def _name(comp: Any) -> str:
 
 
 class _Invocation:
-  """One run of a plan: the values of its leaves so far."""
+  """One run of a plan, with the values of its leaves so far."""
 
   def __init__(
     self,
@@ -78,7 +83,7 @@ class _Invocation:
     self._plan = plan
     self._cohort = cohort
     self._clients = clients
-    # A leaf at the clients has a list with one value for each of them.
+    # The value of a leaf at the clients is a list with one value per client.
     self._env = dict(zip(plan.traced.parameters, args))
 
   def run(self) -> list[Any]:
@@ -92,8 +97,8 @@ class _Invocation:
   def _values(self, leaves: Sequence[nodes.Leaf]) -> list[Any]:
     return [self._env[leaf] for leaf in leaves]
 
-  def _key(self, slot: Any) -> Any:
-    """Returns what tells apart runs that must not share variables."""
+  def _key(self, slot: Hashable) -> Hashable:
+    """Returns a key that separates runs which must not share variables."""
     return slot if self._plan.traced.has_state else None
 
   def _run_step(self, step: plan_lib.LeafStep) -> None:
@@ -105,16 +110,16 @@ class _Invocation:
   def _shared(
     self, leaves: Sequence[nodes.Leaf], device: str
   ) -> dict[nodes.Leaf, Any]:
-    """Returns the values that clients share, tensors copied to a device."""
-    found = {}
+    """Returns the values that clients share, with tensors on a device."""
+    shared = {}
     with tf.device(device):
       for leaf in leaves:
         if not leaf.node.at_clients:
           value = self._env[leaf]
           if isinstance(leaf.type_spec, tff.TensorType):
             value = tf.identity(value)
-          found[leaf] = value
-    return found
+          shared[leaf] = value
+    return shared
 
   def _run_pass(self, work: plan_lib.Pass) -> None:
     kept: dict[nodes.Leaf, list[Any]] = {
@@ -127,17 +132,17 @@ class _Invocation:
     captured = self._values(work.captured)
 
     def run_client(index: int, slot: cohort_lib.Slot) -> list[Any]:
-      known = shared[slot.lane]
+      from_server = shared[slot.lane]
       args = [
-        known[leaf] if leaf in known else self._env[leaf][index]
+        from_server[leaf] if leaf in from_server else self._env[leaf][index]
         for leaf in work.work.inputs
       ]
       with tf.device(slot.device):
         outputs = work.work.step(args, self._key(slot))
-      found = dict(zip(work.work.outputs, outputs))
+      by_leaf = dict(zip(work.work.outputs, outputs))
       for leaf in work.kept:
-        kept[leaf][index] = found[leaf]
-      return [found[leaf] for leaf in work.values]
+        kept[leaf][index] = by_leaf[leaf]
+      return [by_leaf[leaf] for leaf in work.values]
 
     def fold(lane: int, total: list[Any], result: list[Any]) -> list[Any]:
       if not work.folds:
@@ -165,7 +170,12 @@ class LocalContext(tff.framework.SyncContext):
     self._plan = functools.lru_cache()(_compile)
 
   def invoke(self, comp: Any, arg: Any) -> Any:
-    """Runs `comp` on `arg` and returns its result as TFF would."""
+    """Runs `comp` on `arg` and returns its result in TFF's form.
+
+    Raises:
+      ClientError: The computation of a client failed.
+      ComputationError: The computation of the server failed.
+    """
     type_spec = comp.type_signature
     if not isinstance(type_spec, tff.FunctionType):
       raise ValueError(f'Expected a `tff.FunctionType`, found {type_spec}.')
@@ -195,13 +205,13 @@ class LocalContext(tff.framework.SyncContext):
 
 
 class AsyncLocalContext(tff.framework.AsyncContext):
-  """A `LocalContext` for programs that await their computations."""
+  """`LocalContext` for programs that await their computations."""
 
   def __init__(self, context: LocalContext):
     self._context = context
 
   async def invoke(self, comp: Any, arg: Any) -> Any:
-    """Runs `comp` on `arg` on a thread of its own."""
+    """Runs `comp` on `arg` in another thread."""
     if asyncio.iscoroutine(arg):
       arg = await arg
     return await asyncio.to_thread(self._context.invoke, comp, arg)
@@ -215,18 +225,21 @@ def create_local_context(
 ) -> LocalContext:
   """Returns a context that runs TFF computations in this process.
 
-  Create it before the first TensorFlow operation: TensorFlow cannot divide the
-  machine later. Without arguments clients run on all GPUs, one at a time on
-  each, or on the CPU, one on each core, where there is no GPU.
+  Create the context before the first TensorFlow operation: TensorFlow cannot
+  divide the machine later. By default one client at a time runs on each GPU.
+  Without a GPU one client runs on each CPU core.
 
   Args:
-    client_threads: Clients at once on the CPU. Each gets an equal share of the
-      cores for TensorFlow's threads inside an operation.
-    client_devices: TensorFlow devices that run clients, as in `['GPU:0']`.
-    clients_per_device: Clients at once on each device, which is divided into
-      as many logical devices.
-    default_num_clients: Size of the cohort of a computation whose argument
-      does not tell it.
+    client_threads: Number of clients that run at once on the CPU. Each client
+      gets an equal share of the cores for TensorFlow's intra-op threads.
+    client_devices: TensorFlow devices that run clients, such as `['GPU:0']`.
+    clients_per_device: Number of clients that run at once on each device, which
+      is divided into as many logical devices.
+    default_num_clients: Cohort size of a computation whose argument does not
+      state it.
+
+  Raises:
+    InputError: A value is out of range, or there is no such device.
   """
   placement = devices.choose(client_threads, client_devices, clients_per_device)
   return LocalContext(cohort_lib.Cohort(placement), default_num_clients)
@@ -238,7 +251,7 @@ def set_local_context(
   clients_per_device: int | None = None,
   default_num_clients: int = 0,
 ) -> None:
-  """Makes `create_local_context(...)` the default of all computations."""
+  """Makes `create_local_context(...)` the default context."""
   tff.framework.set_default_context(
     create_local_context(
       client_threads,

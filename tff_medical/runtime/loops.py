@@ -1,9 +1,10 @@
-"""Loops over a client's batches that stay inside the graph.
+"""Loops over a client's batches inside the graph.
 
-TFF's client work reads its data with `tf.data.Dataset.reduce`: one op,
-`ReduceDataset`, that runs the training loop inside itself. `reduce_sequence`
-builds the same reduction as a loop of the graph around the same function, over
-an iterator of the dataset or, faster, over slices of tensors (`Slices`).
+TFF's client work reads its data with `tf.data.Dataset.reduce`. This is a single
+op, `ReduceDataset`, which runs the training loop inside itself.
+`reduce_sequence` builds the same reduction as a loop of the graph around the
+same function. The loop reads an iterator of the dataset or, faster, slices of
+tensors (`Slices`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ _Step = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor]], list]
 
 @dataclasses.dataclass(frozen=True)
 class Slices:
-  """The batches of one client, inside a graph: slices of whole tensors.
+  """Batches of one client inside a graph, as slices of whole tensors.
 
   Attributes:
-    components: The flat components of all examples, each `[examples, ...]`.
-    batch_size: Scalar, examples in a batch.
-    epochs: Scalar, how often the batches are repeated.
-    drop_remainder: Scalar boolean, whether an incomplete batch is left out.
+    components: Flat components of all examples, each `[examples, ...]`.
+    batch_size: Number of examples in a batch, a scalar.
+    epochs: Number of repetitions of the batches, a scalar.
+    drop_remainder: Whether an incomplete batch is left out, a scalar bool.
   """
 
   components: tuple[tf.Tensor, ...]
@@ -70,10 +71,11 @@ def reduce_sequence(
   """Returns the outputs of a `ReduceDataset` node, computed by a loop.
 
   Args:
-    node: The `NodeDef` of the reduction.
-    function: The `FunctionDef` of its function, part of the current graph.
-    sequence: The batches, as slices or as the variant tensor of a dataset.
-    inputs: The initial state followed by the captured arguments.
+    node: `NodeDef` of the reduction.
+    function: `FunctionDef` of the reduction's function, which is part of the
+      current graph.
+    sequence: Batches, as slices or as the variant tensor of a dataset.
+    inputs: Initial state, followed by the captured arguments.
   """
   size = len(node.attr['Tstate'].list.type)
   shapes = [tf.TensorShape(s) for s in node.attr['output_shapes'].list.shape]
@@ -115,7 +117,7 @@ def _over_slices(
 def _over_iterator(
   step: _Step, variant: tf.Tensor, types: list, state: list, shapes: list
 ) -> list[tf.Tensor]:
-  # The ops are wired by hand, as nothing orders them in an imported graph.
+  # Control dependencies order the ops: an imported graph has no automatic ones.
   spec = {'output_types': types, 'output_shapes': [None] * len(types)}
   with tf.device('/device:CPU:0'):
     iterator = tf.raw_ops.AnonymousIteratorV3(**spec)

@@ -1,9 +1,9 @@
-"""The graph that a computation is unfolded into.
+"""Graph of an unfolded computation.
 
 A `Leaf` is one output of a `Node`: a tensor or a sequence. A node is placed at
-the clients or at the server, and has a level: the number of folds over all
-clients that must be over before it can run. A value of a computation is a leaf,
-a tuple of values, or a Python function from value to value.
+the clients or at the server. Its level is the number of folds over all clients
+that must end before it can run. A value of a computation is a leaf, a tuple of
+values, or a Python function from value to value.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Leaf:
     return self.node.types[self.index]
 
 
-# See the docstring of the module.
+# Leaf, tuple of values, or function of values; see the module docstring.
 Value = Any
 
 
@@ -39,11 +39,12 @@ class Node:
   """An operation on leaves.
 
   Attributes:
-    types: A tensor or sequence type for each output.
-    inputs: The leaves it reads.
-    emit: Builds the operation in the current graph; `None` for a parameter.
-    at_clients: Whether it runs once for each client.
-    level: Folds that come before it.
+    types: Tensor or sequence type of each output.
+    inputs: Leaves that the operation reads.
+    emit: Function that builds the operation in the current graph; None for a
+      parameter.
+    at_clients: Whether the operation runs once for each client.
+    level: Number of folds that must end before the operation.
     serial: Position in the order of creation.
   """
 
@@ -57,11 +58,11 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fold(Node):
-  """Folds a value of every client into one: its outputs are the total.
+  """Fold of the values of all clients, whose outputs are the total.
 
   Attributes:
-    client_values: The leaves of a client's value.
-    zeros: The leaves to start from.
+    client_values: Leaves of a client's value.
+    zeros: Leaves of the initial total.
     accumulate: Function of total and value.
     merge: Function of two totals.
   """
@@ -73,13 +74,13 @@ class Fold(Node):
 
   @property
   def captured(self) -> tuple[Leaf, ...]:
-    """The leaves of the server that its functions read."""
+    """Leaves of the server that the fold's functions read."""
     return self.accumulate.captured + self.merge.captured
 
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-  """A function of leaves, with the outer leaves that it captures."""
+  """Function of leaves, with the outer leaves that it captures."""
 
   parameters: tuple[Leaf, ...]
   results: tuple[Leaf, ...]
@@ -87,22 +88,22 @@ class Function:
 
   def emit(self, args: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
     """Builds the function in the current graph, applied to its inputs."""
-    known = dict(zip(self.parameters + self.captured, [*args, *captured]))
-    return emit(self.results, known)
+    inputs = dict(zip(self.parameters + self.captured, [*args, *captured]))
+    return emit(self.results, inputs)
 
 
 def emit(leaves: Sequence[Leaf], known: Mapping[Leaf, Any]) -> list[Any]:
-  """Builds what `leaves` need in the current graph, from the `known` ones."""
-  found = dict(known)
+  """Returns `leaves`, built in the current graph from the `known` leaves."""
+  built = dict(known)
 
   def build(leaf: Leaf) -> Any:
-    if leaf not in found:
+    if leaf not in built:
       node = leaf.node
       if node.emit is None or isinstance(node, Fold):
         raise AssertionError(f'{node} has to be known')
       outputs = node.emit([build(i) for i in node.inputs])
-      found.update((Leaf(node, i), o) for i, o in enumerate(outputs))
-    return found[leaf]
+      built.update((Leaf(node, i), o) for i, o in enumerate(outputs))
+    return built[leaf]
 
   return [build(leaf) for leaf in leaves]
 

@@ -1,15 +1,22 @@
-"""Cuts a computation into steps at the server and passes over the clients.
+"""Plan of a computation: steps at the server and passes over the clients.
 
-A pass visits every client once and does all that can be done there at that
-time: every fold whose inputs are ready shares the pass, so that no client's
-value is computed twice or held longer than needed. Between passes come steps at
-the server. Each step, each client's part of a pass and each fold is one
-TensorFlow function, compiled when it is first needed and kept.
+A pass visits every client once and runs everything that is ready at that time.
+All folds whose inputs are ready share the pass, so that no value of a client is
+computed twice or held longer than needed. Steps at the server come between the
+passes. Each step, each client's part of a pass and each fold is one TensorFlow
+function, which is compiled on first use and cached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Container,
+  Hashable,
+  Iterable,
+  Mapping,
+  Sequence,
+)
 import dataclasses
 import threading
 from typing import Any
@@ -23,18 +30,21 @@ from tff_medical.runtime import nodes
 from tff_medical.runtime import tensor_data
 
 _Emit = Callable[[Sequence[Any]], list[Any]]
+_Compiled = Callable[..., list[tf.Tensor]]
 
 
 class Step:
-  """A function of leaves, compiled once for each way its inputs are fed."""
+  """Function of leaves, compiled once for each form of its inputs."""
 
   def __init__(self, types: Sequence[tff.Type], emit: _Emit):
     self._types = tuple(types)
     self._emit = emit
-    self._functions: dict[Any, Any] = {}
+    self._functions: dict[Hashable, _Compiled] = {}
     self._lock = threading.Lock()
 
-  def __call__(self, args: Sequence[Any], key: Any = None) -> list[tf.Tensor]:
+  def __call__(
+    self, args: Sequence[Any], key: Hashable = None
+  ) -> list[tf.Tensor]:
     """Runs the step; calls with different keys share no variables."""
     fed = [_Fed.of(spec, value) for spec, value in zip(self._types, args)]
     signature = (key, tuple(f.kind for f in fed))
@@ -44,7 +54,7 @@ class Step:
         function = self._functions[signature] = self._compile(fed)
     return function(*(tensor for f in fed for tensor in f.tensors))
 
-  def _compile(self, fed: Sequence[_Fed]) -> Any:
+  def _compile(self, fed: Sequence[_Fed]) -> _Compiled:
     def step(*tensors: tf.Tensor) -> list[tf.Tensor]:
       rest = list(tensors)
       return self._emit([f.take(rest) for f in fed])
@@ -55,7 +65,13 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class _Fed:
-  """One input as it is fed to a compiled step: as tensors with their specs."""
+  """Input of a compiled step, as tensors with their specs.
+
+  Attributes:
+    kind: Form of the input: a tensor, a dataset's variant, or slices.
+    tensors: Tensors that are fed.
+    specs: Spec of each tensor.
+  """
 
   kind: str
   tensors: tuple[Any, ...]
@@ -82,11 +98,12 @@ class _Fed:
     return cls(f'slices {len(rows)}', tensors, rows + scalars)
 
   def take(self, tensors: list[tf.Tensor]) -> tf.Tensor | loops.Slices:
-    """Removes what belongs to this input from the front of `tensors`."""
-    mine = [tensors.pop(0) for _ in self.specs]
+    """Returns this input, with its parts taken from the front of `tensors`."""
+    parts = [tensors.pop(0) for _ in self.specs]
     if self.kind in ('tensor', 'variant'):
-      return mine[0]
-    return loops.Slices(tuple(mine[:-3]), *mine[-3:])
+      return parts[0]
+    # The last three are batch size, epochs and whether to drop the remainder.
+    return loops.Slices(tuple(parts[:-3]), *parts[-3:])
 
 
 def _as_tensor(value: Any, spec: tf.TensorSpec) -> tf.Tensor:
@@ -97,7 +114,7 @@ def _as_tensor(value: Any, spec: tf.TensorSpec) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class LeafStep:
-  """A step from some leaves to others."""
+  """Step from input leaves to output leaves."""
 
   inputs: tuple[nodes.Leaf, ...]
   outputs: tuple[nodes.Leaf, ...]
@@ -108,42 +125,44 @@ class LeafStep:
     cls, outputs: Iterable[nodes.Leaf], inside: Container[nodes.Node]
   ) -> LeafStep:
     """Returns the step for `outputs` that runs the nodes `inside`."""
-    wanted = tuple(dict.fromkeys(outputs))
-    inputs = _boundary(wanted, inside)
+    unique = tuple(dict.fromkeys(outputs))
+    inputs = _boundary(unique, inside)
     step = Step(
       [leaf.type_spec for leaf in inputs],
-      lambda args: nodes.emit(wanted, dict(zip(inputs, args))),
+      lambda args: nodes.emit(unique, dict(zip(inputs, args))),
     )
-    return cls(inputs, wanted, step)
+    return cls(inputs, unique, step)
 
 
 def _boundary(
   outputs: Iterable[nodes.Leaf], inside: Container[nodes.Node]
 ) -> tuple[nodes.Leaf, ...]:
-  """Returns the leaves from outside that `outputs` are computed from."""
-  found: dict[nodes.Leaf, None] = {}
+  """Returns the outside leaves from which `outputs` are computed."""
+  boundary: dict[nodes.Leaf, None] = {}  # An ordered set.
   seen: set[nodes.Node] = set()
   todo = list(outputs)
   while todo:
     leaf = todo.pop()
     if leaf.node not in inside:
-      found[leaf] = None
+      boundary[leaf] = None
     elif leaf.node not in seen:
       seen.add(leaf.node)
       todo.extend(leaf.node.inputs)
-  return tuple(found)
+  return tuple(boundary)
 
 
 class Pass:
-  """What is done in one visit to all clients.
+  """One visit to all clients.
 
   Attributes:
-    work: A client's part, from leaves of its own and of the server.
-    values: The leaves of a client that are folded.
-    kept: The leaves of a client that are needed after the pass.
-    folds: The folds that end with the pass.
-    zeros: The leaves that the folds start from.
-    captured: The leaves of the server that the folds read.
+    work: Part of one client, from leaves of the client and of the server.
+    values: Leaves of a client that are folded.
+    kept: Leaves of a client that are needed after the pass.
+    folds: Folds that end with the pass.
+    zeros: Leaves of the folds' initial totals.
+    captured: Leaves of the server that the folds read.
+    accumulate: Step from captured leaves, totals and values to new totals.
+    merge: Step from captured leaves and two sets of totals to merged totals.
   """
 
   def __init__(
@@ -166,23 +185,34 @@ class Pass:
 
   @property
   def totals(self) -> tuple[nodes.Leaf, ...]:
-    """The outputs of all folds."""
+    """Outputs of all folds."""
     return tuple(
       nodes.Leaf(f, i) for f in self.folds for i in range(len(f.types))
     )
 
   def _emit_accumulate(self, args: Sequence[Any]) -> list[Any]:
+    """Builds the accumulation of one client's values, for all folds.
+
+    Args:
+      args: Captured leaves, totals and values, each fold after fold.
+    """
     rest = list(args)
     captured = [_split(rest, len(f.captured)) for f in self.folds]
     totals = [_split(rest, len(f.types)) for f in self.folds]
     results = []
     for f, outer, total in zip(self.folds, captured, totals):
       value = _split(rest, len(f.client_values))
+      # `Fold.captured` holds the leaves of `accumulate`, then those of `merge`.
       outer = outer[: len(f.accumulate.captured)]
       results.extend(f.accumulate.emit([*total, *value], outer))
     return results
 
   def _emit_merge(self, args: Sequence[Any]) -> list[Any]:
+    """Builds the merge of the totals of two lanes, for all folds.
+
+    Args:
+      args: Captured leaves, totals and other totals, each fold after fold.
+    """
     rest = list(args)
     captured = [_split(rest, len(f.captured)) for f in self.folds]
     totals = [_split(rest, len(f.types)) for f in self.folds]
@@ -195,7 +225,7 @@ class Pass:
 
 
 def _split(rest: list[Any], size: int) -> list[Any]:
-  """Removes `size` elements from the front of a list."""
+  """Removes and returns `size` elements from the front of a list."""
   front = rest[:size]
   del rest[:size]
   return front
@@ -203,12 +233,12 @@ def _split(rest: list[Any], size: int) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A computation as it is run: a step at the server, a pass, a step, ...
+  """Order of a computation: a step at the server, a pass, a step, ...
 
   Attributes:
-    traced: The computation.
+    traced: Traced computation.
     steps: Steps at the server.
-    passes: The pass that follows each step; `None` where none is needed.
+    passes: Pass after each step; None if no pass is needed.
   """
 
   traced: blocks.Traced
@@ -218,35 +248,36 @@ class Plan:
 
 def _reachable(leaves: Iterable[nodes.Leaf]) -> list[nodes.Node]:
   """Returns the nodes that leaves depend on, in order of creation."""
-  found: set[nodes.Node] = set()
+  reached: set[nodes.Node] = set()
   todo = [leaf.node for leaf in leaves]
   while todo:
     node = todo.pop()
-    if node not in found:
-      found.add(node)
+    if node not in reached:
+      reached.add(node)
       todo.extend(leaf.node for leaf in node.inputs)
-  return sorted(found, key=lambda node: node.serial)
+  return sorted(reached, key=lambda node: node.serial)
 
 
 def create(traced: blocks.Traced) -> Plan:
   """Returns the plan of a computation."""
-  found = _reachable(traced.result)
-  levels = range(1 + max((node.level for node in found), default=0))
-  placed = _assign_passes(traced, found)
+  reached = _reachable(traced.result)
+  levels = range(1 + max((node.level for node in reached), default=0))
+  placed = _assign_passes(traced, reached)
+  # The nodes that read each leaf; None stands for the result.
   uses: dict[nodes.Leaf, list[nodes.Node | None]] = {}
   for leaf in traced.result:
     uses.setdefault(leaf, []).append(None)
-  for node in found:
+  for node in reached:
     for leaf in node.inputs:
       uses.setdefault(leaf, []).append(node)
-  server = {n: n.level for n in found if _runs(n) and not n.at_clients}
+  server = {n: n.level for n in reached if _runs(n) and not n.at_clients}
   steps = tuple(
     LeafStep.create(*_outputs(uses, server, level)) for level in levels
   )
   passes = []
   for level in levels:
     folds = [
-      n for n in found if isinstance(n, nodes.Fold) and n.level == level + 1
+      n for n in reached if isinstance(n, nodes.Fold) and n.level == level + 1
     ]
     kept, inside = _outputs(uses, placed, level, folds)
     work = Pass(folds, kept, inside) if folds or kept else None
@@ -259,11 +290,11 @@ def _runs(node: nodes.Node) -> bool:
 
 
 def _assign_passes(
-  traced: blocks.Traced, found: Sequence[nodes.Node]
+  traced: blocks.Traced, reached: Sequence[nodes.Node]
 ) -> dict[nodes.Node, int]:
-  """Returns for each node at the clients the first pass that needs it."""
+  """Returns the first pass that needs each node at the clients."""
   roots = [(leaf.node.level, leaf) for leaf in traced.result]
-  for node in found:
+  for node in reached:
     if isinstance(node, nodes.Fold):
       roots.extend((node.level - 1, leaf) for leaf in node.client_values)
   placed: dict[nodes.Node, int] = {}
@@ -283,7 +314,17 @@ def _outputs(
   number: int,
   folds: Container[nodes.Node] = (),
 ) -> tuple[list[nodes.Leaf], set[nodes.Node]]:
-  """Returns what nodes placed at `number` are needed for outside, and them."""
+  """Returns the leaves of step or pass `number` that are used outside it.
+
+  Args:
+    uses: Nodes that read each leaf; None stands for the result.
+    placed: Number of the step or pass of each node.
+    number: Number of the step or pass.
+    folds: Folds that belong to the pass, so that their inputs stay inside.
+
+  Returns:
+    The leaves, and the nodes inside the step or pass.
+  """
   inside = {node for node, where in placed.items() if where == number}
   outputs = [
     leaf

@@ -1,7 +1,7 @@
-"""TFF's operations on sequences, built as datasets inside a graph.
+"""TFF's operations on sequences, as datasets inside a graph.
 
 A sequence in a graph is the variant tensor of a dataset. TFF orders the leaves
-of an element as the type names them, a dataset sorts the keys of a mapping.
+of an element by its type, whereas a dataset sorts the keys of a mapping.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tff_medical.runtime import values
 
 
 def _order(element: tff.Type) -> list[int]:
-  """Returns for each component of a dataset the leaf that it holds."""
+  """Returns the number of the leaf in each component of a dataset."""
   counter = iter(range(len(list(values.leaf_types(element)))))
 
   def number(type_spec: tff.Type) -> Any:
@@ -34,7 +34,7 @@ def _order(element: tff.Type) -> list[int]:
 def _open(
   sequence: tf.Tensor | loops.Slices, element: tff.Type
 ) -> tf.data.Dataset:
-  """Returns the dataset behind a sequence, of tuples of components."""
+  """Returns the dataset of a sequence, whose elements are flat tuples."""
   if isinstance(sequence, loops.Slices):
     sequence = sequence.to_variant()
   leaves = [leaf.member for leaf in values.leaf_types(element)]
@@ -50,10 +50,10 @@ def _leaves(components: Sequence[tf.Tensor], element: tff.Type) -> list:
 def _call_apart(
   function: Callable[..., Sequence[tf.Tensor]], *args: tf.Tensor
 ) -> Sequence[tf.Tensor]:
-  """Calls a function of tensors as a graph of its own.
+  """Returns the result of a function of tensors, built as a separate graph.
 
-  In the graphs of its functions TensorFlow puts operations with an effect in
-  order, and in doing so breaks loops that TFF has lowered.
+  In a `tf.function` TensorFlow orders operations with side effects by control
+  dependencies. That breaks loops that TFF has lowered.
   """
   specs = [tf.TensorSpec(arg.shape, arg.dtype) for arg in args]
   apart = tf.compat.v1.wrap_function(lambda *args: list(function(*args)), specs)
@@ -65,7 +65,7 @@ def _close(
   function: Callable[..., Sequence[tf.Tensor]],
   element: tff.Type,
 ) -> tf.Tensor:
-  """Maps a dataset to elements of a type and returns its variant."""
+  """Returns the variant of a dataset mapped to elements of a type."""
   order = _order(element)
 
   @tf.autograph.experimental.do_not_convert
@@ -81,7 +81,7 @@ def from_rows(
   function: Callable[[tf.Tensor], Sequence[tf.Tensor]],
   element: tff.Type,
 ) -> tf.Tensor:
-  """Returns the sequence of `function(row)`, given as leaves of an element."""
+  """Returns the sequence of the elements `function(row)`, given as leaves."""
   with tf.device('/device:CPU:0'):
     return _close(tf.data.Dataset.from_tensor_slices(rows), function, element)
 
@@ -92,7 +92,7 @@ def apply(
   function: Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]],
   result: tff.Type,
 ) -> tf.Tensor:
-  """Returns the sequence of `function(leaves)`."""
+  """Returns the sequence of the elements `function(leaves)`."""
   with tf.device('/device:CPU:0'):
     return _close(
       _open(sequence, element),
@@ -107,7 +107,7 @@ def reduce(
   state: Sequence[tf.Tensor],
   function: Callable[[Sequence, Sequence], Sequence[tf.Tensor]],
 ) -> list[tf.Tensor]:
-  """Folds `function(state, leaves)` over a sequence."""
+  """Returns the fold of `function(state, leaves)` over a sequence."""
   size = len(state)
 
   @tf.autograph.experimental.do_not_convert

@@ -1,8 +1,8 @@
-"""Client data as a dataset whose examples stay in memory as whole tensors.
+"""Client datasets whose examples stay in memory as whole tensors.
 
 `tensor_dataset` returns an ordinary `tf.data.Dataset` that works in any TFF
-runtime and any pipeline. The local runtime also finds the tensors behind it,
-and trains on slices of them without building an iterator each round.
+runtime and any pipeline. The local runtime recognises the tensors behind the
+dataset. It trains on slices of them without building an iterator each round.
 
 >>> import numpy as np
 >>> dataset = tensor_dataset({'x': np.arange(5.0)}, batch_size=2)
@@ -25,7 +25,7 @@ _MAX_BATCH_SIZE = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class TensorBatches:
-  """What stands behind a tensor dataset.
+  """Tensors and options of a dataset of `tensor_dataset`.
 
   Attributes:
     components: Flat components of all examples, each `[examples, ...]`.
@@ -43,19 +43,24 @@ def tensor_dataset(
   epochs: int = 1,
   drop_remainder: bool = False,
 ) -> tf.data.Dataset:
-  """Returns the dataset of batches of `tensors`, in the order given.
+  """Returns the dataset of batches of `tensors`, in the given order.
 
-  It equals `from_tensor_slices(tensors).batch(batch_size).repeat(epochs)`.
-  Datasets made from it (`.map`, `.take`, ...) are ordinary ones.
+  The dataset equals
+  `from_tensor_slices(tensors).batch(batch_size).repeat(epochs)`. Datasets
+  derived from it (`.map`, `.take`, ...) are ordinary ones.
 
   Args:
-    tensors: Structure of arrays with one row for each example: `[N, ...]`.
-    batch_size: Examples in a batch; the last one of an epoch may hold fewer.
-    epochs: How often the batches are repeated.
+    tensors: Structure of arrays with one row per example, `[N, ...]`.
+    batch_size: Number of examples in a batch; the last batch of an epoch may
+      have fewer.
+    epochs: Number of repetitions of the batches.
     drop_remainder: Whether a last, incomplete batch is left out.
+
+  Raises:
+    InputError: A number is out of range.
   """
   _validate.positive_int(batch_size=batch_size, epochs=epochs)
-  # TensorFlow sets memory aside for a whole batch, however few examples it has.
+  # TensorFlow allocates memory for a whole batch, however few its examples.
   _validate.within(1, _MAX_BATCH_SIZE, batch_size=batch_size)
   with tf.device('CPU:0'):
     tensors = tf.nest.map_structure(tf.convert_to_tensor, tensors)

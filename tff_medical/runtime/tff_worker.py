@@ -1,16 +1,20 @@
-"""Keeps the worker process of TFF's own runtime from being left behind.
+"""Guard of the worker process of TFF's own runtime.
 
-TFF 0.87 runs computations in a program `worker_binary`, which it starts for the
-first of them and ends by SIGINT in a destructor. So the worker outlives a parent
-that is killed, TFF waits for ever for one that ignores SIGINT as the background
-jobs of a shell do, and a Ctrl-C or a scheduler's SIGTERM, sent to all processes
-of a job, ends the worker in the middle of a round.
+TFF 0.87 runs computations in a program `worker_binary`. It starts the worker
+for the first computation and ends it by SIGINT in a destructor. Three things go
+wrong:
 
-`guard` mends it for all workers that TFF starts from then on in this process: a
-small launcher asks the kernel (Linux) to kill the worker when its parent is
-gone, leaves the group of processes that a terminal signals, makes it ignore
-SIGTERM and heed SIGINT, and then becomes the worker. The kernel takes the thread
-that started a process for its parent, so a thread that never ends starts them.
+- The worker outlives a parent that is killed.
+- TFF waits for ever for a worker that ignores SIGINT, as the background jobs of
+  a shell do.
+- A Ctrl-C or a scheduler's SIGTERM goes to all processes of a job and ends the
+  worker in the middle of a round.
+
+`guard` prevents this for all later workers of this process. A small launcher
+asks the kernel (Linux) to kill the worker when its parent is gone. It leaves
+the process group that a terminal signals, ignores SIGTERM, heeds SIGINT, and
+then becomes the worker. To the kernel the parent of a process is the thread
+that started it. So a thread that never ends starts the workers.
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ _MODULE = (
   'tensorflow_federated.python.core.impl.executor_stacks.executor_factory'
 )
 
-# Runs in a Python of its own, as code between fork and exec is not safe in a
-# process with threads. 1 is PR_SET_PDEATHSIG of <linux/prctl.h>.
+# Code that runs in another Python process: between fork and exec no code is
+# safe in a process with threads. 1 is PR_SET_PDEATHSIG of <linux/prctl.h>.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 os.setsid()
@@ -50,7 +54,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class _Worker(subprocess.Popen):
-  """A process that ends with this one."""
+  """Process that ends with this one."""
 
   def __init__(self, args: list[str], **kwargs: Any):
     launcher = [sys.executable, '-I', '-S', '-c', _LAUNCHER, str(os.getpid())]
@@ -60,7 +64,7 @@ class _Worker(subprocess.Popen):
 
 
 class _Starter:
-  """A thread that lasts as long as the process."""
+  """Thread that lasts as long as the process."""
 
   def __init__(self) -> None:
     self._lock = threading.Lock()
@@ -90,7 +94,7 @@ class _Starter:
 
 
 class _Subprocess(types.ModuleType):
-  """Takes the place of `subprocess` in TFF's module."""
+  """Module that takes the place of `subprocess` in TFF's module."""
 
   Popen = _Worker
 
@@ -99,7 +103,7 @@ class _Subprocess(types.ModuleType):
 
 
 class _NoContext(tff.framework.SyncContext):
-  """Takes the place of TFF's context, which ends when nothing holds it."""
+  """Context that takes the place of TFF's, which ends when nothing holds it."""
 
   def invoke(self, comp: Any, arg: Any) -> Any:
     raise RuntimeError('the program has ended')
@@ -113,9 +117,9 @@ _guarded = False
 def guard() -> None:
   """Guards the workers that TFF starts from now on in this process.
 
-  It also has TFF's runtime end before the interpreter's last moments, where TFF
-  prints a traceback instead. Calling it again does no harm. Where there is no
-  Linux, a worker still outlives a parent that is killed.
+  TFF's runtime is also ended before the interpreter shuts down, as TFF would
+  print a traceback there. Further calls have no effect. On other systems than
+  Linux a worker still outlives a parent that is killed.
   """
   global _guarded
   if _guarded:
@@ -128,13 +132,13 @@ def guard() -> None:
 
 
 def kill_all() -> None:
-  """Kills the guarded workers; what they compute fails."""
+  """Kills the guarded workers; their computations fail."""
   for worker in list(_workers):
     worker.kill()
 
 
 def end() -> None:
-  """Ends TFF's runtime, if it is in use; nothing can be computed after it."""
+  """Ends TFF's runtime, if it is in use; no computation can run afterwards."""
   kill_all()
   tff.framework.set_default_context(_NoContext())
   gc.collect()

@@ -1,9 +1,9 @@
-"""Turns Python values into flat leaves for the runtime, and results back.
+"""Conversion of Python values to flat leaves, and of results back.
 
 A value of a TFF type is held as its leaves: one entry for each tensor or
-sequence of the type, in TFF's order. What may be passed, and how a result
-looks, follows TFF's own `serialize_value`; its checks and conversions run for
-everything but arrays that fit already, which are taken as they are.
+sequence of the type, in TFF's order. Accepted values and the form of results
+follow TFF's own `serialize_value`, whose checks and conversions run. Only
+arrays that already fit their type are taken as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ import tensorflow_federated as tff
 
 @dataclasses.dataclass(frozen=True)
 class LeafType:
-  """Type and placement of one leaf; `member` is a tensor or sequence type."""
+  """Type and placement of one leaf.
+
+  Attributes:
+    member: Tensor or sequence type.
+    at_clients: Whether the leaf is placed at clients.
+    all_equal: Whether all clients have the same value.
+  """
 
   member: tff.Type
   at_clients: bool
@@ -112,7 +118,7 @@ def _types(type_spec: tff.StructType) -> list[tff.Type]:
 def ingest_argument(value: Any, type_spec: tff.Type | None) -> list[Any]:
   """Returns the leaves of an argument.
 
-  A leaf that differs between clients is a list with one entry for each.
+  A leaf that differs between clients is a list with one entry per client.
   """
   if type_spec is None:
     return []
@@ -128,7 +134,7 @@ def ingest_argument(value: Any, type_spec: tff.Type | None) -> list[Any]:
 
 
 def cardinality(value: Any, type_spec: tff.Type | None) -> int | None:
-  """Returns the number of clients that an argument holds values of."""
+  """Returns the number of clients in an argument; None if it has none."""
   if value is None or type_spec is None:
     return None
   if isinstance(value, tff.framework.CardinalityCarrying):
@@ -142,20 +148,20 @@ def cardinality(value: Any, type_spec: tff.Type | None) -> int | None:
         f'or `tuple`, found a value of Python type {type(value)}:\n{value}'
       )
     return len(value)
-  found: int | None = None
+  clients: int | None = None
   if isinstance(type_spec, tff.StructType):
     for v, t in zip(_elements(value, type_spec), _types(type_spec)):
       number = cardinality(v, t)
-      if None not in (found, number) and found != number:
+      if None not in (clients, number) and clients != number:
         raise ValueError(
-          f'Conflicting cardinalities for CLIENTS: {number} vs {found}'
+          f'Conflicting cardinalities for CLIENTS: {number} vs {clients}'
         )
-      found = number if found is None else found
-  return found
+      clients = number if clients is None else clients
+  return clients
 
 
 def resolve(invoke: Callable[..., Any], value: Any) -> Any:
-  """Replaces TFF's data descriptors in an argument by what they describe."""
+  """Returns an argument with TFF's data descriptors replaced by their data."""
   if isinstance(value, tff.framework.Ingestable):
     coroutine = value.ingest(_DescriptorExecutor(invoke))
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -167,7 +173,7 @@ def resolve(invoke: Callable[..., Any], value: Any) -> Any:
 
 
 class _DescriptorExecutor:
-  """The part of an executor that TFF's data descriptors ask for."""
+  """Part of a TFF executor that data descriptors use."""
 
   def __init__(self, invoke: Callable[..., Any]):
     self._invoke = invoke
@@ -192,7 +198,8 @@ def _result_sequence(value: Any, type_spec: tff.SequenceType) -> Any:
   graph = tf.raw_ops.DatasetToGraphV2(input_dataset=value)
   proto = tff.framework.serialize_value([], type_spec)[0]
   proto.sequence.serialized_graph_def = graph.numpy()
-  # That of the empty list, whose batches are of size 0; the type is the truth.
+  # The empty list gave an element type with batches of size 0. Without it the
+  # actual type counts.
   proto.sequence.ClearField('element_type')
   return tff.framework.deserialize_value(proto, type_spec)[0]
 
@@ -210,12 +217,12 @@ def _assemble(leaves: Iterator[Any], type_spec: tff.Type) -> Any:
 def emit_result(
   leaves: Iterator[tuple[Any, bool]], type_spec: tff.Type, clients: int
 ) -> Any:
-  """Builds a result as Python sees it.
+  """Returns a result as a Python value.
 
   Args:
-    leaves: Yields each leaf's value, and whether it is a list over clients.
+    leaves: Value of each leaf, and whether the value is a list over clients.
     type_spec: Type of the result.
-    clients: Size of the cohort.
+    clients: Cohort size.
   """
   value = _placed(leaves, type_spec, clients)
   return tff.types.type_to_py_container(value, type_spec)
@@ -231,11 +238,11 @@ def _placed(
     )
   if not isinstance(type_spec, tff.FederatedType):
     return _result_leaf(next(leaves)[0], type_spec)
-  mine = [next(leaves) for _ in leaf_types(type_spec)]
+  placed = [next(leaves) for _ in leaf_types(type_spec)]
   if type_spec.all_equal:
-    return _assemble(iter([v for v, _ in mine]), type_spec.member)
+    return _assemble(iter([v for v, _ in placed]), type_spec.member)
   rows = []
   for client in range(clients):
-    row = [v[client] if many else v for v, many in mine]
+    row = [v[client] if is_list else v for v, is_list in placed]
     rows.append(_assemble(iter(row), type_spec.member))
   return rows

@@ -1,7 +1,8 @@
-"""The SavedModel that is handed on, with its privacy card.
+"""The exported SavedModel with its privacy card.
 
-`export` writes and loads it, `serving_module` is the graph within it,
-`encoded_images` its decoder, and `pretrained` starts a new training from it.
+`export` writes the SavedModel and reads its assets. `serving_module` is its
+graph, `encoded_images` its image decoder. `pretrained` loads its weights for a
+new training.
 """
 
 from __future__ import annotations

@@ -1,27 +1,28 @@
-"""PNG and JPEG bytes to pixels, in TensorFlow, within stated limits.
+"""Decoder of PNG and JPEG images in TensorFlow, within stated limits.
 
-What: `decode` turns strings into images of one size and says for each string
-that cannot be used why. Why not `tf.io.decode_image` alone: it decodes whatever
-the header claims (a PNG of 31 kB may hold 256 megapixels), ignores the EXIF
-orientation, and its error does not say which image of a batch was meant.
+What: `decode` turns strings into images of one size. For each string that
+cannot be used it gives the reason. Why not `tf.io.decode_image` alone: it
+decodes any size that the header claims (a PNG of 31 kB may hold 256
+megapixels). It also ignores the EXIF orientation, and its error does not name
+the image of a batch.
 
-The limits, checked on the header before a pixel is decoded:
+The header is checked against these limits before any pixel is decoded:
 
 | limit        | value                                                       |
 |--------------|-------------------------------------------------------------|
-| `MAX_BYTES`  | 64 MiB a file                                               |
+| `MAX_BYTES`  | 64 MiB per file                                             |
 | `MAX_PIXELS` | 64 Mi pixels (such as 8192 x 8192)                          |
-| `MAX_SIDE`   | 65,535 pixels, the most that JPEG knows                     |
+| `MAX_SIDE`   | 65,535 pixels, the maximum of JPEG                          |
 | `MAX_SCANS`  | 500 scans of a progressive JPEG; fewer for large images     |
 | `MAX_CHUNKS` | 16,384 chunks of a PNG                                      |
 
-Of an animated PNG the still image is used. The orientation is that of the first
-Exif segment of a JPEG (CIPA DC-008) or the eXIf chunk of a PNG; Exif data that
-makes no sense counts as upright, as in Pillow's `ImageOps.exif_transpose`.
+The still image of an animated PNG is used. The orientation comes from the first
+Exif segment of a JPEG (CIPA DC-008) or the eXIf chunk of a PNG. Invalid Exif
+data counts as upright, as in Pillow's `ImageOps.exif_transpose`.
 
 >>> images, reasons = decode(tf.constant([b'GIF89a']), (2, 2, 1))
->>> images.shape, reasons.numpy()
-(TensorShape([1, 2, 2, 1]), array([b'is neither a PNG nor a JPEG'], dtype=object))
+>>> images.shape, reasons.numpy().tolist()
+(TensorShape([1, 2, 2, 1]), [b'is neither a PNG nor a JPEG'])
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ MAX_CHUNKS = 2**14
 _LUMA = (0.299, 0.587, 0.114)
 _PNG_START = b'\x89PNG\r\n\x1a\n'
 _JPEG_START = b'\xff\xd8\xff'
-# Scans times pixels of a progressive JPEG: each scan visits every pixel.
+# Limit on scans times pixels of a progressive JPEG: each scan visits each
+# pixel.
 _MAX_SCANNED = 32 * MAX_PIXELS
-# Markers of a JPEG that are looked through for its Exif segment.
+# Number of a JPEG's markers that are searched for its Exif segment.
 _MAX_MARKERS = 1024
 _DAMAGED = 'cannot be decoded: the PNG or JPEG is damaged or cut short'
 _UNKNOWN = 'is neither a PNG nor a JPEG'
@@ -57,18 +59,18 @@ _LAST_CHUNK = int.from_bytes(b'IEND', 'big')
 _HEADER_CHUNK = int.from_bytes(b'IHDR', 'big')
 _LITTLE, _BIG = int.from_bytes(b'II', 'big'), int.from_bytes(b'MM', 'big')
 _ORIENTATION_TAG = 0x0112
-# Exif types of whole numbers of two and of four bytes.
+# Exif types of integers of two and of four bytes.
 _SHORT_TYPES, _LONG_TYPES = (3, 8), (4, 9)
 
 
 class _Header(NamedTuple):
-  """What the header of a file says.
+  """Contents of a file's header.
 
   Attributes:
-    reason: A string, why the file cannot be used; empty if it can.
-    is_png: Whether it is a PNG; otherwise it is a JPEG.
+    reason: Reason why the file cannot be used, a string; empty if it can.
+    is_png: Whether the file is a PNG; otherwise it is a JPEG.
     is_deep: Whether a channel has 16 bits.
-    orientation: int64, 1 to 8 as Exif counts them.
+    orientation: Orientation of Exif, int64 from 1 to 8.
   """
 
   reason: tf.Tensor
@@ -83,55 +85,56 @@ def decode(
   """Decodes, resizes and turns images upright.
 
   Args:
-    encoded: Strings [N], each a PNG or JPEG.
-    shape: (H, W, C) of the images to return, with C of 1 or 3.
+    encoded: Bytes of the files, strings [N], each a PNG or JPEG.
+    shape: Shape (H, W, C) of the images to return, with C of 1 or 3.
 
   Returns:
-    float32 images [N, H, W, C] in 0..1, and strings [N]: '' for an image that
-    is there, or why it is not, to be read after the name of the image.
+    Images, float32 [N, H, W, C] in 0..1, and reasons, strings [N]. A reason is
+    '' for an image that was decoded. Otherwise it completes a sentence that
+    starts with the name of the image.
   """
   count = tf.size(encoded, out_type=tf.int64)
 
   def decode_one(
-    number: tf.Tensor, one: tf.Tensor
+    number: tf.Tensor, file: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    header = _header(one)
+    header = _header(file)
     image = tf.cond(
       tf.equal(header.reason, ''),
-      lambda: _image(one, header, shape),
+      lambda: _image(file, header, shape),
       lambda: tf.zeros(shape),
     )
     return number, image, header.reason
 
-  # The one way in a graph to go on after a decoder has failed: a dataset may
-  # leave out what fails. One image at a time bounds the memory.
+  # In a graph only a dataset can continue after a decoder has failed: it skips
+  # the failed elements. Decoding one image at a time bounds the memory.
   decoded = (
-    # Not `enumerate`, at which TensorFlow rewrites the dataset each time.
+    # With `enumerate` TensorFlow would rewrite the dataset each time.
     tf.data.Dataset.from_tensor_slices((tf.range(count), encoded))
     .map(decode_one)
     .ignore_errors()
-    .concatenate(  # A batch of nothing would not be a batch.
+    .concatenate(  # The extra row keeps the batch from being empty.
       tf.data.Dataset.from_tensors((count, tf.zeros(shape), _DAMAGED))
     )
     .batch(count + 1)
     .get_single_element()
   )
   numbers, images, reasons = decoded
-  # The row of each image in what was decoded; -1 of one that failed.
+  # Row of each image among the decoded ones; -1 for an image that failed.
   row = tf.scatter_nd(
     numbers[:, tf.newaxis],
     tf.range(1, tf.size(numbers) + 1),
     tf.reshape(count + 1, (1,)),
   )
   row = row[:-1] - 1
-  # The last row is the one that stands for what failed.
+  # The extra, last row stands for images that failed.
   row = tf.where(row < 0, tf.size(numbers) - 1, row)
   images = tf.ensure_shape(tf.gather(images, row), (None, *shape))
   return images, tf.gather(reasons, row)
 
 
 def _header(encoded: tf.Tensor) -> _Header:
-  """Reads the header of one file; fails where libjpeg finds it damaged."""
+  """Returns the header of one file; fails if libjpeg finds it damaged."""
   is_png = _starts_with(encoded, _PNG_START)
   is_jpeg = _starts_with(encoded, _JPEG_START)
   size = tf.strings.length(encoded)
@@ -166,7 +169,7 @@ def _refused(
 def _png_header(
   encoded: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Returns reason, whether it has 16 bits, and orientation of a PNG."""
+  """Returns reason, whether channels have 16 bits, and orientation of a PNG."""
   data = tf.io.decode_raw(encoded, tf.uint8)
   width, height = _number(data, 16, 4), _number(data, 20, 4)
   start, length, too_many = _find_exif_chunk(data)
@@ -192,8 +195,8 @@ def _png_header(
 def _jpeg_header(
   encoded: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Returns reason, whether it has 16 bits, and orientation of a JPEG."""
-  # As libjpeg reads it, which decodes later.
+  """Returns reason, False (no 16 bits) and orientation of a JPEG."""
+  # libjpeg, which later decodes the file, reads the shape.
   shape = tf.image.extract_jpeg_shape(encoded, tf.int64)
   height, width = shape[0], shape[1]
   data = tf.io.decode_raw(encoded, tf.uint8)
@@ -212,7 +215,7 @@ def _jpeg_header(
 
 
 def _reason_of_size(width: tf.Tensor, height: tf.Tensor) -> tf.Tensor:
-  """Says why an image of that size cannot be used, or ''."""
+  """Returns the reason why an image of this size cannot be used, or ''."""
   size = sentence('is ', width, ' x ', height, ' pixels, ')
   return tf.case(
     [
@@ -240,13 +243,13 @@ def _reason_of_size(width: tf.Tensor, height: tf.Tensor) -> tf.Tensor:
 def _image(
   encoded: tf.Tensor, header: _Header, shape: tuple[int, int, int]
 ) -> tf.Tensor:
-  """Decodes to float32 `shape`, values in 0..1, upright."""
+  """Returns the decoded image: float32 `shape`, values in 0..1, upright."""
   height, width, channels = shape
   on_its_side = header.orientation >= 5
   size = tf.where(on_its_side, (width, height), (height, width))
 
   def resized(pixels: tf.Tensor) -> tf.Tensor:
-    # From integers, so that no float copy of the whole image is made.
+    # Resizing takes integers, so that no float copy of the whole image is made.
     image = tf.image.resize(pixels, size, antialias=True)
     return tf.cast(image, tf.float32) / pixels.dtype.max
 
@@ -267,7 +270,7 @@ def _image(
 
 
 def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
-  """Drops alpha and turns [h, w, 1 to 4] into [h, w, `channels`]."""
+  """Returns [h, w, `channels`] of an image [h, w, 1 to 4], without alpha."""
   is_colour = tf.shape(image)[-1] >= 3
   if channels == 3:
     return tf.cond(
@@ -283,7 +286,7 @@ def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
 
 
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-  """Turns [h, w, C] as Exif's orientation 1 to 8 asks."""
+  """Returns the image [h, w, C] turned by its Exif orientation, 1 to 8."""
 
   def when(
     values: tuple[int, ...],
@@ -299,7 +302,7 @@ def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def _find_exif_segment(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns start and length of the Exif data of a JPEG; 0, 0 if none."""
+  """Returns start and length of the Exif data of a JPEG; 0 and 0 if none."""
 
   def step(
     position: tf.Tensor, start: tf.Tensor, length: tf.Tensor, done: tf.Tensor
@@ -312,7 +315,7 @@ def _find_exif_segment(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     is_fill = (_number(data, position, 1) != 0xFF) | _is_in(marker, (0, 0xFF))
     is_lone = _is_in(marker, _LONE_MARKERS)
     is_segment = ~is_fill & ~is_lone
-    found = (
+    is_exif = (
       is_segment
       & (marker == _APP1)
       & (_number(data, position + 4, 6) == _EXIF_START)
@@ -322,9 +325,9 @@ def _find_exif_segment(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return (
       position
       + tf.where(is_fill, zero + 1, tf.where(is_lone, zero + 2, 2 + size)),
-      tf.where(found, position + 10, zero),
-      tf.where(found, size - 8, zero),
-      found | ends,
+      tf.where(is_exif, position + 10, zero),
+      tf.where(is_exif, size - 8, zero),
+      is_exif | ends,
     )
 
   _, start, length, _ = _walk(data, 2, step, _MAX_MARKERS)
@@ -334,20 +337,20 @@ def _find_exif_segment(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _find_exif_chunk(
   data: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Returns start and length of a PNG's eXIf, and if there are too many."""
+  """Returns start and length of a PNG's eXIf, and if it has too many chunks."""
 
   def step(
     position: tf.Tensor, start: tf.Tensor, length: tf.Tensor, done: tf.Tensor
   ) -> tuple[tf.Tensor, ...]:
     del start, length, done
     size, kind = _number(data, position, 4), _number(data, position + 4, 4)
-    found = kind == _EXIF_CHUNK
+    is_exif = kind == _EXIF_CHUNK
     zero = tf.zeros_like(position)
     return (
       position + 12 + size,
-      tf.where(found, position + 8, zero),
-      tf.where(found, size, zero),
-      found | (kind == _LAST_CHUNK),
+      tf.where(is_exif, position + 8, zero),
+      tf.where(is_exif, size, zero),
+      is_exif | (kind == _LAST_CHUNK),
     )
 
   position, start, length, done = _walk(data, 8, step, MAX_CHUNKS)
@@ -360,7 +363,10 @@ def _walk(
   step: Callable[..., tuple[tf.Tensor, ...]],
   most: int,
 ) -> tuple[tf.Tensor, ...]:
-  """Steps from part to part of a file until done, its end or `most` steps."""
+  """Walks the parts of a file until done, its end, or `most` steps.
+
+  The loop variables are position, start, length and done, as `step` takes them.
+  """
   size = tf.size(data, tf.int64)
   zero = tf.constant(0, tf.int64)
   return tf.while_loop(
@@ -374,7 +380,7 @@ def _walk(
 def _orientation(
   data: tf.Tensor, start: tf.Tensor, length: tf.Tensor
 ) -> tf.Tensor:
-  """Returns the orientation that the Exif data of that place states, or 1."""
+  """Returns the orientation of the Exif data at `start`; 1 if there is none."""
   end = tf.minimum(start + length, tf.size(data, tf.int64))
   order = _number(data, start, 2)
   is_big = order == _BIG
@@ -384,6 +390,7 @@ def _orientation(
   is_exif = (length > 0) & _is_in(order, (_LITTLE, _BIG))
   is_exif &= _number(data, start + 2, 2, is_big) == 42
   count = tf.where(is_exif, tf.maximum(count, 0), 0)
+  # Each entry has 12 bytes: tag, type, count, value or its offset.
   first = tf.minimum(directory + 2, tf.size(data, tf.int64))
   entries = tf.reshape(data[first : first + 12 * count], (-1, 12))
   tag, kind = (
@@ -397,7 +404,7 @@ def _orientation(
   is_long = _is_in(kind[:, tf.newaxis], _LONG_TYPES)
   is_stated = (tag == _ORIENTATION_TAG) & is_one & (is_short | is_long)
   values = tf.boolean_mask(tf.where(is_short, short, long), is_stated)
-  # The last one counts, where a file states it more than once.
+  # If a file states the orientation more than once, the last one counts.
   value = tf.concat([tf.ones((1,), tf.int64), values], axis=0)[-1]
   return tf.where((value >= 1) & (value <= 8), value, 1)
 
@@ -408,7 +415,7 @@ def _number(
   width: int,
   is_big: bool | tf.Tensor = True,
 ) -> tf.Tensor:
-  """Reads an int64 of `width` bytes; those after the end count as 0."""
+  """Returns an int64 of `width` bytes; bytes after the end count as 0."""
   places = tf.cast(start, tf.int64) + tf.range(width, dtype=tf.int64)
   size = tf.size(data, tf.int64)
   read = tf.gather(data, tf.clip_by_value(places, 0, size - 1))
@@ -417,7 +424,7 @@ def _number(
 
 
 def _numbers(rows: tf.Tensor, is_big: bool | tf.Tensor) -> tf.Tensor:
-  """Turns bytes [N, width] into int64 [N]."""
+  """Returns the int64 numbers [N] of bytes [N, width]."""
   width = rows.shape[-1]
   weights = tf.constant([256**i for i in range(width)], tf.int64)
   weights = tf.where(is_big, weights[::-1], weights)
@@ -433,7 +440,7 @@ def _starts_with(encoded: tf.Tensor, start: bytes) -> tf.Tensor:
 
 
 def sentence(*parts: str | int | tf.Tensor) -> tf.Tensor:
-  """Joins text and numbers."""
+  """Returns the text and numbers of `parts`, joined."""
   return tf.strings.join([_text(part) for part in parts])
 
 

@@ -1,20 +1,21 @@
-"""Writes a model that serves with TensorFlow alone, with its privacy card.
+"""Exports a model that serves with TensorFlow alone, with its privacy card.
 
 The SavedModel holds the weights, the preprocessing, the class names and the
-card that states what the training guarantees, so that none of them can be
-separated from the model. Signatures:
+privacy card, so that none of them can be separated from the model. Signatures:
 
 | signature       | input                                | what it does       |
 |-----------------|--------------------------------------|--------------------|
 | serving_default | `images` float32 [N, H, W, C], 0..1  | predicts           |
 | serve_bytes     | `encoded` string [N], PNG or JPEG    | decodes, predicts  |
 
-Both take 0 images or more, and refuse a request that holds a wrong image with
-the number of that image and the reason; the limits on an encoded image stand in
-`encoded_images`. Both return `probabilities` float32 [N, K] and `class_index` int64: [N], the
-likeliest class, or for a multi-label model [N, K] of 0 and 1, where 1 says that
-the probability is at least 0.5. `assets/` holds `class_names.txt`, one name a
-line in the order of K, and `privacy_card.json`.
+Both take 0 or more images. Both refuse a request with an invalid image, and
+name the number of that image and the reason. The limits on an encoded image are
+in `encoded_images`.
+
+Both return `probabilities` float32 [N, K] and `class_index` int64. The latter
+is the likeliest class, [N]. For a multi-label model it is [N, K] of 0 and 1,
+where 1 means a probability of at least 0.5. `assets/` holds `class_names.txt`,
+one name per line in the order of K, and `privacy_card.json`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from tff_medical.serving import serving_module
 CLASS_NAMES_FILE = 'class_names.txt'
 PRIVACY_CARD_FILE = card_format.FILE
 _LEFTOVER = re.compile(r'\.[0-9a-f]{32}\.(new|old|assets)')
-# A card of a run of a thousand rounds has a few kilobytes.
+# The card of a run of a thousand rounds has a few kilobytes.
 _MAX_ASSET_BYTES = 2**24
 
 
@@ -54,20 +55,21 @@ def save(
   multi_label: bool,
   privacy_card: Mapping[str, Any],
 ) -> None:
-  """Writes the SavedModel in one piece, replacing an earlier export.
+  """Writes the SavedModel atomically, replacing an earlier export.
 
-  It is written to a folder beside `path`, flushed and then renamed, so that
-  `path` never holds half a model.
+  The model is written to a folder beside `path`, flushed and then renamed, so
+  that `path` never holds half a model.
 
   Args:
-    path: The folder to write, for example `run/saved_model`.
-    model: From float32 [N, H, W, C] in 0..1 to logits [N, K].
-    class_names: K names in the order of the logits.
+    path: Folder to write, for example `run/saved_model`.
+    model: Keras model from float32 [N, H, W, C] in 0..1 to logits [N, K].
+    class_names: Names of the K classes in the order of the logits.
     multi_label: Whether the K outputs are independent labels.
-    privacy_card: Everything in `card_format.REQUIRED_KEYS`; more is kept.
+    privacy_card: Card with all `card_format.REQUIRED_KEYS`; further keys are
+      kept.
 
   Raises:
-    InputError: A card, class names or a path that cannot be used.
+    InputError: The card, the class names or the path cannot be used.
     OSError: The folder could not be written, for example on a full disk.
   """
   target = pathlib.Path(path)
@@ -99,7 +101,7 @@ def check(
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-  """Removes what killed exports to `path` left beside it."""
+  """Removes the folders that killed exports to `path` left beside it."""
   target = pathlib.Path(path)
   for leftover in target.parent.glob(f'.{target.name}.*'):
     if _LEFTOVER.fullmatch(leftover.name[len(target.name) + 1 :]):
@@ -107,7 +109,7 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 
 
 def weights_digest(model: tf.keras.Model) -> str:
-  """Returns what identifies the weights of a model in its card."""
+  """Returns the digest that identifies the weights of a model in its card."""
   return checkpoints.weights_digest(
     v.numpy() for v in serving_module.ordered_weights(model)
   )
@@ -119,7 +121,7 @@ def load_card(path: str | os.PathLike[str]) -> dict[str, Any]:
   where = f'{PRIVACY_CARD_FILE} of {os.fspath(path)!r}'
   try:
     card = json.loads(text)
-  except (ValueError, RecursionError) as error:  # Or a number without an end.
+  except (ValueError, RecursionError) as error:  # Also numbers of many digits.
     raise _validate.InputError(
       f'{where} is not JSON ({error}); export the model again'
     ) from error
@@ -171,10 +173,11 @@ def _write(
   card: Mapping[str, Any],
 ) -> None:
   """Writes the SavedModel with its assets into the new `folder`."""
-  # TensorFlow copies assets; a temporary folder elsewhere would outlive a kill.
+  # TensorFlow copies assets from other files. They lie beside the new folder,
+  # as nothing would remove a temporary folder elsewhere after a kill.
   assets = _assets_of(folder)
   assets.mkdir()
-  server = serving_module.Server(model, multi_label=multi_label)
+  module = serving_module.ServingModule(model, multi_label=multi_label)
   text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
   for name, content in (
     (CLASS_NAMES_FILE, '\n'.join(names)),
@@ -182,12 +185,12 @@ def _write(
   ):
     asset = assets / name
     asset.write_text(content + '\n', encoding='utf-8')
-    server.assets.append(tf.saved_model.Asset(os.fspath(asset)))
-  tf.saved_model.save(server, os.fspath(folder), signatures=server.signatures())
+    module.assets.append(tf.saved_model.Asset(os.fspath(asset)))
+  tf.saved_model.save(module, os.fspath(folder), signatures=module.signatures())
 
 
 def _assets_of(folder: pathlib.Path) -> pathlib.Path:
-  """Returns where the assets of a new `folder` are before it has them."""
+  """Returns the folder of the assets until TensorFlow copies them."""
   return folder.with_suffix('.assets')
 
 
@@ -203,7 +206,7 @@ def _sync(folder: pathlib.Path) -> None:
 
 
 def _put_in_place(new: pathlib.Path, target: pathlib.Path) -> None:
-  """Renames `new` to `target`; what was there is deleted afterwards."""
+  """Renames `new` to `target`, then deletes the earlier folder."""
   if not target.exists():
     os.rename(new, target)
     return
@@ -211,7 +214,7 @@ def _put_in_place(new: pathlib.Path, target: pathlib.Path) -> None:
   os.rename(target, old)
   try:
     os.rename(new, target)
-  except BaseException:  # A signal may come between the two as well.
+  except BaseException:  # A signal may also arrive between the two renames.
     os.rename(old, target)
     raise
   shutil.rmtree(old, ignore_errors=True)
@@ -219,7 +222,7 @@ def _put_in_place(new: pathlib.Path, target: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(target: pathlib.Path) -> Iterator[None]:
-  """Turns TensorFlow's errors about files into an `OSError` that says so."""
+  """Turns TensorFlow's errors about files into an `OSError`."""
   try:
     yield
   except tf.errors.ResourceExhaustedError as error:
@@ -227,7 +230,7 @@ def _disk_errors(target: pathlib.Path) -> Iterator[None]:
       errno.ENOSPC, 'No space left to save the model', os.fspath(target)
     ) from error
   except tf.errors.OpError as error:
-    # A quota is another code than a full disk, a lost folder one more.
+    # TensorFlow's codes differ for a quota, a full disk and a lost folder.
     raise OSError(
       errno.EIO, f'The model could not be saved ({error})', os.fspath(target)
     ) from error

@@ -1,7 +1,7 @@
-"""Reads a model that this project exported, to start another from it.
+"""Loads an exported model as the start of a new training.
 
-The arrays come straight from the SavedModel's checkpoint, so that neither its
-graph is built nor any data needed before a wrong folder is refused.
+The arrays are read from the SavedModel's checkpoint. So a wrong folder is
+refused before any graph is built or any data is loaded.
 
 >>> load('no/such/model')
 Traceback (most recent call last):
@@ -25,7 +25,7 @@ from tff_medical import _validate
 from tff_medical import models
 from tff_medical.serving import export
 
-# `serving.Server` keeps the variables of its model as a list `weights`.
+# `ServingModule` keeps the variables of its model in the list `weights`.
 _KEY = 'weights/{}/.ATTRIBUTES/VARIABLE_VALUE'
 
 
@@ -33,7 +33,7 @@ def load(path: str | os.PathLike[str]) -> models.InitialModel:
   """Returns the model of the SavedModel in folder `path`.
 
   Raises:
-    InputError: It is no export of this project, or is damaged.
+    InputError: The folder is no export of this project, or is damaged.
   """
   return models.InitialModel(
     name=os.fspath(path),
@@ -50,8 +50,8 @@ def read_weights(path: pathlib.Path) -> tuple[np.ndarray, ...]:
   try:
     reader = tf.train.load_checkpoint(os.fspath(prefix))
     keys = (_KEY.format(i) for i in itertools.count())
-    there = itertools.takewhile(reader.has_tensor, keys)
-    return tuple(reader.get_tensor(key) for key in there)
+    present = itertools.takewhile(reader.has_tensor, keys)
+    return tuple(reader.get_tensor(key) for key in present)
   except (tf.errors.OpError, IndexError, ValueError) as error:
     raise _validate.InputError(
       f'the model in {os.fspath(path)!r} is damaged; export it again'

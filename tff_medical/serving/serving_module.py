@@ -1,16 +1,19 @@
-"""The graph that an exported model runs: check, decode, resize, predict.
+"""The graph of an exported model: check, decode, resize, predict.
 
-All of it is TensorFlow, as it is traced into the SavedModel of `export` and
-runs there without this package. An encoded image is brought to the size and
-channels of the model, float32 in 0..1: alpha is dropped, grey is repeated into
-colour, colour becomes grey by its luma (ITU-R BT.601), 16 bits keep their full
-range, resizing is bilinear with antialiasing, and the image is turned upright
-as its EXIF orientation says (`encoded_images`). The limits on an encoded image
-stand there too, and are checked before a pixel is decoded.
+The graph is traced into the SavedModel of `export` and runs there without this
+package. An encoded image is brought to the size and channels of the model, as
+float32 in 0..1:
 
-A request that holds a wrong image is refused as a whole, with the number of
-that image in the request (from 0) and the reason. An empty request has an empty
-answer.
+- Alpha is dropped, grey is repeated into colour, and colour becomes grey by its
+  luma (ITU-R BT.601).
+- 16 bits keep their full range.
+- Resizing is bilinear with antialiasing.
+- The image is turned upright by its EXIF orientation (`encoded_images`).
+
+The limits on an encoded image (`encoded_images`) are checked before any pixel
+is decoded. A request with an invalid image is refused as a whole, with the
+number of that image in the request (from 0) and the reason. An empty request
+has an empty answer.
 
 >>> red = tf.constant([[[255, 0, 0]]], tf.uint8)
 >>> grey = preprocess(tf.io.encode_png(red), (1, 1, 1))
@@ -26,15 +29,16 @@ import tensorflow as tf
 
 from tff_medical.serving import encoded_images
 
-# Resizing and decoding may overshoot 0..1 by rounding, and no further.
+# Resizing and decoding may overshoot 0..1 only by rounding.
 _SLACK = 1e-3
 
 
-class Server(tf.Module):
-  """A model's weights and the two signatures that use them.
+class ServingModule(tf.Module):
+  """Weights of a model and the two signatures that use them.
 
   Attributes:
-    assets: `tf.saved_model.Asset`s to travel with the model.
+    weights: Variables of the model; see `ordered_weights`.
+    assets: `tf.saved_model.Asset`s that are saved with the model.
   """
 
   def __init__(self, model: tf.keras.Model, *, multi_label: bool):
@@ -48,7 +52,7 @@ class Server(tf.Module):
     self._num_outputs = model.output_shape[-1]
 
   def signatures(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
-    """The traced functions by the name of their signature."""
+    """Returns the traced function of each signature."""
     images = tf.TensorSpec((None, *self._shape), tf.float32, name='images')
     encoded = tf.TensorSpec((None,), tf.string, name='encoded')
     predict = tf.function(self._check_and_predict)
@@ -68,11 +72,11 @@ class Server(tf.Module):
     return self._predict(decode(encoded, self._shape))
 
   def _predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-    # Normalization over groups of channels fails on no images.
+    # Group norm fails on an empty batch.
     logits = tf.cond(
       tf.shape(images)[0] > 0,
       lambda: self._model.call(images, training=False),
-      # Of a size that TensorFlow Lite, too, takes for that of the other.
+      # TensorFlow Lite also accepts this shape as that of the other branch.
       lambda: tf.zeros((tf.shape(images)[0], self._num_outputs)),
     )
     if self._multi_label:
@@ -90,7 +94,7 @@ def ordered_weights(model: tf.keras.Model) -> list[tf.Variable]:
 
 
 class _Untracked:
-  """Hides the Keras model, whose layers would each be saved once more."""
+  """Hides the Keras model, whose layers would otherwise be saved as well."""
 
   def __init__(self, model: tf.keras.Model):
     self.call = model.__call__
@@ -100,11 +104,11 @@ def preprocess(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
   """Turns the bytes of a PNG or JPEG into float32 `shape`, values in 0..1.
 
   Args:
-    encoded: A scalar string.
-    shape: (H, W, C) with C of 1 or 3.
+    encoded: Bytes of the file, a scalar string.
+    shape: Shape (H, W, C) of the image, with C of 1 or 3.
 
   Returns:
-    float32 [H, W, C].
+    Image, float32 [H, W, C].
   """
   return decode(tf.reshape(encoded, (1,)), shape)[0]
 
@@ -113,11 +117,11 @@ def decode(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
   """Turns the bytes of PNGs and JPEGs into float32 images in 0..1.
 
   Args:
-    encoded: Strings [N].
-    shape: (H, W, C) with C of 1 or 3.
+    encoded: Bytes of the files, strings [N].
+    shape: Shape (H, W, C) of the images, with C of 1 or 3.
 
   Returns:
-    float32 [N, H, W, C].
+    Images, float32 [N, H, W, C].
 
   Raises:
     tf.errors.InvalidArgumentError: An image cannot be used; the message names
@@ -141,18 +145,18 @@ def decode(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
 def _checked_images(
   images: tf.Tensor, shape: tuple[int, int, int]
 ) -> tf.Tensor:
-  """Returns the images, or fails naming the one that cannot be used."""
-  wanted = ', '.join(map(str, shape))
+  """Returns the images; fails with the number of one that cannot be used."""
+  sizes = ', '.join(map(str, shape))
   images = _with_shape(
-    images, (None, *shape), f'images must have shape [N, {wanted}]'
+    images, (None, *shape), f'images must have shape [N, {sizes}]'
   )
   low = tf.reduce_min(images, axis=(1, 2, 3))
   high = tf.reduce_max(images, axis=(1, 2, 3))
-  # The minimum of values with a NaN among them need not be NaN.
+  # The minimum of values that include NaN need not be NaN.
   nan = tf.reduce_any(tf.math.is_nan(images), axis=(1, 2, 3))
   wrong = nan | ~((low >= -_SLACK) & (high <= 1 + _SLACK))
   first = _first(wrong)
-  found = tf.where(
+  content = tf.where(
     _at(nan, first, False),
     'NaN',
     encoded_images.sentence(
@@ -168,7 +172,7 @@ def _checked_images(
         'images must be in 0..1 (divide 8-bit values by 255), but image ',
         first,
         ' of images holds ',
-        found,
+        content,
       )
     ],
   )
@@ -179,11 +183,12 @@ def _checked_images(
 def _with_shape(
   values: tf.Tensor, shape: tuple[int | None, ...], message: str
 ) -> tf.Tensor:
-  """Returns the values, or fails with the message and the shape they have.
+  """Returns the values; fails with the message and their shape if it differs.
 
-  A loaded signature takes values of any shape, whatever it states.
+  A loaded signature accepts values of any shape, whatever shape it states.
   """
-  # Or TensorFlow would take what the signature states for what is there.
+  # The placeholder hides the stated shape, which TensorFlow would otherwise
+  # take for the actual one.
   unknown = tf.compat.v1.placeholder_with_default(values, None)
   sizes = tf.strings.reduce_join(
     tf.strings.as_string(tf.shape(unknown)), separator=', '
@@ -198,16 +203,16 @@ def _with_shape(
 
 
 def _first(wrong: tf.Tensor) -> tf.Tensor:
-  """The place of the first True; 0 where there is none."""
+  """Returns the index of the first True; 0 if there is none."""
   padded = tf.concat([wrong, [False]], axis=0)
   return tf.argmax(tf.cast(padded, tf.int32), output_type=tf.int64)
 
 
 def _at(values: tf.Tensor, place: tf.Tensor, default: object) -> tf.Tensor:
-  """The value at a place of a vector that may be empty."""
+  """Returns the value at an index, or `default` if `values` is empty."""
   return tf.gather(tf.concat([values, [default]], axis=0), place)
 
 
 def _ops(check: tf.Operation | None) -> list[tf.Operation]:
-  """What to wait for: eagerly, a check has run and returned None."""
+  """Returns the control inputs of a check, which is None in eager mode."""
   return [] if check is None else [check]

@@ -72,7 +72,7 @@ class InversionAuditTest(parameterized.TestCase):
 
   def test_whole_command(self):
     folder = self._train(**_CLIENT)
-    quick = functools.partial(inversion.Attack, iterations=3, starts=1)
+    quick = functools.partial(inversion.InversionAttack, iterations=3, starts=1)
     printed = io.StringIO()
     with (
       mock.patch.object(inversion, 'Attack', quick),
@@ -108,7 +108,7 @@ class InversionAuditTest(parameterized.TestCase):
       return np.zeros((28, 28, 1), np.float32)
 
     folder = pathlib.Path(self.create_tempdir().full_path)
-    with mock.patch.object(inversion.Attack, 'reconstruct', remember):
+    with mock.patch.object(inversion.InversionAttack, 'reconstruct', remember):
       inversion_audit.invert(run, folder, 1)
     (raw, label), (clipped, _), (noised, _) = [
       (np.concatenate([np.ravel(u) for u in update]), label)
