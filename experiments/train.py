@@ -94,8 +94,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     with tqdm.tqdm(total=settings.mode.rounds, unit='round', leave=True) as bar:
       outcome = training.train(
         parts.process,
-        sampling=mechanism.sampling,
-        client_datasets=feed,
+        feed,
         ledger=ledger,
         checkpoints=checkpoints,
         cohort_seed=checkpoints.cohort_seed(
@@ -104,11 +103,13 @@ def run(given: settings_lib.Flags) -> training.Outcome:
           and not mechanism.sampling.draws_by_attempt,
         ),
         rounds=settings.mode.rounds,
-        evaluate=task.evaluate,
-        rounds_per_eval=settings.run.rounds_per_eval,
-        release_managers=_release_managers(folder, checkpoints, ledger),
-        on_round=lambda report: _show_round(bar, report),
-        publish_broken_units=settings.mode.publishes_broken_units,
+        reporting=training.Reporting(
+          task.evaluate,
+          rounds_per_eval=settings.run.rounds_per_eval,
+          release_managers=_release_managers(folder, checkpoints, ledger),
+          on_round=lambda report: _show_round(bar, report),
+          publish_broken_units=settings.mode.publishes_broken_units,
+        ),
       )
     card = card_lib.build_card(
       mechanism,

@@ -246,15 +246,14 @@ def repeat_with_canaries(
       checkpoints = checkpoints_lib.Checkpoints(temporary)
       outcome = training.train(
         process,
-        sampling=mechanism.sampling,
-        client_datasets=parts.feed,
+        parts.feed,
         ledger=ledger,
         checkpoints=checkpoints,
         cohort_seed=checkpoints.cohort_seed(),
         rounds=mode.rounds,
-        evaluate=steps,
-        rounds_per_eval=1,
-        on_round=on_round,
+        reporting=training.Reporting(
+          steps, rounds_per_eval=1, on_round=on_round
+        ),
       )
     if outcome.reason is training.StopReason.INTERRUPTED:
       raise KeyboardInterrupt

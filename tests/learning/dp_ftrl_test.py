@@ -129,14 +129,14 @@ class DpFtrlTest(parameterized.TestCase):
       ) as ledger:
         outcome = training.train(
           process,
-          sampling=mechanism.sampling,
-          client_datasets=client_datasets,
+          client_datasets,
           ledger=ledger,
           checkpoints=checkpoints_lib.Checkpoints(folder / 'checkpoints'),
           cohort_seed=5,
           rounds=rounds,
-          evaluate=lambda weights: {'x': 0.0},
-          rounds_per_eval=9,
+          reporting=training.Reporting(
+            lambda weights: {'x': 0.0}, rounds_per_eval=9
+          ),
         )
         return outcome, ledger.charges
 

@@ -132,14 +132,12 @@ class RepeatedRoundsTest(parameterized.TestCase):
       checkpoints = checkpoints_lib.Checkpoints(folder / 'checkpoints')
       training.train(
         process,
-        sampling=mechanism.sampling,
-        client_datasets=feed,
+        feed,
         ledger=ledger,
         checkpoints=checkpoints,
         cohort_seed=checkpoints.cohort_seed(),
         rounds=rounds,
-        evaluate=lambda weights: {},
-        rounds_per_eval=100,
+        reporting=training.Reporting(lambda weights: {}, rounds_per_eval=100),
       )
       return ledger.epsilon, ledger.charges
 

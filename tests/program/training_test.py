@@ -115,16 +115,18 @@ class TrainTest(parameterized.TestCase):
     )
 
   def _train(self, ledger, rounds, **changed):
+    reporting = training.Reporting(
+      self._evaluate, rounds_per_eval=2, release_managers=[self.recorder]
+    )
+    names = [field.name for field in dataclasses.fields(reporting)]
+    changes = {n: changed.pop(n) for n in names if n in changed}
     arguments = dict(
-      sampling=self.mechanism.sampling,
       client_datasets=self._client_datasets,
       ledger=ledger,
       checkpoints=self.checkpoints,
       cohort_seed=11,
       rounds=rounds,
-      evaluate=self._evaluate,
-      rounds_per_eval=2,
-      release_managers=[self.recorder],
+      reporting=dataclasses.replace(reporting, **changes),
     )
     return training.train(self.process, **{**arguments, **changed})
 

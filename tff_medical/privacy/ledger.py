@@ -219,6 +219,7 @@ class PrivacyLedger:
     self._path = pathlib.Path(path)
     self._event = mechanism.charge_event()
     self._charges_for = mechanism.charges_for
+    self._sampling = mechanism.sampling
     self._delta = delta
     self._budget = epsilon_budget
     self._entries: list[Entry] = []
@@ -264,6 +265,11 @@ class PrivacyLedger:
   def entries(self) -> tuple[Entry, ...]:
     """All entries of the file so far."""
     return tuple(self._entries)
+
+  @property
+  def sampling(self) -> interface.Sampler:
+    """Sampler of the cohorts that the charges pay for."""
+    return self._sampling
 
   @property
   def charges(self) -> int:

@@ -25,7 +25,6 @@ import tensorflow_federated as tff
 
 from tff_medical import _validate
 from tff_medical.privacy import aggregators
-from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import coroutines
@@ -105,33 +104,11 @@ class RoundReport:
     return values
 
 
-def train(
-  process: tff.learning.templates.LearningProcess,
-  *,
-  sampling: interface.Sampler,
-  client_datasets: ClientDatasets,
-  ledger: ledger_lib.PrivacyLedger,
-  checkpoints: checkpoints_lib.Checkpoints,
-  cohort_seed: int,
-  rounds: int,
-  evaluate: Evaluate,
-  rounds_per_eval: int,
-  release_managers: Sequence[tff.program.ReleaseManager] = (),
-  on_round: Callable[[RoundReport], None] = lambda report: None,
-  publish_broken_units: bool = False,
-) -> Outcome:
-  """Runs rounds from the newest checkpoint on, and returns the outcome.
+@dataclasses.dataclass(frozen=True)
+class Reporting:
+  """Receivers of a training's values, and how often metrics are computed.
 
-  Args:
-    process: Learning process with the noise of `ledger`'s mechanism.
-    sampling: Sampler of the cohorts, from the ledger's mechanism.
-    client_datasets: Function that returns the training data of the clients with
-      the given indices, int64 [n].
-    ledger: Ledger that is charged before each round. It refuses a round that
-      exceeds the budget.
-    checkpoints: Checkpoints of the state after each round.
-    cohort_seed: Seed of the cohorts, together with the number of the charge.
-    rounds: Total number of rounds to reach, including those of earlier starts.
+  Attributes:
     evaluate: Function that returns metrics of model weights on held-out data.
     rounds_per_eval: Number of rounds between evaluations; the last round is
       evaluated as well.
@@ -141,6 +118,40 @@ def train(
     publish_broken_units: Whether to publish the number of units that each round
       left out, if the process was built with `count_broken`. The count has no
       noise: epsilon does not cover it.
+  """
+
+  evaluate: Evaluate
+  rounds_per_eval: int = 10
+  release_managers: Sequence[tff.program.ReleaseManager] = ()
+  on_round: Callable[[RoundReport], None] = lambda report: None
+  publish_broken_units: bool = False
+
+  def __post_init__(self) -> None:
+    _validate.positive_int(rounds_per_eval=self.rounds_per_eval)
+
+
+def train(
+  process: tff.learning.templates.LearningProcess,
+  client_datasets: ClientDatasets,
+  *,
+  ledger: ledger_lib.PrivacyLedger,
+  checkpoints: checkpoints_lib.Checkpoints,
+  cohort_seed: int,
+  rounds: int,
+  reporting: Reporting,
+) -> Outcome:
+  """Runs rounds from the newest checkpoint on, and returns the outcome.
+
+  Args:
+    process: Learning process with the noise of `ledger`'s mechanism.
+    client_datasets: Function that returns the training data of the units with
+      the given indices, int64 [n].
+    ledger: Ledger that is charged before each round. It refuses a round that
+      exceeds the budget. Its mechanism's sampler draws the cohorts.
+    checkpoints: Checkpoints of the state after each round.
+    cohort_seed: Seed of the cohorts, together with the number of the charge.
+    rounds: Total number of rounds to reach, including those of earlier starts.
+    reporting: Receivers of the values of each round, and the evaluation.
 
   Raises:
     InputError: Ledger and checkpoint do not belong together, or were changed.
@@ -153,15 +164,17 @@ def train(
     saved = _start(process, initial, ledger, checkpoints)
   else:
     _reconcile(ledger, saved, process.get_model_weights(saved.state))
-  if sampling.draws_by_attempt:
+  if ledger.sampling.draws_by_attempt:
     cohort_seed = ledger.seed_of_draws(cohort_seed)
   state, digest, done = saved.state, saved.digest, saved.record.round_num
   weights = process.get_model_weights(state)
   metrics: Mapping[str, float] = {}
   if done:
     # A crash may have come between saving and publishing the last round.
-    metrics = evaluate(weights) if saved.record.evaluates else {}
-    _release(release_managers, {**saved.record.values, **metrics}, done)
+    metrics = reporting.evaluate(weights) if saved.record.evaluates else {}
+    _release(
+      reporting.release_managers, {**saved.record.values, **metrics}, done
+    )
   reason, message = StopReason.COMPLETED, ''
   with ending.deferred() as end:
     for round_num in range(done + 1, rounds + 1):
@@ -176,7 +189,9 @@ def train(
       except ledger_lib.BudgetExceededError as error:
         reason, message = StopReason.BUDGET_SPENT, str(error)
         break
-      cohort = sampling.draw(cohort_seed, round_num, ledger.rounds_charged)
+      cohort = ledger.sampling.draw(
+        cohort_seed, round_num, ledger.rounds_charged
+      )
       try:
         with end.abandonable():
           output = process.next(state, list(client_datasets(cohort)))
@@ -196,25 +211,27 @@ def train(
         time.monotonic() - started,
         {},
         aggregators.broken_units(output.metrics)
-        if publish_broken_units
+        if reporting.publish_broken_units
         else None,
       )
-      evaluates = round_num % rounds_per_eval == 0 or round_num == rounds
+      evaluates = (
+        round_num % reporting.rounds_per_eval == 0 or round_num == rounds
+      )
       record = _record(ledger, round_num, weights, report.values(), evaluates)
       digest = checkpoints.save(state, record)
       done = round_num
       try:
         with end.abandonable():
-          metrics = evaluate(weights) if evaluates else {}
+          metrics = reporting.evaluate(weights) if evaluates else {}
       except ending.Abandoned:
         # The next start evaluates and publishes this round.
         reason = StopReason.INTERRUPTED
         break
       report = dataclasses.replace(report, metrics=metrics)
-      _release(release_managers, report.values(), round_num)
-      on_round(report)
+      _release(reporting.release_managers, report.values(), round_num)
+      reporting.on_round(report)
   if not metrics and reason is not StopReason.INTERRUPTED:
-    metrics = evaluate(weights)
+    metrics = reporting.evaluate(weights)
   if _has_diverged(weights, metrics):
     reason = StopReason.DIVERGED
   return Outcome(done, reason, weights, metrics, message)
