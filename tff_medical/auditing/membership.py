@@ -31,7 +31,9 @@ from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.auditing import bounds
+from tff_medical.data import examples
 from tff_medical.data import images as images_lib
+from tff_medical.data import pixels
 
 _MIN_PROBABILITY = 1e-7  # that float32 softmax tells from 0
 _Type = data_structures.AttackType
@@ -63,7 +65,7 @@ class Attack:
 
 def predict(
   saved_model: str | os.PathLike[str],
-  images: np.ndarray,
+  images: pixels.ArrayOrPixels,
   *,
   batch_size: int = 256,
 ) -> np.ndarray:
@@ -71,7 +73,7 @@ def predict(
 
   Args:
     saved_model: The folder that `export.save` wrote.
-    images: uint8 [N, H, W, C].
+    images: uint8 [N, H, W, C], in memory or stored.
     batch_size: Images to predict at a time.
 
   Raises:
@@ -87,9 +89,9 @@ def predict(
       'folder of a run that has ended'
     ) from error
   parts = []
-  for start in range(0, len(images), batch_size):
-    batch = images[start : start + batch_size].astype(np.float32) / 255
-    parts.append(serve(images=tf.constant(batch))['probabilities'].numpy())
+  for batch in pixels.batches(images, batch_size):
+    x = tf.constant(examples.scaled(batch))
+    parts.append(serve(images=x)['probabilities'].numpy())
   return np.concatenate(parts)
 
 
