@@ -33,7 +33,7 @@ def write_images(
     for row in np.flatnonzero(has_class)[:images_per_class]:
       slug = ''.join(c if c.isalnum() else '_' for c in name)
       path = folder / f'{slug}_{row:05d}.png'
-      (pixels,) = data.test.rows(np.array([row]))
+      pixels = data.test.rows(np.array(row))
       Image.fromarray(
         pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
       ).save(path)

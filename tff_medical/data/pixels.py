@@ -215,7 +215,7 @@ class StoredPixels:
     """Reads distinct sorted rows to their positions in `target`."""
     limit = min(_MAX_BUFFERS, max(1, _READ_BYTES // self._row_bytes))
     parts = list(_neighbours(rows, positions, limit))
-    memory = memoryview(target.reshape(-1))
+    memory = target.reshape(-1).data
     if len(parts) <= 1:
       self._read_parts(parts, memory)
       return
