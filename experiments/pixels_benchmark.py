@@ -9,8 +9,8 @@ A file of random images is written, read, and trained on. Contenders:
 `read` fetches the images of a draw; `read_cold` does so after the system was
 asked to forget the file's pages, as for a data set far larger than the memory.
 `round` is a round of record-level DP-SGD of `cnn_small` on the draw, from its
-reading on. Every turn has a draw of its own. The figures are medians over turns,
-a ratio is the median of the ratios within each turn.
+reading on. Every turn has a draw of its own. The figures are medians over
+turns, a ratio is the median of the ratios within each turn.
 
     python -m experiments.pixels_benchmark --json=pixels_benchmark.json
 """

@@ -6,6 +6,8 @@ import hashlib
 import os
 import pathlib
 import signal
+import threading
+import time
 from unittest import mock
 
 from absl.testing import absltest
@@ -111,12 +113,30 @@ class RowsTest(StoredPixelsTestCase):
       ):
         stored.rows(np.array([1, 3]))
 
+  def test_no_read_outlives_a_failed_one(self):
+    second = threading.Event()
+    ended = []
+
+    def preadv(unused_descriptor, buffers, offset):
+      if not offset:
+        second.wait()
+        raise OSError(5, 'Input/output error')
+      second.set()
+      time.sleep(0.3)  # Would go on writing if nobody waited.
+      ended.append(offset)
+      return sum(map(len, buffers))
+
+    with mock.patch.object(os, 'preadv', preadv):
+      with self.assertRaisesRegex(_validate.InputError, 'Input/output'):
+        self._stored().rows(np.array([0, 2, 4]))
+      self.assertCountEqual(ended, [2 * 60, 4 * 60])
+
   def test_in_a_forked_process(self):
     stored = self._stored()
     stored.rows(np.array([0, 2]))  # The threads are there.
     child = os.fork()
     if not child:
-      signal.alarm(60)  # Rather than to wait for threads that are not there.
+      signal.alarm(20)  # Rather than to wait for threads that are not there.
       try:
         rows = stored.rows(np.array([7, 1]))
         os._exit(0 if np.array_equal(rows, self.array[[7, 1]]) else 1)
