@@ -5,10 +5,10 @@ r"""What a privacy budget means for a setting, before anything is trained.
     python -m experiments.plan --num_clients=20 --clients_per_round=10 \
         --num_records=50000 --expected_batch_size=500 --output_dir=plan
 
-For client and for record level and each ε: the noise multiplier, the noise
-beside what it hides, and what would be needed where that is too much. Takes
-seconds; `tff_medical.privacy.planning` says what the columns mean. With --output_dir
-it leaves plan.csv, plan.png and plan.svg.
+For client and for record level and each ε it prints the noise multiplier, the
+noise beside what it hides, and what would be needed where that is too much. It
+takes seconds. `tff_medical.privacy.planning` says what the columns mean. With
+--output_dir it leaves plan.csv, plan.png and plan.svg.
 """
 
 from __future__ import annotations

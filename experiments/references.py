@@ -176,11 +176,11 @@ def _fit(task: tasks.Task, rows: np.ndarray) -> tf.keras.Model:
   model.compile(
     tf.keras.optimizers.Adam(_LEARNING_RATE), models.loss(data.multi_label)
   )
-  train = clients_lib.to_arrays(data.train)
+  train = clients_lib.to_arrays(data.train.take(rows))
   validation = clients_lib.to_arrays(data.validation)
   model.fit(
-    train['x'][rows],
-    train['y'][rows],
+    train['x'],
+    train['y'],
     batch_size=_BATCH_SIZE,
     epochs=_EPOCHS,
     validation_data=(validation['x'], validation['y']),

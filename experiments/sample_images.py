@@ -49,7 +49,7 @@ def write_images(
     for row in np.flatnonzero(has_class)[:images_per_class]:
       path = folder / slug / f'{row:05d}.png'
       path.parent.mkdir(parents=True, exist_ok=True)
-      pixels = data.test.images[row]
+      pixels = data.test.rows(np.array(row))
       Image.fromarray(
         pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
       ).save(path)

@@ -40,16 +40,20 @@ class BazelTest(absltest.TestCase):
   def test_every_command_is_a_target(self):
     commands = {
       path
-      for path in _files('experiments')
-      if "__name__ == '__main__'" in (_ROOT / path).read_text()
+      for package in ('experiments', 'tools')
+      for path in _files(package)
+      if "\nif __name__ == '__main__':" in (_ROOT / path).read_text()
     }
     self.assertContainsSubset(
       _without_ending(commands), self._query('kind(py_binary, //...)')
     )
 
   def test_libraries_hold_every_module_and_data_file(self):
-    found = self._query('labels(srcs, //:tff_medical + //:experiments)')
-    self.assertEqual(found, _files('tff_medical') | _files('experiments'))
+    packages = ('tff_medical', 'experiments', 'tools')
+    labels = ' + '.join(f'//:{package}' for package in packages)
+    found = self._query(f'labels(srcs, {labels})')
+    expected = set().union(*(_files(package) for package in packages))
+    self.assertEqual(found, expected)
     found = self._query(
       'labels(data, //:tff_medical + //:experiments + //:tests)'
     )

@@ -36,6 +36,7 @@ from experiments.config import assembly
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.auditing import inversion
+from tff_medical.data import examples
 from tff_medical.data import images as images_lib
 from tff_medical.privacy import mechanisms
 from tff_medical.reporting import plots
@@ -103,10 +104,11 @@ def invert(
       len(train), images, False
     )
   )
-  blind = (train.images.mean(axis=0) / 255).astype(np.float32)
+  blind = _mean_image(train)
+  pixels = examples.scaled(chosen.rows(np.arange(images)))
   rows, likeness, told = [], [], []
   for number in tqdm.trange(images, unit='image'):
-    image = chosen.images[number].astype(np.float32) / 255
+    image = pixels[number]
     label = chosen.labels[number].astype(
       np.float32 if multi_label else np.int64
     )
@@ -141,6 +143,12 @@ def summary_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
   )
   return rows
+
+
+def _mean_image(split: images_lib.Split) -> np.ndarray:
+  """Returns the mean of a split's images, float32 [H, W, C] in 0..1."""
+  total = sum(batch.sum(axis=0, dtype=np.int64) for batch in split.batches())
+  return (total / len(split) / 255).astype(np.float32)
 
 
 def _update(

@@ -1,9 +1,12 @@
+import pathlib
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import pixels
 
 
 def _split(n=4, labels=None, shape=(8, 8, 1), first=0, **kwargs):
@@ -64,6 +67,74 @@ class SplitTest(parameterized.TestCase):
   def test_rejects(self, arguments, message):
     with self.assertRaisesRegex(_validate.InputError, message):
       _split(**arguments)
+
+
+class StoredSplitTest(absltest.TestCase):
+  def _stored(self, split, **kwargs):
+    path = pathlib.Path(self.create_tempdir().full_path, 'images.raw')
+    split.images.tofile(path)
+    return images.Split(
+      images=pixels.StoredPixels(path, split.images.shape, **kwargs),
+      labels=split.labels,
+      sites=split.sites,
+      patients=split.patients,
+    )
+
+  def test_is_like_one_in_memory(self):
+    split = _split(9, patients=np.arange(9))
+    stored = self._stored(split)
+    self.assertLen(stored, 9)
+    self.assertEqual(stored.image_shape, split.image_shape)
+    self.assertEqual(stored.nbytes, split.images.nbytes)
+    indices = np.array([[4, 0], [4, 8]])
+    for part in (split, stored):
+      np.testing.assert_array_equal(part.rows(indices), split.images[indices])
+      np.testing.assert_array_equal(
+        np.concatenate(list(part.batches(4))), split.images
+      )
+
+  def test_take_reads_nothing(self):
+    split = _split(9, sites=np.arange(9))
+    stored = self._stored(split)
+    with absltest.mock.patch.object(pixels.os, 'preadv') as preadv:
+      part = stored.take(np.array([7, 2]))
+    preadv.assert_not_called()
+    self.assertIsInstance(part.images, pixels.Pixels)
+    np.testing.assert_array_equal(part.sites, [7, 2])
+    np.testing.assert_array_equal(part.rows(np.arange(2)), split.images[[7, 2]])
+
+  def test_content_digest_is_that_of_the_split_in_memory(self):
+    split = _split(9, patients=np.arange(9))
+    digest = images.content_digest({'train': split})
+    self.assertRegex(digest, '^sha256:[0-9a-f]{64}$')
+    known = pixels.digest(split.images)
+    stored = self._stored(split, digest=known)
+    with absltest.mock.patch.object(pixels.os, 'preadv') as preadv:
+      self.assertEqual(images.content_digest({'train': stored}), digest)
+    preadv.assert_not_called()
+
+  def test_content_digest_covers_everything(self):
+    split = _split(4)
+    others = (
+      {'test': split},
+      {'train': _split(4, first=1)},
+      {'train': _split(4, labels=[0, 1, 0, 0])},
+      {'train': _split(4, shape=(4, 16, 1))},
+      {'train': _split(4, sites=np.array([0, 1, 0, 1]))},
+      {'train': _split(4, patients=np.array([0, 1, 0, 1]))},
+      {'train': split, 'test': split},
+    )
+    digests = {images.content_digest(o) for o in ({'train': split}, *others)}
+    self.assertLen(digests, len(others) + 1)
+
+  def test_duplicates_are_those_in_memory(self):
+    splits = {'train': _split(300), 'test': _split(30)}
+    stored = {name: self._stored(s).images for name, s in splits.items()}
+    with absltest.mock.patch.object(pixels, '_BATCH_BYTES', 1000):
+      report = images.find_duplicates(stored)
+    in_memory = {name: split.images for name, split in splits.items()}
+    self.assertEqual(report, images.find_duplicates(in_memory))
+    self.assertEqual(report.across, {('train', 'test'): 30})
 
 
 class ImageDataTest(parameterized.TestCase):
@@ -143,6 +214,13 @@ class ImageDataTest(parameterized.TestCase):
 
 
 class DuplicatesTest(absltest.TestCase):
+  def test_are_counted_at_first_use_unless_given(self):
+    given = images.Duplicates(within={'train': 3}, across={})
+    with absltest.mock.patch.object(images, 'find_duplicates') as count:
+      self.assertIs(_data(counted_duplicates=given).duplicates, given)
+      count.assert_not_called()
+      self.assertIs(_data().duplicates, count.return_value)
+
   def test_counts_within_and_across(self):
     one, two, three = (np.full([1, 4, 4, 1], v, np.uint8) for v in (1, 2, 3))
     report = images.find_duplicates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from tff_medical import _validate
 from tff_medical import models
+from tff_medical.data import pixels
 from tff_medical.learning import evaluation
 
 _BINARY = ('normal', 'pneumonia')
@@ -242,6 +244,21 @@ class EvaluateTest(parameterized.TestCase):
   def test_no_images_give_no_predictions(self):
     found = evaluation.predict(self.model, self.images[:0])
     self.assertEqual(found.shape, (0, 2))
+
+  def test_stored_images_are_predicted_batch_by_batch(self):
+    path = pathlib.Path(self.create_tempdir().full_path, 'images.raw')
+    self.images.tofile(path)
+    stored = pixels.StoredPixels(path, self.images.shape)
+    with absltest.mock.patch.object(
+      pixels.StoredPixels, 'rows', autospec=True
+    ) as rows:
+      rows.side_effect = lambda _, indices: self.images[indices]
+      found = evaluation.predict(self.model, stored, batch_size=3)
+    self.assertEqual([len(c.args[1]) for c in rows.mock_calls], [3, 3, 1])
+    expected = evaluation.predict(self.model, self.images, batch_size=3)
+    np.testing.assert_array_equal(found, expected)
+    found = evaluation.predict(self.model, stored, batch_size=3)
+    np.testing.assert_array_equal(found, expected)
 
   def test_overall_and_by_site(self):
     sites = np.array([0, 0, 0, 1, 1, 1, 1])

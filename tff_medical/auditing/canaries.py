@@ -29,6 +29,7 @@ import tensorflow_federated as tff
 
 from tff_medical import _validate
 from tff_medical import runtime
+from tff_medical.data import examples
 from tff_medical.program import feeds
 
 # Length of a canary's contribution over the clip norm. It is large because
@@ -229,9 +230,7 @@ class CanaryFeed:
     return runtime.tensor_dataset(self._examples(numbers), batch_size=1)
 
   def _site(self, numbers: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    arrays = self._examples(numbers)
-    arrays = {name: values[:, np.newaxis] for name, values in arrays.items()}
-    arrays['mask'] = np.ones((len(numbers), 1), np.float32)
+    arrays = examples.of_single_images(**self._examples(numbers))
     return runtime.tensor_dataset(arrays, batch_size=batch_size)
 
   def _examples(self, numbers: np.ndarray) -> dict[str, np.ndarray]:

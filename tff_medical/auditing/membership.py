@@ -35,7 +35,9 @@ from tensorflow_privacy.privacy.privacy_tests.membership_inference_attack import
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.auditing import bounds
+from tff_medical.data import examples
 from tff_medical.data import images as images_lib
+from tff_medical.data import pixels
 
 _MIN_PROBABILITY = 1e-7  # Smallest that float32 softmax distinguishes from 0.
 _Type = data_structures.AttackType
@@ -67,7 +69,7 @@ class MembershipResult:
 
 def predict(
   saved_model: str | os.PathLike[str],
-  images: np.ndarray,
+  images: pixels.ArrayOrPixels,
   *,
   batch_size: int = 256,
 ) -> np.ndarray:
@@ -75,7 +77,7 @@ def predict(
 
   Args:
     saved_model: Folder that `export.save` wrote.
-    images: Images, uint8 [N, H, W, C].
+    images: Images, uint8 [N, H, W, C], in memory or stored.
     batch_size: Number of images per prediction.
 
   Raises:
@@ -91,9 +93,9 @@ def predict(
       'folder of a run that has ended'
     ) from error
   parts = []
-  for start in range(0, len(images), batch_size):
-    batch = images[start : start + batch_size].astype(np.float32) / 255
-    parts.append(serve(images=tf.constant(batch))['probabilities'].numpy())
+  for batch in pixels.batches(images, batch_size):
+    x = tf.constant(examples.scaled(batch))
+    parts.append(serve(images=x)['probabilities'].numpy())
   return np.concatenate(parts)
 
 

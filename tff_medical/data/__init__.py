@@ -1,7 +1,8 @@
 """Medical images: TFDS builders, sites and patients, and client datasets.
 
 The way of the data: a builder (`synthetic`, `medmnist`) prepares TFDS records,
-`loading.load` reads them into an `images.ImageData`, `partition.partition`
+`loading.load` reads them into an `images.ImageData`, whose pixels may also be
+stored in a raw file (`pixels`), `partition.partition`
 spreads the training split over clients, and `clients.ImageClientData` makes
 them a `tff.simulation.datasets.ClientData`. Importing this package imports
 neither TensorFlow nor TFF; the modules that need them do.
@@ -15,22 +16,26 @@ from tff_medical import _lazy
 
 __all__ = [
   'clients',
+  'examples',
   'images',
   'loading',
   'medmnist',
   'partition',
   'phantoms',
+  'pixels',
   'synthetic',
   'units',
 ]
 
 if typing.TYPE_CHECKING:
   from tff_medical.data import clients as clients
+  from tff_medical.data import examples as examples
   from tff_medical.data import images as images
   from tff_medical.data import loading as loading
   from tff_medical.data import medmnist as medmnist
   from tff_medical.data import partition as partition
   from tff_medical.data import phantoms as phantoms
+  from tff_medical.data import pixels as pixels
   from tff_medical.data import synthetic as synthetic
   from tff_medical.data import units as units
 else:  # A __getattr__ that type checkers see would allow any name.

@@ -1,14 +1,13 @@
 """Client datasets for TensorFlow Federated, from a split and a partition.
 
-What: `ImageClientData`, a `tff.simulation.datasets.ClientData` over arrays in
-memory. Why not TFF's `TestClientData`: that one copies all data, builds one
+What: `ImageClientData`, a `tff.simulation.datasets.ClientData` over a split,
+whose images may be stored. Why not TFF's `TestClientData`: that one copies all data, builds one
 dataset a client into its graph and walks through them at each look-up. Here a
-client's dataset is one slice of the arrays in eager mode, one gather where TFF
+client's dataset is one read of its rows in eager mode, one gather where TFF
 traces `serializable_dataset_fn` (`dataset_computation`, `preprocess`), and
 plain NumPy through `client_arrays`, which needs no dataset at all.
 
-Elements: `OrderedDict(x, y)`, x float32 [H, W, C] in 0..1, y an int64 class
-index, or float32 [L] of 0 and 1 for multi-label data. Images are stored as
+Elements: `OrderedDict(x, y)` as `examples` lays them out. Images are kept as
 uint8 and scaled as they are read.
 
 >>> from tff_medical.data import images
@@ -31,12 +30,12 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
+from tff_medical.data import examples
 from tff_medical.data import images
 from tff_medical.data import partition as partition_lib
 
 # A TensorFlow graph cannot be larger than 2 GiB; leave room for the rest of it.
 _MAX_GRAPH_BYTES = 2**31 - 2**26
-_SCALE = np.float32(1 / 255)
 
 
 def default_client_ids(num_clients: int) -> list[str]:
@@ -51,7 +50,7 @@ def default_client_ids(num_clients: int) -> list[str]:
 
 def to_arrays(split: images.Split) -> collections.OrderedDict:
   """Returns x and y of a whole split, as the elements of a client have them."""
-  return collections.OrderedDict(x=_scale(split.images), y=_y(split.labels))
+  return examples.of_images(split, np.arange(len(split)))
 
 
 class ImageClientData(tff.simulation.datasets.ClientData):
@@ -78,7 +77,6 @@ class ImageClientData(tff.simulation.datasets.ClientData):
         f'{len(set(client_ids))} ids for {len(partition)} clients'
       )
     self._split = split
-    self._y = _y(split.labels)
     self._indices = dict(zip(client_ids, partition))
 
   @property
@@ -96,15 +94,15 @@ class ImageClientData(tff.simulation.datasets.ClientData):
     """The `tf.TensorSpec`s of one example."""
     return collections.OrderedDict(
       x=tf.TensorSpec(self._split.image_shape, tf.float32),
-      y=tf.TensorSpec(self._y.shape[1:], tf.as_dtype(self._y.dtype)),
+      y=tf.TensorSpec(
+        self._split.labels.shape[1:],
+        tf.as_dtype(examples.y_dtype(self._split)),
+      ),
     )
 
   def client_arrays(self, client_id: str) -> collections.OrderedDict:
     """Returns new arrays x [n, H, W, C] and y [n] or [n, L] of a client."""
-    indices = self._client_indices(client_id)
-    return collections.OrderedDict(
-      x=_scale(self._split.images[indices]), y=self._y[indices]
-    )
+    return examples.of_images(self._split, self._client_indices(client_id))
 
   def create_tf_dataset_for_client(self, client_id: str) -> tf.data.Dataset:
     """Returns the examples of a client, in the order of the split."""
@@ -161,9 +159,9 @@ class ImageClientData(tff.simulation.datasets.ClientData):
 
   def _traced_dataset(self, client_id: tf.Tensor) -> tf.data.Dataset:
     """Builds a graph that finds the client when it runs."""
-    if self._split.images.nbytes > _MAX_GRAPH_BYTES:
+    if self._split.nbytes > _MAX_GRAPH_BYTES:
       raise _validate.InputError(
-        f'{self._split.images.nbytes} bytes of images do not fit into a '
+        f'{self._split.nbytes} bytes of images do not fit into a '
         'TensorFlow graph (2 GiB); use create_tf_dataset_for_client'
       )
     matches = tf.equal(client_id, self.client_ids)
@@ -177,18 +175,12 @@ class ImageClientData(tff.simulation.datasets.ClientData):
     end = ends[client]
     start = end - tf.constant(lengths, tf.int64)[client]
     rows = tf.constant(np.concatenate(list(self._indices.values())))[start:end]
-    x = tf.gather(tf.constant(self._split.images), rows)
+    every_row = np.arange(len(self._split))
+    x = tf.gather(tf.constant(self._split.rows(every_row)), rows)
+    values = tf.constant(examples.scaled(np.arange(256, dtype=np.uint8)))
+    y = tf.constant(self._split.labels, examples.y_dtype(self._split))
     return tf.data.Dataset.from_tensor_slices(
       collections.OrderedDict(
-        x=tf.cast(x, tf.float32) * _SCALE,
-        y=tf.gather(tf.constant(self._y), rows),
+        x=tf.gather(values, tf.cast(x, tf.int32)), y=tf.gather(y, rows)
       )
     )
-
-
-def _scale(pixels: np.ndarray) -> np.ndarray:
-  return pixels.astype(np.float32) * _SCALE
-
-
-def _y(labels: np.ndarray) -> np.ndarray:
-  return labels.astype(np.float32) if labels.ndim == 2 else labels

@@ -6,7 +6,8 @@ citation, digest of the source). Why: everything after loading may rely on the
 layout, the label range and on no patient being in two splits, without checking
 again. Plain NumPy; nothing here imports TensorFlow.
 
-Layout: images are uint8 [N, H, W, C] in 0..255 with C of 1 or 3; labels are
+Layout: images are uint8 [N, H, W, C] in 0..255 with C of 1 or 3, an array or
+`pixels.Pixels` that are read when they are needed; labels are
 int64 [N] class indices, or int64 [N, L] of 0 and 1 for multi-label data; sites
 and patients are int64 [N] or None. Sites index `ImageData.site_names`; patient
 numbers are unique over the whole data set.
@@ -29,10 +30,12 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.data import pixels
 
 SPLIT_NAMES = ('train', 'validation', 'test')
 
@@ -49,13 +52,14 @@ class Split:
   """The images of one split.
 
   Attributes:
-    images: uint8 [N, H, W, C], values 0..255, C is 1 (grey) or 3 (RGB).
+    images: uint8 [N, H, W, C], values 0..255, C is 1 (grey) or 3 (RGB); in
+      memory, or stored as `pixels.Pixels`. `rows` and `batches` read both.
     labels: int64 [N] class indices, or int64 [N, L] of 0 and 1.
     sites: int64 [N] index of the site (hospital, scanner), or None.
     patients: int64 [N] patient number, or None where none are known.
   """
 
-  images: np.ndarray
+  images: pixels.ArrayOrPixels
   labels: np.ndarray
   sites: np.ndarray | None = None
   patients: np.ndarray | None = None
@@ -85,10 +89,31 @@ class Split:
     height, width, channels = self.images.shape[1:]
     return height, width, channels
 
+  @property
+  def nbytes(self) -> int:
+    """Bytes of all images."""
+    return math.prod(self.images.shape)
+
+  def rows(self, indices: np.ndarray) -> np.ndarray:
+    """Returns a new uint8 array [..., H, W, C] of the images at `indices`.
+
+    Args:
+      indices: Integers in 0..N-1 of any shape, in any order, repeated or not.
+
+    Raises:
+      IndexError: An index is out of range.
+      InputError: Stored images cannot be read.
+    """
+    return pixels.read(self.images, indices)
+
+  def batches(self, batch_size: int | None = None) -> Iterator[np.ndarray]:
+    """Yields all images in their order; see `pixels.batches`."""
+    return pixels.batches(self.images, batch_size)
+
   def take(self, indices: np.ndarray) -> Split:
-    """Returns the split that holds only the images at `indices`."""
+    """Returns the split of the images at `indices`; reads no stored image."""
     return Split(
-      images=self.images[indices],
+      images=pixels.select(self.images, indices),
       labels=self.labels[indices],
       sites=None if self.sites is None else self.sites[indices],
       patients=None if self.patients is None else self.patients[indices],
@@ -133,8 +158,11 @@ class ImageData:
     citation: BibTeX of what to cite.
     license: Licence of the images.
     source_digest: Identifies the bytes the images came from: `md5:` of the
-      source file, or `sha256:` of the settings of generated images.
+      source file, `sha256:` of the settings of generated images, or
+      `content_digest`.
     origin: Where the images come from, one of `ORIGINS`.
+    counted_duplicates: Equal images as they were counted when the data was
+      prepared; None if `duplicates` has to count them.
   """
 
   name: str
@@ -148,6 +176,7 @@ class ImageData:
   license: str = ''
   source_digest: str = ''
   origin: str = UNSTATED
+  counted_duplicates: Duplicates | None = None
 
   def __post_init__(self) -> None:
     _validate.one_of(ORIGINS, origin=self.origin)
@@ -195,7 +224,13 @@ class ImageData:
 
   @functools.cached_property
   def duplicates(self) -> Duplicates:
-    """Equal images within and across the splits, counted at first use."""
+    """Equal images within and across the splits.
+
+    They are as given in `counted_duplicates`, or else counted at first use, for
+    which every image is read.
+    """
+    if self.counted_duplicates is not None:
+      return self.counted_duplicates
     return find_duplicates({name: s.images for name, s in self.splits()})
 
   def _check_split(self, name: str, split: Split) -> None:
@@ -266,7 +301,34 @@ def check_labels(
     )
 
 
-def find_duplicates(images: Mapping[str, np.ndarray]) -> Duplicates:
+def content_digest(splits: Mapping[str, Split]) -> str:
+  """Returns what identifies the content of splits: `sha256:` and hexadecimal.
+
+  Stored images whose digest is the SHA-256 of their file count like the same
+  images in memory, and are not read. Whoever holds a copy of the data can
+  compute this value: it is not to be published of private data.
+
+  >>> split = Split(np.zeros([1, 2, 2, 1], np.uint8), np.array([0]))
+  >>> copy = split.take(np.array([0]))
+  >>> content_digest({'train': copy}) == content_digest({'train': split})
+  True
+
+  Args:
+    splits: By name, as `ImageData.splits` gives them.
+  """
+  content = hashlib.sha256()
+  for name, split in splits.items():
+    content.update(f'{name} {split.images.shape} '.encode())
+    content.update(f'{pixels.digest(split.images)}\n'.encode())
+    for column in ('labels', 'sites', 'patients'):
+      values = getattr(split, column)
+      if values is not None:
+        content.update(f'{column} {values.shape} '.encode())
+        content.update(np.ascontiguousarray(values, '<i8').tobytes())
+  return f'sha256:{content.hexdigest()}'
+
+
+def find_duplicates(images: Mapping[str, pixels.ArrayOrPixels]) -> Duplicates:
   """Counts equal images within each array of images and across them.
 
   >>> a = np.zeros([3, 2, 2, 1], np.uint8)
@@ -275,7 +337,7 @@ def find_duplicates(images: Mapping[str, np.ndarray]) -> Duplicates:
   '2 extra in train, 1 in both train and test'
 
   Args:
-    images: By name, uint8 [N, H, W, C].
+    images: By name, uint8 [N, H, W, C]; a batch is read at a time.
 
   Returns:
     The counts, for every name and for every pair of names.
@@ -291,20 +353,24 @@ def find_duplicates(images: Mapping[str, np.ndarray]) -> Duplicates:
   )
 
 
-def _digests(images: np.ndarray) -> list[bytes]:
+def _digests(images: pixels.ArrayOrPixels) -> list[bytes]:
   return [
     hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-    for image in images
+    for batch in pixels.batches(images)
+    for image in batch
   ]
 
 
-def _check_images(images: np.ndarray) -> None:
-  if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+def _check_images(images: pixels.ArrayOrPixels) -> None:
+  if (
+    not isinstance(images, (np.ndarray, pixels.Pixels))
+    or images.dtype != np.uint8
+  ):
     raise _validate.InputError(
       'images must be a uint8 array of values 0..255, got '
       f'{getattr(images, "dtype", type(images).__name__)}'
     )
-  if images.ndim != 4 or images.shape[3] not in (1, 3):
+  if len(images.shape) != 4 or images.shape[3] not in (1, 3):
     raise _validate.InputError(
       'images must have shape [N, H, W, C] with C of 1 or 3, got '
       f'{list(images.shape)}'

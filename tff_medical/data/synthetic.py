@@ -118,7 +118,7 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
       yield (
         i,
         {
-          'image': split.images[i],
+          'image': split.rows(np.array(i)),
           'label': split.labels[i],
           'site': split.sites[i],
           'patient': split.patients[i],

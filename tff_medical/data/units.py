@@ -3,9 +3,7 @@
 A unit is what is drawn, clipped and protected as a whole: one image, or all the
 images of one patient, up to a limit. `Units` says which rows of the training
 split belong to which unit and which client (site) holds it; `arrays` lays the
-units drawn for a round out for `learning.build_dp_sgd`: x [B, K, H, W, C], y
-[B, K] or [B, K, L] and mask [B, K] of 1 for images and 0 for padding, K being
-the most images of one unit.
+units drawn for a round out for `learning.build_dp_sgd`, as `examples` says.
 
 >>> units = record_units((np.array([0, 2]), np.array([1])))
 >>> len(units), units.clients.tolist()
@@ -14,16 +12,14 @@ the most images of one unit.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.data import examples
 from tff_medical.data import images
 from tff_medical.data import partition as partition_lib
-
-_PADDING = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,17 +48,9 @@ class Units:
 
   def arrays(
     self, split: images.Split, indices: np.ndarray
-  ) -> collections.OrderedDict[str, np.ndarray]:
-    """Returns x, y and mask of these units, float32 x in 0..1."""
-    rows = self.rows[indices]
-    mask = rows != _PADDING
-    x = split.images[rows].astype(np.float32) / np.float32(255)
-    labels = split.labels[rows]
-    return collections.OrderedDict(
-      x=x * mask[..., np.newaxis, np.newaxis, np.newaxis],
-      y=labels.astype(np.float32) if split.labels.ndim == 2 else labels,
-      mask=mask.astype(np.float32),
-    )
+  ) -> examples.Examples:
+    """Returns x, y and mask of these units; see `examples.of_units`."""
+    return examples.of_units(split, self.rows[indices])
 
 
 def record_units(partition: partition_lib.Partition) -> Units:
@@ -104,7 +92,7 @@ def patient_units(
     np.cumsum(np.bincount(patient))[:-1],
   )
   width = min(max_images, max(map(len, members)))
-  rows = np.full((len(numbers), width), _PADDING)
+  rows = np.full((len(numbers), width), examples.PADDING)
   for unit, own in enumerate(members):
     if np.ptp(client_of_row[own]):
       raise _validate.InputError(
@@ -115,5 +103,5 @@ def patient_units(
   return Units(
     rows=rows,
     clients=client_of_row[[own[0] for own in members]],
-    left_out=len(split) - int((rows != _PADDING).sum()),
+    left_out=len(split) - int((rows != examples.PADDING).sum()),
   )

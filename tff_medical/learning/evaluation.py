@@ -39,13 +39,15 @@ import tensorflow as tf
 
 from tff_medical import _validate
 from tff_medical import models
+from tff_medical.data import examples
+from tff_medical.data import pixels
 
 _EPSILON = 1e-15  # A probability of 0 costs a loss of 35, not infinity.
 
 
 def evaluate(
   model: tf.keras.Model,
-  images: np.ndarray,
+  images: pixels.ArrayOrPixels,
   labels: np.ndarray,
   *,
   class_names: Sequence[str],
@@ -57,7 +59,7 @@ def evaluate(
 
   Args:
     model: Keras model from float32 [N, H, W, C] in 0..1 to logits [N, K].
-    images: Images, uint8 [N, H, W, C].
+    images: Images, uint8 [N, H, W, C], in memory or stored.
     labels: Integer classes [N] or, multi-label, 0 and 1 [N, K].
     class_names: Names of the K classes, which become part of metric names.
     multi_label: Whether the K outputs are independent labels.
@@ -85,7 +87,10 @@ def evaluate(
 
 
 def predict(
-  model: tf.keras.Model, images: np.ndarray, *, batch_size: int = 128
+  model: tf.keras.Model,
+  images: pixels.ArrayOrPixels,
+  *,
+  batch_size: int = 128,
 ) -> np.ndarray:
   """Returns float32 logits [N, K] for uint8 images [N, H, W, C]."""
   _validate.positive_int(batch_size=batch_size)
@@ -97,9 +102,8 @@ def predict(
     )
   models.restore_eager(model)
   parts = [np.zeros((0, model.output_shape[-1]), np.float32)]
-  for start in range(0, len(images), batch_size):
-    batch = images[start : start + batch_size].astype(np.float32) / 255
-    parts.append(model(batch, training=False).numpy())
+  for batch in pixels.batches(images, batch_size):
+    parts.append(model(examples.scaled(batch), training=False).numpy())
   return np.concatenate(parts)
 
 

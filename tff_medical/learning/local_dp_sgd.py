@@ -40,15 +40,11 @@ def step_arrays(
   width = max(1, *(len(step['mask']) for step in steps))
 
   def padded(name: str) -> np.ndarray:
-    return np.concatenate(
-      [
-        np.pad(
-          step[name],
-          [(0, width - len(step[name]))] + [(0, 0)] * (step[name].ndim - 1),
-        )
-        for step in steps
-      ]
-    )
+    first = steps[0][name]
+    values = np.zeros((len(steps), width, *first.shape[1:]), first.dtype)
+    for row, step in zip(values, steps):
+      row[: len(step[name])] = step[name]
+    return values.reshape(-1, *first.shape[1:])
 
   arrays = collections.OrderedDict(
     (name, padded(name)) for name in ('x', 'y', 'mask')

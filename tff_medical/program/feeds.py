@@ -8,6 +8,10 @@ client's drawn units and may be empty, or its drawn units of several steps.
 A client whose data cannot be read takes part with no data. Its update is then
 zero, by its own computation: what it sends depends on its own data alone, so the
 guarantee holds, and the others' round goes on.
+
+A feed reads what was drawn and nothing else, when the round begins. It does not
+fetch the next round's images ahead. The next cohort is drawn for the number of
+its charge, and that charge names the state that this round saves.
 """
 
 from __future__ import annotations

@@ -1,0 +1,72 @@
+"""Examples as models take them: scaled images, labels and the mask of units.
+
+The one place that says how pixels become numbers and how examples are laid out:
+
+| of     | x                            | y                   | mask           |
+|--------|------------------------------|---------------------|----------------|
+| images | float32 [n, H, W, C] in 0..1 | [n] or [n, L]       | none           |
+| units  | float32 [n, K, H, W, C]      | [n, K] or [n, K, L] | float32 [n, K] |
+
+y is an int64 class index, or float32 0 and 1 of L findings. mask is 1 for images
+and 0 for padding, K being the most images of one unit. Pixels are read and
+scaled once, and are held as uint8 until then.
+
+>>> scaled(np.array([0, 51, 255], np.uint8)).tolist()
+[0.0, 0.20000000298023224, 1.0]
+"""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+
+from tff_medical.data import images
+
+PADDING = -1
+
+Examples = collections.OrderedDict[str, np.ndarray]
+
+
+def scaled(pixels: np.ndarray) -> np.ndarray:
+  """Returns uint8 pixels divided by 255, as a new float32 array."""
+  return np.divide(pixels, np.float32(255), dtype=np.float32)
+
+
+def y_dtype(split: images.Split) -> np.dtype:
+  """Returns the type of y: float32 for findings, else int64."""
+  return np.dtype(np.float32 if split.labels.ndim == 2 else np.int64)
+
+
+def of_images(split: images.Split, rows: np.ndarray) -> Examples:
+  """Returns x and y of the images at `rows`, int64 [n]."""
+  return collections.OrderedDict(x=scaled(split.rows(rows)), y=_y(split, rows))
+
+
+def of_units(split: images.Split, rows: np.ndarray) -> Examples:
+  """Returns x, y and mask of units.
+
+  Args:
+    split: The images.
+    rows: int64 [n, K], the images of each unit; `PADDING` where it has fewer.
+  """
+  is_image = rows != PADDING
+  if is_image.all():
+    x = scaled(split.rows(rows))
+  else:
+    x = np.zeros((*rows.shape, *split.image_shape), np.float32)
+    x[is_image] = scaled(split.rows(rows[is_image]))
+  return _with_mask(x, _y(split, rows), is_image)
+
+
+def of_single_images(x: np.ndarray, y: np.ndarray) -> Examples:
+  """Returns x, y and mask of units of one image, from those of the images."""
+  return _with_mask(x[:, np.newaxis], y[:, np.newaxis], np.ones((len(x), 1)))
+
+
+def _y(split: images.Split, rows: np.ndarray) -> np.ndarray:
+  return split.labels[rows].astype(y_dtype(split), copy=False)
+
+
+def _with_mask(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> Examples:
+  return collections.OrderedDict(x=x, y=y, mask=mask.astype(np.float32))
