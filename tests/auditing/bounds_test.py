@@ -30,7 +30,7 @@ class OneRunTest(parameterized.TestCase):
   def test_randomized_response_stays_below_its_epsilon(self, epsilon):
     """The bound may fail in 5 % of trials: in 300, 15 +- 4; 30 is 4 sigma."""
     rng = np.random.default_rng(1)
-    count, failures, bounds = 400, 0, []
+    count, failures, lower = 400, 0, []
     for _ in range(300):
       correct = rng.binomial(count, 1 / (1 + math.exp(-epsilon)))
       bound = bounds.one_run_epsilon(
@@ -40,10 +40,10 @@ class OneRunTest(parameterized.TestCase):
         delta=0.0,
         confidence=0.95,
       )
-      bounds.append(bound)
+      lower.append(bound)
       failures += bound > epsilon
     self.assertLessEqual(failures, 30)
-    self.assertGreater(np.mean(bounds), 0.6 * epsilon)
+    self.assertGreater(np.mean(lower), 0.6 * epsilon)
 
   def test_comes_close_with_many_guesses(self):
     correct = round(1e6 / (1 + math.exp(-2)))
@@ -84,7 +84,7 @@ class OneRunTest(parameterized.TestCase):
     self.assertAlmostEqual(p_value, 0.25 + 0.5 * 6 * 0.01)
 
   def test_delta_lowers_the_bound(self):
-    bounds = [
+    lower = [
       bounds.one_run_epsilon(
         canaries=500,
         guesses=100,
@@ -94,8 +94,8 @@ class OneRunTest(parameterized.TestCase):
       )
       for delta in (0.0, 1e-6, 1e-4, 1e-2)
     ]
-    self.assertEqual(bounds, sorted(bounds, reverse=True))
-    self.assertGreater(bounds[0], bounds[2])
+    self.assertEqual(lower, sorted(lower, reverse=True))
+    self.assertGreater(lower[0], lower[2])
 
   def test_guesses_with_scores(self):
     included = np.arange(1000) % 2 == 0
@@ -129,12 +129,12 @@ class ThresholdTest(parameterized.TestCase):
     """The bound may fail in 5 % of trials, and does in far fewer."""
     rng = np.random.default_rng(2)
     epsilon = _gaussian_epsilon(mu, 1e-3)
-    bounds = []
+    lower = []
     for _ in range(200):
       rates = stats.norm.logsf(rng.normal(mu, size=500))
-      bounds.append(bounds.threshold_bound(rates, delta=1e-3, confidence=0.95))
-    self.assertLess(np.mean(np.array(bounds) > epsilon), 0.05)
-    self.assertGreater(np.mean(bounds), 0.3 * epsilon)
+      lower.append(bounds.threshold_bound(rates, delta=1e-3, confidence=0.95))
+    self.assertLess(np.mean(np.array(lower) > epsilon), 0.05)
+    self.assertGreater(np.mean(lower), 0.3 * epsilon)
 
   def test_share_found_is_at_least_what_is_said_at_all_thresholds(self):
     """The worst threshold fails in about 5 % of trials: 500, 25 +- 5."""
