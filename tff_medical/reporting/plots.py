@@ -156,6 +156,7 @@ def legend(axes: axes_lib.Axes) -> None:
 def level(axes: axes_lib.Axes, value: float, text: str, shade: str) -> None:
   """Draws a dashed line across the axes, with a name at the line's left end."""
   axes.axhline(value, linestyle='--', linewidth=1.2, color=shade)
+  axes.margins(y=0.12)  # Keeps the name of the highest line off the title.
   axes.text(
     0.01,
     value,

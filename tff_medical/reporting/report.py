@@ -65,10 +65,14 @@ _AUDIT_NOTE = (
   'finds out about training images is not covered by any ε.'
 )
 _FINDINGS_NOTE = (
-  'Values are the mean ± standard deviation over seeds. Intervals are Student\'s '
-  'over the differences within a seed. They do not cover the choice of the test '
-  'images.'
+  'An AUC is the mean ± standard deviation over seeds. A difference has its 95 % '
+  'confidence interval, by Student over the differences within each seed, for all '
+  'classes at once. It does not cover the choice of the test images.'
 )
+_REFERENCES = {
+  sweeps.CENTRAL: 'Central training on pooled images',
+  sweeps.PER_SITE: 'Training by each site alone',
+}
 # Inversion shows single training images, which a report must not.
 _NOT_SHOWN = 'inversion'
 
@@ -107,13 +111,13 @@ def _costs(sweep: sweeps.Sweep) -> list[str]:
   free = runs[runs['target_epsilon'] == math.inf]
   lines = []
   for epsilon, group in runs.groupby('target_epsilon'):
-    text = (
-      f'{sweeps.label(sweeps.FEDERATED, epsilon)}: test AUC '
-      f'{run_tables.spread(group["auc"])}'
-    )
-    if math.isfinite(epsilon) and len(free):
+    text = f'the test AUC is {run_tables.spread(group["auc"])}'
+    if math.isinf(epsilon):
+      lines.append(f'Without privacy {text}.')
+      continue
+    if len(free):
       text += f', {_against(run_tables.differences(group, free, "auc"))}'
-    lines.append(f'{text}.')
+    lines.append(f'At ε {epsilon:g} {text}.')
   return lines
 
 
@@ -121,17 +125,15 @@ def _against(differences: pd.Series) -> str:
   """Returns how far training without privacy is, or that seeds cannot tell."""
   width = run_tables.half_width(differences)
   if math.isnan(width):
-    return 'too few seeds to compare with no privacy'
+    return 'with too few seeds for a comparison with no privacy'
   difference = run_tables.mean(differences)
   if abs(difference) <= width:
     return (
       'not distinguishable from no privacy '
-      f'({difference:+.3f}, 95 % interval ± {width:.3f})'
+      f'(difference {difference:+.3f} ± {width:.3f})'
     )
   side = 'below' if difference < 0 else 'above'
-  return (
-    f'{abs(difference):.3f} {side} no privacy (95 % interval ± {width:.3f})'
-  )
+  return f'{abs(difference):.3f} ± {width:.3f} {side} no privacy'
 
 
 def _references(sweep: sweeps.Sweep) -> list[str]:
@@ -141,7 +143,7 @@ def _references(sweep: sweeps.Sweep) -> list[str]:
     runs = sweeps.table(sweep.measured(kind))
     if len(runs):
       lines.append(
-        f'{sweeps.LABELS[kind]}, no federation, no privacy: test AUC '
+        f'{_REFERENCES[kind]}, without privacy, reaches a test AUC of '
         f'{run_tables.spread(runs["auc"])}.'
       )
     reasons = {
@@ -149,15 +151,14 @@ def _references(sweep: sweeps.Sweep) -> list[str]:
       for c in sweep.cells
       if c.kind == kind and c.summary and c.summary.stop_reason == 'skipped'
     }
-    lines += [f'{sweeps.LABELS[kind]} was skipped: {why}.' for why in reasons]
+    lines += [f'{_REFERENCES[kind]} was skipped: {why}.' for why in reasons]
   return lines
 
 
 def _most_hurt(sweep: sweeps.Sweep) -> str:
   """Returns the class that the strictest budget costs most, in words.
 
-  The class is the worst of several, so that the interval is one that holds for
-  all classes at once. Without a class whose loss exceeds it, that is the finding.
+  As the class is the worst of several, intervals hold for all classes at once.
   """
   epsilons = sweep.epsilons()
   if len(epsilons) < 2 or not math.isinf(epsilons[-1]):
@@ -171,17 +172,16 @@ def _most_hurt(sweep: sweeps.Sweep) -> str:
     return ''
   means = losses.agg(run_tables.mean)
   widths = losses.agg(run_tables.half_width, comparisons=len(means))
-  label = sweeps.label(sweeps.FEDERATED, epsilons[0])
-  beyond_chance = means[means > widths]
-  if beyond_chance.empty:
+  certain = means[means > widths]
+  if certain.empty:
     return (
-      f'{label} costs no class a sensitivity that {len(losses)} '
-      f'{"seeds tell" if len(losses) > 1 else "seed tells"} from chance.'
+      f'No loss of sensitivity to a class at ε {epsilons[0]:g} is '
+      f'distinguishable from chance (seeds: {len(losses)}).'
     )
-  name = beyond_chance.idxmax()
+  name = certain.idxmax()
   return (
-    f'{label} costs the class {name!r} most: its sensitivity falls by '
-    f'{means[name]:.2f} (± {widths[name]:.2f}) to {strict[name].mean():.2f}.'
+    f'At ε {epsilons[0]:g} the class {name!r} loses most: its sensitivity falls '
+    f'by {means[name]:.2f} ± {widths[name]:.2f} to {strict[name].mean():.2f}.'
   )
 
 
@@ -212,16 +212,19 @@ def render(sweep: sweeps.Sweep, figures: Sequence[sweep_plots.Plot]) -> str:
 
 
 def _subtitle(settings: Mapping[str, Any]) -> str:
-  unit = settings.get('privacy_unit', 'client')
-  parts = [
-    f'guarantee per {unit}',
-    f'model {settings.get("model", "?")}',
-    f'{settings.get("rounds", "?")} rounds',
-    f'partition {settings.get("partition", "?")}',
-  ]
-  if settings.get('num_clients'):
-    parts.append(f'{settings["num_clients"]} clients')
-  return ' · '.join(parts)
+  """Returns the settings that were given and say most, in one line."""
+  texts = {
+    'privacy_unit': 'guarantee per {}',
+    'model': 'model {}',
+    'rounds': '{} rounds',
+    'partition': 'partition {}',
+    'num_clients': '{} clients',
+  }
+  return ' · '.join(
+    text.format(settings[name])
+    for name, text in texts.items()
+    if settings.get(name)
+  )
 
 
 def _section(title: str, content: str) -> str:

@@ -63,11 +63,11 @@ details td { text-align: left; white-space: normal; overflow-wrap: anywhere;
   font-family: ui-monospace, Consolas, monospace; font-size: .8rem; }
 summary { cursor: pointer; color: var(--accent); }
 @media print {
-  body { max-width: none; padding: 0; font-size: 11px; }
+  :root { font-size: 11px; }
+  body { max-width: none; padding: 0; font-size: 1rem; }
   h2, summary { break-after: avoid; }
   .figures { grid-template-columns: 1fr 1fr; gap: .5rem; }
   figure, tr, .findings li { break-inside: avoid; }
-  table { font-size: .75rem; }
   th, td { padding: .2rem .3rem; white-space: normal; }
   thead { display: table-header-group; }
   .table { overflow: visible; }
