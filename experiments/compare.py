@@ -10,7 +10,7 @@ flags that it has instead. All are trained at the same ε, which each calibrates
 its own noise for, so that what a variant saves in noise counts. Variants of a
 seed share data, partition and, where shapes are the same, initial weights.
 Started again, it does what is missing. The folder gets results.csv, results.md,
-comparison.png and .svg, cells/NAME (each a run's folder) and logs/.
+comparison.png, cells/NAME (each a run's folder) and logs/.
 
 Looking at test metrics of many variants is tuning, which no ε here covers.
 """
@@ -20,25 +20,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import math
 import pathlib
 import re
-import statistics
 import sys
-from typing import Any
 
 from absl import flags as absl_flags
+import pandas as pd
 
 from experiments.config import flags
 from experiments.config import settings as settings_lib
 from experiments.running import cells
 from experiments.running import command
-from experiments.running import results
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.program import ending
 from tff_medical.program import run_folder
 from tff_medical.reporting import plots
+from tff_medical.reporting import run_tables
 
 BASE = 'base'
 # Else ε would not be the same promise, or runs not the variants' own.
@@ -50,8 +48,6 @@ _SAME = (
   'output_dir',
   'cohort_seed',
 )
-_HEADER = ('variant', 'flags', 'noise', 'test AUC', 'AUC minus base',
-           'balanced accuracy', 's')  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,13 +204,13 @@ def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
 
 def rows(
   folder: pathlib.Path, variants: Sequence[Variant], seeds: Sequence[int]
-) -> list[dict[str, Any]]:
-  """Returns the lines of results.csv: what is done, variant by variant.
+) -> pd.DataFrame:
+  """Returns the table of results.csv: the trainings that ended, by variant.
 
   Raises:
     InputError: A variant's trainings started from different initial models.
   """
-  found = []
+  lines = []
   for variant in variants:
     initial = set()
     for seed in seeds:
@@ -222,83 +218,66 @@ def rows(
       summary = _summary(folder, cell)
       if summary:
         initial.add(_config(folder, cell).initial_model_sha256)
-        line = results.row(variant.name, seed, summary)
-        found.append({**line, 'flags': variant.flags})
+        line = run_tables.row(variant.name, seed, summary)
+        lines.append({**line, 'flags': variant.flags})
     if len(initial) > 1:
       raise _validate.InputError(
         f'the trainings of variant {variant.name!r} started from different '
         'initial models, as that in initial_model was replaced; remove their '
         f'folders in {folder / "cells"} and start again'
       )
-  return found
+  return run_tables.table(lines)
 
 
-def differences(
-  own: Sequence[Mapping[str, Any]],
-  base: Sequence[Mapping[str, Any]],
-  metric: str,
-) -> list[float]:
-  """Returns a variant's metric minus the base's, for each seed of both."""
-  seeds = [str(r['seed']) for r in base]
-  of_base = dict(zip(seeds, results.values(base, metric)))
-  return [
-    value - of_base[str(r['seed'])]
-    for r, value in zip(own, results.values(own, metric))
-    if str(r['seed']) in of_base
-  ]
+def _best_first(runs: pd.DataFrame) -> list[str]:
+  """Returns variants by their mean AUC; those that diverged come last."""
+  means = runs.groupby('name', sort=False)['auc'].agg(run_tables.mean)
+  return list(means.sort_values(ascending=False, kind='stable').index)
 
 
-def _mean_auc(own: Sequence[Mapping[str, Any]]) -> float:
-  """Returns what variants are ordered by: those that diverged come last."""
-  mean = statistics.mean(results.values(own, 'auc'))
-  return -math.inf if math.isnan(mean) else mean
+def _against_base(runs: pd.DataFrame, name: str) -> str:
+  """Returns a variant's mean AUC minus the base's, over the seeds of both."""
+  base, variant = (runs[runs['name'] == n] for n in (BASE, name))
+  differences = run_tables.differences(variant, base, 'auc')
+  if name == BASE or differences.empty:
+    return ''
+  return f'{run_tables.mean(differences):+.3f}'
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
+def table(runs: pd.DataFrame) -> str:
   """Returns the comparison in Markdown, the best variants first."""
-  groups = results.by_name(lines)
-  base = groups.get(BASE, [])
-  found = []
-  for name, own in sorted(
-    groups.items(),
-    key=lambda item: -_mean_auc(item[1]),
-  ):
-    against = differences(own, base, 'auc')
-    found.append(
-      [
-        f'**{name}**' if name == BASE else name,
-        f'`{own[0]["flags"]}`' if own[0]['flags'] else '',
-        f'{statistics.mean(results.values(own, "noise_multiplier")):.2f}',
-        results.spread(results.values(own, 'auc')),
-        f'{statistics.mean(against):+.3f}' if against and name != BASE else '',
-        results.spread(results.values(own, 'balanced_accuracy')),
-        f'{statistics.median(results.values(own, "seconds")):.0f}',
-      ]
-    )
-  return results.markdown(_HEADER, found)
+  variants = runs.groupby('name')
+  texts = pd.DataFrame(
+    {
+      'flags': variants['flags'].first().map(lambda f: f'`{f}`' if f else ''),
+      'noise': variants['noise_multiplier']
+      .agg(run_tables.mean)
+      .map('{:.2f}'.format),
+      'test AUC': variants['auc'].agg(run_tables.spread),
+      'AUC minus base': {n: _against_base(runs, n) for n in variants.groups},
+      'balanced accuracy': variants['balanced_accuracy'].agg(run_tables.spread),
+      's': variants['seconds'].median().map('{:.0f}'.format),
+    }
+  ).loc[_best_first(runs)]
+  texts.insert(0, 'variant', texts.index)
+  return run_tables.markdown(texts.replace({'variant': {BASE: f'**{BASE}**'}}))
 
 
-def draw(
-  lines: Sequence[Mapping[str, Any]], epsilon: float, folder: pathlib.Path
-) -> None:
-  """Writes comparison.png and comparison.svg: a line a variant, a dot a seed."""
-  groups = sorted(
-    results.by_name(lines).items(),
-    key=lambda item: _mean_auc(item[1]),
-  )
+def draw(runs: pd.DataFrame, epsilon: float, folder: pathlib.Path) -> None:
+  """Writes comparison.png: a line a variant, a dot a seed."""
+  names = _best_first(runs)[::-1]  # The best is at the top.
   figure, axes = plots.new(f'What helps at ε {epsilon:g}', x='test AUC', y='')
-  figure.set_size_inches(6.4, 1.0 + 0.27 * len(groups))
-  for height, (name, own) in enumerate(groups):
-    aucs = results.values(own, 'auc')
+  figure.set_size_inches(6.4, 1.0 + 0.27 * len(names))
+  for height, name in enumerate(names):
+    aucs = runs.loc[runs['name'] == name, 'auc']
+    mean = run_tables.mean(aucs)
     shade = plots.color(1 if name == BASE else 0)
     axes.plot(aucs, [height] * len(aucs), 'o', color=shade, alpha=0.55)
-    axes.plot([statistics.mean(aucs)], [height], '|', color=shade,
+    axes.plot([mean], [height], '|', color=shade,
               markersize=13, markeredgewidth=2)  # fmt: skip
     if name == BASE:
-      axes.axvline(
-        statistics.mean(aucs), color=shade, linestyle='--', linewidth=1
-      )
-  axes.set_yticks(range(len(groups)), [name for name, _ in groups])
+      axes.axvline(mean, color=shade, linestyle='--', linewidth=1)
+  axes.set_yticks(range(len(names)), names)
   plots.save(figure, folder, 'comparison')
 
 
@@ -319,13 +298,13 @@ def run(
   if len(todo) < len(planned):
     print(f'{len(planned) - len(todo)} of {len(planned)} trainings are done.')
   ended = cells.run(todo, folder, jobs)
-  lines = rows(folder, variants, range(base.seed, base.seed + seeds))
-  if lines:
-    text = table(lines)
+  runs = rows(folder, variants, range(base.seed, base.seed + seeds))
+  if len(runs):
+    text = table(runs)
     with ending.deferred():
-      results.write(folder / 'results.csv', lines)
+      run_tables.write(folder / 'results.csv', runs)
       _files.write_bytes(folder / 'results.md', f'{text}\n'.encode())
-      draw(lines, base.target_epsilon or 0.0, folder)
+      draw(runs, base.target_epsilon or 0.0, folder)
     print(text)
   for line in ended.failed:
     print(f'error: {line}', file=sys.stderr)

@@ -55,6 +55,8 @@ _SERIES_DARK = (
 _INK = '#1b1f24'
 _INK_DARK = '#e6e9ec'
 _SIZE_INCHES = (4.8, 3.4)
+# Width of an entry of a legend.
+_LEGEND_INCHES = 1.6
 _STYLE = {
   'font.size': 9.5,
   'svg.fonttype': 'none',
@@ -94,18 +96,20 @@ def new(
 
 
 def grid(
-  count: int, columns: int
+  titles: Sequence[str], columns: int
 ) -> tuple[figure_lib.Figure, list[axes_lib.Axes]]:
-  """Returns a figure with `count` sets of axes, `columns` of them in a row."""
-  rows = -(-count // columns)
+  """Returns a figure with axes for each title, `columns` of them in a row."""
+  rows = -(-len(titles) // columns)
   width, height = _SIZE_INCHES
   with matplotlib.rc_context(_STYLE):
     figure = figure_lib.Figure(
       figsize=(width * columns, height * rows), layout='constrained'
     )
-    return figure, [
-      figure.add_subplot(rows, columns, number + 1) for number in range(count)
+    panels = [
+      figure.add_subplot(rows, columns, number + 1, title=title)
+      for number, title in enumerate(titles)
     ]
+  return figure, panels
 
 
 def image_grid(
@@ -149,7 +153,11 @@ def legend(axes: axes_lib.Axes) -> None:
   assert figure is not None  # Axes of `new` have one.
   with matplotlib.rc_context(_STYLE):
     figure.legend(
-      handles, labels, loc='outside lower left', ncols=3, handlelength=1.6
+      handles,
+      labels,
+      loc='outside lower left',
+      ncols=int(figure.get_figwidth() / _LEGEND_INCHES),
+      handlelength=1.6,
     )
 
 

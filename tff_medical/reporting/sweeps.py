@@ -20,7 +20,7 @@ import math
 import os
 import pathlib
 import re
-from typing import Any, TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tff_medical import _files
 from tff_medical import _validate
