@@ -134,17 +134,26 @@ def _order(key: tuple[str, float]) -> tuple[int, float]:
 def draw(sweeps: Mapping[str, pd.DataFrame], folder: pathlib.Path) -> None:
   """Writes the figure of all sweeps: test AUC against ε, a panel a data set.
 
-  The name of a sweep is DATA_UNIT. Panels have y axes of their own.
+  Sweeps of one data set have the name DATA_UNIT. Each panel has its own y axis.
   """
   runs = _measured(sweeps)
-  runs[['data', 'unit']] = runs['sweep'].str.rsplit('_', n=1, expand=True)
-  datasets = runs.groupby('data')
-  titles = [str(data).capitalize() for data in datasets.groups]
+  units = {name: _unit(table) for name, table in sweeps.items()}
+  runs['unit'] = runs['sweep'].map(units)
+  datasets = runs.groupby(
+    [name.removesuffix(f'_{units[name]}') for name in runs['sweep']]
+  )
+  titles = [str(data).replace('_', ' ').capitalize() for data, _ in datasets]
   figure, panels = plots.grid(titles, _COLUMNS_OF_FIGURE)
   for axes, (_, group) in zip(panels, datasets):
     _draw_panel(axes, group)
   plots.legend(panels[0])
   plots.save(figure, folder, FIGURE)
+
+
+def _unit(runs: pd.DataFrame) -> str:
+  """Returns the privacy unit of a sweep, which only its private runs state."""
+  private = runs.loc[~runs['unit'].isin(['none', '']), 'unit']
+  return 'none' if private.empty else private.iloc[0]
 
 
 def _draw_panel(axes: axes_lib.Axes, runs: pd.DataFrame) -> None:

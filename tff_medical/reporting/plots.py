@@ -145,16 +145,20 @@ def color(index: int) -> str:
 
 
 def legend(axes: axes_lib.Axes) -> None:
-  """Puts a legend beneath the axes, where it hides no data."""
-  handles, labels = axes.get_legend_handles_labels()
-  if not labels:
-    return
+  """Puts a legend beneath all axes of the figure, where it hides no data."""
   figure = axes.get_figure()
-  assert figure is not None  # Axes of `new` have one.
+  assert figure is not None  # Axes of `new` and `grid` have one.
+  handles = {
+    label: handle
+    for panel in figure.axes
+    for handle, label in zip(*panel.get_legend_handles_labels())
+  }
+  if not handles:
+    return
   with matplotlib.rc_context(_STYLE):
     figure.legend(
-      handles,
-      labels,
+      handles.values(),
+      handles.keys(),
       loc='outside lower left',
       ncols=int(figure.get_figwidth() / _LEGEND_INCHES),
       handlelength=1.6,
