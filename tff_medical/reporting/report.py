@@ -66,8 +66,9 @@ _AUDIT_NOTE = (
 )
 _FINDINGS_NOTE = (
   'An AUC is the mean ± standard deviation over seeds. A difference has its 95 % '
-  'confidence interval, by Student over the differences within each seed, for all '
-  'classes at once. It does not cover the choice of the test images.'
+  "confidence interval: Student's, over the differences within each seed. "
+  'Intervals of classes hold for all classes at once. No interval covers the '
+  'choice of the test images.'
 )
 _REFERENCES = {
   sweeps.CENTRAL: 'Central training on pooled images',
