@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import math
 import pathlib
 import re
 import sys
@@ -236,12 +237,14 @@ def _best_first(runs: pd.DataFrame) -> list[str]:
 
 
 def _against_base(runs: pd.DataFrame, name: str) -> str:
-  """Returns a variant's mean AUC minus the base's, over the seeds of both."""
+  """Returns a variant's AUC minus the base's, and its confidence interval."""
   base, variant = (runs[runs['name'] == n] for n in (BASE, name))
   differences = run_tables.differences(variant, base, 'auc')
   if name == BASE or differences.empty:
     return ''
-  return f'{run_tables.mean(differences):+.3f}'
+  text = f'{run_tables.mean(differences):+.3f}'
+  width = run_tables.half_width(differences)
+  return text if math.isnan(width) else f'{text} ± {width:.3f}'
 
 
 def table(runs: pd.DataFrame) -> str:

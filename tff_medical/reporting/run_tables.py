@@ -86,6 +86,7 @@ def table(
 
   Raises:
     ValueError: A value is no number, and its column holds numbers.
+    TypeError: A seed or a number of rounds is no integer.
   """
   runs = pd.DataFrame(list(rows))
   more = [name for name in runs.columns if name not in columns]
@@ -114,8 +115,10 @@ def read(path: pathlib.Path) -> pd.DataFrame:
     runs = pd.read_csv(
       io.StringIO(text), dtype=str, keep_default_na=False, na_values=['']
     )
+    if not isinstance(runs.index, pd.RangeIndex):
+      raise ValueError('a row has more values than the header')
     return table(runs.to_dict('records'), list(runs.columns))
-  except ValueError as error:
+  except (ValueError, TypeError) as error:
     raise _validate.InputError(
       f'{path} is damaged ({str(error).splitlines()[0]:.200}); restore it'
     ) from None
