@@ -1,18 +1,19 @@
-r"""What helps at one privacy budget: variants of a setting beside each other.
+r"""Compares variants of a setting at one privacy budget.
 
     python -m experiments.compare --target_epsilon=2 --seeds=3 \
         --dataset=medmnist/pneumoniamnist --num_clients=470 \
         --variant='larger cohort: --clients_per_round=94' \
         --variant='larger model: --model=cnn' --output_dir=runs/helps
 
-The flags of `experiments.train` make the base; a variant is a name and the
-flags that it has instead. All are trained at the same ε, which each calibrates
-its own noise for, so that what a variant saves in noise counts. Variants of a
-seed share data, partition and, where shapes are the same, initial weights.
-Started again, it does what is missing. The folder gets results.csv, results.md,
-comparison.png, cells/NAME (each a run's folder) and logs/.
+The flags of `experiments.train` make the base. A variant is a name and the flags
+that it changes. Each variant calibrates its own noise for the same ε, so that a
+variant that needs less noise has less. Variants of a seed share data, partition
+and, where shapes are the same, initial weights. Started again with the same
+folder, the command does the trainings that are missing. The folder gets
+results.csv, results.md, comparison.png, cells/NAME (each a run's folder) and logs/.
 
-Looking at test metrics of many variants is tuning, which no ε here covers.
+The table shows each difference from the base with its 95 % confidence interval
+over seeds. Comparing test metrics of many variants is tuning, which no ε covers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from tff_medical.reporting import plots
 from tff_medical.reporting import run_tables
 
 BASE = 'base'
-# Else ε would not be the same promise, or runs not the variants' own.
+# Settings that a variant must not change: ε would not be the same guarantee, or
+# runs would not be kept apart.
 _SAME = (
   'target_epsilon',
   'target_delta',
@@ -77,30 +79,30 @@ class Variant:
   ) -> settings_lib.Flags:
     """Returns the flags of one training of this variant.
 
-    What the base says and the variant has no use for is left out.
+    Flags of the base that the variant does not use are left out.
 
     Raises:
       InputError: A flag is unknown, or would be ignored.
     """
-    wanted = flags.changed(base, self.flags)
+    changed = flags.changed(base, self.flags)
     for name in _SAME:
-      if getattr(wanted, name) != getattr(base, name):
+      if getattr(changed, name) != getattr(base, name):
         raise _validate.InputError(
           f'variant {self.name!r} must have the {name} of the base '
-          f'({getattr(base, name)}), got {getattr(wanted, name)}'
+          f'({getattr(base, name)}), got {getattr(changed, name)}'
         )
-    own = wanted.without_ignored()
-    for name, value in wanted.given.items():
-      if name not in own.given and base.given.get(name) != value:
+    used = changed.without_ignored()
+    for name, value in changed.given.items():
+      if name not in used.given and base.given.get(name) != value:
         raise _validate.InputError(
           f'variant {self.name!r}: {name}={value} would be ignored; leave it '
           'out'
         )
-    own = own.changed(
+    used = used.changed(
       seed=seed, output_dir=str(cells.cell_folder(folder, self.cell(seed)))
     )
-    own.resolve()
-    return own
+    used.resolve()
+    return used
 
   def cell(self, seed: int) -> str:
     """Returns the name of a training's folder."""
@@ -128,61 +130,63 @@ def plan(
     )
   base.resolve()
   folder = pathlib.Path(base.output_dir)
-  found: dict[str, cells.Training] = {}
+  planned: dict[str, cells.Training] = {}
   for seed in range(base.seed, base.seed + seeds):
     for variant in variants:
       name = variant.cell(seed)
-      if name in found:
+      if name in planned:
         raise _validate.InputError(
           f'variant names must differ, got {variant.name!r} twice or one so '
           'like it that their folders are the same'
         )
-      found[name] = cells.Training(name, variant.settings(base, seed, folder))
-  return found
+      planned[name] = cells.Training(name, variant.settings(base, seed, folder))
+  return planned
 
 
 def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
-  """Makes the folder this comparison's, or checks that its cells are the same.
+  """Claims the folder for this comparison, or checks that its cells are the same.
 
   Raises:
-    InputError: It holds other files, or a cell with other flags.
+    InputError: The folder holds other files, or a cell with other flags.
   """
   path = folder / 'comparison.json'
-  wanted = {name: _identity(t.flags) for name, t in planned.items()}
-  there = {}
+  asked = {name: _identity(t.flags) for name, t in planned.items()}
+  earlier = {}
   if path.exists():
-    there = _files.read_json(path)
+    earlier = _files.read_json(path)
   elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise _validate.InputError(
       f'output_dir {folder} holds other files (no {path.name}); choose a new '
       'folder'
     )
-  for name, said in there.items():
+  for name, said in earlier.items():
     if not isinstance(said, list) or not all(isinstance(x, str) for x in said):
       raise _validate.InputError(
         f'{path} is damaged (the cell {name!r:.200} has the flags '
         f'{said!r:.200}); restore it or choose another output_dir'
       )
-  for name in sorted(there.keys() & wanted.keys()):
-    # A cell that never came to have a folder may be asked for otherwise.
-    if there[name] != wanted[name] and cells.cell_folder(folder, name).exists():
+  for name in sorted(earlier.keys() & asked.keys()):
+    # A cell that has no folder yet may still change its flags.
+    if (
+      earlier[name] != asked[name] and cells.cell_folder(folder, name).exists()
+    ):
       raise _validate.InputError(
         f'output_dir {folder} has a cell {name} with other flags '
-        f'({" ".join(there[name])}); name the variant differently or choose '
+        f'({" ".join(earlier[name])}); name the variant differently or choose '
         'another output_dir'
       )
   folder.mkdir(parents=True, exist_ok=True)
-  _files.write_json(path, {**there, **wanted})
+  _files.write_json(path, {**earlier, **asked})
 
 
-def _identity(own: settings_lib.Flags) -> list[str]:
-  """Returns the flags that decide what a training is."""
+def _identity(given: settings_lib.Flags) -> list[str]:
+  """Returns the flags that the result of a training depends on."""
   free = settings_lib.may_change() - {'initial_model'}
-  return own.changed(**dict.fromkeys(free)).arguments()
+  return given.changed(**dict.fromkeys(free)).arguments()
 
 
 def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
-  """Returns how a training came to its end; None if it did not."""
+  """Returns the summary of a training; None if it has not ended."""
   try:
     run = run_folder.RunFolder(cells.cell_folder(folder, cell))
     summary = run.read_summary()
@@ -192,7 +196,7 @@ def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
 
 
 def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
-  """Returns what a training that has ended was started with."""
+  """Returns the settings of a training that has ended."""
   run = run_folder.RunFolder(cells.cell_folder(folder, cell))
   try:
     return run.read_config()
@@ -290,7 +294,7 @@ def run(
   seeds: int,
   jobs: int | None,
 ) -> int:
-  """Does what is not done yet and writes the results; returns the exit code."""
+  """Does the missing trainings and writes the results; returns the exit code."""
   variants = [Variant(BASE), *variants]
   planned = plan(base, variants, seeds)
   if jobs is not None:
