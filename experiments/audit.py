@@ -15,9 +15,9 @@ with. On request, gradient inversion: what a client's update shows of an image
 (`inversion_audit`).
 
 It writes audit.json into the run's folder, and beside it the folder `audit`
-with roc.png, roc.svg and the ledger of the repeated training: that one costs
+with roc.png and the ledger of the repeated training: that one costs
 the data its ε once more, and its model is thrown away. With --inversion_images
-there are inversion.png and inversion.svg, which show training images: keep them
+there is inversion.png, which shows training images: keep it
 secret. Exit code 1 says that a lower bound exceeds its upper bound, so that the
 promise is not kept.
 """

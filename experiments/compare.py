@@ -1,18 +1,19 @@
-r"""What helps at one privacy budget: variants of a setting beside each other.
+r"""Compares variants of a setting at one privacy budget.
 
     python -m experiments.compare --target_epsilon=2 --seeds=3 \
         --dataset=medmnist/pneumoniamnist --num_clients=470 \
         --variant='larger cohort: --clients_per_round=94' \
         --variant='larger model: --model=cnn' --output_dir=runs/helps
 
-The flags of `experiments.train` make the base; a variant is a name and the
-flags that it has instead. All are trained at the same ε, which each calibrates
-its own noise for, so that what a variant saves in noise counts. Variants of a
-seed share data, partition and, where shapes are the same, initial weights.
-Started again, it does what is missing. The folder gets results.csv, results.md,
-comparison.png and .svg, cells/NAME (each a run's folder) and logs/.
+The flags of `experiments.train` make the base. A variant is a name and the flags
+that it changes. Each variant calibrates its own noise for the same ε, so that a
+variant that needs less noise has less. Variants of a seed share data, partition
+and, where shapes are the same, initial weights. Started again with the same
+folder, the command does the trainings that are missing. The folder gets
+results.csv, results.md, comparison.png, cells/NAME (each a run's folder) and logs/.
 
-Looking at test metrics of many variants is tuning, which no ε here covers.
+The table shows each difference from the base with its 95 % confidence interval
+over seeds. Comparing test metrics of many variants is tuning, which no ε covers.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ import functools
 import math
 import pathlib
 import re
-import statistics
 import sys
-from typing import Any
 
 from absl import flags as absl_flags
+import pandas as pd
 
 from experiments.config import flags
 from experiments.config import settings as settings_lib
 from experiments.running import cells
 from experiments.running import command
-from experiments.running import results
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.program import ending
 from tff_medical.program import run_folder
 from tff_medical.reporting import plots
+from tff_medical.reporting import run_tables
 
 BASE = 'base'
-# Else ε would not be the same promise, or runs not the variants' own.
+# Settings that a variant must not change: ε would not be the same guarantee, or
+# runs would not be kept apart.
 _SAME = (
   'target_epsilon',
   'target_delta',
@@ -50,8 +51,6 @@ _SAME = (
   'output_dir',
   'cohort_seed',
 )
-_HEADER = ('variant', 'flags', 'noise', 'test AUC', 'AUC minus base',
-           'balanced accuracy', 's')  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,30 +79,30 @@ class Variant:
   ) -> settings_lib.Flags:
     """Returns the flags of one training of this variant.
 
-    What the base says and the variant has no use for is left out.
+    Flags of the base that the variant does not use are left out.
 
     Raises:
       InputError: A flag is unknown, or would be ignored.
     """
-    wanted = flags.changed(base, self.flags)
+    changed = flags.changed(base, self.flags)
     for name in _SAME:
-      if getattr(wanted, name) != getattr(base, name):
+      if getattr(changed, name) != getattr(base, name):
         raise _validate.InputError(
           f'variant {self.name!r} must have the {name} of the base '
-          f'({getattr(base, name)}), got {getattr(wanted, name)}'
+          f'({getattr(base, name)}), got {getattr(changed, name)}'
         )
-    own = wanted.without_ignored()
-    for name, value in wanted.given.items():
-      if name not in own.given and base.given.get(name) != value:
+    used = changed.without_ignored()
+    for name, value in changed.given.items():
+      if name not in used.given and base.given.get(name) != value:
         raise _validate.InputError(
           f'variant {self.name!r}: {name}={value} would be ignored; leave it '
           'out'
         )
-    own = own.changed(
+    used = used.changed(
       seed=seed, output_dir=str(cells.cell_folder(folder, self.cell(seed)))
     )
-    own.resolve()
-    return own
+    used.resolve()
+    return used
 
   def cell(self, seed: int) -> str:
     """Returns the name of a training's folder."""
@@ -131,61 +130,63 @@ def plan(
     )
   base.resolve()
   folder = pathlib.Path(base.output_dir)
-  found: dict[str, cells.Training] = {}
+  planned: dict[str, cells.Training] = {}
   for seed in range(base.seed, base.seed + seeds):
     for variant in variants:
       name = variant.cell(seed)
-      if name in found:
+      if name in planned:
         raise _validate.InputError(
           f'variant names must differ, got {variant.name!r} twice or one so '
           'like it that their folders are the same'
         )
-      found[name] = cells.Training(name, variant.settings(base, seed, folder))
-  return found
+      planned[name] = cells.Training(name, variant.settings(base, seed, folder))
+  return planned
 
 
 def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
-  """Makes the folder this comparison's, or checks that its cells are the same.
+  """Claims the folder for this comparison, or checks that its cells are the same.
 
   Raises:
-    InputError: It holds other files, or a cell with other flags.
+    InputError: The folder holds other files, or a cell with other flags.
   """
   path = folder / 'comparison.json'
-  wanted = {name: _identity(t.flags) for name, t in planned.items()}
-  there = {}
+  asked = {name: _identity(t.flags) for name, t in planned.items()}
+  earlier = {}
   if path.exists():
-    there = _files.read_json(path)
+    earlier = _files.read_json(path)
   elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise _validate.InputError(
       f'output_dir {folder} holds other files (no {path.name}); choose a new '
       'folder'
     )
-  for name, said in there.items():
+  for name, said in earlier.items():
     if not isinstance(said, list) or not all(isinstance(x, str) for x in said):
       raise _validate.InputError(
         f'{path} is damaged (the cell {name!r:.200} has the flags '
         f'{said!r:.200}); restore it or choose another output_dir'
       )
-  for name in sorted(there.keys() & wanted.keys()):
-    # A cell that never came to have a folder may be asked for otherwise.
-    if there[name] != wanted[name] and cells.cell_folder(folder, name).exists():
+  for name in sorted(earlier.keys() & asked.keys()):
+    # A cell that has no folder yet may still change its flags.
+    if (
+      earlier[name] != asked[name] and cells.cell_folder(folder, name).exists()
+    ):
       raise _validate.InputError(
         f'output_dir {folder} has a cell {name} with other flags '
-        f'({" ".join(there[name])}); name the variant differently or choose '
+        f'({" ".join(earlier[name])}); name the variant differently or choose '
         'another output_dir'
       )
   folder.mkdir(parents=True, exist_ok=True)
-  _files.write_json(path, {**there, **wanted})
+  _files.write_json(path, {**earlier, **asked})
 
 
-def _identity(own: settings_lib.Flags) -> list[str]:
-  """Returns the flags that decide what a training is."""
+def _identity(given: settings_lib.Flags) -> list[str]:
+  """Returns the flags that the result of a training depends on."""
   free = settings_lib.may_change() - {'initial_model'}
-  return own.changed(**dict.fromkeys(free)).arguments()
+  return given.changed(**dict.fromkeys(free)).arguments()
 
 
 def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
-  """Returns how a training came to its end; None if it did not."""
+  """Returns the summary of a training; None if it has not ended."""
   try:
     run = run_folder.RunFolder(cells.cell_folder(folder, cell))
     summary = run.read_summary()
@@ -195,7 +196,7 @@ def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
 
 
 def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
-  """Returns what a training that has ended was started with."""
+  """Returns the settings of a training that has ended."""
   run = run_folder.RunFolder(cells.cell_folder(folder, cell))
   try:
     return run.read_config()
@@ -208,13 +209,13 @@ def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
 
 def rows(
   folder: pathlib.Path, variants: Sequence[Variant], seeds: Sequence[int]
-) -> list[dict[str, Any]]:
-  """Returns the lines of results.csv: what is done, variant by variant.
+) -> pd.DataFrame:
+  """Returns the table of results.csv: the trainings that ended, by variant.
 
   Raises:
     InputError: A variant's trainings started from different initial models.
   """
-  found = []
+  lines = []
   for variant in variants:
     initial = set()
     for seed in seeds:
@@ -222,83 +223,68 @@ def rows(
       summary = _summary(folder, cell)
       if summary:
         initial.add(_config(folder, cell).initial_model_sha256)
-        line = results.row(variant.name, seed, summary)
-        found.append({**line, 'flags': variant.flags})
+        line = run_tables.row(variant.name, seed, summary)
+        lines.append({**line, 'flags': variant.flags})
     if len(initial) > 1:
       raise _validate.InputError(
         f'the trainings of variant {variant.name!r} started from different '
         'initial models, as that in initial_model was replaced; remove their '
         f'folders in {folder / "cells"} and start again'
       )
-  return found
+  return run_tables.table(lines)
 
 
-def differences(
-  own: Sequence[Mapping[str, Any]],
-  base: Sequence[Mapping[str, Any]],
-  metric: str,
-) -> list[float]:
-  """Returns a variant's metric minus the base's, for each seed of both."""
-  seeds = [str(r['seed']) for r in base]
-  of_base = dict(zip(seeds, results.values(base, metric)))
-  return [
-    value - of_base[str(r['seed'])]
-    for r, value in zip(own, results.values(own, metric))
-    if str(r['seed']) in of_base
-  ]
+def _best_first(runs: pd.DataFrame) -> list[str]:
+  """Returns variants by their mean AUC; those that diverged come last."""
+  means = runs.groupby('name', sort=False)['auc'].agg(run_tables.mean)
+  return list(means.sort_values(ascending=False, kind='stable').index)
 
 
-def _mean_auc(own: Sequence[Mapping[str, Any]]) -> float:
-  """Returns what variants are ordered by: those that diverged come last."""
-  mean = statistics.mean(results.values(own, 'auc'))
-  return -math.inf if math.isnan(mean) else mean
+def _against_base(runs: pd.DataFrame, name: str) -> str:
+  """Returns a variant's AUC minus the base's, and its confidence interval."""
+  base, variant = (runs[runs['name'] == n] for n in (BASE, name))
+  differences = run_tables.differences(variant, base, 'auc')
+  if name == BASE or differences.empty:
+    return ''
+  text = f'{run_tables.mean(differences):+.3f}'
+  width = run_tables.half_width(differences)
+  return text if math.isnan(width) else f'{text} ± {width:.3f}'
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
+def table(runs: pd.DataFrame) -> str:
   """Returns the comparison in Markdown, the best variants first."""
-  groups = results.by_name(lines)
-  base = groups.get(BASE, [])
-  found = []
-  for name, own in sorted(
-    groups.items(),
-    key=lambda item: -_mean_auc(item[1]),
-  ):
-    against = differences(own, base, 'auc')
-    found.append(
-      [
-        f'**{name}**' if name == BASE else name,
-        f'`{own[0]["flags"]}`' if own[0]['flags'] else '',
-        f'{statistics.mean(results.values(own, "noise_multiplier")):.2f}',
-        results.spread(results.values(own, 'auc')),
-        f'{statistics.mean(against):+.3f}' if against and name != BASE else '',
-        results.spread(results.values(own, 'balanced_accuracy')),
-        f'{statistics.median(results.values(own, "seconds")):.0f}',
-      ]
-    )
-  return results.markdown(_HEADER, found)
+  variants = runs.groupby('name')
+  texts = pd.DataFrame(
+    {
+      'flags': variants['flags'].first().map(lambda f: f'`{f}`' if f else ''),
+      'noise': variants['noise_multiplier']
+      .agg(run_tables.mean)
+      .map('{:.2f}'.format),
+      'test AUC': variants['auc'].agg(run_tables.spread),
+      'AUC minus base': {n: _against_base(runs, n) for n in variants.groups},
+      'balanced accuracy': variants['balanced_accuracy'].agg(run_tables.spread),
+      's': variants['seconds'].median().map('{:.0f}'.format),
+    }
+  ).loc[_best_first(runs)]
+  texts.insert(0, 'variant', texts.index)
+  return run_tables.markdown(texts.replace({'variant': {BASE: f'**{BASE}**'}}))
 
 
-def draw(
-  lines: Sequence[Mapping[str, Any]], epsilon: float, folder: pathlib.Path
-) -> None:
-  """Writes comparison.png and comparison.svg: a line a variant, a dot a seed."""
-  groups = sorted(
-    results.by_name(lines).items(),
-    key=lambda item: _mean_auc(item[1]),
-  )
+def draw(runs: pd.DataFrame, epsilon: float, folder: pathlib.Path) -> None:
+  """Writes comparison.png: a line a variant, a dot a seed."""
+  names = _best_first(runs)[::-1]  # The best is at the top.
   figure, axes = plots.new(f'What helps at ε {epsilon:g}', x='test AUC', y='')
-  figure.set_size_inches(6.4, 1.0 + 0.27 * len(groups))
-  for height, (name, own) in enumerate(groups):
-    aucs = results.values(own, 'auc')
+  figure.set_size_inches(6.4, 1.0 + 0.27 * len(names))
+  for height, name in enumerate(names):
+    aucs = runs.loc[runs['name'] == name, 'auc']
+    mean = run_tables.mean(aucs)
     shade = plots.color(1 if name == BASE else 0)
     axes.plot(aucs, [height] * len(aucs), 'o', color=shade, alpha=0.55)
-    axes.plot([statistics.mean(aucs)], [height], '|', color=shade,
+    axes.plot([mean], [height], '|', color=shade,
               markersize=13, markeredgewidth=2)  # fmt: skip
     if name == BASE:
-      axes.axvline(
-        statistics.mean(aucs), color=shade, linestyle='--', linewidth=1
-      )
-  axes.set_yticks(range(len(groups)), [name for name, _ in groups])
+      axes.axvline(mean, color=shade, linestyle='--', linewidth=1)
+  axes.set_yticks(range(len(names)), names)
   plots.save(figure, folder, 'comparison')
 
 
@@ -308,7 +294,7 @@ def run(
   seeds: int,
   jobs: int | None,
 ) -> int:
-  """Does what is not done yet and writes the results; returns the exit code."""
+  """Does the missing trainings and writes the results; returns the exit code."""
   variants = [Variant(BASE), *variants]
   planned = plan(base, variants, seeds)
   if jobs is not None:
@@ -319,13 +305,13 @@ def run(
   if len(todo) < len(planned):
     print(f'{len(planned) - len(todo)} of {len(planned)} trainings are done.')
   ended = cells.run(todo, folder, jobs)
-  lines = rows(folder, variants, range(base.seed, base.seed + seeds))
-  if lines:
-    text = table(lines)
+  runs = rows(folder, variants, range(base.seed, base.seed + seeds))
+  if len(runs):
+    text = table(runs)
     with ending.deferred():
-      results.write(folder / 'results.csv', lines)
+      run_tables.write(folder / 'results.csv', runs)
       _files.write_bytes(folder / 'results.md', f'{text}\n'.encode())
-      draw(lines, base.target_epsilon or 0.0, folder)
+      draw(runs, base.target_epsilon or 0.0, folder)
     print(text)
   for line in ended.failed:
     print(f'error: {line}', file=sys.stderr)

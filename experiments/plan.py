@@ -8,7 +8,7 @@ r"""What a privacy budget means for a setting, before anything is trained.
 For client and for record level and each ε it prints the noise multiplier, the
 noise beside what it hides, and what would be needed where that is too much. It
 takes seconds. `tff_medical.privacy.planning` says what the columns mean. With
---output_dir it leaves plan.csv, plan.png and plan.svg.
+--output_dir it leaves plan.csv and plan.png.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def main(values: absl_flags.FlagValues) -> None:
     with ending.deferred():
       write_csv(folder / 'plan.csv', rows, parameters)
       plots.save(draw(rows), folder, 'plan')
-    print(f'\nplan.csv, plan.png and plan.svg in {folder}')
+    print(f'\nplan.csv and plan.png in {folder}')
 
 
 def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:

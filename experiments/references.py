@@ -39,6 +39,7 @@ if __name__ == '__main__':
   )
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 from experiments.config import assembly
@@ -156,13 +157,14 @@ def _metrics(task: tasks.Task, sites: Sequence[_Site]) -> dict[str, float]:
 
   Those of a site are of its own model on its own test images.
   """
-  found = [_evaluate(task, _fit(task, site.rows)) for site in sites]
+  by_site = [_evaluate(task, _fit(task, site.rows)) for site in sites]
+  # A metric that one site's images do not determine is the mean of the others.
   means = {
-    name: sweeps.mean(metrics[name] for metrics in found)
-    for name in found[0]
+    name: float(value)
+    for name, value in pd.DataFrame(by_site).mean().items()
     if not name.startswith('site/')
   }
-  for site, metrics in zip(sites, found):
+  for site, metrics in zip(sites, by_site):
     own = f'site/{site.number}/'
     means.update((n, v) for n, v in metrics.items() if n.startswith(own))
   return means

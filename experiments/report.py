@@ -1,9 +1,9 @@
 """Writes a sweep's report.html, plots and results.csv again.
 
-    python -m experiments.report --sweep_dir=study
+    python -m experiments.report --sweep_dir=runs/sweep
 
-As `experiments.tradeoff` does at its end; worth running again once cells were
-audited, or on a folder that came from elsewhere.
+`experiments.tradeoff` writes the same files at its end. After audits of cells, or
+on a folder from another machine, this command writes them again.
 """
 
 from __future__ import annotations

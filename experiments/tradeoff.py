@@ -1,9 +1,9 @@
 r"""How much accuracy each privacy budget costs: trains every cell, and reports.
 
     python -m experiments.tradeoff --epsilons=1,2,4,8,inf --seeds=3 \
-        --dataset=medmnist/pneumoniamnist --num_clients=470 --output_dir=study
+        --dataset=medmnist/pneumoniamnist --num_clients=470 --output_dir=runs/sweep
     python -m experiments.tradeoff \
-        --flagfile=experiments/presets/tradeoff_quick.flags --output_dir=quick
+        --flagfile=experiments/presets/tradeoff_quick.flags --output_dir=runs/quick
 
 All flags of `experiments.train` set what the cells have in common. A cell is
 one ε and one seed; ε inf is federated training without privacy. For each seed

@@ -1,4 +1,4 @@
-"""Writes a sweep's folder as `experiments.tradeoff` leaves it, in no time."""
+"""Writes a sweep's folder as `experiments.tradeoff` does, without training."""
 
 import dataclasses
 import json
@@ -22,9 +22,9 @@ def write(folder, command='python -m experiments.tradeoff', **info):
   """Writes a sweep of two seeds, with one cell missing and one audited.
 
   Args:
-    folder: Where to; it is made.
-    command: What `sweep.json` says.
-    **info: More for `sweep.json`.
+    folder: Folder to make.
+    command: Command in `sweep.json`.
+    **info: Further entries of `sweep.json`.
 
   Returns:
     The folder as a path.
@@ -58,7 +58,7 @@ def write(folder, command='python -m experiments.tradeoff', **info):
 
 
 def summary(**changed):
-  """Returns how a run of 3 rounds ended."""
+  """Returns the summary of a run of 3 rounds."""
   values = {
     'rounds': 3,
     'stop_reason': 'completed',
@@ -75,7 +75,7 @@ def summary(**changed):
 
 
 def config(**changed):
-  """Returns what a run was started with."""
+  """Returns the config of a run."""
   values = {
     'settings': {},
     'data_digest': 'md5:123',
@@ -92,14 +92,14 @@ def _entry(name, kind, epsilon, seed):
 
 
 def _metrics(auc):
-  found = {'auc': auc, 'accuracy': auc - 0.1, 'balanced_accuracy': auc - 0.2}
+  metrics = {'auc': auc, 'accuracy': auc - 0.1, 'balanced_accuracy': auc - 0.2}
   for index, name in enumerate(CLASSES):
-    found[f'sensitivity/{name}'] = auc - 0.3 * index
+    metrics[f'sensitivity/{name}'] = auc - 0.3 * index
   for index, name in enumerate(SITES):
-    found[f'site/{name}/auc'] = auc
-    found[f'site/{name}/accuracy'] = auc - 0.1 * index
-    found[f'site/{name}/sensitivity/{CLASSES[0]}'] = auc
-  return found
+    metrics[f'site/{name}/auc'] = auc
+    metrics[f'site/{name}/accuracy'] = auc - 0.1 * index
+    metrics[f'site/{name}/sensitivity/{CLASSES[0]}'] = auc
+  return metrics
 
 
 def _reference(folder, kind):

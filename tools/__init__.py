@@ -1,1 +1,1 @@
-"""What maintains this repository; no part of the library or its commands."""
+"""Maintenance of this repository; no part of the library or its commands."""

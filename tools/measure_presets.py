@@ -1,89 +1,91 @@
-r"""Measures presets over seeds: a CSV, the README's table, their own headers.
+r"""Measures presets over seeds, for a CSV, a table and the presets' headers.
 
     python -m tools.measure_presets --data_dir=FOLDER_WITH_NPZ \
         --names=pneumoniamnist_fedavg,pneumoniamnist_dp_eps8 --seeds=3 \
         --output_dir=runs/presets
 
-Each preset is run once a seed by the command in its header; a run that is
-complete in --output_dir is not done again. results/presets.csv gets a line for
-each run, the line "# reached:" in a preset's header the mean and spread.
+Each preset is run once a seed by the command in its header. A run that is
+complete in --output_dir is not repeated. results/presets.csv gets a row a run, and
+the line "# reached:" in a preset's header gets mean and standard deviation. The
+table is printed, and `tools.publish` puts it into docs/results.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 import functools
+import math
 import pathlib
 import re
-import statistics
 import sys
 
 from absl import flags as absl_flags
+import pandas as pd
 
 from experiments.config import settings as settings_lib
 from experiments.running import cells
 from experiments.running import command
-from experiments.running import results
 from tff_medical import _validate
 from tff_medical.program import ending
 from tff_medical.program import run_folder
+from tff_medical.reporting import run_tables
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRESETS = _ROOT / 'experiments' / 'presets'
 RESULTS = _ROOT / 'results' / 'presets.csv'
 
 
-def merge(old: Sequence[dict], new: Sequence[dict]) -> list[dict]:
-  """Returns the lines of both by preset and seed; the new ones count."""
-  both = {(r['name'], str(r['seed'])): r for r in (*old, *new)}
-  return [both[key] for key in sorted(both)]
+def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+  """Returns the runs of both, sorted; a new run replaces that of its seed."""
+  both = pd.concat([old, new]).drop_duplicates(['name', 'seed'], keep='last')
+  return both.sort_values(['name', 'seed'], ignore_index=True)
 
 
-def reached(rows: Sequence[dict]) -> str:
-  """Returns mean and spread over the seeds of one preset, in a line."""
-  parts = [
+def reached(runs: pd.DataFrame) -> str:
+  """Returns mean and standard deviation over the runs of a preset, in a line."""
+  metrics = ', '.join(
     f'{name.replace("_", " ").replace("auc", "AUC")} '
-    f'{results.spread(results.values(rows, name))}'
-    for name in results.METRICS
-  ]
-  epsilon = max(results.values(rows, 'epsilon'))
+    f'{run_tables.spread(runs[name])}'
+    for name in run_tables.METRICS
+  )
+  epsilon = runs['epsilon'].max()
   privacy = (
     'no privacy'
-    if epsilon == float('inf')
-    else f'ε {results.round_up(epsilon, 3)} at δ {float(rows[0]["delta"]):.3g}'
+    if math.isinf(epsilon)
+    else f'ε {run_tables.round_up(epsilon, 3)} at δ {runs["delta"].iloc[0]:.3g}'
   )
-  seconds = statistics.median(results.values(rows, 'seconds'))
   return (
-    f'{privacy}; test {", ".join(parts)} (mean and standard deviation of '
-    f'{len(rows)} seeds), {seconds:.0f} s'
+    f'{privacy}; test {metrics} (mean and standard deviation of '
+    f'{len(runs)} seeds), {runs["seconds"].median():.0f} s'
   )
 
 
-def table(rows: Sequence[dict]) -> str:
-  """Returns the table of the README, in Markdown, a line for each preset."""
-  lines = []
-  for preset, own in sorted(results.by_name(rows).items()):
-    epsilon = max(results.values(own, 'epsilon'))
-    private = epsilon < float('inf')
-    seconds = statistics.median(results.values(own, 'seconds'))
-    lines.append(
-      [
-        f'`{preset}`',
-        own[0]['privacy_unit'] if private else '-',
-        results.round_up(epsilon, 2) if private else 'none',
-        f'{float(own[0]["delta"]):.1e}' if private else '-',
-        *(
-          results.spread(results.values(own, name)) for name in results.METRICS
-        ),
-        f'{seconds:.0f}',
-      ]
-    )
-  header = 'preset, unit, ε, δ, test AUC, accuracy, balanced accuracy, s'
-  return results.markdown(header.split(', '), lines)
+def table(runs: pd.DataFrame) -> str:
+  """Returns the table of presets in Markdown, a row a preset."""
+  presets = runs.groupby('name')
+  first = presets.first()
+  epsilon = presets['epsilon'].max()
+  private = epsilon < math.inf
+  texts = pd.DataFrame(
+    {
+      'preset': '`' + first.index + '`',
+      'unit': first['privacy_unit'].where(private, '-'),
+      'ε': epsilon.map(
+        lambda e: 'none' if math.isinf(e) else run_tables.round_up(e, 2)
+      ),
+      'δ': first['delta'].map('{:.1e}'.format).where(private, '-'),
+      'test AUC': presets['auc'].agg(run_tables.spread),
+      'accuracy': presets['accuracy'].agg(run_tables.spread),
+      'balanced accuracy': presets['balanced_accuracy'].agg(run_tables.spread),
+      's': presets['seconds'].median().map('{:.0f}'.format),
+    },
+    index=first.index,
+  )
+  return run_tables.markdown(texts)
 
 
 def write_header(path: pathlib.Path, line: str) -> None:
-  """Puts what was reached into the header of a preset."""
+  """Writes the line "# reached:" in the header of a preset."""
   text = re.sub(
     r'^# reached: .*$', f'# reached: {line}', path.read_text(), flags=re.M
   )
@@ -102,7 +104,7 @@ def _is_complete(run: pathlib.Path) -> bool:
 def _run_all(
   names: Sequence[str], seeds: int, data_dir: str, folder: pathlib.Path
 ) -> cells.Ended:
-  """Runs what is not complete yet."""
+  """Does the runs that are not complete yet."""
   todo = []
   for seed in range(seeds):
     for name in names:
@@ -127,20 +129,19 @@ def main(values: absl_flags.FlagValues) -> int:
     raise _validate.InputError('data_dir and output_dir must be given')
   folder = pathlib.Path(values.output_dir)
   ended = _run_all(names, values.seeds, values.data_dir, folder)
-  found = [
-    results.row(name, seed, run_folder.RunFolder(run).read_summary())
+  measured = [
+    run_tables.row(name, seed, run_folder.RunFolder(run).read_summary())
     for name in names
     for seed in range(values.seeds)
     if _is_complete(run := _run_folder(folder, name, seed))
   ]
-  rows = merge(results.read(RESULTS), found)
+  runs = merge(run_tables.read(RESULTS), run_tables.table(measured))
   with ending.deferred():
-    results.write(RESULTS, rows)
-    for name in names:
-      own = [r for r in rows if r['name'] == name]
-      if own:
-        write_header(PRESETS / f'{name}.flags', reached(own))
-  print(table(rows))
+    run_tables.write(RESULTS, runs)
+    for name, group in runs.groupby('name'):
+      if name in names:
+        write_header(PRESETS / f'{name}.flags', reached(group))
+  print(table(runs))
   for line in ended.failed:
     print(f'error: {line}', file=sys.stderr)
   return ended.exit_code

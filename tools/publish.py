@@ -1,55 +1,62 @@
-r"""Puts results into the repository and renews the tables and figure made of them.
+r"""Puts results into the repository, and renews its tables and its figure.
 
     python -m tools.publish \
         --sweep_dirs=runs/pneumonia_client,runs/pneumonia_record \
         --comparison_dirs=runs/helps_client
 
-Of each sweep (`experiments.tradeoff`) the report, its plots and results.csv go
-to results/NAME, of each comparison (`experiments.compare`) results.csv and
-figure; NAME is that of the folder. Without folders only the tables are renewed,
-from what lies in results/. In the pages (README.md, docs/results.md) what
-stands between `<!-- NAME -->` and `<!-- end -->` is written by this command,
-and a test holds it against the files.
+A sweep (`experiments.tradeoff`) leaves its report and results.csv in results/NAME,
+a comparison (`experiments.compare`) its figure and results.csv; NAME is the name of
+its folder. Without folders, tables and figure are renewed from the files in
+results/. This command writes the text between `<!-- NAME -->` and `<!-- end -->`
+in the pages (README.md, docs/results.md), and a test holds it against the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import functools
-import math
 import pathlib
 import re
 import shutil
 
 from absl import flags as absl_flags
 from matplotlib import axes as axes_lib
+import pandas as pd
 
 from experiments import compare
 from experiments.running import command
-from experiments.running import results
 from tff_medical import _validate
 from tff_medical.program import ending
 from tff_medical.reporting import plots
 from tff_medical.reporting import report
-from tff_medical.reporting import sweeps
+from tff_medical.reporting import run_tables
+from tff_medical.reporting import sweeps as sweeps_lib
 from tools import measure_presets
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = (_ROOT / 'README.md', _ROOT / 'docs' / 'results.md')
 RESULTS = _ROOT / 'results'
 FIGURE = 'tradeoff'
-_STUDY_FILES = ('results.csv', 'report.html', 'plots')
-_COMPARISON_FILES = ('results.csv', 'comparison.png', 'comparison.svg')
-# Columns that only the results of the one or the other have.
-_OF_STUDY, _OF_COMPARISON = 'cell', 'flags'
+_SWEEP_FILES = ('results.csv', 'report.html')
+_COMPARISON_FILES = ('results.csv', 'comparison.png')
+# Columns that only sweeps have, or only comparisons.
+_OF_SWEEP, _OF_COMPARISON = 'cell', 'flags'
 _COLUMNS_OF_FIGURE = 2
+_REFERENCES = {
+  sweeps_lib.CENTRAL: 'pooled images, no privacy',
+  sweeps_lib.PER_SITE: 'each site alone, no privacy',
+}
+# The marks of the tables of sweeps, with the metric that each table shows.
+_SWEEP_MARKS = {
+  'studies': 'auc',
+  'studies_balanced_accuracy': 'balanced_accuracy',
+}
 _MARKED = r'(<!-- ([\w-]+) -->)(.*?)(<!-- end -->)'
-_STUDY_MARKS = ['studies', 'studies_balanced_accuracy']
 
 
-def check_study(folder: pathlib.Path) -> None:
-  """Raises `InputError` unless the folder is that of a sweep that is done."""
-  missing = [c.name for c in sweeps.read(folder).cells if not c.is_done]
+def check_sweep(folder: pathlib.Path) -> None:
+  """Raises `InputError` unless the folder holds a sweep whose cells are done."""
+  missing = [c.name for c in sweeps_lib.read(folder).cells if not c.is_done]
   if missing:
     raise _validate.InputError(
       f'sweep_dirs: {folder} has {len(missing)} cells to do ({missing[0]}, '
@@ -57,24 +64,23 @@ def check_study(folder: pathlib.Path) -> None:
     )
 
 
-def copy_study(folder: pathlib.Path, target: pathlib.Path) -> None:
-  """Writes a sweep's report anew, and copies what is to be published."""
-  sweep = sweeps.read(folder)
-  sweeps.write_csv(sweep)
+def copy_sweep(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Writes a sweep's report anew, and copies the files to be published."""
+  sweep = sweeps_lib.read(folder)
+  sweeps_lib.write_csv(sweep)
   report.write(sweep)
-  _copy(folder, target, _STUDY_FILES)
+  _copy(folder, target, _SWEEP_FILES)
 
 
 def check_comparison(folder: pathlib.Path) -> None:
-  """Raises `InputError` unless the folder is that of a comparison, all done."""
+  """Raises `InputError` unless the folder holds a comparison that is done."""
   if not all((folder / name).exists() for name in _COMPARISON_FILES):
     raise _validate.InputError(
       f'comparison_dirs: {folder} holds no comparison; give the --output_dir '
       'of experiments.compare'
     )
-  groups = results.by_name(results.read(folder / 'results.csv'))
-  seeds = {name: {one['seed'] for one in own} for name, own in groups.items()}
-  if len(set(map(frozenset, seeds.values()))) > 1:
+  runs = run_tables.read(folder / 'results.csv')
+  if runs.groupby('name')['seed'].agg(frozenset).nunique() > 1:
     raise _validate.InputError(
       f'comparison_dirs: {folder} has variants of which seeds are missing; '
       'start experiments.compare again'
@@ -82,7 +88,7 @@ def check_comparison(folder: pathlib.Path) -> None:
 
 
 def copy_comparison(folder: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies what is to be published of a comparison."""
+  """Copies the files of a comparison that are to be published."""
   _copy(folder, target, _COMPARISON_FILES)
 
 
@@ -91,105 +97,106 @@ def _copy(
 ) -> None:
   target.mkdir(parents=True, exist_ok=True)
   for name in names:
-    if (folder / name).is_dir():
-      shutil.rmtree(target / name, ignore_errors=True)
-      shutil.copytree(folder / name, target / name)
-    else:
-      shutil.copy(folder / name, target / name)
+    shutil.copy(folder / name, target / name)
 
 
-def published(
-  folder: pathlib.Path, column: str
-) -> dict[str, list[dict[str, str]]]:
-  """Returns the lines of each results.csv that has the column, by its name."""
-  found = {}
-  for path in sorted(folder.glob('*/results.csv')):
-    lines = results.read(path)
-    if lines and column in lines[0]:
-      found[path.parent.name] = lines
-  return found
+def published(folder: pathlib.Path, column: str) -> dict[str, pd.DataFrame]:
+  """Returns the table of each results.csv that has the column, by its name."""
+  tables = {
+    path.parent.name: run_tables.read(path)
+    for path in sorted(folder.glob('*/results.csv'))
+  }
+  return {name: runs for name, runs in tables.items() if column in runs}
 
 
-def _groups(
-  lines: Sequence[Mapping[str, str]], metric: str
-) -> dict[tuple[str, float], list[float]]:
-  """Returns the values of a metric by kind and ε."""
-  found: dict[tuple[str, float], list[float]] = {}
-  for line in lines:
-    if line[metric]:
-      key = (line['kind'], float(line['target_epsilon']))
-      found.setdefault(key, []).append(float(line[metric]))
-  return found
+def _measured(sweeps: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+  """Returns the runs of all sweeps; skipped references have no metrics."""
+  runs = pd.concat(sweeps, names=['sweep']).reset_index('sweep')
+  return runs[runs['status'] != 'skipped']
 
 
-def study_table(
-  found: Mapping[str, Sequence[Mapping[str, str]]], metric: str
-) -> str:
-  """Returns a line a study and a column a budget, in Markdown."""
-  groups = {name: _groups(lines, metric) for name, lines in found.items()}
-  keys = sorted({key for group in groups.values() for key in group}, key=_order)
-  lines = [
-    [
-      f'`{name}`',
-      *(results.spread(group[key]) if key in group else '' for key in keys),
-    ]
-    for name, group in groups.items()
-  ]
-  header = ['', *(sweeps.label(kind, epsilon) for kind, epsilon in keys)]
-  return results.markdown(header, lines)
+def sweep_table(sweeps: Mapping[str, pd.DataFrame], metric: str) -> str:
+  """Returns a row a sweep and a column a budget, in Markdown."""
+  groups = _measured(sweeps).groupby(['sweep', 'kind', 'target_epsilon'])
+  texts = (
+    groups[metric].agg(run_tables.spread).unstack(['kind', 'target_epsilon'])
+  )
+  texts = texts[sorted(texts.columns, key=_order)].fillna('')
+  texts.columns = [sweeps_lib.label(*key) for key in texts.columns]
+  texts.insert(0, '', '`' + texts.index + '`')
+  return run_tables.markdown(texts)
 
 
 def _order(key: tuple[str, float]) -> tuple[int, float]:
-  return sweeps.KINDS.index(key[0]), key[1]
+  return sweeps_lib.KINDS.index(key[0]), key[1]
 
 
-def draw(
-  found: Mapping[str, Sequence[Mapping[str, str]]], folder: pathlib.Path
-) -> None:
-  """Writes the figure of all studies: test AUC against ε."""
-  figure, panels = plots.grid(len(found), _COLUMNS_OF_FIGURE)
-  for axes, (name, lines) in zip(panels, found.items()):
-    axes.set_title(name.replace('_', ' '))
-    _draw_panel(axes, _groups(lines, 'auc'))
+def draw(sweeps: Mapping[str, pd.DataFrame], folder: pathlib.Path) -> None:
+  """Writes the figure of all sweeps: test AUC against ε, a panel a data set.
+
+  Sweeps of one data set have the name DATA_UNIT. Each panel has its own y axis.
+  """
+  runs = _measured(sweeps)
+  units = {name: _unit(table) for name, table in sweeps.items()}
+  runs['unit'] = runs['sweep'].map(units)
+  datasets = runs.groupby(
+    [name.removesuffix(f'_{units[name]}') for name in runs['sweep']]
+  )
+  titles = [str(data).replace('_', ' ').capitalize() for data, _ in datasets]
+  figure, panels = plots.grid(titles, _COLUMNS_OF_FIGURE)
+  for axes, (_, group) in zip(panels, datasets):
+    _draw_panel(axes, group)
+  plots.legend(panels[0])
   plots.save(figure, folder, FIGURE)
 
 
-def _draw_panel(
-  axes: axes_lib.Axes, groups: Mapping[tuple[str, float], Sequence[float]]
-) -> None:
-  epsilons = sorted(e for kind, e in groups if kind == sweeps.FEDERATED)
-  means = []
-  for position, epsilon in enumerate(epsilons):
-    aucs = groups[sweeps.FEDERATED, epsilon]
-    means.append(sweeps.mean(aucs))
-    axes.plot([position] * len(aucs), aucs, 'o', color=plots.color(0))
-  axes.plot(range(len(epsilons)), means, color=plots.color(0))
-  for index, kind in enumerate(sweeps.REFERENCES, start=1):
-    if (kind, math.inf) in groups:
-      level = sweeps.mean(groups[kind, math.inf])
-      plots.level(axes, level, sweeps.LABELS[kind], plots.color(index))
-  axes.set_xticks(
-    range(len(epsilons)),
-    [sweeps.label(sweeps.FEDERATED, epsilon) for epsilon in epsilons],
+def _unit(runs: pd.DataFrame) -> str:
+  """Returns the privacy unit of a sweep, which only its private runs state."""
+  private = runs.loc[~runs['unit'].isin(['none', '']), 'unit']
+  return 'none' if private.empty else private.iloc[0]
+
+
+def _draw_panel(axes: axes_lib.Axes, runs: pd.DataFrame) -> None:
+  """Draws a line a privacy unit, a dot a run, and a level a reference."""
+  federated = runs[runs['kind'] == sweeps_lib.FEDERATED]
+  position = plots.epsilon_axis(
+    axes, sorted(federated['target_epsilon'].unique())
   )
+  units = federated.groupby('unit')
+  for index, (unit, group) in enumerate(units):
+    shift = 0.1 * (index - (len(units) - 1) / 2)  # Dots side by side.
+    shade = plots.color(index)
+    dots = group['target_epsilon'].map(position) + shift
+    axes.plot(dots, group['auc'], 'o', color=shade, alpha=0.55)
+    means = group.groupby('target_epsilon')['auc'].agg(run_tables.mean)
+    axes.plot(
+      means.index.map(position) + shift, means, color=shade,
+      label=f'federated, ε per {unit}',
+    )  # fmt: skip
+  for index, kind in enumerate(sweeps_lib.REFERENCES, start=len(units)):
+    reference = runs[runs['kind'] == kind]
+    if len(reference):
+      axes.axhline(
+        run_tables.mean(reference['auc']), linestyle='--', linewidth=1.2,
+        color=plots.color(index), label=_REFERENCES[kind],
+      )  # fmt: skip
   axes.set_ylabel('test AUC')
 
 
 def blocks(folder: pathlib.Path) -> dict[str, str]:
-  """Returns what belongs between the marks of the pages, by their name."""
-  found = {
-    'presets': measure_presets.table(results.read(folder / 'presets.csv'))
-  }
-  if all_studies := published(folder, _OF_STUDY):
-    for name, metric in zip(_STUDY_MARKS, ('auc', 'balanced_accuracy')):
-      found[name] = study_table(all_studies, metric)
-  for name, lines in published(folder, _OF_COMPARISON).items():
-    found[name] = compare.table(lines)
-  return found
+  """Returns the tables of the pages, by the names of their marks."""
+  presets = run_tables.read(folder / 'presets.csv')
+  tables = {'presets': measure_presets.table(presets)}
+  if sweeps := published(folder, _OF_SWEEP):
+    for name, metric in _SWEEP_MARKS.items():
+      tables[name] = sweep_table(sweeps, metric)
+  for name, runs in published(folder, _OF_COMPARISON).items():
+    tables[name] = compare.table(runs)
+  return tables
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-  """Returns a text with each table between its marks, where it has them.
+  """Returns a text with each table between the table's marks, if it has them.
 
   >>> print(fill('<!-- a -->old<!-- end -->', {'a': '| 1 |', 'b': '| 2 |'}))
   <!-- a -->
@@ -211,7 +218,7 @@ def fill_pages(
   """Returns the new text of each page.
 
   Raises:
-    InputError: A table has its mark on none of them.
+    InputError: No page has the mark of a table.
   """
   texts = {page: page.read_text('utf-8') for page in pages}
   marked = {m[2] for t in texts.values() for m in re.finditer(_MARKED, t, re.S)}
@@ -226,26 +233,29 @@ def fill_pages(
 
 def main(values: absl_flags.FlagValues) -> None:
   """Runs the command."""
-  sweeps = [pathlib.Path(path) for path in values.sweep_dirs]
-  compared = [pathlib.Path(path) for path in values.comparison_dirs]
-  for path in sweeps:
-    check_study(path)
-  for path in compared:
+  sweep_dirs = [pathlib.Path(path) for path in values.sweep_dirs]
+  comparison_dirs = [pathlib.Path(path) for path in values.comparison_dirs]
+  for path in sweep_dirs:
+    check_sweep(path)
+  for path in comparison_dirs:
     check_comparison(path)
-  wanted = [path.name for path in compared] + (_STUDY_MARKS if sweeps else [])
-  fill_pages(PAGES, dict.fromkeys(wanted, ''))
+  marks = [path.name for path in comparison_dirs]
+  marks += _SWEEP_MARKS if sweep_dirs else []
+  fill_pages(PAGES, dict.fromkeys(marks, ''))
   with ending.deferred():  # Pages and tables are to say the same.
-    for path in sweeps:
-      copy_study(path, RESULTS / path.name)
-    for path in compared:
+    for path in sweep_dirs:
+      copy_sweep(path, RESULTS / path.name)
+    for path in comparison_dirs:
       copy_comparison(path, RESULTS / path.name)
-    if found := published(RESULTS, _OF_STUDY):
-      draw(found, RESULTS)
+    if sweeps := published(RESULTS, _OF_SWEEP):
+      draw(sweeps, RESULTS)
     for page, text in fill_pages(PAGES, blocks(RESULTS)).items():
       page.write_text(text, 'utf-8')
 
 
 if __name__ == '__main__':
   absl_flags.DEFINE_list('sweep_dirs', [], 'folders of experiments.tradeoff')
-  absl_flags.DEFINE_list('comparison_dirs', [], 'of experiments.compare')
+  absl_flags.DEFINE_list(
+    'comparison_dirs', [], 'folders of experiments.compare'
+  )
   command.run(functools.partial(main, absl_flags.FLAGS))

@@ -85,7 +85,7 @@ def invert(
 
   Args:
     run: One that passes `check`.
-    folder: Where inversion.png and inversion.svg go.
+    folder: Folder of inversion.png.
     images: How many.
 
   Returns:
@@ -138,7 +138,7 @@ def summary_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append((f'inversion, {view}', text))
   rows.append(
     (
-      'inversion.png, .svg',
+      'inversion.png',
       f'{found["images"]} training images: confidential, do not publish',
     )
   )

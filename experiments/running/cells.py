@@ -1,7 +1,7 @@
-"""Trainings of a study: the commands that do them, side by side, with progress.
+"""Trainings of a sweep: their commands, run side by side with a progress bar.
 
 A cell is one training with a name and settings of its own. Its run folder is
-`cells/NAME` below the study's folder, what it prints goes to `logs/NAME.log`.
+`cells/NAME` below the sweep's folder, and its output goes to `logs/NAME.log`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.running import exit_codes
 from experiments.running import jobs as jobs_lib
 from tff_medical.program import run_folder
 
-# Seconds between lines of progress that go to a file.
+# Seconds between lines of progress where stderr is a file.
 _LOG_SECS = 30
 
 
@@ -29,10 +29,10 @@ class Training:
   """A training to be done.
 
   Attributes:
-    name: Of its folder.
-    flags: The settings of the run; its `output_dir` is that folder.
-    module: The command of this package that does it.
-    extra: Flags of that command beside the settings.
+    name: Name of the cell, hence of its run folder.
+    flags: Settings of the run; `output_dir` is the run folder.
+    module: Command of `experiments` that does the training.
+    extra: Flags of the command beside the settings.
   """
 
   name: str
@@ -41,7 +41,7 @@ class Training:
   extra: tuple[str, ...] = ()
 
   def job(self, folder: pathlib.Path) -> jobs_lib.Job:
-    """Returns the command, whose log is kept below the study's `folder`."""
+    """Returns the command, whose log is kept below the sweep's `folder`."""
     command = [sys.executable, '-m', f'experiments.{self.module}', *self.extra]
     command += self.flags.arguments()
     return jobs_lib.Job(
@@ -50,7 +50,7 @@ class Training:
 
 
 def cell_folder(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """Returns the run folder of a cell of the study in `folder`."""
+  """Returns the run folder of a cell of the sweep in `folder`."""
   return folder / 'cells' / name
 
 
@@ -59,8 +59,8 @@ class Ended:
   """How a run over cells ended.
 
   Attributes:
-    failed: A line for each cell that failed, with its name and last message.
-    exit_code: That of the command, one of `exit_codes`.
+    failed: Line for each cell that failed, with its name and last message.
+    exit_code: Exit code of the command, one of `exit_codes`.
   """
 
   failed: Sequence[str]
@@ -68,7 +68,7 @@ class Ended:
 
   @property
   def interrupted(self) -> bool:
-    """Returns whether a signal ended it before all was done."""
+    """Returns whether a signal ended the command before all cells were done."""
     return self.exit_code not in (exit_codes.OK, exit_codes.FAILED)
 
 
@@ -78,13 +78,14 @@ def run(
   jobs: int | None,
   on_end: Callable[[], None] = lambda: None,
 ) -> Ended:
-  """Does all trainings, with a bar over them.
+  """Does all trainings, with one progress bar.
 
   Args:
-    todo: What to do; cells that fail stop no other.
-    folder: The study's.
-    jobs: How many at once; by default one for each GPU, or else for each core.
-    on_end: Is called after each.
+    todo: Trainings to do; one that fails does not stop the others.
+    folder: Folder of the sweep.
+    jobs: Number of trainings at once; by default one for each GPU, or else one
+      for each core.
+    on_end: Function that is called after each training.
 
   Raises:
     InputError: The number of jobs is not positive.
@@ -123,7 +124,7 @@ def run(
 
 
 class _Progress:
-  """The bar over all cells, with the parts done of those that run."""
+  """The bar of all cells; a cell that runs counts by its share of rounds."""
 
   def __init__(
     self, folder: pathlib.Path, rounds: Mapping[str, int], total: int
@@ -144,7 +145,7 @@ class _Progress:
     self._done += 1
 
   def poll(self, names: Sequence[str]) -> None:
-    """Shows how far the cells that run have come."""
+    """Shows the progress of the cells that run."""
     done = self._done + sum(map(self._part, names))
     self._bar.n = done
     elapsed = time.monotonic() - self._started
@@ -162,7 +163,7 @@ class _Progress:
       self._bar.refresh()
 
   def close(self) -> None:
-    """Leaves the bar as it is."""
+    """Closes the bar, which stays on the screen."""
     self._bar.close()
 
   def _part(self, name: str) -> float:

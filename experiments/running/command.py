@@ -1,8 +1,8 @@
 """Runs a command: flags, help, bad input, signals and exit codes.
 
-A command that imports TensorFlow has two blocks `if __name__ == '__main__'`:
-the one before its slow imports defines the flags and calls `parse`, so that
---help and wrong flags take no seconds; the one at its end calls `run`.
+A command that imports TensorFlow has two blocks `if __name__ == '__main__'`. The
+block before its slow imports defines the flags and calls `parse`, so that --help
+and wrong flags are answered at once. The block at its end calls `run`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from experiments.running import exit_codes
 from tff_medical import _validate
 
 _HELP = ('h', '?', 'help', 'helpshort', 'helpfull', 'helpxml')
-# What `parse` left of the command line.
+# The arguments that `parse` left over.
 _parsed: Sequence[str] | None = None
 
 
@@ -32,16 +32,16 @@ def parse(
   check: Callable[[], object] = lambda: None,
   settings: Collection[str] = (),
 ) -> Sequence[str]:
-  """Parses the command line, once; returns the program and what is no flag.
+  """Parses the command line, once; returns the program and its arguments.
 
-  For --help it prints the help and exits with 0; bad input prints one line to
-  stderr and exits with 2.
+  With --help the function prints the help and exits with 0. Bad input prints one
+  line to stderr and exits with 2.
 
   Args:
-    takes_arguments: Whether there may be arguments that are no flags.
-    check: Is called with the flags parsed; raises `InputError` if they cannot
-      be used together.
-    settings: The settings of a run that --help shows; () for all of them.
+    takes_arguments: Whether the command has arguments beside its flags.
+    check: Function that is called with the flags parsed; it raises `InputError`
+      if they cannot be used together.
+    settings: Settings of a run that --help shows; () for all of them.
   """
   global _parsed
   if _parsed is not None:
@@ -70,12 +70,11 @@ def run(
 ) -> None:
   """Runs `main` with parsed flags, as a command.
 
-  Bad input, of flags or found later, prints one line to stderr and exits with
-  2; so does an argument that is no flag, unless `takes_arguments` says that
-  `main` is given them. What cannot be written prints one line and exits with 1.
-  A signal that asks the command to end interrupts `main`, unless that defers it,
-  and gives the exit code (`endings`). `main` returns the exit code, or None for
-  0.
+  Bad input prints one line to stderr and exits with 2, as does an argument
+  beside the flags unless `takes_arguments` hands it to `main`. A file that cannot
+  be written prints one line and exits with 1. A signal that asks the command to
+  end interrupts `main`, unless `main` defers it, and decides the exit code
+  (`endings`). `main` returns the exit code, or None for 0.
   """
   endings.install()
   app.run(
@@ -100,7 +99,7 @@ def call(main: Callable[..., int | None], *arguments: Sequence[str]) -> int:
     if isinstance(error, _validate.InputError):
       return _refuse(error)
     if isinstance(error, OSError):
-      # A full disk, or a folder where a file is to go.
+      # The disk is full, or a folder is in the place of a file.
       print(f'error: stopped: {_in_a_line(error)}', file=sys.stderr)
       return endings.exit_code(exit_codes.FAILED)
     raise
@@ -120,18 +119,18 @@ def _asks_for_help(arguments: Sequence[str]) -> bool:
 def _print_help(program: str, settings: Collection[str]) -> typing.NoReturn:
   """Prints the command's doc and flags, and ends with exit code 0.
 
-  absl would show no flag of a module but the command's own.
+  absl would show the flags of the command's own module alone.
   """
   doc = sys.modules['__main__'].__doc__ or ''
-  own = flags.FLAGS.flags_by_module_dict().get(program, [])
-  print(flags_lib.help_text(doc, own, settings), end='')
+  command_flags = flags.FLAGS.flags_by_module_dict().get(program, [])
+  print(flags_lib.help_text(doc, command_flags, settings), end='')
   sys.exit(exit_codes.OK)
 
 
 def _guard_tff_worker() -> None:
-  """Has the worker process of TFF's runtime end with this command, if it uses TFF.
+  """Makes the worker process of TFF's runtime end with this command.
 
-  Commands that do not use TFF are not made to import it.
+  A command that has not imported TFF has no such process.
   """
   if sys.modules.get('tensorflow_federated') is not None:
     from tff_medical.runtime import tff_worker

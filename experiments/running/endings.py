@@ -1,15 +1,15 @@
-"""How the commands end by SIGINT and SIGTERM, from their first line on.
+"""The end of commands by SIGINT and SIGTERM, from their first line on.
 
-`experiments` installs this before anything slow is imported. Until a command's
-own work begins, and once it is over, a signal ends the process at once: nothing
-is half done then. Within the work it raises `ending.Ended`, or requests the end
-where the work deferred that. If the process is still there `DEADLINE_SECS` after
-the signal, or a second one comes, it ends as it is: all that it writes can be cut
-at any time, and what was saved before still loads.
+`experiments` installs the handlers before any slow import. Before and after the
+work of a command, a signal ends the process at once, as nothing is half done.
+During the work a signal raises `ending.Ended`, or requests the end where the work
+defers signals. `DEADLINE_SECS` after the signal, or at a second signal, the
+process ends as it is. Its writes can be cut at any time: files saved before still
+load.
 
-A command that a sweep started is given less time, as the sweep has to end in
-time, too; and a signal that reaches it twice, from its sweep and from a scheduler
-that signals all processes of a job, counts once.
+A command that a sweep started has less time, as the sweep has its own deadline. A
+signal may reach such a command twice: from the sweep, and from a scheduler that
+signals all processes of a job. Both count as one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ JOB_DEADLINE_SECS = 5.0
 _JOB_PATIENCE_SECS = 2.0
 
 _end: ending.End | None = None
-# That of a command whose work is over.
+# The exit code of a command whose work is over.
 _code: int | None = None
 _leaving = threading.Lock()
 _before_leaving: list[Callable[[], None]] = []
@@ -52,7 +52,7 @@ def is_starting() -> bool:
 
 
 def install() -> None:
-  """Makes signals end this command well, unless they do already."""
+  """Installs the handlers of signals, once."""
   global _end
   if _end is not None:
     return
@@ -71,18 +71,18 @@ def install() -> None:
     )
   _end.at_once = True
   _end.install()
-  atexit.register(_leave_quietly)  # The first to come is the last to run.
+  atexit.register(_leave_quietly)  # Registered first, hence run last.
   sys.unraisablehook = _quiet_hook(sys.unraisablehook)
   threading.excepthook = _quiet_hook(threading.excepthook)
   if hasattr(sys.stdout, 'reconfigure'):
-    # Lines that were printed must not be lost if the process ends at once.
+    # Printed lines must not be lost if the process ends at once.
     sys.stdout.reconfigure(line_buffering=True)
 
 
 def before_leaving(callback: Callable[[], None]) -> None:
-  """Has `callback` called before the process ends at once.
+  """Registers a function to be called before the process ends at once.
 
-  It may be called in any thread, while the main thread is anywhere.
+  The function may be called in any thread and at any moment of the main thread.
   """
   _before_leaving.append(callback)
 
@@ -94,7 +94,7 @@ def signum() -> int | None:
 
 @contextlib.contextmanager
 def work() -> Iterator[None]:
-  """Runs the command's own work: the first signal interrupts it."""
+  """Marks the work of the command, which the first signal interrupts."""
   if _end is None:
     yield
     return
@@ -109,8 +109,8 @@ def exit_code(code: int | None) -> int:
   """Returns the code to exit with.
 
   Args:
-    code: What the command came to; None is 0. A failure stays one, anything
-      else is the signal's code if there was a signal.
+    code: Exit code of the command's work; None is 0. After a signal, every code
+      but that of a failure gives way to the code of the signal.
   """
   global _code
   _code = code or exit_codes.OK
@@ -121,7 +121,7 @@ def exit_code(code: int | None) -> int:
 
 
 def stopped(error: BaseException | None = None) -> int:
-  """Says in a line that a signal ended the command; returns its exit code."""
+  """Prints that a signal ended the command; returns the exit code."""
   if isinstance(error, KeyboardInterrupt):
     by = getattr(error, 'signum', signal.SIGINT)
   else:
@@ -138,7 +138,7 @@ def _line(by: int, how: str) -> str:
 
 
 def _leave(by: int, how: str) -> NoReturn:
-  """Ends the process at once, with a line."""
+  """Prints a line and ends the process at once."""
   if not _leaving.acquire(blocking=False):
     while True:  # Another thread is about to end it.
       time.sleep(1)
@@ -152,14 +152,14 @@ def _leave(by: int, how: str) -> NoReturn:
 
 
 def _leave_quietly() -> None:
-  """Spares a command whose work is over the interpreter's last moments.
+  """Ends a command whose work is over without the interpreter's shutdown.
 
-  A signal would kill it there with a code of its own, and objects of work that
-  was cut short complain, or wait for ever.
+  During the shutdown a signal would decide the exit code, and objects of work
+  that was cut short print errors or wait for ever.
   """
   if _code is None:
-    return  # It failed with a traceback.
-  gc.collect()  # Writers of TensorFlow flush when nothing holds them.
+    return  # The command failed with a traceback.
+  gc.collect()  # TensorFlow's writers flush when they are collected.
   if _leaving.acquire(blocking=False):
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
@@ -168,7 +168,7 @@ def _leave_quietly() -> None:
 
 
 def _quiet_hook(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-  """Returns a hook that is silent about errors of work that was cut short."""
+  """Returns a hook that prints no errors of work that was cut short."""
 
   def quiet(args: Any) -> None:
     if signum() is None:

@@ -1,13 +1,13 @@
 """Runs commands side by side, each with its own cores or GPU.
 
-What: `run` starts one process for each `Job` as slots come free. A slot is a
-share of the cores, or a GPU where there are any: side by side, each cell's
-start, calibration and evaluation, which use one core, overlap with the others'
-rounds. Why processes: TensorFlow keeps one set of devices and threads a
-process. If this process dies, even by SIGKILL, the kernel interrupts the
-children (Linux), so nothing is left behind that would hold their folders. It
-does so once for each thread that dies here, which counts as one interruption
-(`endings`).
+`run` starts a process for each `Job` as slots come free. A slot is a share of the
+cores, or a GPU if the machine has any. Start, calibration and evaluation of a cell
+use one core, and overlap with the rounds of other cells. Processes are needed, as
+TensorFlow keeps one set of devices and threads a process.
+
+If this process dies, even by SIGKILL, the kernel interrupts the children (Linux),
+so that no child goes on holding its folder. The kernel does so once for each
+thread that dies here, which counts as one interruption (`endings`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tff_medical import _validate
 from tff_medical.program import ending
 
 _POLL_SECS = 0.5
-# Seconds in which a job ends by itself after a signal, and one more.
+# Seconds that a job has to end after a signal, and one more.
 _JOB_END_SECS = endings.JOB_DEADLINE_SECS + 1.0
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _T = TypeVar('_T')
@@ -39,7 +39,7 @@ _T = TypeVar('_T')
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A command, and the file that gets all it prints."""
+  """A command, and the file of its output."""
 
   name: str
   command: Sequence[str]
@@ -48,7 +48,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-  """What one process may use."""
+  """The cores and the environment variables of one process."""
 
   cores: frozenset[int]
   environment: Mapping[str, str]
@@ -80,22 +80,22 @@ def slots(
   """Divides cores and GPUs.
 
   Args:
-    count: How many slots; by default one a GPU or, without any, one a core.
-    cores: Dealt out evenly; with more slots than cores, cores are shared.
-    gpus: Dealt out in turn; shared ones are told to grow into their memory.
+    count: Number of slots; by default one a GPU or, without GPUs, one a core.
+    cores: Cores, dealt out evenly; more slots than cores share cores.
+    gpus: GPUs, dealt out in turn; TensorFlow allocates their memory as needed.
   """
   if count is None:
     count = len(gpus) or len(cores)
   _validate.positive_int(jobs=count)
-  found = []
+  divided = []
   for index in range(count):
-    own = cores[index::count] or [cores[index % len(cores)]]
+    share = cores[index::count] or [cores[index % len(cores)]]
     environment = {'TF_CPP_MIN_LOG_LEVEL': '2'}
     if gpus:
       environment['CUDA_VISIBLE_DEVICES'] = gpus[index % len(gpus)]
       environment['TF_FORCE_GPU_ALLOW_GROWTH'] = 'true'
-    found.append(Slot(frozenset(own), environment))
-  return found
+    divided.append(Slot(frozenset(share), environment))
+  return divided
 
 
 class _Running(NamedTuple):
@@ -103,7 +103,7 @@ class _Running(NamedTuple):
   process: subprocess.Popen[bytes]
 
 
-# All that run, for an end that leaves no time.
+# All running children, for an end that leaves no time.
 _alive: set[subprocess.Popen[bytes]] = set()
 
 
@@ -117,14 +117,15 @@ def run(
   """Runs all jobs, one in each slot at a time, in their order.
 
   Args:
-    jobs: What to run.
-    where: The slots.
-    on_end: Is called with a job and its exit code.
-    on_poll: Is called every half second with the names of those that run.
+    jobs: Jobs to run.
+    where: Slots of the jobs.
+    on_end: Function that is called with a job and its exit code.
+    on_poll: Function that is called every half second with the names of the
+      running jobs.
 
   Raises:
-    ending.Ended: A signal requested the end. The children were sent the same
-      one, and have ended; those that do not end in time are killed.
+    ending.Ended: A signal requested the end. The children got the same signal;
+      those that did not end in time were killed.
   """
   waiting = list(jobs)
   running: dict[int, _Running] = {}
@@ -138,27 +139,27 @@ def run(
         _sleep(end)
         if end.requested.is_set():
           raise ending.Ended(end.signum or signal.SIGINT)
-        for index, one in list(running.items()):
-          if one.process.poll() is not None:
+        for index, (job, process) in list(running.items()):
+          if process.poll() is not None:
             del running[index]
-            _alive.discard(one.process)
-            on_end(one.job, one.process.returncode)
-        on_poll([one.job.name for one in running.values()])
+            _alive.discard(process)
+            on_end(job, process.returncode)
+        on_poll([job.name for job, _ in running.values()])
     except BaseException as error:
       signum = getattr(error, 'signum', signal.SIGINT)
-      _end([one.process for one in running.values()], signum)
+      _end([process for _, process in running.values()], signum)
       raise
 
 
 def call(function: Callable[..., _T], *args: Any) -> _T:
-  """Returns what a function returns, or raises what it raises, in a process.
+  """Calls a function in a process of its own; returns or raises as it does.
 
-  The process is killed if this one is interrupted or dies; what it does must
-  leave nothing behind.
+  The process is killed if this one is interrupted or dies, so that the function
+  must leave nothing behind.
 
   Args:
-    function: One that pickle can name, as its arguments and its result.
-    *args: The arguments.
+    function: Function that pickle can name; its result can be pickled.
+    *args: Arguments that can be pickled.
   """
   spawn = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(
@@ -176,12 +177,12 @@ def call(function: Callable[..., _T], *args: Any) -> _T:
 
 @contextlib.contextmanager
 def _whole_start() -> Iterator[None]:
-  """Starts a process of `multiprocessing` whole, whatever signals come.
+  """Blocks signals while a process of `multiprocessing` starts.
 
-  The new process prints a traceback if it is left without what is written to
-  it, or if Ctrl-C in the terminal reaches it during its imports.
+  The new process would print a traceback if its input were cut, or if Ctrl-C in
+  the terminal reached it during its imports.
   """
-  # It is started at first use, and unblocks the signals.
+  # The tracker starts at its first use, and unblocks the signals.
   resource_tracker.ensure_running()
   with ending.deferred() as end:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ending.SIGNALS)
@@ -194,7 +195,7 @@ def _whole_start() -> Iterator[None]:
 
 
 def _end_with(parent: int) -> None:
-  """Has the kernel kill this process with its parent; only that ends it."""
+  """Makes this process ignore Ctrl-C and die with its parent."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -203,7 +204,7 @@ def _end_with(parent: int) -> None:
 
 
 def kill_all() -> None:
-  """Kills all children, for an end that leaves no time to ask them."""
+  """Kills all children, for an end that leaves no time."""
   for process in list(_alive):
     process.kill()
   for child in multiprocessing.active_children():
@@ -211,7 +212,7 @@ def kill_all() -> None:
 
 
 def _sleep(end: ending.End) -> None:
-  """Waits for the next look at the children, or for a signal."""
+  """Waits until the children are to be polled, or for a signal."""
   until = time.monotonic() + _POLL_SECS
   while time.monotonic() < until and not end.requested.is_set():
     time.sleep(_POLL_SECS / 10)
@@ -224,23 +225,23 @@ def _start(job: Job, slot: Slot) -> _Running:
 
   def prepare() -> None:
     """Runs in the child before the command."""
-    # A shell's background job ignores it, and would hand that on.
+    # A shell's background job ignores Ctrl-C, which children inherit.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(os, 'sched_setaffinity'):
       os.sched_setaffinity(0, slot.cores)
     with contextlib.suppress(OSError, AttributeError):
       ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
-    if os.getppid() != parent:  # It died before it was asked for.
+    if os.getppid() != parent:  # The parent died before prctl was called.
       os._exit(1)
 
-  with open(job.log, 'ab') as log:  # The child keeps it open.
+  with open(job.log, 'ab') as log:  # The child keeps the file open.
     process = subprocess.Popen(
       list(job.command),
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,
       env={**os.environ, endings.JOB_VARIABLE: '1', **slot.environment},
-      # Ctrl-C in a terminal would reach the child beside the signal from here.
+      # Ctrl-C in a terminal would reach the child beside this process's signal.
       start_new_session=True,
       preexec_fn=prepare,
     )
@@ -249,7 +250,7 @@ def _start(job: Job, slot: Slot) -> _Running:
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], signum: int) -> None:
-  """Sends processes a signal and waits; what takes too long is killed."""
+  """Sends processes a signal, waits, and kills those that take too long."""
   for process in processes:
     process.send_signal(signum)
   until = time.monotonic() + _JOB_END_SECS

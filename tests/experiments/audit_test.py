@@ -92,7 +92,7 @@ class AuditTest(parameterized.TestCase):
     )
     self.assertEqual(
       {p.name for p in (folder / 'audit').iterdir()},
-      {'privacy_ledger.jsonl', 'roc.png', 'roc.svg'},
+      {'privacy_ledger.jsonl', 'roc.png'},
     )
     with self.assertRaisesRegex(_validate.InputError, 'an earlier audit'):
       self._main(folder)

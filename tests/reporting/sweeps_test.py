@@ -12,7 +12,7 @@ from tff_medical import _validate
 from tff_medical.reporting import sweeps
 
 
-class StudyTest(parameterized.TestCase):
+class SweepTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.folder = finished_sweeps.write(
@@ -72,6 +72,16 @@ class StudyTest(parameterized.TestCase):
     path.write_text(content)
     with self.assertRaisesRegex(_validate.InputError, 'summary.json.*damaged'):
       sweeps.read(self.folder)
+
+  def test_parts_are_a_row_a_cell(self):
+    values = sweeps.parts(
+      sweeps.read(self.folder).measured(), sweeps.Cell.by_class
+    )
+    self.assertEqual(list(values.columns), sorted(finished_sweeps.CLASSES))
+    self.assertEqual(
+      list(values.index), ['ε 1', 'ε 1', 'ε 8', 'ε 8'] + ['no privacy'] * 2
+    )
+    self.assertEmpty(sweeps.parts([], sweeps.Cell.by_class))
 
   def test_parts(self):
     cell = sweeps.read(self.folder).measured()[0]

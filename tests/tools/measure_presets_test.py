@@ -1,12 +1,12 @@
-"""Tests of the results' lines, the README's table and the presets' headers."""
+"""Tests of the table of presets and of the presets' headers."""
 
 import math
 import pathlib
 
 from absl.testing import absltest
 
-from experiments.running import results
 from tests import finished_sweeps
+from tff_medical.reporting import run_tables
 from tools import measure_presets
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -23,34 +23,38 @@ def _summary(epsilon, auc, seconds):
 class MeasurePresetsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    self.rows = [
-      results.row('one', 0, _summary(7.99, 0.9, 10)),
-      results.row('one', 1, _summary(7.98, 0.8, 30)),
-      results.row('two', 0, _summary(math.inf, 0.95, 5)),
-    ]
+    self.runs = run_tables.table(
+      [
+        run_tables.row('one', 0, _summary(7.99, 0.9, 10)),
+        run_tables.row('one', 1, _summary(7.98, 0.8, 30)),
+        run_tables.row('two', 0, _summary(math.inf, 0.95, 5)),
+      ]
+    )
 
   def test_table_and_header_have_mean_and_spread(self):
-    lines = measure_presets.table(self.rows).splitlines()
+    lines = measure_presets.table(self.runs).splitlines()
     self.assertLen(lines, 4)
     self.assertEqual(
       lines[2],
       '| `one` | record | 7.99 | 1.0e-03 | 0.850 ± 0.071 | 0.500 ± 0.000 | '
       '0.250 ± 0.000 | 20 |',
     )
-    self.assertIn('| `two` | - | none | - | 0.950 ± 0.000 |', lines[3])
+    self.assertIn('| `two` | - | none | - | 0.950 |', lines[3])
     self.assertIn(
       'ε 7.990 at δ 0.001; test AUC 0.850 ± 0.071',
-      measure_presets.reached(self.rows[:2]),
+      measure_presets.reached(self.runs[:2]),
     )
-    self.assertIn('no privacy', measure_presets.reached(self.rows[2:]))
+    self.assertIn('no privacy', measure_presets.reached(self.runs[2:]))
 
   def test_results_are_kept_and_measured_again(self):
     path = pathlib.Path(self.create_tempdir().full_path, 'presets.csv')
-    self.assertEqual(results.read(path), [])
-    results.write(path, self.rows)
-    again = results.row('two', 0, _summary(math.inf, 0.99, 5))
-    merged = measure_presets.merge(results.read(path), [again])
-    self.assertEqual([float(r['auc']) for r in merged], [0.9, 0.8, 0.99])
+    self.assertEmpty(run_tables.read(path))
+    run_tables.write(path, self.runs)
+    again = [run_tables.row('two', 0, _summary(math.inf, 0.99, 5))]
+    merged = measure_presets.merge(
+      run_tables.read(path), run_tables.table(again)
+    )
+    self.assertEqual(list(merged['auc']), [0.9, 0.8, 0.99])
 
   def test_header_is_replaced(self):
     path = pathlib.Path(self.create_tempdir().full_path, 'a.flags')
@@ -60,32 +64,30 @@ class MeasurePresetsTest(absltest.TestCase):
       path.read_text(), '# What.\n# reached: AUC 1\n--rounds=1\n'
     )
 
-  def test_readme_has_the_table_of_the_results(self):
-    rows = results.read(measure_presets.RESULTS)
-    self.assertNotEmpty(rows)
+  def test_a_page_has_the_table_of_the_results(self):
+    runs = run_tables.read(measure_presets.RESULTS)
+    self.assertNotEmpty(runs)
     self.assertIn(
-      measure_presets.table(rows), (_ROOT / 'README.md').read_text()
+      measure_presets.table(runs), (_ROOT / 'docs' / 'results.md').read_text()
     )
 
   def test_presets_have_what_the_results_say(self):
-    rows = results.read(measure_presets.RESULTS)
+    runs = run_tables.read(measure_presets.RESULTS)
     for path in measure_presets.PRESETS.glob('*mnist*.flags'):
-      own = [r for r in rows if r['name'] == path.stem]
-      self.assertNotEmpty(own, path)
+      preset = runs[runs['name'] == path.stem]
+      self.assertNotEmpty(preset, path)
       self.assertIn(
-        f'# reached: {measure_presets.reached(own)}\n', path.read_text()
+        f'# reached: {measure_presets.reached(preset)}\n', path.read_text()
       )
 
   def test_private_pneumonia_is_within_two_points_of_the_non_private(self):
-    rows = results.read(measure_presets.RESULTS)
-
-    def mean_auc(preset):
-      values = [float(r['auc']) for r in rows if r['name'] == preset]
-      return sum(values) / len(values)
-
-    plain = mean_auc('pneumoniamnist_record_nonprivate')
-    self.assertGreater(mean_auc('pneumoniamnist_record_eps8'), plain - 0.02)
-    self.assertGreater(mean_auc('pneumoniamnist_fedavg'), 0.93)
+    runs = run_tables.read(measure_presets.RESULTS)
+    aucs = runs.groupby('name')['auc'].agg(run_tables.mean)
+    self.assertGreater(
+      aucs['pneumoniamnist_record_eps8'],
+      aucs['pneumoniamnist_record_nonprivate'] - 0.02,
+    )
+    self.assertGreater(aucs['pneumoniamnist_fedavg'], 0.93)
 
 
 if __name__ == '__main__':

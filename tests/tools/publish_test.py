@@ -1,21 +1,31 @@
-"""Tests of what is published: files, tables, figure, and the README itself."""
+"""Tests of published files, tables and figure, and of the pages themselves."""
 
 import csv
 import pathlib
 from unittest import mock
 
 from absl.testing import absltest
+import numpy as np
+import pandas as pd
 
-from experiments.running import results
 from tests import finished_sweeps
 from tff_medical import _validate
 from tff_medical.program import run_folder
+from tff_medical.reporting import run_tables
 from tff_medical.reporting import sweeps
 from tools import publish
 
 
-def _line(kind, epsilon, auc):
-  return {'kind': kind, 'target_epsilon': epsilon, 'auc': auc, 'cell': 'x'}
+def _row(kind, epsilon, auc, **changed):
+  return {
+    'cell': 'x',
+    'kind': kind,
+    'unit': 'none',
+    'target_epsilon': epsilon,
+    'auc': auc,
+    'status': 'completed',
+    **changed,
+  }
 
 
 class PublishTest(absltest.TestCase):
@@ -35,7 +45,8 @@ class PublishTest(absltest.TestCase):
       epsilon=7.991,
       metrics={'auc': 0.9, 'accuracy': 0.8, 'balanced_accuracy': 0.7},
     )
-    results.write(self.results / 'presets.csv', [results.row('p', 0, summary)])
+    self.presets = run_tables.table([run_tables.row('p', 0, summary)])
+    run_tables.write(self.results / 'presets.csv', self.presets)
     for name, value in (
       ('RESULTS', self.results),
       ('PAGES', (self.readme, self.more)),
@@ -53,34 +64,35 @@ class PublishTest(absltest.TestCase):
 
   def _sweep(self):
     """Returns the folder of a sweep of which every cell is done."""
-    folder = finished_sweeps.write(str(self.temp / 'my_study'))
+    folder = finished_sweeps.write(str(self.temp / 'my_sweep_client'))
     sweep = sweeps.read(folder)
     for cell in sweep.cells:
       if not cell.is_done:
         run = run_folder.RunFolder(folder / 'cells' / cell.name)
         run.path.mkdir(exist_ok=True)
-        run.write_summary(finished_sweeps.summary(metrics={'auc': 0.9}))
+        metrics = {'auc': 0.9, 'balanced_accuracy': 0.7}
+        run.write_summary(finished_sweeps.summary(metrics=metrics))
     return folder
 
-  def test_a_study_is_copied_and_fills_the_readme(self):
+  def test_a_sweep_is_copied_and_fills_the_readme(self):
     text = self._main([self._sweep()])
-    target = self.results / 'my_study'
+    target = self.results / 'my_sweep_client'
     self.assertTrue((target / 'report.html').exists())
-    self.assertTrue((target / 'plots' / 'tradeoff_auc.svg').exists())
+    self.assertFalse((target / 'plots').exists())  # The report holds them.
     with open(target / 'results.csv', newline='') as file:
       self.assertNotEmpty(list(csv.DictReader(file)))
     self.assertTrue((self.results / 'tradeoff.png').exists())
-    self.assertIn('| `my_study` |', text)
-    self.assertIn('| `my_study` | 0.', self.more.read_text())
+    self.assertIn('| `my_sweep_client` |', text)
+    self.assertIn('| `my_sweep_client` | 0.', self.more.read_text())
     self.assertIn('| ε 1 | ε 8 | no privacy | central | per site |', text)
     self.assertIn('| 0.810 ± 0.014 | 0.910 ± 0.014 |', text)
-    self.assertIn('| `p` | record | 8.00 | 1.0e-03 | 0.900 ± 0.000 |', text)
+    self.assertIn('| `p` | record | 8.00 | 1.0e-03 | 0.900 |', text)
     self.assertNotIn('old', text)
     self.assertStartsWith(text, '# Before\n<!-- presets -->\n| preset')
     self.assertEndsWith(text, '<!-- end -->\nafter\n')
     self.assertEqual(self._main(), text)  # From what lies in results alone.
 
-  def test_refuses_a_study_that_is_not_done(self):
+  def test_refuses_a_sweep_that_is_not_done(self):
     folder = finished_sweeps.write(str(self.temp / 'half'))
     with self.assertRaisesRegex(_validate.InputError, '1 cells to do'):
       self._main([folder])
@@ -95,43 +107,81 @@ class PublishTest(absltest.TestCase):
     folder = self.temp / 'helps'
     folder.mkdir()
     (folder / 'comparison.png').touch()
-    (folder / 'comparison.svg').touch()
-    lines = results.read(self.results / 'presets.csv')
-    results.write(
-      folder / 'results.csv', [{**lines[0], 'name': 'base', 'flags': ''}]
-    )
+    base = self.presets.assign(name='base', flags='')
+    run_tables.write(folder / 'results.csv', base)
     with self.assertRaisesRegex(_validate.InputError, '<!-- helps -->'):
       self._main([], [folder])
     self.assertFalse((self.results / 'helps').exists())
     with self.assertRaisesRegex(_validate.InputError, 'seeds are missing'):
-      both = results.read(folder / 'results.csv')
-      other = {**both[0], 'name': 'x', 'seed': 1}
-      results.write(folder / 'results.csv', [*both, other])
+      other = base.assign(name='x', seed=1)
+      run_tables.write(folder / 'results.csv', pd.concat([base, other]))
       self._main([], [folder])
-    results.write(folder / 'results.csv', both)
+    run_tables.write(folder / 'results.csv', base)
     self.more.write_text('<!-- helps -->\n<!-- end -->\n')
     self._main([], [folder])
     self.assertIn('| **base** |', self.more.read_text())
 
   def test_columns_are_ordered(self):
-    lines = [
-      _line(sweeps.CENTRAL, 'inf', '0.9'),
-      _line(sweeps.FEDERATED, 'inf', '0.8'),
-      _line(sweeps.FEDERATED, '10', '0.7'),
-      _line(sweeps.FEDERATED, '2', '0.6'),
-      _line(sweeps.PER_SITE, 'inf', ''),
+    rows = [
+      _row(sweeps.CENTRAL, 'inf', 0.9),
+      _row(sweeps.FEDERATED, 'inf', 0.8),
+      _row(sweeps.FEDERATED, 10, 0.7),
+      _row(sweeps.FEDERATED, 2, 0.6),
+      _row(sweeps.PER_SITE, 'inf', None, status='skipped'),
     ]
-    table = publish.study_table({'a': lines}, 'auc')
+    table = publish.sweep_table({'a': run_tables.table(rows)}, 'auc')
     self.assertEqual(
       table.splitlines()[0], '|  | ε 2 | ε 10 | no privacy | central |'
+    )
+
+  def test_a_run_that_diverged_leaves_no_mean(self):
+    rows = [
+      _row(sweeps.FEDERATED, 2, 0.6),
+      _row(sweeps.FEDERATED, 2, None, status='diverged'),
+    ]
+    table = publish.sweep_table({'a': run_tables.table(rows)}, 'auc')
+    self.assertIn('| nan ± nan |', table)
+
+  def test_the_figure_has_a_panel_a_data_set_and_a_line_a_unit(self):
+    def sweep(unit, auc):
+      return run_tables.table(
+        [
+          _row(sweeps.FEDERATED, 1, auc, unit=unit),
+          _row(sweeps.FEDERATED, 1, auc + 0.02, unit=unit),
+          _row(sweeps.FEDERATED, 'inf', auc + 0.1),
+          _row(sweeps.CENTRAL, 'inf', 0.9),
+        ]
+      )
+
+    tables = {
+      'retina_client': sweep('client', 0.5),
+      'retina_record': sweep('record', 0.6),
+      'pneumonia_client': sweep('client', 0.8),
+    }
+    with mock.patch.object(publish.plots, 'save') as save:
+      publish.draw(tables, self.temp)
+    figure = save.call_args[0][0]
+    self.assertEqual(
+      [axes.get_title('left') for axes in figure.axes], ['Pneumonia', 'Retina']
+    )
+    lines = {line.get_label(): line for line in figure.axes[1].lines}
+    for unit, mean in (('client', 0.51), ('record', 0.61)):
+      line = lines[f'federated, ε per {unit}']
+      np.testing.assert_allclose(line.get_ydata(), [mean, mean + 0.09])
+    pneumonia, retina = (axes.get_ylim() for axes in figure.axes)
+    self.assertGreater(pneumonia[0], 0.75)
+    self.assertLess(retina[0], 0.5)
+    self.assertIn(
+      'federated, ε per record',
+      [text.get_text() for text in figure.legends[0].get_texts()],
     )
 
 
 class PagesTest(absltest.TestCase):
   def test_show_what_lies_in_results(self):
     """Else: python -m tools.publish."""
-    found = publish.fill_pages(publish.PAGES, publish.blocks(publish.RESULTS))
-    for page, text in found.items():
+    texts = publish.fill_pages(publish.PAGES, publish.blocks(publish.RESULTS))
+    for page, text in texts.items():
       self.assertEqual(text, page.read_text('utf-8'), str(page))
 
 

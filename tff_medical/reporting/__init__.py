@@ -9,6 +9,7 @@ from tff_medical import _lazy
 __all__ = [
   'plots',
   'report',
+  'run_tables',
   'sweep_plots',
   'sweeps',
 ]
@@ -16,6 +17,7 @@ __all__ = [
 if typing.TYPE_CHECKING:
   from tff_medical.reporting import plots as plots
   from tff_medical.reporting import report as report
+  from tff_medical.reporting import run_tables as run_tables
   from tff_medical.reporting import sweep_plots as sweep_plots
   from tff_medical.reporting import sweeps as sweeps
 else:  # A __getattr__ that type checkers see would allow any name.

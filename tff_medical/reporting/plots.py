@@ -1,25 +1,26 @@
-"""Small figures, as PNG, as SVG, and as SVG that follows a page's colours.
+"""Small figures, as PNG files and as images inside of an HTML page.
 
-What: `new` starts a figure in the house style, `save` writes it beside a report
-as NAME.png and NAME.svg on white, `inline_svg` returns it for an HTML page.
-Why small: 4.8 x 3.4 inches still have readable text on a phone. In the inline
-form text is text, ink is `currentColor` and each series colour is a CSS
-variable, so that one figure serves light and dark pages; `css` defines them.
-Matplotlib is used without pyplot, hence without global state or a display.
+`new` starts a figure in the house style, `save` writes it as NAME.png on white,
+and `image` returns it as an element of an HTML page. A size of 4.8 x 3.4 inches
+keeps text readable on a phone. The image in a page is an SVG with a style sheet
+of its own, which gives each colour its counterpart in dark mode. Browsers keep
+its ids and styles apart from those of the page. Matplotlib is used without
+pyplot, hence without global state or a display.
 
 >>> figure, axes = new('Title', x='x', y='y')
 >>> _ = axes.plot([0, 1], [0, 1], color=SERIES[0])
->>> svg = inline_svg(figure, 'example')
->>> 'currentColor' in svg, 'var(--series-0' in svg, SERIES[0] in svg
-(True, True, False)
+>>> image(figure, 'A line')[:55]
+'<img alt="A line" src="data:image/svg+xml;base64,PD94bW'
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
+import html
 import io
+import math
 import pathlib
-import re
 from typing import Any
 
 import matplotlib
@@ -28,7 +29,8 @@ from matplotlib import figure as figure_lib
 from matplotlib import ticker
 import numpy as np
 
-# On white, and on the dark page. Okabe & Ito's, told apart by the colour-blind.
+# Colours on white and on a dark page, in the manner of Okabe & Ito, which
+# colour-blind readers can tell apart.
 SERIES = (
   '#0063a6',
   '#c44e00',
@@ -49,9 +51,12 @@ _SERIES_DARK = (
   '#b5b5b5',
   '#ff8a8a',
 )
-# Stands for the page's text colour; nothing else is drawn in it.
+# The colour of text and axes, and of nothing else.
 _INK = '#1b1f24'
+_INK_DARK = '#e6e9ec'
 _SIZE_INCHES = (4.8, 3.4)
+# Width of an entry of a legend.
+_LEGEND_INCHES = 1.6
 _STYLE = {
   'font.size': 9.5,
   'svg.fonttype': 'none',
@@ -91,18 +96,20 @@ def new(
 
 
 def grid(
-  count: int, columns: int
+  titles: Sequence[str], columns: int
 ) -> tuple[figure_lib.Figure, list[axes_lib.Axes]]:
-  """Returns a figure with `count` sets of axes, in rows of so many."""
-  rows = -(-count // columns)
+  """Returns a figure with axes for each title, `columns` of them in a row."""
+  rows = -(-len(titles) // columns)
   width, height = _SIZE_INCHES
   with matplotlib.rc_context(_STYLE):
     figure = figure_lib.Figure(
       figsize=(width * columns, height * rows), layout='constrained'
     )
-    return figure, [
-      figure.add_subplot(rows, columns, number + 1) for number in range(count)
+    panels = [
+      figure.add_subplot(rows, columns, number + 1, title=title)
+      for number, title in enumerate(titles)
     ]
+  return figure, panels
 
 
 def image_grid(
@@ -111,9 +118,9 @@ def image_grid(
   """Returns a figure of images side by side, pixels as they are.
 
   Args:
-    title: Of the figure.
-    columns: A heading for each column.
-    rows: Float images [H, W, 1 or 3] in 0..1, one a column.
+    title: Title of the figure.
+    columns: Heading of each column.
+    rows: Float images [H, W, 1 or 3] in 0..1, one for each column.
   """
   side = _SIZE_INCHES[0] / len(columns)
   with matplotlib.rc_context(_STYLE):
@@ -133,26 +140,35 @@ def image_grid(
 
 
 def color(index: int) -> str:
-  """Returns the colour of a series; they repeat after the last one."""
+  """Returns the colour of a series; colours repeat after the last one."""
   return SERIES[index % len(SERIES)]
 
 
 def legend(axes: axes_lib.Axes) -> None:
-  """Puts a legend beneath the axes, where it hides no data."""
-  handles, labels = axes.get_legend_handles_labels()
-  if not labels:
-    return
+  """Puts a legend beneath all axes of the figure, where it hides no data."""
   figure = axes.get_figure()
-  assert figure is not None  # Axes of `new` have one.
+  assert figure is not None  # Axes of `new` and `grid` have one.
+  handles = {
+    label: handle
+    for panel in figure.axes
+    for handle, label in zip(*panel.get_legend_handles_labels())
+  }
+  if not handles:
+    return
   with matplotlib.rc_context(_STYLE):
     figure.legend(
-      handles, labels, loc='outside lower left', ncols=3, handlelength=1.6
+      handles.values(),
+      handles.keys(),
+      loc='outside lower left',
+      ncols=int(figure.get_figwidth() / _LEGEND_INCHES),
+      handlelength=1.6,
     )
 
 
 def level(axes: axes_lib.Axes, value: float, text: str, shade: str) -> None:
-  """Draws a dashed line across the axes, named at its left end."""
+  """Draws a dashed line across the axes, with a name at the line's left end."""
   axes.axhline(value, linestyle='--', linewidth=1.2, color=shade)
+  axes.margins(y=0.12)  # Keeps the name of the highest line off the title.
   axes.text(
     0.01,
     value,
@@ -165,11 +181,11 @@ def level(axes: axes_lib.Axes, value: float, text: str, shade: str) -> None:
 
 
 def plain_ticks(axis: Any, values: Sequence[float] = ()) -> None:
-  """Writes the ticks of a logarithmic axis as people do.
+  """Writes the ticks of a logarithmic axis without powers, such as 0.05.
 
   Args:
     axis: `axes.xaxis` or `axes.yaxis`.
-    values: Where the ticks are; by default at 1, 2 and 5 times powers of ten.
+    values: Positions of the ticks; by default 1, 2 and 5 times powers of ten.
   """
   if values:
     axis.set_major_locator(ticker.FixedLocator(list(values)))
@@ -184,63 +200,88 @@ def whole_numbers(axis: Any) -> None:
   axis.set_major_locator(ticker.MaxNLocator(integer=True))
 
 
-def save(
-  figure: figure_lib.Figure, folder: pathlib.Path, name: str
-) -> list[pathlib.Path]:
-  """Writes NAME.png, 1000 pixels wide or so, and NAME.svg; returns them."""
-  folder.mkdir(parents=True, exist_ok=True)
-  png, svg = folder / f'{name}.png', folder / f'{name}.svg'
-  with matplotlib.rc_context(_STYLE):
-    figure.savefig(png, dpi=220, facecolor='white')
-  svg.write_text(_svg(figure, name, 'white'), encoding='utf-8')
-  return [png, svg]
-
-
-def inline_svg(figure: figure_lib.Figure, name: str) -> str:
-  """Returns an <svg> element whose colours are those of the page.
+def epsilon_axis(
+  axes: axes_lib.Axes, epsilons: Sequence[float]
+) -> dict[float, float]:
+  """Labels the x axis with budgets.
 
   Args:
-    figure: Drawn in `SERIES` and the style's own ink.
-    name: Becomes part of each id in it, as ids are shared by a whole page.
+    axes: Axes to label.
+    epsilons: Budgets; inf is no privacy.
+
+  Returns:
+    The position of each budget. Finite ones are spaced by their logarithm, and
+    infinity is a step to their right.
   """
-  svg = _svg(figure, name, 'none')
-  svg = svg[svg.index('<svg') :]
-  for index, series in enumerate(SERIES):
-    svg = svg.replace(series, f'var(--series-{index})')
-  svg = svg.replace(_INK, 'currentColor')
-  svg = re.sub(r'id="', f'id="{name}-', svg)
-  svg = svg.replace('url(#', f'url(#{name}-').replace('"#', f'"#{name}-')
-  svg = re.sub(r'font: ([\d.]+px) [^;"]*', r'font-size: \1', svg)
-  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
-  return re.sub(
-    r'<svg [^>]*viewBox="([^"]*)"[^>]*>',
-    r'<svg viewBox="\1" role="img" xmlns="http://www.w3.org/2000/svg" '
-    r'xmlns:xlink="http://www.w3.org/1999/xlink">',
-    svg,
-    count=1,
-  )
+  position = {e: math.log2(e) for e in epsilons if math.isfinite(e)}
+  if any(map(math.isinf, epsilons)):
+    position[math.inf] = max(position.values(), default=0.0) + 1.0
+  labels = ['∞' if math.isinf(e) else f'{e:g}' for e in position]
+  axes.set_xticks(list(position.values()), labels)
+  axes.set_xlabel('ε (∞: no privacy)')
+  return position
 
 
-def css() -> str:
-  """Returns the CSS variables of the series, for light and for dark pages."""
+def from_zero(axes: axes_lib.Axes) -> None:
+  """Lets the y axis reach from 0 to the data, with room for whole dots."""
+  top = axes.dataLim.y1
+  if top > 0:
+    axes.set_ylim(-0.05 * top, 1.05 * top)
 
-  def variables(colors: Sequence[str]) -> str:
-    return ' '.join(f'--series-{i}: {c};' for i, c in enumerate(colors))
 
+def save(
+  figure: figure_lib.Figure, folder: pathlib.Path, name: str
+) -> pathlib.Path:
+  """Writes NAME.png, about 1000 pixels wide, on white; returns the file."""
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / f'{name}.png'
+  with matplotlib.rc_context(_STYLE):
+    figure.savefig(path, dpi=220, facecolor='white')
+  return path
+
+
+def image(figure: figure_lib.Figure, alt: str) -> str:
+  """Returns an <img> element that holds the figure, for light and dark pages.
+
+  Args:
+    figure: Figure drawn in the colours of `SERIES` and of the style.
+    alt: Text for those who cannot see the figure.
+  """
+  svg = _svg(figure)
+  head = svg.index('>', svg.index('<svg')) + 1
+  svg = f'{svg[:head]}<style>{_css()}</style>{svg[head:]}'
+  data = base64.b64encode(svg.encode()).decode()
   return (
-    f':root {{ {variables(SERIES)} }}\n'
-    '@media (prefers-color-scheme: dark) '
-    f'{{ :root {{ {variables(_SERIES_DARK)} }} }}'
+    f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
   )
 
 
-def _svg(figure: figure_lib.Figure, name: str, background: str) -> str:
+def _svg(figure: figure_lib.Figure) -> str:
+  """Returns a figure as SVG, the same for the same figure."""
   buffer = io.StringIO()
-  with matplotlib.rc_context({**_STYLE, 'svg.hashsalt': name}):
+  with matplotlib.rc_context({**_STYLE, 'svg.hashsalt': 'tff_medical'}):
     figure.savefig(
       buffer,
       format='svg',
-      facecolor=background,
+      facecolor='none',
       metadata={'Date': None, 'Creator': None},
     )
   return buffer.getvalue()
+
+
+def _css() -> str:
+  """Returns the style sheet of an SVG: fonts, and colours in dark mode.
+
+  Matplotlib writes colours into `style` attributes, where rules that match the
+  attribute's text can overrule them.
+  """
+  dark = ''.join(
+    f'[style*="{use}: {light}"] {{ {use}: {shade} !important }}\n'
+    for light, shade in zip((*SERIES, _INK), (*_SERIES_DARK, _INK_DARK))
+    for use in ('fill', 'stroke')
+  )
+  return (
+    'text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, '
+    'sans-serif !important }\n'
+    f'@media (prefers-color-scheme: dark) {{\n{dark}}}'
+  )

@@ -1,27 +1,34 @@
 """The report of a sweep: one HTML file that needs nothing else.
 
-It opens from disk, on a phone too, in light and in dark, and loads nothing: no
-script, no font, no image of its own; a content security policy in the file
-makes browsers hold it to that. Whatever comes from files is escaped. Beside it
-`plots/` holds every figure as PNG and SVG.
+The page opens from disk, on phones and screens, in light and dark mode, and
+prints whole. It loads nothing: no script, no font and no other file, and a
+content security policy in the file holds browsers to that. Whatever comes from
+files is escaped. Beside the page, `plots/` holds each figure as PNG.
+
+A difference from training without privacy is called one only if its confidence
+interval over seeds excludes zero. Runs of one seed share data, partition and
+initial weights, so that differences are taken seed by seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import html
 import math
 import pathlib
 import re
 from typing import Any
 
+import pandas as pd
+
 from tff_medical import _files
 from tff_medical.reporting import plots
 from tff_medical.reporting import report_style
+from tff_medical.reporting import run_tables
 from tff_medical.reporting import sweep_plots
 from tff_medical.reporting import sweeps
 
-# Of a cell's row, the columns that the table of the report shows.
+# The columns of a cell's row that the report shows, with their headings.
 _COLUMNS = {
   'cell': 'cell',
   'mechanism': 'mechanism',
@@ -36,27 +43,38 @@ _COLUMNS = {
   'seconds': 's',
   'status': 'status',
 }
-# Settings that are paths of the machine.
+# Settings that are paths of a machine, which a report does not show.
 _PATHS = ('data_dir', 'output_dir', 'initial_model')
-# What an audit may say, in this order; the rest is there to be opened.
+# The values of an audit that the table shows, in this order, with their headings.
+# All values are in the list below the table.
 _AUDIT = {
-  'upper_bound': 'ε at most',
-  'lower_bound': 'ε at least',
+  'upper_bound': 'ε stated',
+  'lower_bound': 'ε proven',
   'confidence': 'confidence',
   'epsilon_estimate': 'ε estimated',
-  'exceeds_upper_bound': 'broken',
-  'canary_auc.every_round': 'canaries AUC, every model',
-  'canary_auc.final_model': 'last model',
-  'attack_auc': 'members AUC',
-  'tpr_at_1_fpr': 'found at 1 % FPR',
+  'exceeds_upper_bound': 'disproved',
+  'canary_auc.every_round': 'AUC of canaries, all models',
+  'canary_auc.final_model': 'AUC of canaries, last model',
+  'attack_auc': 'AUC of members',
+  'tpr_at_1_fpr': 'TPR of members at 1 % FPR',
 }
 _AUDIT_NOTE = (
-  'ε at most is what the ledger states, ε at least what canaries in a repeated '
-  'training prove. AUC: how well an attacker tells canaries, or members among the '
-  'training images, from others; .5 is guessing. No ε covers what an audit finds '
-  'out about training images.'
+  '"ε stated" is the upper bound of the ledger, "ε proven" the lower bound that '
+  'canaries in a repeated training show. An AUC says how well an attacker tells '
+  'canaries or training images from other images; 0.5 is guessing. What an audit '
+  'finds out about training images is not covered by any ε.'
 )
-# Of an audit, what is not shown: it tells of single images.
+_FINDINGS_NOTE = (
+  'An AUC is the mean ± standard deviation over seeds. A difference has its 95 % '
+  "confidence interval: Student's, over the differences within each seed. "
+  'Intervals of classes hold for all classes at once. No interval covers the '
+  'choice of the test images.'
+)
+_REFERENCES = {
+  sweeps.CENTRAL: 'Central training on pooled images',
+  sweeps.PER_SITE: 'Training by each site alone',
+}
+# Inversion shows single training images, which a report must not.
 _NOT_SHOWN = 'inversion'
 
 _PARTS: dict[str, Callable[[sweeps.Cell], dict[str, float]]] = {
@@ -76,88 +94,102 @@ def write(sweep: sweeps.Sweep) -> pathlib.Path:
 
 
 def headlines(sweep: sweeps.Sweep) -> list[str]:
-  """Returns the findings in sentences, of what was measured so far."""
-  found = [_cost(cells, sweep) for cells in _by_epsilon(sweep)]
-  found += _references(sweep)
-  worst = _most_hurt(sweep)
+  """Returns the findings about the cells measured so far, in sentences."""
+  lines = [
+    *_costs(sweep),
+    *_references(sweep),
+    _most_hurt(sweep),
+  ]
   done = sum(cell.is_done for cell in sweep.cells)
   if done < len(sweep.cells):
-    found.append(f'{done} of {len(sweep.cells)} cells are done.')
-  return [line for line in (*found, worst) if line]
+    lines.append(f'{done} of {len(sweep.cells)} cells are done.')
+  return [line for line in lines if line]
 
 
-def _by_epsilon(sweep: sweeps.Sweep) -> list[list[sweeps.Cell]]:
-  return list(sweeps.groups(sweep.measured()).values())
+def _costs(sweep: sweeps.Sweep) -> list[str]:
+  """Returns what each budget reaches, and what it costs if seeds can tell."""
+  runs = sweeps.table(sweep.measured())
+  free = runs[runs['target_epsilon'] == math.inf]
+  lines = []
+  for epsilon, group in runs.groupby('target_epsilon'):
+    text = f'the test AUC is {run_tables.spread(group["auc"])}'
+    if math.isinf(epsilon):
+      lines.append(f'Without privacy {text}.')
+      continue
+    if len(free):
+      text += f', {_against(run_tables.differences(group, free, "auc"))}'
+    lines.append(f'At ε {epsilon:g} {text}.')
+  return lines
 
 
-def _cost(cells: Sequence[sweeps.Cell], sweep: sweeps.Sweep) -> str:
-  """Returns what one budget reaches and costs."""
-  aucs = [c.metric('auc') for c in cells]
-  text = f'{cells[0].label}: test AUC {_spread(aucs)}'
-  free = sweeps.mean(
-    c.metric('auc') for c in sweep.measured() if math.isinf(c.epsilon)
-  )
-  if math.isinf(cells[0].epsilon) or math.isnan(free):
-    return f'{text}.'
-  loss = free - sweeps.mean(aucs)
-  return (
-    f'{text}, {abs(loss):.3f} {"below" if loss >= 0 else "above"} no privacy.'
-  )
+def _against(differences: pd.Series) -> str:
+  """Returns how far training without privacy is, or that seeds cannot tell."""
+  width = run_tables.half_width(differences)
+  if math.isnan(width):
+    return 'with too few seeds for a comparison with no privacy'
+  difference = run_tables.mean(differences)
+  if abs(difference) <= width:
+    return (
+      'not distinguishable from no privacy '
+      f'(difference {difference:+.3f} ± {width:.3f})'
+    )
+  side = 'below' if difference < 0 else 'above'
+  return f'{abs(difference):.3f} ± {width:.3f} {side} no privacy'
 
 
 def _references(sweep: sweeps.Sweep) -> list[str]:
-  found = []
+  """Returns what each reference reaches, or why it was skipped."""
+  lines = []
   for kind in sweeps.REFERENCES:
-    cells = sweep.measured(kind)
-    if cells:
-      aucs = [c.metric('auc') for c in cells]
-      found.append(
-        f'{cells[0].label}, no federation, no privacy: test AUC '
-        f'{_spread(aucs)}.'
+    runs = sweeps.table(sweep.measured(kind))
+    if len(runs):
+      lines.append(
+        f'{_REFERENCES[kind]}, without privacy, reaches a test AUC of '
+        f'{run_tables.spread(runs["auc"])}.'
       )
-    skipped = {
+    reasons = {
       c.summary.stop_message
       for c in sweep.cells
       if c.kind == kind and c.summary and c.summary.stop_reason == 'skipped'
     }
-    found += [f'{sweeps.LABELS[kind]} was skipped: {why}.' for why in skipped]
-  return found
+    lines += [f'{_REFERENCES[kind]} was skipped: {why}.' for why in reasons]
+  return lines
 
 
 def _most_hurt(sweep: sweeps.Sweep) -> str:
-  """Returns the class that the strictest budget costs most, in words."""
-  groups = _by_epsilon(sweep)
-  if len(groups) < 2 or not math.isinf(groups[-1][0].epsilon):
+  """Returns the class that the strictest budget costs most, in words.
+
+  As the class is the worst of several, intervals hold for all classes at once.
+  """
+  epsilons = sweep.epsilons()
+  if len(epsilons) < 2 or not math.isinf(epsilons[-1]):
     return ''
-  strict, free = _class_means(groups[0]), _class_means(groups[-1])
-  losses = {
-    name: free[name] - value
-    for name, value in strict.items()
-    if not math.isnan(free.get(name, math.nan) - value)
-  }
-  if not losses:
+  strict, free = (
+    _by_seed([c for c in sweep.measured() if c.epsilon == epsilon])
+    for epsilon in (epsilons[0], math.inf)
+  )
+  losses = (free - strict).dropna(how='all').dropna(axis='columns', how='all')
+  if losses.empty:
     return ''
-  name = max(losses, key=lambda n: losses[n])
+  means = losses.agg(run_tables.mean)
+  widths = losses.agg(run_tables.half_width, comparisons=len(means))
+  certain = means[means > widths]
+  if certain.empty:
+    return (
+      f'No loss of sensitivity to a class at ε {epsilons[0]:g} is '
+      f'distinguishable from chance (seeds: {len(losses)}).'
+    )
+  name = certain.idxmax()
   return (
-    f'{groups[0][0].label} costs the class {name!r} most: sensitivity '
-    f'{strict[name]:.2f}, without privacy {free[name]:.2f}.'
+    f'At ε {epsilons[0]:g} the class {name!r} loses most: its sensitivity falls '
+    f'by {means[name]:.2f} ± {widths[name]:.2f} to {strict[name].mean():.2f}.'
   )
 
 
-def _class_means(cells: Sequence[sweeps.Cell]) -> dict[str, float]:
-  names = cells[0].by_class()
-  return {
-    n: sweeps.mean(c.by_class().get(n, math.nan) for c in cells) for n in names
-  }
-
-
-def _spread(values: Sequence[float]) -> str:
-  """Returns the mean, and the range if there are several values."""
-  text = f'{sweeps.mean(values):.3f}'
-  known = [v for v in values if not math.isnan(v)]
-  if len(known) > 1:
-    text += f' ({min(known):.3f} to {max(known):.3f})'
-  return text
+def _by_seed(cells: Sequence[sweeps.Cell]) -> pd.DataFrame:
+  """Returns the sensitivity to each class, a row a seed."""
+  values = sweeps.parts(cells, sweeps.Cell.by_class)
+  return values.set_axis([cell.seed for cell in cells])
 
 
 def render(sweep: sweeps.Sweep, figures: Sequence[sweep_plots.Plot]) -> str:
@@ -177,21 +209,23 @@ def render(sweep: sweeps.Sweep, figures: Sequence[sweep_plots.Plot]) -> str:
     title=f'Privacy and utility: {dataset}',
     subtitle=_subtitle(settings),
     body='\n'.join(filter(None, sections)),
-    extra_css=plots.css(),
   )
 
 
 def _subtitle(settings: Mapping[str, Any]) -> str:
-  unit = settings.get('privacy_unit', 'client')
-  parts = [
-    f'guarantee per {unit}',
-    f'model {settings.get("model", "?")}',
-    f'{settings.get("rounds", "?")} rounds',
-    f'partition {settings.get("partition", "?")}',
-  ]
-  if settings.get('num_clients'):
-    parts.append(f'{settings["num_clients"]} clients')
-  return ' · '.join(parts)
+  """Returns the settings that were given and say most, in one line."""
+  texts = {
+    'privacy_unit': 'guarantee per {}',
+    'model': 'model {}',
+    'rounds': '{} rounds',
+    'partition': 'partition {}',
+    'num_clients': '{} clients',
+  }
+  return ' · '.join(
+    text.format(settings[name])
+    for name, text in texts.items()
+    if settings.get(name)
+  )
 
 
 def _section(title: str, content: str) -> str:
@@ -202,75 +236,84 @@ def _section(title: str, content: str) -> str:
 
 def _findings(sweep: sweeps.Sweep) -> str:
   items = ''.join(f'<li>{html.escape(line)}</li>' for line in headlines(sweep))
-  return f'<ul class="findings">{items}</ul>' if items else ''
+  if not items:
+    return ''
+  return f'<ul class="findings">{items}</ul>{_note(_FINDINGS_NOTE)}'
+
+
+def _note(text: str) -> str:
+  return f'<p class="note">{html.escape(text)}</p>'
 
 
 def _figures(figures: Sequence[sweep_plots.Plot]) -> str:
   if not figures:
     return ''
-  drawn = (
-    f'<figure>{plots.inline_svg(plot.figure, plot.name)}'
-    f'<figcaption>{html.escape(plot.caption)} '
-    f'<span class="files">plots/{plot.name}.png, .svg</span>'
-    '</figcaption></figure>'
+  elements = (
+    f'<figure>{plots.image(plot.figure, _alt(plot))}'
+    f'<figcaption>{html.escape(plot.caption)}</figcaption></figure>'
     for plot in figures
   )
-  return f'<div class="figures">{"".join(drawn)}</div>'
+  return f'<div class="figures">{"".join(elements)}</div>'
+
+
+def _alt(plot: sweep_plots.Plot) -> str:
+  """Returns the title of the figure, which its caption does not repeat."""
+  return plot.figure.axes[0].get_title(loc='left')
 
 
 def _budget_table(sweep: sweeps.Sweep) -> str:
-  """One line a budget or reference: means over seeds and their range."""
-  header = ('', 'seeds', 'noise', 'AUC', 'balanced accuracy', 'worst class',
-            'site gap')  # fmt: skip
-  rows = []
-  references = (
-    sweep.measured(sweeps.CENTRAL),
-    sweep.measured(sweeps.PER_SITE),
-  )
-  for cells in (*_by_epsilon(sweep), *references):
-    if not cells:
-      continue
-    lines = [cell.row() for cell in cells]
-    rows.append(
-      [
-        cells[0].label,
-        str(len(cells)),
-        _mean_of(lines, 'noise_multiplier'),
-        _spread([c.metric('auc') for c in cells]),
-        _spread([c.metric('balanced_accuracy') for c in cells]),
-        _mean_of(lines, 'worst_class_sensitivity'),
-        _mean_of(lines, 'site_accuracy_gap'),
-      ]
-    )
-  return table(header, rows) if rows else ''
-
-
-def _mean_of(lines: Iterable[Mapping[str, Any]], name: str) -> str:
-  value = sweeps.mean(sweeps.number(line[name]) for line in lines)
-  return '' if math.isnan(value) else f'{value:.3f}'
+  """Returns a row a budget or reference, with statistics over seeds."""
+  cells = [c for kind in sweeps.KINDS for c in sweep.measured(kind)]
+  if not cells:
+    return ''
+  runs = sweeps.table(cells)
+  runs['label'] = [cell.label for cell in cells]
+  groups = runs.groupby('label', sort=False)
+  texts = pd.DataFrame({'seeds': groups.size().astype(str)})
+  for name, title, text_of in _BUDGET_COLUMNS:
+    texts[title] = groups[name].agg(text_of)
+  return table(
+    ('', *texts.columns), texts.reset_index().to_numpy().tolist()
+  ) + _note('± is the standard deviation over seeds.')
 
 
 def _part_tables(sweep: sweeps.Sweep) -> str:
-  """Sensitivity by class and accuracy by site, a column a budget."""
-  groups = _by_epsilon(sweep)
-  found = []
+  """Returns sensitivity by class and accuracy by site, a column a budget."""
+  tables = []
   for what, values_of in _PARTS.items():
-    names = sorted({n for g in groups for c in g for n in values_of(c)})
+    values = sweeps.parts(sweep.measured(), values_of)
+    if values.empty:
+      continue
+    means = values.groupby(level=0, sort=False).agg(run_tables.mean).T
     rows = [
-      [name]
-      + [
-        f'{sweeps.mean(values_of(c).get(name, math.nan) for c in group):.3f}'
-        for group in groups
-      ]
-      for name in names
+      [str(name), *map(_decimals, row)]
+      for name, row in zip(means.index, means.to_numpy())
     ]
-    if rows:
-      found.append(table((what, *(g[0].label for g in groups)), rows))
-  return '\n'.join(found)
+    tables.append(table((what, *means.columns), rows))
+  if not tables:
+    return ''
+  return '\n'.join((*tables, _note('Values are means over seeds.')))
+
+
+def _decimals(value: float) -> str:
+  return '' if math.isnan(value) else f'{value:.3f}'
+
+
+def _mean(values: pd.Series) -> str:
+  return _decimals(run_tables.mean(values))
+
+
+_BUDGET_COLUMNS: tuple[tuple[str, str, Callable[[pd.Series], str]], ...] = (
+  ('noise_multiplier', 'noise', _mean),
+  ('auc', 'AUC', run_tables.spread),
+  ('balanced_accuracy', 'balanced accuracy', run_tables.spread),
+  ('worst_class_sensitivity', 'worst class', _mean),
+  ('site_accuracy_gap', 'site gap', _mean),
+)
 
 
 def _audits(sweep: sweeps.Sweep) -> str:
-  """What was found in the audit.json of each cell, whatever its keys."""
+  """Returns the contents of each cell's audit.json, whatever its keys."""
   audited = {
     c.name: _flat({k: v for k, v in c.audit.items() if k != _NOT_SHOWN})
     for c in sweep.cells
@@ -281,16 +324,16 @@ def _audits(sweep: sweeps.Sweep) -> str:
   present = {key for values in audited.values() for key in values}
   keys = [key for key in _AUDIT if key in present]
   rows = [
-    [name, *(_figure(values.get(key, '')) for key in keys)]
+    [name, *(_short(values.get(key)) for key in keys)]
     for name, values in audited.items()
   ]
   everything = (
-    _details(f'All of the audit of {name}', _pairs(values))
+    _details(f'All values of the audit of {name}', _pairs(values))
     for name, values in audited.items()
   )
   return '\n'.join(
     (
-      f'<p class="note">{html.escape(_AUDIT_NOTE)}</p>',
+      _note(_AUDIT_NOTE),
       table(('cell', *(_AUDIT[key] for key in keys)), rows),
       *everything,
     )
@@ -299,36 +342,36 @@ def _audits(sweep: sweeps.Sweep) -> str:
 
 def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Returns nested mappings as one, by dotted keys, without lists."""
-  found: dict[str, Any] = {}
+  flat: dict[str, Any] = {}
   for key, value in values.items():
     name = f'{prefix}{key}'
     if isinstance(value, Mapping):
-      found.update(_flat(value, f'{name}.'))
+      flat.update(_flat(value, f'{name}.'))
     elif not isinstance(value, (list, tuple)) and value is not None:
-      found[name] = value
-  return found
+      flat[name] = value
+  return flat
 
 
 def _cell_table(sweep: sweeps.Sweep) -> str:
-  rows = []
-  for cell in sweep.cells:
-    row = cell.row()
-    rows.append([_figure(row[name]) for name in _COLUMNS])
-  return table(tuple(_COLUMNS.values()), rows)
+  rows = [cell.row() for cell in sweep.cells]
+  return table(
+    tuple(_COLUMNS.values()),
+    [[_short(row[name]) for name in _COLUMNS] for row in rows],
+  )
 
 
-def _figure(value: Any) -> str:
-  """Returns a value of a table, short."""
-  if isinstance(value, bool) or value in ('', None):
-    return str(value) if value not in ('', None) else ''
-  found = sweeps.number(value)
-  if math.isnan(found):
+def _short(value: Any) -> str:
+  """Returns a value of a table with four digits; '' if it is not known."""
+  if value is None or isinstance(value, float) and math.isnan(value):
+    return ''
+  number = sweeps.number(value)
+  if isinstance(value, bool) or math.isnan(number):
     return str(value)
-  return '∞' if found == math.inf else f'{found:.4g}'
+  return '∞' if number == math.inf else f'{number:.4g}'
 
 
 def _provenance(sweep: sweeps.Sweep) -> str:
-  """The command, versions, settings and every ledger's digest."""
+  """Returns the command, versions, settings and every ledger's digest."""
   command = html.escape(_without_folders(str(sweep.info.get('command', ''))))
   versions = sweep.info.get('versions', {})
   settings = {
@@ -356,7 +399,7 @@ def _provenance(sweep: sweeps.Sweep) -> str:
 
 
 def _without_folders(command: str) -> str:
-  """Returns the command with the last part alone of absolute paths.
+  """Returns the command with absolute paths cut to their last part.
 
   >>> _without_folders('python -m x --data_dir=/home/me/npz --flagfile=a/b')
   'python -m x --data_dir=npz --flagfile=a/b'

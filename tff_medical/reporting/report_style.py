@@ -1,10 +1,10 @@
-"""The frame of a report: one page, its style, and what it may load: nothing."""
+"""The frame of a report: a page with its style, which loads nothing."""
 
 from __future__ import annotations
 
 import html
 
-# Styles are inline, so they are all that is allowed.
+# The page allows its own style and images inside of it, and nothing else.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _CSS = """
@@ -40,12 +40,9 @@ figure {
   margin: 0; padding: .75rem; min-width: 0; background: var(--card);
   border: 1px solid var(--line); border-radius: 8px;
 }
-figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
-figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto,
-  sans-serif; }
+figure img { display: block; width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .4rem; }
 .note { color: var(--soft); font-size: .85rem; margin: .4rem 0; }
-.files { opacity: .75; overflow-wrap: anywhere; }
 .table {
   overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;
   margin: .5rem 0;
@@ -56,7 +53,7 @@ th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap;
 th:first-child { text-align: left; font-weight: 600; position: sticky; left: 0;
   background: var(--page); }
 thead th { border-bottom: 1px solid var(--line); color: var(--soft);
-  font-weight: 600; }
+  font-weight: 600; vertical-align: bottom; white-space: normal; }
 thead th, thead th:first-child { background: var(--card); }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 pre { background: var(--card); border: 1px solid var(--line); padding: .75rem;
@@ -65,17 +62,27 @@ details { margin: .5rem 0; }
 details td { text-align: left; white-space: normal; overflow-wrap: anywhere;
   font-family: ui-monospace, Consolas, monospace; font-size: .8rem; }
 summary { cursor: pointer; color: var(--accent); }
+@media print {
+  :root { font-size: 11px; }
+  body { max-width: none; padding: 0; font-size: 1rem; }
+  h2, summary { break-after: avoid; }
+  .figures { grid-template-columns: 1fr 1fr; gap: .5rem; }
+  figure, tr, .findings li { break-inside: avoid; }
+  th, td { padding: .2rem .3rem; white-space: normal; }
+  thead { display: table-header-group; }
+  .table { overflow: visible; }
+  details::details-content { content-visibility: visible; }
+}
 """
 
 
-def page(*, title: str, subtitle: str, body: str, extra_css: str = '') -> str:
+def page(*, title: str, subtitle: str, body: str) -> str:
   """Returns a whole HTML page.
 
   Args:
-    title: Of the page and its first heading; escaped here.
-    subtitle: The line beneath it; escaped here.
-    body: HTML.
-    extra_css: Goes after the page's own style.
+    title: Title of the page and text of its first heading, not yet escaped.
+    subtitle: Text beneath the heading, not yet escaped.
+    body: Rest of the page, as HTML.
   """
   return f"""<!DOCTYPE html>
 <html lang="en">
@@ -84,7 +91,7 @@ def page(*, title: str, subtitle: str, body: str, extra_css: str = '') -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>
-<style>{_CSS}{extra_css}</style>
+<style>{_CSS}</style>
 </head>
 <body>
 <header><h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p></header>

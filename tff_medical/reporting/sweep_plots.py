@@ -1,9 +1,9 @@
 """The figures of a sweep over privacy budgets.
 
 Each function takes a `sweeps.Sweep` and returns a `Plot`, or None where the
-sweep has nothing to show in it. Lines are means over seeds; bands and whiskers
-reach from the lowest to the highest seed, as with three seeds a standard error
-would claim more than is known.
+sweep has nothing to show in it. Lines are means over seeds, with a break where
+a run has no value. Bands reach from the lowest to the highest seed, as a
+standard error of three seeds would claim more than is known.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import NamedTuple
 
-from matplotlib import axes as axes_lib
 from matplotlib import figure as figure_lib
+import pandas as pd
 
 from tff_medical.reporting import plots
+from tff_medical.reporting import run_tables
 from tff_medical.reporting import sweeps
 
 # More lines than this cannot be told apart.
@@ -23,7 +24,7 @@ _MAX_LINES = len(plots.SERIES)
 
 
 class Plot(NamedTuple):
-  """A figure with the name of its files and what to read from it."""
+  """A figure with the name of its file and a caption."""
 
   name: str
   caption: str
@@ -32,47 +33,55 @@ class Plot(NamedTuple):
 
 def all_plots(sweep: sweeps.Sweep) -> list[Plot]:
   """Returns every figure that the sweep has something to show in."""
-  found = [
+  candidates = [
     tradeoff(sweep, 'auc', 'AUC'),
     tradeoff(sweep, 'balanced_accuracy', 'balanced accuracy'),
     by_part(sweep, 'classes'),
     by_part(sweep, 'sites'),
     gaps(sweep),
     paths(sweep, 'auc', 'Test AUC during training', 'test AUC'),
-    paths(sweep, 'clip_norm', "The clip norm's path", 'clip norm'),
-    paths(sweep, 'epsilon', 'ε against rounds', 'ε spent'),
+    paths(sweep, 'clip_norm', 'Clip norm during training', 'clip norm'),
+    paths(sweep, 'epsilon', 'ε spent during training', 'ε spent'),
     audits(sweep),
   ]
-  return [plot for plot in found if plot is not None]
+  return [plot for plot in candidates if plot is not None]
 
 
 def tradeoff(sweep: sweeps.Sweep, metric: str, title: str) -> Plot | None:
   """Returns the metric against ε, with the references as lines."""
-  cells = [c for c in sweep.measured() if not math.isnan(c.metric(metric))]
-  if not cells:
+  runs = sweeps.table(sweep.measured())
+  if runs[metric].isna().all():
     return None
   figure, axes = plots.new(
-    f'What privacy costs: {title}', x='ε (∞: no privacy)', y=f'test {title}'
+    f'What privacy costs: {title}', x='', y=f'test {title}'
   )
-  position = _epsilon_axis(axes, sweep)
-  found = [
-    (position[group[0].epsilon], [c.metric(metric) for c in group])
-    for group in sweeps.groups(cells).values()
-  ]
-  xs, means = [x for x, _ in found], [sweeps.mean(v) for _, v in found]
-  lows, highs = [min(v) for _, v in found], [max(v) for _, v in found]
-  axes.fill_between(xs, lows, highs, color=plots.color(0), alpha=0.18, lw=0)
+  position = plots.epsilon_axis(axes, sweep.epsilons())
+  groups = runs.groupby('target_epsilon')[metric]
+  means = groups.agg(run_tables.mean)
+  xs = means.index.map(position)
+  axes.fill_between(
+    xs,
+    groups.min(),
+    groups.max(),
+    where=means.notna(),
+    color=plots.color(0),
+    alpha=0.18,
+    lw=0,
+  )
   axes.plot(xs, means, color=plots.color(0), label='federated')
-  for x, values in found:
-    axes.plot([x] * len(values), values, 'o', color=plots.color(0))
-  for index, kind in enumerate((sweeps.CENTRAL, sweeps.PER_SITE), start=1):
-    value = sweeps.mean(c.metric(metric) for c in sweep.measured(kind))
+  axes.plot(
+    runs['target_epsilon'].map(position), runs[metric], 'o',
+    color=plots.color(0),
+  )  # fmt: skip
+  for index, kind in enumerate(sweeps.REFERENCES, start=1):
+    value = run_tables.mean(sweeps.table(sweep.measured(kind))[metric])
     if not math.isnan(value):
       plots.level(axes, value, sweeps.LABELS[kind], plots.color(index))
   return Plot(
     f'tradeoff_{metric}',
-    'A dot is one seed, the line their mean, the band their range. Dashed: '
-    'trained on pooled images, and by each site alone, without privacy.',
+    'Each dot is one seed. The line is their mean, the band their range. Dashed '
+    'lines are training without privacy, on pooled images (central) and by each '
+    'site alone (per site).',
     figure,
   )
 
@@ -80,53 +89,52 @@ def tradeoff(sweep: sweeps.Sweep, metric: str, title: str) -> Plot | None:
 def by_part(sweep: sweeps.Sweep, what: str) -> Plot | None:
   """Returns the figure of 'classes' or of 'sites' against ε."""
   title, y, values_of = _PARTS[what]
-  groups = sweeps.groups(sweep.measured()).values()
-  names = {name for group in groups for c in group for name in values_of(c)}
-  if len(names) < 2:
+  cells = sweep.measured()
+  values = sweeps.parts(cells, values_of)
+  if len(values.columns) < 2:
     return None
-  found = [
-    (
-      group[0].epsilon,
-      {n: sweeps.mean(values_of(c).get(n, math.nan) for c in group)
-       for n in names},
-    )
-    for group in groups
-  ]  # fmt: skip
-  figure, axes = plots.new(title, x='ε (∞: no privacy)', y=y)
-  position = _epsilon_axis(axes, sweep)
-  shown = sorted(names, key=lambda n: (_at(found[0][1], n), n))[:_MAX_LINES]
-  for index, name in enumerate(sorted(shown)):
+  means = _means_by_epsilon(cells, values)
+  figure, axes = plots.new(title, x='', y=y)
+  position = plots.epsilon_axis(axes, sweep.epsilons())
+  strictest = means.iloc[0].sort_values(kind='stable')  # NaN comes last.
+  shown = sorted(strictest.index[:_MAX_LINES])
+  for index, name in enumerate(shown):
     axes.plot(
-      [position[epsilon] for epsilon, _ in found],
-      [values[name] for _, values in found],
+      means.index.map(position),
+      means[name],
       marker='o',
       color=plots.color(index),
       label=_short(name if what == 'classes' else f'site {name}'),
     )
   axes.set_ylim(-0.03, 1.03)
   plots.legend(axes)
-  caption = 'Means over seeds.'
-  if len(shown) < len(names):
-    caption += f' The {len(shown)} of {len(names)} that fare worst.'
+  caption = 'Lines are means over seeds.'
+  if len(shown) < len(means.columns):
+    caption += (
+      f' Shown are the {len(shown)} of {len(means.columns)} {what} with the '
+      f'lowest {y}.'
+    )
   return Plot(what, caption, figure)
 
 
 def gaps(sweep: sweeps.Sweep) -> Plot | None:
   """Returns the gaps between the best and the worst class and site."""
+  cells = sweep.measured()
+  if not cells:
+    return None
   figure, axes = plots.new(
-    'Gap between best and worst', x='ε (∞: no privacy)', y='best minus worst'
+    'Gap between best and worst', x='', y='best minus worst'
   )
-  position = _epsilon_axis(axes, sweep)
-  groups = list(sweeps.groups(sweep.measured()).values())
+  position = plots.epsilon_axis(axes, sweep.epsilons())
   for index, (what, (_, y, values_of)) in enumerate(_PARTS.items()):
-    means = [
-      sweeps.mean(sweeps.gap(values_of(cell)) for cell in group)
-      for group in groups
-    ]
-    if all(map(math.isnan, means)):
+    gap_of_cell = pd.DataFrame(
+      {what: [sweeps.gap(values_of(cell)) for cell in cells]}, dtype=float
+    )
+    means = _means_by_epsilon(cells, gap_of_cell)[what]
+    if means.isna().all():
       continue
     axes.plot(
-      [position[group[0].epsilon] for group in groups],
+      means.index.map(position),
       means,
       marker='o',
       color=plots.color(index),
@@ -134,9 +142,19 @@ def gaps(sweep: sweeps.Sweep) -> Plot | None:
     )
   if not axes.lines:
     return None
-  axes.set_ylim(bottom=0)
+  plots.from_zero(axes)
   plots.legend(axes)
-  return Plot('gaps', 'Means over seeds of the gap within each run.', figure)
+  return Plot(
+    'gaps', 'Lines are means over seeds of the gap within each run.', figure
+  )
+
+
+def _means_by_epsilon(
+  cells: Sequence[sweeps.Cell], values: pd.DataFrame
+) -> pd.DataFrame:
+  """Returns the mean of each column over the seeds of each budget."""
+  epsilons = [cell.epsilon for cell in cells]
+  return values.groupby(epsilons).agg(run_tables.mean)
 
 
 _PARTS: dict[
@@ -177,12 +195,12 @@ def paths(sweep: sweeps.Sweep, column: str, title: str, y: str) -> Plot | None:
     plots.plain_ticks(axes.yaxis)
   plots.whole_numbers(axes.xaxis)
   plots.legend(axes)
-  return Plot(f'path_{column}', 'A line is one seed.', figure)
+  return Plot(f'path_{column}', 'Each line is one seed.', figure)
 
 
 def audits(sweep: sweeps.Sweep) -> Plot | None:
   """Returns what the audits prove, beside what the ledgers state."""
-  found = {
+  bounds = {
     name: [
       (sweeps.number(c.audit['upper_bound']), sweeps.number(c.audit.get(name)))
       for c in sweep.measured()
@@ -190,11 +208,11 @@ def audits(sweep: sweeps.Sweep) -> Plot | None:
     ]
     for name in ('lower_bound', 'epsilon_estimate')
   }
-  stated = [x for x, _ in found['lower_bound'] if math.isfinite(x)]
+  stated = [x for x, _ in bounds['lower_bound'] if math.isfinite(x)]
   if not stated:
     return None
   figure, axes = plots.new(
-    'Promised and proven',
+    'ε stated and ε proven',
     x='ε that the ledger states',
     y='ε that canaries show',
   )
@@ -203,16 +221,16 @@ def audits(sweep: sweeps.Sweep) -> Plot | None:
   for index, (name, label) in enumerate(
     (('epsilon_estimate', 'estimated'), ('lower_bound', 'proven: at least'))
   ):
-    points = [(x, y) for x, y in found[name] if math.isfinite(y)]
+    points = [(x, y) for x, y in bounds[name] if math.isfinite(y)]
     if points:
       axes.plot(*zip(*points), 'o', color=plots.color(index), label=label)
-  axes.set_ylim(bottom=0)
+  plots.from_zero(axes)
   plots.legend(axes)
   return Plot(
     'audits',
-    'A dot is an audited cell: what canaries in its repeated training show. A '
-    'proven ε above the line would disprove the promise; estimates carry no '
-    'confidence and may lie above it.',
+    'Each dot is an audited cell, measured by canaries in a repeated training. A '
+    'proven ε above the line would disprove the stated one. Estimates carry no '
+    'confidence and may lie above the line.',
     figure,
   )
 
@@ -221,33 +239,11 @@ def _points(
   rounds: Sequence[Mapping[str, float]], column: str
 ) -> list[tuple[float, float]]:
   """Returns (round, value) where the value is known and finite."""
-  found = []
-  for row in rounds:
-    if math.isfinite(row.get(column, math.nan)):
-      found.append((row.get('round', math.nan), row[column]))
-  return found
-
-
-def _epsilon_axis(
-  axes: axes_lib.Axes, sweep: sweeps.Sweep
-) -> dict[float, float]:
-  """Labels the x axis with the budgets; returns where each is.
-
-  Finite ones are spaced by their logarithm, infinity is a step to their right.
-  """
-  epsilons = sweep.epsilons()
-  finite = [e for e in epsilons if math.isfinite(e)]
-  position = {e: math.log2(e) for e in finite}
-  right = max(position.values(), default=0.0)
-  if len(finite) < len(epsilons):
-    position[math.inf] = right + 1.0
-  axes.set_xticks(list(position.values()))
-  axes.set_xticklabels(['∞' if math.isinf(e) else f'{e:g}' for e in position])
-  return position
-
-
-def _at(values: dict[str, float], name: str) -> float:
-  return math.inf if math.isnan(values[name]) else values[name]
+  return [
+    (row.get('round', math.nan), row[column])
+    for row in rounds
+    if math.isfinite(row.get(column, math.nan))
+  ]
 
 
 def _short(name: str) -> str:

@@ -1,10 +1,10 @@
-"""What a sweep over privacy budgets left on disk, read for tables and figures.
+"""Sweeps over privacy budgets, read from disk for tables and figures.
 
-A sweep's folder holds `sweep.json`, which names its cells and how they were
-asked for, and a folder a cell in `cells/`, each a run's folder (see
-`program.run_folder`) or that of a reference without federation. Reading is
-lenient where others write (`audit.json`) and where a cell is not done, and
-strict about `sweep.json`.
+A sweep's folder holds `sweep.json`, which names the cells and the command that
+asked for them. Its folder `cells/` holds a folder for each cell: a run's folder
+(see `program.run_folder`) or the folder of a reference without federation.
+Reading is strict about `sweep.json`. A cell that is not done has no values, and
+`audit.json` may hold any keys.
 
 >>> Cell('eps_inf_seed_0', FEDERATED, math.inf, 0).label
 'no privacy'
@@ -15,14 +15,12 @@ strict about `sweep.json`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-import csv
 import dataclasses
-import io
 import math
 import os
 import pathlib
 import re
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tff_medical import _files
 from tff_medical import _validate
@@ -30,17 +28,20 @@ from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import metrics_table
 from tff_medical.program import run_folder
 
+if TYPE_CHECKING:
+  import pandas as pd
+
 FEDERATED = 'federated'
 CENTRAL = 'central'
 PER_SITE = 'per_site'
 # Training without federation and privacy.
 REFERENCES = (CENTRAL, PER_SITE)
 KINDS = (FEDERATED, *REFERENCES)
-# What a reference is called in tables and figures.
+# Names of the references in tables and figures.
 LABELS = {CENTRAL: 'central', PER_SITE: 'per site'}
 
 SWEEP_FILE = 'sweep.json'
-# What a cell's folder may be called: never another folder, such as '..'.
+# The name of a cell's folder never leads to another folder, as '..' would.
 _NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}')
 
 _T = TypeVar('_T')
@@ -65,6 +66,14 @@ COLUMNS = (
   'status',
   'ledger_sha256',
 )
+# Columns that the summary of a run has by the same name.
+_OF_SUMMARY = (
+  'epsilon',
+  'noise_multiplier',
+  'rounds',
+  'seconds',
+  'ledger_sha256',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +81,16 @@ class Cell:
   """One training of a sweep.
 
   Attributes:
-    name: Of its folder.
+    name: Name of the cell's folder.
     kind: One of `KINDS`.
-    epsilon: The budget that was asked for; inf without privacy.
-    seed: Of data, partition and initial weights.
-    summary: How the run ended; None if it has not.
-    config: What the run was started with; None if it was not.
-    ledger: The header of the privacy ledger, which describes the mechanism;
-      empty without one.
-    rounds: The values of metrics.csv by round, empty ones left out.
-    audit: Of `audit.json`, empty if there was none.
+    epsilon: Budget that was asked for; inf without privacy.
+    seed: Seed of data, partition and initial weights.
+    summary: Summary of the run; None if the run has none yet.
+    config: Settings of the run; None if the run was never started.
+    ledger: Header of the privacy ledger, which describes the mechanism; empty
+      without a ledger.
+    rounds: Values of metrics.csv by round, without the empty ones.
+    audit: Contents of `audit.json`; empty without an audit.
   """
 
   name: str
@@ -96,17 +105,17 @@ class Cell:
 
   @property
   def is_done(self) -> bool:
-    """Whether the training came to its end."""
+    """Whether the training has ended."""
     return self.summary is not None and self.summary.has_ended
 
   @property
   def is_measured(self) -> bool:
-    """Whether there are metrics: done, and not skipped."""
+    """Whether the training has ended with metrics, hence was not skipped."""
     return self.is_done and bool(self.metrics)
 
   @property
   def metrics(self) -> Mapping[str, float]:
-    """The metrics on the test images; empty where there are none."""
+    """The metrics on the test images; empty if the cell has none."""
     return self.summary.metrics if self.summary else {}
 
   @property
@@ -115,7 +124,7 @@ class Cell:
     return label(self.kind, self.epsilon)
 
   def metric(self, name: str) -> float:
-    """Returns a metric on the test images, NaN where there is none."""
+    """Returns a metric on the test images; NaN if the cell has none."""
     return self.metrics.get(name, math.nan)
 
   def by_class(self) -> dict[str, float]:
@@ -139,29 +148,27 @@ class Cell:
     }
 
   def row(self) -> dict[str, Any]:
-    """Returns the cell as a line of results.csv, '' for what is not known."""
+    """Returns the cell as a row of results.csv; None for unknown values."""
     private = self.kind == FEDERATED and math.isfinite(self.epsilon)
-    done = self.summary
-    values = {
+    values: dict[str, Any] = {
       'cell': self.name,
       'kind': self.kind,
-      'unit': self.ledger.get('privacy_unit', '') if private else 'none',
-      'mechanism': self.ledger.get('mechanism', '') if private else 'none',
+      'unit': self.ledger.get('privacy_unit') if private else 'none',
+      'mechanism': self.ledger.get('mechanism') if private else 'none',
       'target_epsilon': self.epsilon,
-      'epsilon': done.epsilon if done else '',
-      'delta': done.delta if done and private else '',
       'seed': self.seed,
-      'noise_multiplier': done.noise_multiplier if done else '',
-      'rounds': done.rounds if done else '',
       'worst_class_sensitivity': min(_known(self.by_class()), default=math.nan),
       'site_accuracy_gap': gap(self.by_site()),
-      'seconds': done.seconds if done else '',
-      'status': done.stop_reason if done else 'missing',
-      'ledger_sha256': done.ledger_sha256 if done else '',
+      'status': 'missing',
     }
     for name in ('auc', 'accuracy', 'balanced_accuracy'):
       values[name] = self.metric(name)
-    return {name: _plain(values[name]) for name in COLUMNS}
+    if self.summary:
+      for name in _OF_SUMMARY:
+        values[name] = getattr(self.summary, name)
+      values['delta'] = self.summary.delta if private else None
+      values['status'] = self.summary.stop_reason
+    return {name: values.get(name) for name in COLUMNS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +176,9 @@ class Sweep:
   """A sweep as far as it has come.
 
   Attributes:
-    folder: Where it is.
-    info: What `sweep.json` says: command, settings, versions, cells.
-    cells: In the order of `sweep.json`.
+    folder: Folder of the sweep.
+    info: Contents of `sweep.json`: command, settings, versions, cells.
+    cells: Cells in the order of `sweep.json`.
   """
 
   folder: pathlib.Path
@@ -180,8 +187,8 @@ class Sweep:
 
   def measured(self, kind: str = FEDERATED) -> list[Cell]:
     """Returns the cells of a kind that have metrics, strictest first."""
-    found = [c for c in self.cells if c.kind == kind and c.is_measured]
-    return sorted(found, key=lambda c: (c.epsilon, c.seed))
+    cells = [c for c in self.cells if c.kind == kind and c.is_measured]
+    return sorted(cells, key=lambda c: (c.epsilon, c.seed))
 
   def epsilons(self) -> list[float]:
     """Returns the budgets that were measured, smallest first."""
@@ -192,7 +199,7 @@ def read(folder: str | os.PathLike[str]) -> Sweep:
   """Returns the sweep in a folder.
 
   Raises:
-    InputError: The folder is not that of a sweep, or a file in it is damaged.
+    InputError: The folder holds no sweep, or a file in the folder is damaged.
   """
   path = pathlib.Path(folder)
   try:
@@ -235,10 +242,10 @@ def _read_entry(folder: pathlib.Path, entry: Any) -> Cell:
 def read_cell(
   folder: pathlib.Path, name: str, kind: str, epsilon: float, seed: int
 ) -> Cell:
-  """Returns a cell from its folder, as far as it has come.
+  """Returns a cell as far as its folder shows it.
 
   Raises:
-    InputError: A file of it is damaged.
+    InputError: A file of the cell is damaged.
   """
   run = run_folder.RunFolder(folder)
   return Cell(
@@ -246,64 +253,77 @@ def read_cell(
     kind=kind,
     epsilon=epsilon,
     seed=seed,
-    summary=_if_there(run.read_summary),
-    config=_if_there(run.read_config),
+    summary=_read_if_exists(run.read_summary),
+    config=_read_if_exists(run.read_config),
     ledger=_header(run.ledger),
     rounds=_rounds(run.metrics),
-    audit=_if_there(lambda: _files.read_json(run.audit)) or {},
+    audit=_read_if_exists(lambda: _files.read_json(run.audit)) or {},
   )
 
 
-def _if_there(read_file: Callable[[], _T]) -> _T | None:
-  """Returns what a file holds; None if it is missing."""
+def _read_if_exists(read_file: Callable[[], _T]) -> _T | None:
+  """Returns the contents of a file; None if the file is missing."""
   try:
     return read_file()
   except (FileNotFoundError, NotADirectoryError):
     return None
 
 
+def table(cells: Iterable[Cell]) -> pd.DataFrame:
+  """Returns a table of runs with the `COLUMNS` of results.csv, a row a cell."""
+  from tff_medical.reporting import run_tables  # pandas takes .4 s.
+
+  return run_tables.table((cell.row() for cell in cells), COLUMNS)
+
+
+def parts(
+  cells: Iterable[Cell], values_of: Callable[[Cell], Mapping[str, float]]
+) -> pd.DataFrame:
+  """Returns values of classes or sites by cell.
+
+  Args:
+    cells: Cells of the rows.
+    values_of: `Cell.by_class` or `Cell.by_site`.
+
+  Returns:
+    A table whose index is the label of each cell and whose columns are the names
+    of classes or sites, sorted; NaN where a cell has no value.
+  """
+  import pandas as pd
+
+  cells = list(cells)
+  rows = pd.DataFrame(
+    [values_of(cell) for cell in cells], index=[cell.label for cell in cells]
+  )
+  return rows.sort_index(axis='columns').astype(float)
+
+
 def write_csv(sweep: Sweep) -> pathlib.Path:
-  """Writes results.csv, a line a cell, whole or not at all; returns it."""
+  """Writes results.csv, a row a cell, whole or not at all; returns the file."""
+  from tff_medical.reporting import run_tables
+
   path = sweep.folder / 'results.csv'
-  text = io.StringIO(newline='')
-  writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(cell.row() for cell in sweep.cells)
-  _files.write_bytes(path, text.getvalue().encode())
+  run_tables.write(path, table(sweep.cells), float_format='%.6g')
   return path
 
 
 def label(kind: str, epsilon: float) -> str:
-  """Returns what a group of cells is called in tables and figures."""
+  """Returns the name of a group of cells in tables and figures."""
   if kind != FEDERATED:
     return LABELS[kind]
   return 'no privacy' if math.isinf(epsilon) else f'ε {epsilon:g}'
 
 
-def groups(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-  """Returns the cells by their label, in the order in which they come."""
-  found: dict[str, list[Cell]] = {}
-  for cell in cells:
-    found.setdefault(cell.label, []).append(cell)
-  return found
-
-
 def number(value: Any) -> float:
-  """Returns a number as JSON holds it ('inf' is one), else NaN."""
+  """Returns the number that a JSON value stands for, 'inf' too; else NaN."""
   try:
     return float(value)
   except (TypeError, ValueError):
     return math.nan
 
 
-def mean(values: Iterable[float]) -> float:
-  """Returns the mean of what is not NaN, or NaN."""
-  known = [v for v in values if not math.isnan(v)]
-  return sum(known) / len(known) if known else math.nan
-
-
 def gap(values: Mapping[str, float]) -> float:
-  """Returns the highest minus the lowest known value, NaN if there is none."""
+  """Returns the highest minus the lowest known value; NaN without any."""
   known = _known(values)
   return max(known) - min(known) if known else math.nan
 
@@ -312,15 +332,9 @@ def _known(values: Mapping[str, float]) -> list[float]:
   return [v for v in values.values() if not math.isnan(v)]
 
 
-def _plain(value: Any) -> Any:
-  if not isinstance(value, float):
-    return '' if value is None else value
-  return '' if math.isnan(value) else f'{value:.6g}'
-
-
 def _header(path: pathlib.Path) -> Mapping[str, Any]:
-  found = _if_there(lambda: ledger_lib.read(path))
-  return found.header if found else {}
+  ledger = _read_if_exists(lambda: ledger_lib.read(path))
+  return ledger.header if ledger else {}
 
 
 def _rounds(path: pathlib.Path) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from tests.faults import signal_faults
 from tests.faults import signals
 from tff_medical.serving import export
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 class SignalTest(parameterized.TestCase):

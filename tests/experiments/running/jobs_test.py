@@ -15,7 +15,7 @@ from experiments.running import jobs
 from tff_medical import _validate
 from tff_medical.program import ending
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 # Waits for ever, and writes a file when it is interrupted.
 _PATIENT = """
 import pathlib, sys, time
