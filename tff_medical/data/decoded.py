@@ -75,7 +75,9 @@ class DecodingPolicy:
   def __post_init__(self) -> None:
     for name in ('frames', 'slices'):
       choice = getattr(self, name)
-      if choice is not None and choice not in CHOICES and not choice.isdecimal():
+      if (
+        choice is not None and choice not in CHOICES and not choice.isdecimal()
+      ):
         raise _validate.InputError(
           f'{name} must be first, middle, all or a number from 0, got '
           f'{choice!r}'

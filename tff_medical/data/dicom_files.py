@@ -80,9 +80,7 @@ def patient_id(path: str) -> str:
   return f'{issuer}\0{number}' if issuer and number else number
 
 
-def decode(
-  content: bytes, policy: decoded.DecodingPolicy
-) -> decoded.Decoded:
+def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
   """Returns the images of a DICOM file; see the module for the rule.
 
   Args:
@@ -214,7 +212,10 @@ def _palette(dataset: Any, values: np.ndarray, rules: list[str]) -> np.ndarray:
   for colour in ('Red', 'Green', 'Blue'):
     name = f'{colour}PaletteColorLookupTable'
     table = _table(
-      dataset, dataset.get(f'{name}Descriptor'), dataset.get(f'{name}Data'), name
+      dataset,
+      dataset.get(f'{name}Descriptor'),
+      dataset.get(f'{name}Data'),
+      name,
     )
     channels.append(table.of(values) / np.float32(table.top))
   return np.stack(channels, axis=-1).astype(np.float32)
@@ -351,7 +352,9 @@ def _modality(
       .of(values)
       .astype(np.float64)
     )
-  group = _groups(dataset, number, 'PixelValueTransformationSequence') or dataset
+  group = (
+    _groups(dataset, number, 'PixelValueTransformationSequence') or dataset
+  )
   slope, intercept = group.get('RescaleSlope'), group.get('RescaleIntercept')
   if slope is None and intercept is None:
     return real
@@ -394,7 +397,9 @@ def _display(
       return _window(real, centre, width, function)
     rules.append(_NO_USABLE_WINDOW)
   rules.append('no window: 0.5 to 99.5 %')
-  return decoded.scaled(real, *decoded.robust_range(shown if shown.size else real))
+  return decoded.scaled(
+    real, *decoded.robust_range(shown if shown.size else real)
+  )
 
 
 def _window(

@@ -115,7 +115,8 @@ def frame(dataset: Any, number: int) -> Frame:
   bits = int(dataset.BitsAllocated)
   simple = bits in (16, 32) or (bits == 8 and syntax != _BIG_ENDIAN)
   if 'PixelData' not in dataset:
-    return Frame(*[_of_floats(dataset, number)] * 2)
+    values = _of_floats(dataset, number)
+    return Frame(values, values)
   if _is_native(dataset):
     _check_length(dataset, number)
     if simple and dataset.get('PhotometricInterpretation') != 'YBR_FULL_422':

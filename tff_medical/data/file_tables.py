@@ -8,7 +8,7 @@ spreadsheet numbers them, the header being row 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import csv
 import dataclasses
 import io
@@ -83,14 +83,17 @@ def read(
   lines = _read_lines(path, {**columns.named()}, form)
   files = image_paths.scan(image_dir or path.parent)
   paths, notes = _found_files(lines, columns.file, files, path, missing_files)
-  kept = [line for line, found in zip(lines, paths) if found]
-  paths = [found for found in paths if found]
-  labels = label_cells.read(form, kept)
+  kept = [
+    (where, cells, found)
+    for (where, cells), found in zip(lines, paths)
+    if found is not None
+  ]
+  labels = label_cells.read(form, [(where, cells) for where, cells, _ in kept])
   left_out = sum(label is None for label in labels)
   if left_out:
     notes.append(f'{left_out} rows were left out for their labels.')
   rows = []
-  for (where, cells), found, label in zip(kept, paths, labels):
+  for (where, cells, found), label in zip(kept, labels):
     if label is None:
       continue
     rows.append(
@@ -99,11 +102,12 @@ def read(
         path=found,
         labels=label,
         site=_cell(cells, columns.site),
-        patient=_patient(files.root / found, where, cells, columns.patient,
-                         dicom_patients),
+        patient=_patient(
+          files.root / found, where, cells, columns.patient, dicom_patients
+        ),
         split=_split(where, cells, columns.split),
       )
-    )  # fmt: skip
+    )
   table = image_table.build(
     files.root,
     rows,
@@ -161,7 +165,8 @@ def _column(
   header: Sequence[str], column: str, flag: str, path: pathlib.Path
 ) -> int:
   """Returns where a column is; its case and blanks around it do not matter."""
-  for fold in (str, str.casefold):
+  folds: tuple[Callable[[str], str], ...] = (str, str.casefold)
+  for fold in folds:
     wanted = fold(image_paths.normal(column))
     places = [i for i, name in enumerate(header) if fold(name) == wanted]
     if len(places) == 1:
@@ -251,8 +256,8 @@ def _parquet(
   content: bytes, path: pathlib.Path
 ) -> tuple[list[str], list[tuple[int, list[str]]]]:
   try:
-    from pyarrow import parquet
     import pyarrow
+    from pyarrow import parquet
   except ModuleNotFoundError:
     raise _validate.InputError(
       f'{path} is a Parquet file, which needs the package pyarrow; install '
@@ -347,9 +352,7 @@ def _cell(cells: dict[str, str], column: str | None) -> str | None:
   return None if column is None else image_paths.normal(cells[column])
 
 
-def _split(
-  where: str, cells: dict[str, str], column: str | None
-) -> str | None:
+def _split(where: str, cells: dict[str, str], column: str | None) -> str | None:
   if column is None:
     return None
   return image_table.split_of(cells[column], where)

@@ -94,16 +94,9 @@ def read(
     for i, path in enumerate(paths)
   ]
   empty = [folder for folder in files.empty_folders if _is_class(folder, named)]
-  class_names = image_table.natural_order(
-    {row.labels[0] for row in rows}
-    | {image_paths.normal(folder.split('/')[named.index('class')])
-       for folder in empty}
-  )  # fmt: skip
-  with_images = {row.labels[0] for row in rows}
   return image_table.build(
     root,
     rows,
-    class_names=tuple(name for name in class_names if name in with_images),
     missing_patients=missing_patients,
     ignored=files.ignored + len(skipped),
     notes=[f'The class folder {folder!r} holds no image.' for folder in empty],

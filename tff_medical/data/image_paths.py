@@ -1,4 +1,4 @@
-"""The image files below a folder, and which of them a table means.
+r"""The image files below a folder, and which of them a table means.
 
 A table names a file as somebody's computer knew it: with a drive, backslashes,
 another case, or no suffix. `ImageFiles.find` takes the longest tail of such a
@@ -7,13 +7,14 @@ path that fits, if it fits exactly one file. What operating systems leave behind
 outside the folder is ever returned, by `..` or by a link.
 
 >>> files = ImageFiles(pathlib.Path('/data'), ('a/one.png', 'b/one.png'))
->>> files.find('D:\\\\scans\\\\a\\\\ONE.png')
+>>> files.find('D:\\scans\\a\\ONE.png')
 'a/one.png'
 """
 
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import os
@@ -77,7 +78,7 @@ class ImageFiles:
     for fold in (_same, _folded, _stem):
       key = fold(parts[-1])
       candidates = self._by_name[fold].get(key, ())
-      best = _longest(parts, candidates, fold)
+      best = _longest(parts, candidates)
       if len(best) > 1:
         raise NoFile(
           f'fits {len(best)} files equally well; write more of its path'
@@ -103,8 +104,9 @@ class ImageFiles:
     return os.path.realpath(self.root)
 
   @functools.cached_property
-  def _by_name(self):  # noqa: ANN202  By function, name to paths.
-    index = {
+  def _by_name(self) -> dict[Callable[[str], str], dict[str, list[str]]]:
+    """The paths by their names, as each function spells those."""
+    index: dict[Callable[[str], str], dict[str, list[str]]] = {
       fold: collections.defaultdict(list) for fold in (_same, _folded, _stem)
     }
     for path in self.paths:
@@ -189,7 +191,7 @@ def _parts(text: str) -> list[str]:
   return [part for part in text.split('/') if part not in ('', '.')]
 
 
-def _longest(parts: list[str], candidates, fold) -> list[str]:  # noqa: ANN001
+def _longest(parts: list[str], candidates: Sequence[str]) -> list[str]:
   """Returns the candidates that agree with most folders of a path."""
   best: list[str] = []
   most = -1
@@ -210,7 +212,6 @@ def _longest(parts: list[str], candidates, fold) -> list[str]:  # noqa: ANN001
   if len(best) > 1 and len(parts) == 1:
     at_root = [path for path in best if '/' not in path]
     best = at_root if len(at_root) == 1 else best
-  del fold
   return best
 
 

@@ -135,6 +135,8 @@ class ImageData:
     source_digest: Identifies the bytes the images came from: `md5:` of the
       source file, or `sha256:` of the settings of generated images.
     origin: Where the images come from, one of `ORIGINS`.
+    counted_duplicates: Equal images as they were counted when the data was
+      prepared; None if `duplicates` has to count them.
   """
 
   name: str
@@ -148,6 +150,7 @@ class ImageData:
   license: str = ''
   source_digest: str = ''
   origin: str = UNSTATED
+  counted_duplicates: Duplicates | None = None
 
   def __post_init__(self) -> None:
     _validate.one_of(ORIGINS, origin=self.origin)
@@ -195,7 +198,13 @@ class ImageData:
 
   @functools.cached_property
   def duplicates(self) -> Duplicates:
-    """Equal images within and across the splits, counted at first use."""
+    """Equal images within and across the splits.
+
+    They are as given in `counted_duplicates`, or else counted at first use, for
+    which every image is read.
+    """
+    if self.counted_duplicates is not None:
+      return self.counted_duplicates
     return find_duplicates({name: s.images for name, s in self.splits()})
 
   def _check_split(self, name: str, split: Split) -> None:

@@ -92,10 +92,16 @@ def _check_choice(name: str, choice: str | None) -> None:
     return
   hint = ''
   if choice == 'ignore':
-    hint = '; no loss here masks single findings: leave_out leaves the image out'
+    hint = (
+      '; no loss here masks single findings: leave_out leaves the image out'
+    )
   raise _validate.InputError(
     f'{name} must be one of {", ".join(CHOICES)}, got {choice!r}{hint}'
   )
+
+
+# Cells that the form may say how to read, as an error calls them.
+_ASKED = {'uncertain': 'uncertain (-1)', 'blank': 'blank'}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -131,24 +137,25 @@ def read(
 
 
 def _refuse(form: LabelForm, problems: list[Problem]) -> None:
-  kind = problems[0].kind
-  same = [p for p in problems if p.kind == kind]
-  places = image_table.named_rows(
-    [f'{p.where}, column {p.column!r}' for p in same]
-  )
-  choices = ', '.join(CHOICES)
-  if kind == 'uncertain':
-    raise _validate.InputError(
-      f'{len(same)} labels are uncertain (-1: {places}); choose what they count '
-      f'as with --uncertain={choices}'
-    )
-  if kind == 'blank':
-    allowed = choices if len(form.columns) > 1 else 'leave_out'
-    raise _validate.InputError(
-      f'{len(same)} labels are blank ({places}); fill them in, or choose what '
-      f'they count as with --blank={allowed}'
-    )
-  raise _validate.InputError(f'{problems[0].where}: {kind}')
+  """Raises the error of cells that cannot be read, all kinds in one line."""
+  kinds = {kind: [p for p in problems if p.kind == kind] for kind in _ASKED}
+  other = [p for p in problems if p.kind not in kinds]
+  if other:
+    more = f' (and {len(other) - 1} more cells)' if len(other) > 1 else ''
+    raise _validate.InputError(f'{other[0].where}: {other[0].kind}{more}')
+  parts = []
+  for kind, cells in kinds.items():
+    if cells:
+      places = image_table.named_rows(
+        [f'{p.where}, column {p.column!r}' for p in cells]
+      )
+      several = kind == 'uncertain' or len(form.columns) > 1
+      allowed = ', '.join(CHOICES) if several else 'leave_out'
+      parts.append(
+        f'{len(cells)} labels are {_ASKED[kind]} ({places}): choose what they '
+        f'count as with --{kind}={allowed}'
+      )
+  raise _validate.InputError('; '.join(parts))
 
 
 def _of_cell(

@@ -43,9 +43,7 @@ def is_nifti(start: bytes) -> bool:
   return start[344:348] in _MAGICS or start[4:8] in _MAGICS
 
 
-def decode(
-  content: bytes, policy: decoded.DecodingPolicy
-) -> decoded.Decoded:
+def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
   """Returns the slices of a volume; see the module for the order.
 
   Args:
@@ -185,7 +183,9 @@ def _slices(
   else:
     low, high = decoded.robust_range(real)
     rules = ['no window: 0.5 to 99.5 %']
-  warnings = () if finite.all() else ('holds NaN or infinite values, made black',)
+  warnings = (
+    () if finite.all() else ('holds NaN or infinite values, made black',)
+  )
   scaled = decoded.scaled(np.where(finite, volume, low), low, high)
   name = policy.slice_axis or 'axial'
   _validate.one_of(_AXES, slice_axis=name)

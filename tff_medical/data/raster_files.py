@@ -12,6 +12,7 @@ Sources: PNG (ISO/IEC 15948), TIFF 6.0, Exif (CIPA DC-008).
 from __future__ import annotations
 
 import io
+from typing import Any
 import warnings as warnings_lib
 
 import numpy as np
@@ -41,9 +42,7 @@ def is_raster(start: bytes) -> bool:
   return is_webp or start.startswith(_PILLOW_STARTS + _TIFF_STARTS)
 
 
-def decode(
-  content: bytes, policy: decoded.DecodingPolicy
-) -> decoded.Decoded:
+def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
   """Returns the images of a file.
 
   Args:
@@ -166,9 +165,7 @@ def _decode_tiff(
       if tiled and (len(sizes) > 2 or _is_large(tiled[0])):
         raise decoded.BadFile(_WHOLE_SLIDE)
       numbers = decoded.choose_frames('pages', policy, len(pages))
-      return _together(
-        [_of_page(content, pages[i], i, policy) for i in numbers]
-      )
+      return _together([_of_page(content, pages[i], policy) for i in numbers])
   except (decoded.BadFile, decoded.PolicyNeeded):
     raise
   except Exception as error:  # noqa: BLE001  tifffile raises many kinds.
@@ -181,7 +178,7 @@ _WHOLE_SLIDE = (
 )
 
 
-def _tifffile():  # noqa: ANN202  A module.
+def _tifffile() -> Any:
   try:
     import tifffile
   except ModuleNotFoundError:
@@ -191,11 +188,13 @@ def _tifffile():  # noqa: ANN202  A module.
   return tifffile
 
 
-def _is_large(page) -> bool:  # noqa: ANN001  A page of tifffile.
+def _is_large(page: Any) -> bool:
   return page.imagewidth * page.imagelength > decoded.MAX_PIXELS
 
 
-def _of_page(content, page, number, policy) -> decoded.Decoded:  # noqa: ANN001
+def _of_page(
+  content: bytes, page: Any, policy: decoded.DecodingPolicy
+) -> decoded.Decoded:
   """Decodes a page of a TIFF."""
   decoded.check_size(page.imagewidth, page.imagelength)
   kind = page.photometric.name
@@ -206,7 +205,7 @@ def _of_page(content, page, number, policy) -> decoded.Decoded:  # noqa: ANN001
   except ValueError as error:
     if 'imagecodecs' not in str(error):
       raise
-    return _without_imagecodecs(content, page, number)
+    return _without_imagecodecs(content, page)
   array = _channels_last(page, array)
   warnings: tuple[str, ...] = ()
   rules = [f'TIFF {array.dtype.itemsize * 8} bits']
@@ -233,7 +232,9 @@ def _of_page(content, page, number, policy) -> decoded.Decoded:  # noqa: ANN001
   return decoded.Decoded((values,), tuple(rules), warnings, bounds)
 
 
-def _of_bits(page, array):  # noqa: ANN001, ANN202
+def _of_bits(
+  page: Any, array: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
   """Returns integers over the range of the bits that a page states."""
   bits = int(page.bitspersample) if page.photometric.name != 'PALETTE' else 16
   if bits in (8, 16):
@@ -242,9 +243,8 @@ def _of_bits(page, array):  # noqa: ANN001, ANN202
   return np.clip(array.astype(np.float32) / top, 0, 1), ()
 
 
-def _without_imagecodecs(content, page, number) -> decoded.Decoded:  # noqa: ANN001
+def _without_imagecodecs(content: bytes, page: Any) -> decoded.Decoded:
   """Decodes by Pillow what tifffile needs another package for."""
-  del number
   if page.samplesperpixel > 1 and page.bitspersample != 8:
     raise decoded.BadFile(
       f'is compressed by {page.compression.name} with '
@@ -261,7 +261,7 @@ def _without_imagecodecs(content, page, number) -> decoded.Decoded:  # noqa: ANN
   return _of_pillow(image)
 
 
-def _channels_last(page, array: np.ndarray) -> np.ndarray:  # noqa: ANN001
+def _channels_last(page: Any, array: np.ndarray) -> np.ndarray:
   """Returns [H, W, 1] or [H, W, 3], without alpha."""
   axes = page.axes
   if axes == 'YX':
@@ -273,7 +273,9 @@ def _channels_last(page, array: np.ndarray) -> np.ndarray:  # noqa: ANN001
   return array[..., :3] if array.shape[2] >= 3 else array[..., :1]
 
 
-def _in_range(array: np.ndarray, policy: decoded.DecodingPolicy):  # noqa: ANN202
+def _in_range(
+  array: np.ndarray, policy: decoded.DecodingPolicy
+) -> tuple[np.ndarray, tuple[str, ...], tuple[float, float]]:
   """Scales values that have no range of their own."""
   if policy.value_range is None:
     raise decoded.PolicyNeeded(
@@ -285,7 +287,9 @@ def _in_range(array: np.ndarray, policy: decoded.DecodingPolicy):  # noqa: ANN20
     raise decoded.BadFile('holds no finite value')
   low, high = policy.value_range
   filled = np.where(finite, array, low)
-  warnings = () if finite.all() else ('holds NaN or infinite values, made black',)
+  warnings = (
+    () if finite.all() else ('holds NaN or infinite values, made black',)
+  )
   bounds = (float(array[finite].min()), float(array[finite].max()))
   return decoded.scaled(filled, low, high), warnings, bounds
 
