@@ -47,11 +47,29 @@ def decode(
     raise decoded.BadFile(f'cannot be read: {reason}') from None
   if not content:
     raise decoded.BadFile('is empty')
+  try:
+    return _decode(content, policy)
+  except (decoded.BadFile, decoded.PolicyNeeded):
+    raise
+  except MemoryError:
+    raise decoded.BadFile('needs too much memory to be decoded') from None
+  except Exception as error:  # noqa: BLE001  One file must not end a run.
+    # The text of the error is not shown: it may quote a header.
+    raise decoded.BadFile(
+      f'cannot be decoded ({type(error).__name__}); its header or its pixels are '
+      'damaged'
+    ) from None
+
+
+def _decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
   start = content[:_START_BYTES]
+  # First: the preamble of a DICOM file may be the start of a TIFF.
+  if dicom_files.has_preamble(start):
+    return dicom_files.decode(content, policy)
   if raster_files.is_raster(start):
     return raster_files.decode(content, policy)
   if nifti_files.is_nifti(start):
     return nifti_files.decode(content, policy)
-  if dicom_files.is_dicom(start):
+  if dicom_files.may_lack_preamble(start):
     return dicom_files.decode(content, policy)
   raise decoded.BadFile('is no image of a known kind')

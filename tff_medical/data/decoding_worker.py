@@ -70,9 +70,7 @@ def outcome(path: str, task: Task) -> Outcome:
   except decoded.PolicyNeeded as error:
     return Outcome(reason=str(error), needs_policy=True)
   except MemoryError:
-    return Outcome(reason='needs too much memory to be decoded')
-  except Exception as error:  # noqa: BLE001  One file must not end the run.
-    return Outcome(reason=f'cannot be decoded ({type(error).__name__})')
+    return Outcome(reason='needs too much memory to be resized')
   channels = max(image.shape[2] for image in stored)
   return Outcome(
     np.stack([resizing.with_channels(image, channels) for image in stored]),
@@ -96,4 +94,3 @@ def main(descriptor: int) -> None:
       pipe.send((number, outcome(path, task)))
   except (EOFError, OSError):
     return
-

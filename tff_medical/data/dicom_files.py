@@ -34,6 +34,7 @@ from tff_medical.data import dicom_pixels
 _PREAMBLE = 128
 _IMPLICIT = '1.2.840.10008.1.2'
 _EXPLICIT = '1.2.840.10008.1.2.1'
+_BIG_ENDIAN = '1.2.840.10008.1.2.2'
 _JPEG_BASELINE = '1.2.840.10008.1.2.4.50'
 _GREY = ('MONOCHROME1', 'MONOCHROME2')
 # ITU-R BT.601 as PS3.3 C.7.6.3.1.2 has it.
@@ -46,12 +47,18 @@ _PIXEL_TAGS = ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData')
 _FIRST_GROUPS = (b'\x02\0', b'\x08\0')
 
 
-def is_dicom(start: bytes) -> bool:
-  """Returns whether the first bytes, 256 or more, may be those of DICOM."""
-  if start[_PREAMBLE : _PREAMBLE + 4] == b'DICM':
-    return True
-  # A first element of a low number, with an explicit VR or a short length.
-  return start[:2] in _FIRST_GROUPS and start[3:4] == b'\0' and len(start) > 16
+def has_preamble(start: bytes) -> bool:
+  """Returns whether the first bytes, 132 or more, are those of DICOM."""
+  return start[_PREAMBLE : _PREAMBLE + 4] == b'DICM'
+
+
+def may_lack_preamble(start: bytes) -> bool:
+  """Returns whether a file may be DICOM without its preamble."""
+  if len(start) <= 16:
+    return False
+  # A first element of a low number, in either byte order.
+  little = start[:2] in _FIRST_GROUPS and start[3] == 0
+  return little or (start[1::-1] in _FIRST_GROUPS and start[2] == 0)
 
 
 def patient_id(path: str) -> str:
@@ -91,7 +98,15 @@ def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
     BadFile: The file is damaged, too large or holds no pixels.
     PolicyNeeded: The policy has to say more.
   """
-  dataset, rules = _read(content)
+  # Warnings of pydicom quote the header, which may name the patient.
+  with warnings_lib.catch_warnings():
+    warnings_lib.simplefilter('ignore')
+    return _decoded(*_read(content), policy)
+
+
+def _decoded(
+  dataset: Any, rules: list[str], policy: decoded.DecodingPolicy
+) -> decoded.Decoded:
   _check(dataset)
   count = dicom_pixels.count(dataset) if 'PixelData' in dataset else int(
     dataset.get('NumberOfFrames') or 1
@@ -121,26 +136,23 @@ def _read(content: bytes) -> tuple[Any, list[str]]:
   """Parses a file, with a transfer syntax where it states none."""
   pydicom = dicom_pixels.import_pydicom()
   rules: list[str] = []
-  has_preamble = content[_PREAMBLE : _PREAMBLE + 4] == b'DICM'
   try:
-    with warnings_lib.catch_warnings():
-      warnings_lib.simplefilter('ignore')
-      dataset = pydicom.dcmread(io.BytesIO(content), force=True)
-      meta = getattr(dataset, 'file_meta', None)
-      if meta is None:
-        dataset.file_meta = meta = pydicom.dataset.FileMetaDataset()
-      if 'TransferSyntaxUID' not in meta:
-        meta.TransferSyntaxUID = pydicom.uid.UID(_guessed_syntax(dataset))
-        rules.append('transfer syntax assumed')
-      # Elements are parsed when first asked for: that must not fail later.
-      for name in ('Rows', 'Columns', 'BitsAllocated', *_PIXEL_TAGS):
-        dataset.get(name)
+    dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+    meta = getattr(dataset, 'file_meta', None)
+    if meta is None:
+      dataset.file_meta = meta = pydicom.dataset.FileMetaDataset()
+    if 'TransferSyntaxUID' not in meta:
+      meta.TransferSyntaxUID = pydicom.uid.UID(_guessed_syntax(dataset))
+      rules.append('transfer syntax assumed')
+    # Elements are parsed when first asked for: that must not fail later.
+    for name in ('Rows', 'Columns', 'BitsAllocated', *_PIXEL_TAGS):
+      dataset.get(name)
   except Exception as error:  # noqa: BLE001  pydicom raises many kinds.
     raise decoded.BadFile(
       f'cannot be read as DICOM ({type(error).__name__}); it is damaged or cut '
       'short'
     ) from None
-  if not has_preamble:
+  if not has_preamble(content):
     rules.append('no preamble')
   return dataset, rules
 
@@ -151,7 +163,16 @@ def _guessed_syntax(dataset: Any) -> str:
     return _JPEG_BASELINE  # Encapsulated; its first item is the offset table.
   # pydicom 3 deprecates the attribute that pydicom 2.4 has alone.
   encoding = getattr(dataset, 'original_encoding', None)
-  is_implicit = encoding[0] if encoding else dataset.is_implicit_VR
+  is_implicit, is_little = (
+    encoding
+    if encoding
+    else (
+      dataset.is_implicit_VR,
+      dataset.is_little_endian,
+    )
+  )
+  if not is_little:
+    return _BIG_ENDIAN
   return _IMPLICIT if is_implicit else _EXPLICIT
 
 

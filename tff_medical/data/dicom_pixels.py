@@ -13,6 +13,8 @@ Source: DICOM PS3.5 sections 8 and A.4. pydicom 2.4 and 3 are both served.
 from __future__ import annotations
 
 import io
+import logging
+import re
 import sys
 from typing import Any, NamedTuple
 import warnings as warnings_lib
@@ -77,6 +79,8 @@ def import_pydicom() -> Any:
   """
   # gdcm takes any module or folder called `dl` for one that Python 3 dropped.
   sys.modules.setdefault('dl', None)  # type: ignore[arg-type]
+  # Its messages may quote the header, which names the patient.
+  logging.getLogger('pydicom').propagate = False
   try:
     import pydicom
   except ModuleNotFoundError:
@@ -262,7 +266,8 @@ def _by_pydicom(dataset: Any, number: int, syntax: str) -> np.ndarray:
   except decoded.BadFile:
     raise
   except Exception as error:  # noqa: BLE001  Plugins raise many kinds.
-    reason = ' '.join(str(error).split()) or type(error).__name__
+    # Without the addresses of objects, which differ from run to run.
+    reason = re.sub(r'<[^<>]* at 0x\w+>', 'it', ' '.join(str(error).split()))
     package = _PACKAGES.get(syntax)
     hint = f'; the package {package} reads it' if package else (
       '; no package that is known here reads it: convert the file'

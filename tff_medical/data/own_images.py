@@ -177,6 +177,11 @@ def _warn(found: prepared.Prepared) -> None:
       'patient may be in train and in test. Give the column or the folder of '
       'the patients.'
     )
+  if info['patients'] is None and found.patients is not None:
+    logging.warning(
+      'Files hold several images each: a file counts as a patient, and ε of '
+      'privacy_unit=record protects one image of it; choose patient.'
+    )
   for text, count in _over_sites(info['warnings_by_site']).items():
     logging.warning('%d files: %s', count, text)
   _warn_of_duplicates(info['duplicates']['near_across'])

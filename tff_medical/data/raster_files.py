@@ -12,6 +12,7 @@ Sources: PNG (ISO/IEC 15948), TIFF 6.0, Exif (CIPA DC-008).
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 import warnings as warnings_lib
 
@@ -31,7 +32,7 @@ _PILLOW_STARTS = (
   b'\0\0\0\x0cjP  \r\n\x87\n',
   b'\xff\x4f\xff\x51',
 )
-_FORMATS = ('PNG', 'JPEG', 'MPO', 'TIFF', 'BMP', 'GIF', 'WEBP', 'JPEG2000')
+_FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'WEBP', 'JPEG2000')
 _GREY_MODES = ('1', 'L', 'LA', 'La')
 _ORIENTATION_TAG = 274
 
@@ -70,6 +71,7 @@ def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
 
 def _open(content: bytes) -> Image.Image:
   """Opens a file without decoding it; refuses it by its header."""
+  Image.init()  # Or some formats would be unknown to `open`.
   try:
     with warnings_lib.catch_warnings():
       warnings_lib.simplefilter('ignore', Image.DecompressionBombWarning)
@@ -154,6 +156,8 @@ def _decode_tiff(
 ) -> decoded.Decoded:
   tifffile = _tifffile()
   try:
+    # It logs what it finds in damaged files.
+    logging.getLogger('tifffile').setLevel(logging.CRITICAL)
     with tifffile.TiffFile(io.BytesIO(content)) as file:
       if file.is_svs or file.is_ndpi or file.is_scn or file.is_bif:
         raise decoded.BadFile(_WHOLE_SLIDE)
