@@ -5,12 +5,12 @@ test by a keyed hash of its name, so that the same patient lands in the same
 split whatever else is in the table. Why not a permutation: one more image would
 deal all of them anew, and a model would be tested on what it was trained on
 before. The hash spreads every stratum (label and site) in the shares asked for,
-up to chance; only where a split would get nothing of a class that has enough
-groups does the group nearest to its bound move there.
+up to chance; only where a split would get nothing of a stratum that has enough
+groups for it does the group nearest to its bound move there.
 
 >>> splits = split([f'p{i}' for i in range(100)], np.arange(100) % 2, seed=0)
 >>> np.bincount(splits).tolist()
-[69, 10, 21]
+[70, 9, 21]
 """
 
 from __future__ import annotations
@@ -54,13 +54,16 @@ def split(
   splits = np.full(len(names), _TRAIN)
   splits[places < test + validation] = _VALIDATION
   splits[places < test] = _TEST
-  for number, share in ((_TEST, test), (_VALIDATION, validation)):
-    for stratum in np.unique(strata[first]):
-      members = np.flatnonzero(strata[first] == stratum)
+  shares = {_TRAIN: 1 - validation - test, _TEST: test, _VALIDATION: validation}
+  everything = np.arange(len(names))
+  for stratum in np.unique(strata[first]):
+    members = np.flatnonzero(strata[first] == stratum)
+    for number, share in shares.items():
       if len(members) * share >= 1:
         _fill(splits, places, members, number)
-    if share and len(names) >= len(images.SPLIT_NAMES):
-      _fill(splits, places, np.arange(len(names)), number)
+  for number, share in shares.items():
+    if share:
+      _fill(splits, places, everything, number)
   return splits[group].astype(np.int64)
 
 
@@ -83,10 +86,19 @@ def strata(labels: np.ndarray, sites: np.ndarray | None) -> np.ndarray:
 def _fill(
   splits: np.ndarray, places: np.ndarray, members: np.ndarray, number: int
 ) -> None:
-  """Moves the training group nearest to the bound, where a split has none."""
-  givers = members[splits[members] == _TRAIN]
-  if len(givers) > 1 and not (splits[members] == number).any():
-    splits[givers[places[givers].argmin()]] = number
+  """Gives a split that has none of some groups one of the largest split's."""
+  if (splits[members] == number).any():
+    return
+  counts = np.bincount(splits[members], minlength=len(images.SPLIT_NAMES))
+  # Validation is what two groups can do without.
+  giver = counts.argmax() if counts.max() > 1 else _VALIDATION
+  givers = members[splits[members] == giver]
+  if len(givers) and giver != number:
+    # Test lies lowest, train highest.
+    nearest = (
+      places[givers].argmax() if number == _TRAIN else (places[givers].argmin())
+    )
+    splits[givers[nearest]] = number
 
 
 def _place(seed: int, name: str) -> float:
