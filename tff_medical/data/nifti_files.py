@@ -66,7 +66,9 @@ def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
   shape = _shape(image.shape)
   _check_policy(shape, policy)
   try:
-    volume = _canonical(nibabel, image, shape, policy)
+    # Headers of zeros make nibabel divide by them.
+    with np.errstate(all='ignore'):
+      volume = _canonical(nibabel, image, shape, policy)
   except decoded.BadFile:
     raise
   except Exception as error:  # noqa: BLE001

@@ -201,7 +201,7 @@ class _Preparation:
     for info_path in self._options.prepared_dir.glob(f'*/{prepared.INFO}'):
       if info_path.parent.name.endswith(_PARTIAL):
         continue
-      with contextlib.suppress(_validate.InputError, KeyError, OSError):
+      with contextlib.suppress(*prepared.UNREADABLE):
         older = _older_in(info_path.parent, self._decoding_key, number)
         if len(older.rows) > len(best.rows):
           best = older
@@ -481,8 +481,7 @@ def _older_in(
   nothing = _Older(None, {}, {}, [])
   if info.get('decoding_key') != decoding_key:
     return nothing
-  with np.load(folder / prepared.FILES, allow_pickle=False) as stored:
-    columns = {name: stored[name] for name in stored.files}
+  columns = prepared.read_npz(folder / prepared.FILES)
   texts = [json.loads(text) for text in json.loads(columns['texts'].tobytes())]
   rows = {}
   for row, pair in enumerate(columns['signatures'].tolist()):

@@ -19,6 +19,7 @@ import numpy as np
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import decoding_worker
+from tff_medical.data import prepared
 from tff_medical.data import resizing
 
 _MAX_FILES = 256
@@ -109,10 +110,9 @@ class Parts:
   def pixels(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the file of each image and the images of every part."""
     for path in self._paths:
-      with np.load(path, allow_pickle=False) as part:
-        files = part['files']
-        if len(files):
-          yield files, part['pixels']
+      part = prepared.read_npz(path)
+      if len(part['files']):
+        yield part['files'], part['pixels']
 
   def remove(self) -> None:
     """Removes the parts."""
@@ -130,15 +130,14 @@ class Parts:
 
 def _said(path: pathlib.Path) -> dict[int, Said]:
   try:
-    with np.load(path, allow_pickle=False) as part:
-      said = json.loads(part['said'].tobytes())
+    said = json.loads(prepared.read_npz(path)['said'].tobytes())
     return {
       int(number): Said(
         count, channels, tuple(rules), tuple(warnings), str(reason)
       )
       for number, (count, channels, rules, warnings, reason) in said.items()
     }
-  except (OSError, ValueError, KeyError, TypeError):
+  except prepared.UNREADABLE:
     raise _validate.InputError(
       f'prepared_dir holds {str(path)!r}, which is damaged; remove that file to '
       'decode its images again'

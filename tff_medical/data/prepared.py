@@ -17,8 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import io
 import pathlib
 from typing import Any
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -32,6 +35,18 @@ FILES = 'files.npz'
 INFO = 'prepared.json'
 BAD_FILES = 'bad_files.tsv'
 VERSION = 1
+# What NumPy raises of archives that are damaged.
+UNREADABLE = (
+  OSError,
+  EOFError,
+  ValueError,
+  KeyError,
+  TypeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+# Above the numbers of a hundred million images.
+_MAX_TABLE_BYTES = 2**33
 _COLUMNS = ('labels', 'sites', 'patients', 'splits')
 
 
@@ -111,17 +126,22 @@ def load(folder: pathlib.Path) -> Prepared:
   """
   try:
     info = _files.read_json(folder / INFO)
-    with np.load(folder / TABLE, allow_pickle=False) as table:
-      columns = {
-        name: table[name] if name in table else None for name in _COLUMNS
-      }
+    table = read_npz(folder / TABLE)
+    columns = {name: table.get(name) for name in _COLUMNS}
     found = Prepared(folder, info, **columns)
     if info['version'] != VERSION or len(found.labels) != found.shape[0]:
       raise _damaged(folder)
-  except (OSError, ValueError, KeyError, TypeError):
+  except UNREADABLE:
     raise _damaged(folder) from None
   open_pixels(folder, found.shape)
   return found
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the arrays of an archive; raises as `UNREADABLE` says."""
+  content = _files.read_bytes(path, _MAX_TABLE_BYTES)
+  with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+    return {name: arrays[name] for name in arrays.files}
 
 
 def _damaged(folder: pathlib.Path) -> _validate.InputError:

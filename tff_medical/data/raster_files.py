@@ -166,7 +166,8 @@ def _decode_tiff(
         raise decoded.BadFile('holds no page')
       tiled = [page for page in pages if page.is_tiled]
       sizes = {page.shape for page in file.pages}
-      if tiled and (len(sizes) > 2 or _is_large(tiled[0])):
+      is_pyramid = len(sizes) > 2 or any(page.subifds for page in tiled)
+      if tiled and (is_pyramid or _is_large(tiled[0])):
         raise decoded.BadFile(_WHOLE_SLIDE)
       numbers = decoded.choose_frames('pages', policy, len(pages))
       return _together([_of_page(content, pages[i], policy) for i in numbers])
