@@ -48,6 +48,11 @@ class Row(NamedTuple):
 
 def count_parameters(model: str, image_size: int, data: loading.Source) -> int:
   """Returns how many parameters the model has, by building it."""
+  if data.channels is None or data.class_names is None:
+    raise _validate.InputError(
+      'num_parameters must be given for a data set whose channels and classes '
+      'are known only when it is loaded'
+    )
   from tff_medical import models  # TensorFlow: only where it is wanted.
 
   built = models.build(
@@ -89,7 +94,13 @@ def scenarios(
     'target_delta', 'max_clients_per_round', 'image_size',
   ):  # fmt: skip
     fields.check(settings_lib.field(name), values[name].value)
-  populations = (values.num_clients, values.num_records or data.num_train)
+  if values.num_records is None and data.num_train is None:
+    raise _validate.InputError(
+      f'num_records must be given with dataset={values.dataset}, whose images '
+      'are counted when they are loaded'
+    )
+  num_records = int(values.num_records or data.num_train or 0)
+  populations = (values.num_clients, num_records)
   cohorts = (
     values.clients_per_round or populations[0] / 10,
     values.expected_batch_size or populations[1] / 20,

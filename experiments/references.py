@@ -173,6 +173,11 @@ def _metrics(task: tasks.Task, sites: Sequence[_Site]) -> dict[str, float]:
 def _fit(task: tasks.Task, rows: np.ndarray) -> tf.keras.Model:
   """Returns a model trained on some training images."""
   data = task.data
+  if not len(data.validation):
+    raise _validate.InputError(
+      f'{data.name} has too few patients or images for a validation split, which '
+      'says when to stop; give more data'
+    )
   tf.keras.utils.set_random_seed(task.seed)
   model = task.build_model()
   model.compile(

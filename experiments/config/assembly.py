@@ -159,6 +159,7 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     image_size=data_settings.image_size,
     data_dir=data_settings.data_dir,
     seed=data_settings.seed,
+    own=settings.own.options(),
   )
   if data.duplicates:
     logging.warning('%s has duplicates: %s', data.name, data.duplicates)

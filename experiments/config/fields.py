@@ -32,6 +32,7 @@ from tff_medical import _validate
 
 _T = TypeVar('_T')
 _KINDS = (bool, int, float, str)
+_NONE: Mapping[str, Any] = {}
 
 
 def setting(
@@ -103,8 +104,15 @@ def kind(group: type[Any], name: str) -> type[Any]:
   return next(k for k in _KINDS if k in (*typing.get_args(hint), hint))
 
 
-def read(group: type[_T], given: Mapping[str, Any]) -> _T:
+def read(
+  group: type[_T], given: Mapping[str, Any], known: Mapping[str, Any] = _NONE
+) -> _T:
   """Returns the group as the flags say; settings not given have defaults.
+
+  Args:
+    group: The group.
+    given: Its flags that were given.
+    known: Settings of other groups that `only_if` of this one names.
 
   Raises:
     InputError: A value is not allowed, or would be ignored.
@@ -113,7 +121,7 @@ def read(group: type[_T], given: Mapping[str, Any]) -> _T:
   for name, field in of(group).items():
     default = field.default
     if name in given:
-      reason = unused_because(group, values, name)
+      reason = unused_because(group, {**known, **values}, name)
       if reason:
         raise _validate.InputError(
           f'{name}={given[name]} would be ignored with {reason}; leave it out'
@@ -125,13 +133,18 @@ def read(group: type[_T], given: Mapping[str, Any]) -> _T:
   return group(**values)
 
 
-def used(group: Any) -> dict[str, Any]:
-  """Returns the settings of a group that have a use, by name."""
+def used(group: Any, known: Mapping[str, Any] = _NONE) -> dict[str, Any]:
+  """Returns the settings of a group that have a use, by name.
+
+  Args:
+    group: The group.
+    known: As for `read`.
+  """
   values = {name: getattr(group, name) for name in of(type(group))}
   return {
     name: value
     for name, value in values.items()
-    if not unused_because(type(group), values, name)
+    if not unused_because(type(group), {**known, **values}, name)
   }
 
 

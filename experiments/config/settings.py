@@ -24,9 +24,11 @@ from typing import Any, Optional
 
 from experiments import modes
 from experiments.config import fields
+from experiments.config import own_image_settings
 from experiments.modes import base
 from tff_medical import _validate
 from tff_medical.data import loading
+from tff_medical.data import own_images
 from tff_medical.data import partition as partition_lib
 
 PRIVACY_UNITS = ('client', 'record', 'patient')
@@ -40,16 +42,20 @@ class DataSettings:
   dataset: str = fields.setting(
     'synthetic',
     f'the images: {loading.names()}; synthetic ones are generated, without a '
-    'download',
+    'download; folder and table are your own',
   )
   data_dir: Optional[str] = fields.setting(
     None,
-    'folder with NAME.npz; without it MedMNIST sets are downloaded',
+    'folder with NAME.npz, without which MedMNIST sets are downloaded; folder '
+    'of the images with --dataset=folder, file with --dataset=table',
     may_change=True,
     is_path=True,
   )
   image_size: int = fields.setting(
-    28, 'pixels a side: 28, 64, 128 or 224', low=8, high=512
+    28,
+    'pixels a side: 28, 64, 128 or 224 of MedMNIST, any of other images',
+    low=8,
+    high=512,
   )
   partition: str = fields.setting(
     'iid', 'how images go to clients', choices=partition_lib.KINDS
@@ -77,6 +83,11 @@ class DataSettings:
 
   def __post_init__(self) -> None:
     _validate.one_of(loading.DATASETS, dataset=self.dataset)
+    if self.dataset in own_images.NAMES and self.data_dir is None:
+      raise _validate.InputError(
+        f'data_dir must be given with dataset={self.dataset}: '
+        '--data_dir=FOLDER, or FILE of a table'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,12 +166,14 @@ class Settings:
 
   Attributes:
     data: The images, and how they go to clients.
+    own: Where own images and their labels are, and how they are decoded.
     model: The network.
     mode: The way of training.
     run: How and where the training runs.
   """
 
   data: DataSettings
+  own: own_image_settings.OwnImageSettings
   model: ModelSettings
   mode: base.Mode
   run: RunSettings
@@ -181,8 +194,9 @@ class Settings:
   def used(self) -> dict[str, Any]:
     """Returns every setting that has a use, by the name of its flag."""
     values: dict[str, Any] = {_MECHANISM: self.mode.name}
-    for group in (self.data, self.model, self.mode, self.run):
-      values.update(fields.used(group))
+    known = {'dataset': self.data.dataset}
+    for group in (self.data, self.own, self.model, self.mode, self.run):
+      values.update(fields.used(group, known))
     return values
 
   def published(self) -> dict[str, Any]:
@@ -204,7 +218,12 @@ class Settings:
     return may_change()
 
 
-_GROUPS: tuple[type[Any], ...] = (DataSettings, ModelSettings, RunSettings)
+_GROUPS: tuple[type[Any], ...] = (
+  DataSettings,
+  own_image_settings.OwnImageSettings,
+  ModelSettings,
+  RunSettings,
+)
 
 
 # What follows asks `modes.MODES` anew each time, so that a mode is known by being
@@ -308,11 +327,12 @@ class Flags:
           f'{name}={self.given[name]} would be ignored with {reason}; leave it '
           'out'
         )
-    data, model, run = (
-      fields.read(group, self._part(group)) for group in _GROUPS
+    known = {'dataset': self.dataset}
+    data, own, model, run = (
+      fields.read(group, self._part(group), known) for group in _GROUPS
     )
     settings = Settings(
-      _with_clients(data, mode), model, mode.read(self._part(mode)), run
+      _with_clients(data, mode), own, model, mode.read(self._part(mode)), run
     )
     if settings.data.num_clients is not None:
       settings.mode.check_clients(settings.data.num_clients)
@@ -332,7 +352,7 @@ class Flags:
     mode = self.mode()
     kept: dict[str, Any] = {}
     for group in (*_GROUPS, mode):
-      values: dict[str, Any] = {}
+      values: dict[str, Any] = {'dataset': self.dataset}
       for name, field in fields.of(group).items():
         values[name] = self.given.get(name, _default(group, field, self.given))
         if name not in self.given:
@@ -396,6 +416,7 @@ class Flags:
 
 REFERENCE_FLAGS = (
   *fields.of(DataSettings),
+  *fields.of(own_image_settings.OwnImageSettings),
   *fields.of(ModelSettings),
   'output_dir',
 )

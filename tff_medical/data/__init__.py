@@ -16,10 +16,13 @@ from tff_medical import _lazy
 
 __all__ = [
   'clients',
+  'decoding',
   'examples',
+  'image_table',
   'images',
   'loading',
   'medmnist',
+  'own_images',
   'partition',
   'phantoms',
   'pixels',
@@ -29,10 +32,13 @@ __all__ = [
 
 if typing.TYPE_CHECKING:
   from tff_medical.data import clients as clients
+  from tff_medical.data import decoding as decoding
   from tff_medical.data import examples as examples
+  from tff_medical.data import image_table as image_table
   from tff_medical.data import images as images
   from tff_medical.data import loading as loading
   from tff_medical.data import medmnist as medmnist
+  from tff_medical.data import own_images as own_images
   from tff_medical.data import partition as partition
   from tff_medical.data import phantoms as phantoms
   from tff_medical.data import pixels as pixels

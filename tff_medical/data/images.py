@@ -150,7 +150,7 @@ class ImageData:
   Attributes:
     name: As given to `loading.load`, e.g. `medmnist/pneumoniamnist`.
     train: Images to train on; these are spread over the clients.
-    validation: Images to choose settings on.
+    validation: Images to choose settings on; there may be none.
     test: Images held out for the reported metrics.
     class_names: One name a class (or, multi-label, a finding).
     multi_label: Whether an image may have several findings, or none.
@@ -236,6 +236,8 @@ class ImageData:
   def _check_split(self, name: str, split: Split) -> None:
     where = f'{self.name}: {name}'
     if not len(split):
+      if name == 'validation':
+        return
       raise _validate.InputError(f'{where} has no images')
     if split.image_shape != self.image_shape:
       raise _validate.InputError(

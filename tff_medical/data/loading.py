@@ -10,12 +10,12 @@ order. Arrays are uint8, all in memory.
 >>> load('medmnist/pneumonia')
 Traceback (most recent call last):
 ...
-tff_medical._validate.InputError: dataset must be one of \
+tff_medical._validate.InputError: dataset must be one of folder, \
 medmnist/bloodmnist, medmnist/breastmnist, medmnist/chestmnist, \
 medmnist/dermamnist, medmnist/octmnist, medmnist/organamnist, \
 medmnist/organcmnist, medmnist/organsmnist, medmnist/pathmnist, \
 medmnist/pneumoniamnist, medmnist/retinamnist, medmnist/tissuemnist, \
-synthetic, synthetic_rgb, got 'medmnist/pneumonia'; did you mean 'medmnist/pneumoniamnist'?
+synthetic, synthetic_rgb, table, got 'medmnist/pneumonia'; did you mean 'medmnist/pneumoniamnist'?
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import numpy as np
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data import medmnist_info
+from tff_medical.data import own_images
 from tff_medical.data import phantoms
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Options:
     tfds_dir: Where records are prepared, or None.
     seed: Of what is generated.
     difficulty: Of what is generated, or None.
+    own: The choices for own images.
   """
 
   image_size: int = 28
@@ -58,6 +60,7 @@ class Options:
   tfds_dir: str | None = None
   seed: int = 0
   difficulty: float | None = None
+  own: own_images.OwnImages = own_images.OwnImages()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +68,26 @@ class Source:
   """A data set: what is known of it without loading it, and how it is loaded.
 
   Attributes:
-    num_train: The number of training images.
-    channels: 1 (grey) or 3 (RGB).
-    class_names: The classes or, with several labels an image, the findings.
+    num_train: The number of training images, or None if loading tells.
+    channels: 1 (grey) or 3 (RGB), or None if loading tells.
+    class_names: The classes or, with several labels an image, the findings;
+      None if loading tells.
     load: Returns the images. Options that are not used must be refused.
   """
 
-  num_train: int
-  channels: int
-  class_names: tuple[str, ...]
+  num_train: int | None
+  channels: int | None
+  class_names: tuple[str, ...] | None
   load: Callable[[Options], images.ImageData]
 
   def __post_init__(self) -> None:
-    _validate.positive_int(num_train=self.num_train)
-    if self.channels not in phantoms.CHANNELS:
+    if self.num_train is not None:
+      _validate.positive_int(num_train=self.num_train)
+    if self.channels not in (None, *phantoms.CHANNELS):
       raise _validate.InputError(
         f'channels must be 1 (grey) or 3 (RGB), got {self.channels!r}'
       )
-    if not self.class_names:
+    if self.class_names is not None and not self.class_names:
       raise _validate.InputError('class_names must name at least one, got none')
 
 
@@ -94,6 +99,7 @@ def load(
   tfds_dir: str | None = None,
   seed: int = 0,
   difficulty: float | None = None,
+  own: own_images.OwnImages | None = None,
 ) -> images.ImageData:
   """Returns the data set of that name.
 
@@ -101,17 +107,26 @@ def load(
     dataset: One of `DATASETS`.
     image_size: Height and width; for medmnist 28, 64, 128 or 224.
     data_dir: For medmnist, a folder that holds NAME.npz (NAME_64.npz, ...),
-      which may be read-only; the file is downloaded if None.
+      which may be read-only; the file is downloaded if None. For `folder` and
+      `table` the folder of the images and the file of the table.
     tfds_dir: Where records are prepared: TFDS's default if None, which is
       $TFDS_DATA_DIR or ~/tensorflow_datasets.
     seed: For synthetic, of the images; nothing in medmnist is random.
     difficulty: For synthetic, 0 to 1; its default if None.
+    own: For `folder` and `table`, their choices; the defaults if None.
 
   Raises:
     InputError: A name, value, combination or file that cannot be used.
   """
   return source(dataset).load(
-    Options(image_size, data_dir, tfds_dir, seed, difficulty)
+    Options(
+      image_size,
+      data_dir,
+      tfds_dir,
+      seed,
+      difficulty,
+      own or own_images.OwnImages(),
+    )
   )
 
 
@@ -132,7 +147,7 @@ def names() -> str:
   """Returns the names as a help text has them, a family of them as one.
 
   >>> names()
-  'synthetic, synthetic_rgb, medmnist/NAME'
+  'synthetic, synthetic_rgb, medmnist/NAME, folder, table'
   """
   short = (
     f'{name.split("/")[0]}/NAME' if '/' in name else name for name in DATASETS
@@ -176,6 +191,21 @@ def _medmnist_source(info: medmnist_info.MedMnistInfo) -> Source:
     )
 
   return Source(info.counts[0], info.channels, info.class_names, load_it)
+
+
+def _own_source(name: str) -> Source:
+  def load_it(options: Options) -> images.ImageData:
+    for option in ('tfds_dir', 'difficulty'):
+      value = getattr(options, option)
+      if value is not None:
+        raise _validate.InputError(
+          f'{option} is not used by {name}, got {value!r}; leave it out'
+        )
+    return own_images.load(
+      name, options.data_dir, options.image_size, options.own
+    )
+
+  return Source(None, None, None, load_it)
 
 
 def load_synthetic(
@@ -302,4 +332,5 @@ DATASETS: dict[str, Source] = {
     f'medmnist/{name}': _medmnist_source(info)
     for name, info in medmnist_info.BY_NAME.items()
   },
+  **{name: _own_source(name) for name in own_images.NAMES},
 }

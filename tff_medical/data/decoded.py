@@ -1,0 +1,213 @@
+"""What decoding an image file takes and gives: choices, pixels, refusals.
+
+`DecodingPolicy` holds the choices that no file can make for its user: which
+frames, pages or slices are images, and what range of values is black to white.
+`Decoded` holds pixels in 0..1 and the rules that led to them, which are counted
+by site: two hospitals whose images follow different rules differ by more than
+their patients. A file that cannot be used raises `BadFile` and is left out; a
+file that asks for a choice raises `PolicyNeeded`, which ends the preparation.
+
+>>> choose('frames', 'middle', 5)
+(2,)
+>>> choose('frames', '7', 5)
+Traceback (most recent call last):
+...
+tff_medical.data.decoded.BadFile: has 5 frames, numbered from 0, and none is \
+the frame 7
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from tff_medical import _validate
+
+# The limits that `serving.encoded_images` sets as well.
+MAX_PIXELS = 2**26
+MAX_SIDE = 2**16 - 1
+MAX_VOXELS = 2**28
+
+SLICE_AXES = ('axial', 'coronal', 'sagittal')
+DICOM_VALUES = ('display', 'stored', 'hu')
+CHOICES = ('first', 'middle', 'all')
+
+# Shares of the values that are black and white where no window is stated.
+_ROBUST_PERCENT = (0.5, 99.5)
+# Values that percentiles are taken of, at most.
+_MAX_RANKED = 2**22
+
+
+class BadFile(Exception):
+  """A file that cannot be used; the text follows the name of the file."""
+
+
+class PolicyNeeded(_validate.InputError):
+  """A file that asks for a choice; the text follows the name of the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingPolicy:
+  """The choices of whoever prepares the images.
+
+  Attributes:
+    frames: Frames of a DICOM file or pages of a TIFF that are images: `first`,
+      `middle`, `all`, a number counted from 0, or None to refuse several.
+    slice_axis: Axis of a NIfTI volume along which its slices lie, one of
+      `SLICE_AXES`, or None to refuse volumes.
+    slices: Slices that are images, as for `frames`.
+    volume: Number, from 0, of the volume of a 4-D series, or None to refuse.
+    dicom_values: `display` for the rule of `dicom_files`, `stored` for the
+      stored values over their whole range, `hu` for rescaled values between
+      the ends of `value_range`.
+    value_range: Values that are black and white, for floating-point TIFF,
+      NIfTI and `hu`; None where the file must say so itself.
+  """
+
+  frames: str | None = None
+  slice_axis: str | None = None
+  slices: str = 'all'
+  volume: int | None = None
+  dicom_values: str = 'display'
+  value_range: tuple[float, float] | None = None
+
+  def __post_init__(self) -> None:
+    for name in ('frames', 'slices'):
+      choice = getattr(self, name)
+      if (
+        choice is not None and choice not in CHOICES and not choice.isdecimal()
+      ):
+        raise _validate.InputError(
+          f'{name} must be first, middle, all or a number from 0, got '
+          f'{choice!r}'
+        )
+    if self.slice_axis is not None:
+      _validate.one_of(SLICE_AXES, slice_axis=self.slice_axis)
+    if self.volume is not None:
+      _validate.whole(volume=self.volume)
+      _validate.non_negative(volume=self.volume)
+    _validate.one_of(DICOM_VALUES, dicom_values=self.dicom_values)
+    if self.value_range is not None:
+      low, high = self.value_range
+      if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise _validate.InputError(
+          f'value_range must be LOW,HIGH with LOW below HIGH, got {low},{high}'
+        )
+    elif self.dicom_values == 'hu':
+      raise _validate.InputError(
+        'value_range must be given with dicom_values=hu, as -160,240 for soft '
+        'tissue'
+      )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoded:
+  """The images of one file.
+
+  Attributes:
+    images: float32 [H, W, C] each, 0 (black) to 1, C of 1 (grey) or 3 (RGB).
+    rules: What was done to the values, in few words; counted by site.
+    warnings: What whoever prepares the images should know of the file.
+    value_range: The least and the largest value before they were scaled to
+      0..1, where the file states values of a physical meaning; else None.
+  """
+
+  images: tuple[np.ndarray, ...]
+  rules: tuple[str, ...]
+  warnings: tuple[str, ...] = ()
+  value_range: tuple[float, float] | None = None
+
+
+def choose(what: str, choice: str, count: int) -> tuple[int, ...]:
+  """Returns the numbers, from 0, of the frames that a choice means.
+
+  Args:
+    what: Name of what is counted, in the plural.
+    choice: `first`, `middle`, `all` or a number.
+    count: Number of them in the file.
+
+  Raises:
+    BadFile: The file has no such frame.
+  """
+  if choice == 'all':
+    return tuple(range(count))
+  if choice == 'first':
+    return (0,)
+  if choice == 'middle':
+    return (count // 2,)
+  if int(choice) >= count:
+    raise BadFile(
+      f'has {count} {what}, numbered from 0, and none is the {what[:-1]} '
+      f'{choice}'
+    )
+  return (int(choice),)
+
+
+def choose_frames(
+  what: str, policy: DecodingPolicy, count: int
+) -> tuple[int, ...]:
+  """Returns the numbers of the frames or pages that are images.
+
+  Args:
+    what: `frames` or `pages`.
+    policy: Its `frames` is the choice.
+    count: Number of them in the file.
+
+  Raises:
+    PolicyNeeded: The file has several, and there is no choice.
+  """
+  if count == 1:
+    return (0,)
+  if policy.frames is None:
+    raise PolicyNeeded(
+      f'has {count} {what}; choose with --frames=first, middle, all or a number '
+      'from 0'
+    )
+  return choose(what, policy.frames, count)
+
+
+def check_size(width: int, height: int) -> None:
+  """Raises `BadFile` for a size that is refused before memory is taken."""
+  if width < 1 or height < 1:
+    raise BadFile(f'is {width} x {height} pixels, which is no image')
+  if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+    raise BadFile(
+      f'is {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed; make '
+      'it smaller'
+    )
+
+
+def robust_range(values: np.ndarray) -> tuple[float, float]:
+  """Returns the values below and above which 0.5 % of all lie.
+
+  Args:
+    values: Finite numbers, one or more.
+  """
+  flat = values.reshape(-1)
+  step = -(-flat.size // _MAX_RANKED)
+  low, high = np.percentile(flat[::step], _ROBUST_PERCENT)
+  return float(low), float(high)
+
+
+def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+  """Returns float32 values with `low` as 0 and `high` as 1, clipped.
+
+  An image of one value alone is black.
+  """
+  if high <= low:
+    return np.zeros(values.shape, np.float32)
+  part = (values.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+  return np.clip(part, 0, 1)
+
+
+def of_integers(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Returns unsigned integers over the range of their type, and warnings."""
+  top = np.iinfo(values.dtype).max
+  bits = int(values.max(initial=0)).bit_length()
+  unused = np.iinfo(values.dtype).bits - bits
+  warnings: tuple[str, ...] = ()
+  if values.dtype.itemsize > 1 and bits and unused:
+    warnings = (f'uses 1/{2**unused} of its {values.dtype.itemsize * 8}-bit '
+                'range',)  # fmt: skip
+  return values.astype(np.float32) / np.float32(top), warnings

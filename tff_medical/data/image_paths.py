@@ -1,0 +1,231 @@
+r"""The image files below a folder, and which of them a table means.
+
+A table names a file as somebody's computer knew it: with a drive, backslashes,
+another case, or no suffix. `ImageFiles.find` takes the longest tail of such a
+path that fits, if it fits exactly one file. What operating systems leave behind
+(`._x.png`, Thumbs.db, __MACOSX, DICOMDIR ...) is ignored and counted. Nothing
+outside the folder is ever returned, by `..` or by a link.
+
+>>> files = ImageFiles(pathlib.Path('/data'), ('a/one.png', 'b/one.png'))
+>>> files.find('D:\\scans\\a\\ONE.png')
+'a/one.png'
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import os
+import pathlib
+import unicodedata
+
+from tff_medical import _validate
+
+_JUNK_NAMES = ('thumbs.db', 'desktop.ini', 'dicomdir', 'ehthumbs.db')
+_JUNK_FOLDERS = ('__macosx', '@eadir', '$recycle.bin')
+_ARCHIVES = (
+  '.zip', '.tar', '.tgz', '.gz', '.bz2', '.xz', '.7z', '.rar',
+)  # fmt: skip
+# Suffixes that a table may leave out; longer ones first.
+_SUFFIXES = (
+  '.nii.gz', '.nii', '.dicom', '.dcm', '.ima', '.png', '.jpeg', '.jpg',
+  '.tiff', '.tif', '.bmp', '.gif', '.webp', '.jp2',
+)  # fmt: skip
+
+
+class NoFile(_validate.InputError):
+  """A path that fits no file, or several; the text follows the path."""
+
+
+class Outside(NoFile):
+  """A path that leads out of the folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+  """The files below a folder.
+
+  Attributes:
+    root: The folder.
+    paths: The files relative to it, with `/`, sorted, as the disk spells them.
+    ignored: Number of files that operating systems left behind.
+    empty_folders: Folders below it that hold no file but ignored ones.
+  """
+
+  root: pathlib.Path
+  paths: tuple[str, ...]
+  ignored: int = 0
+  empty_folders: tuple[str, ...] = ()
+
+  def find(self, text: str, table_folder: pathlib.Path | None = None) -> str:
+    """Returns the one file that a path of a table means.
+
+    Args:
+      text: The path, as the table has it.
+      table_folder: The folder of the table, which `..` starts from.
+
+    Raises:
+      Outside: The path leads out of the folder.
+      NoFile: It fits no file, or several equally well.
+    """
+    parts = _parts(text)
+    if '..' in parts:
+      parts = self._without_dots(text, table_folder or self.root)
+    if not parts:
+      raise NoFile('names no file')
+    for fold in (_same, _folded, _stem):
+      key = fold(parts[-1])
+      candidates = self._by_name[fold].get(key, ())
+      best = _longest(parts, candidates)
+      if len(best) > 1:
+        raise NoFile(
+          f'fits {len(best)} files equally well; write more of its path'
+        )
+      if best:
+        self.check_inside(best[0])
+        return best[0]
+    if pathlib.PurePosixPath(text).is_absolute() and os.path.lexists(text):
+      raise Outside(f'lies outside {self.root}')
+    raise NoFile(f'is no file below {self.root}')
+
+  def check_inside(self, path: str) -> None:
+    """Raises `Outside` for a link that leads out of the folder."""
+    full = self.root / path
+    if not full.is_symlink():
+      return
+    real = os.path.realpath(full)
+    if os.path.commonpath([real, self._real_root]) != self._real_root:
+      raise Outside(f'is a link that leads outside {self.root}')
+
+  @functools.cached_property
+  def _real_root(self) -> str:
+    return os.path.realpath(self.root)
+
+  @functools.cached_property
+  def _by_name(self) -> dict[Callable[[str], str], dict[str, list[str]]]:
+    """The paths by their names, as each function spells those."""
+    index: dict[Callable[[str], str], dict[str, list[str]]] = {
+      fold: collections.defaultdict(list) for fold in (_same, _folded, _stem)
+    }
+    for path in self.paths:
+      name = path.rpartition('/')[2]
+      for fold, names in index.items():
+        names[fold(name)].append(path)
+    return index
+
+  def _without_dots(self, text: str, start: pathlib.Path) -> list[str]:
+    path = os.path.normpath(os.path.join(start, text.replace('\\', '/')))
+    inside = os.path.relpath(path, self.root)
+    if inside.split(os.sep)[0] == '..':
+      raise Outside(f'lies outside {self.root}')
+    return _parts(inside)
+
+
+def scan(root: pathlib.Path) -> ImageFiles:
+  """Returns the files below a folder.
+
+  Links to folders are not followed.
+
+  Raises:
+    InputError: It is no folder, an archive, or cannot be read.
+  """
+  check_no_archive(root)
+  if not root.is_dir():
+    raise _validate.InputError(
+      f'data_dir must be a folder with images, got {str(root)!r}, which is none'
+    )
+  paths: list[str] = []
+  empty: list[str] = []
+  ignored = _walk(root, '', paths, empty)
+  return ImageFiles(root, tuple(sorted(paths)), ignored, tuple(sorted(empty)))
+
+
+def check_no_archive(path: pathlib.Path) -> None:
+  """Raises `InputError` for an archive, which must be unpacked first."""
+  if path.name.lower().endswith(_ARCHIVES) and path.is_file():
+    raise _validate.InputError(
+      f'data_dir {str(path)!r} is an archive; unpack it first, and give the '
+      'folder or the table that was in it'
+    )
+
+
+def normal(text: str) -> str:
+  """Returns a name in Unicode's form NFC, without blanks around it."""
+  return unicodedata.normalize('NFC', text).strip()
+
+
+def _walk(
+  folder: pathlib.Path, prefix: str, paths: list[str], empty: list[str]
+) -> int:
+  """Collects the files below a folder; returns the number of ignored ones."""
+  ignored, before, folders = 0, len(paths), 0
+  try:
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+  except OSError as error:
+    raise _validate.InputError(
+      f'data_dir holds the folder {str(folder)!r}, which cannot be read: '
+      f'{error.strerror}; change its permissions'
+    ) from None
+  for entry in entries:
+    name = entry.name
+    if entry.is_dir(follow_symlinks=False):
+      if name.startswith('.') or name.lower() in _JUNK_FOLDERS:
+        ignored += sum(len(files) for _, _, files in os.walk(entry.path))
+        continue
+      folders += 1
+      ignored += _walk(folder / name, f'{prefix}{name}/', paths, empty)
+    elif name.startswith('.') or name.lower() in _JUNK_NAMES:
+      ignored += 1
+    else:
+      paths.append(prefix + name)
+  if prefix and len(paths) == before and not folders:
+    empty.append(prefix[:-1])
+  return ignored
+
+
+def _parts(text: str) -> list[str]:
+  """Returns the folders and the name of a path of any operating system."""
+  text = normal(text).replace('\\', '/')
+  return [part for part in text.split('/') if part not in ('', '.')]
+
+
+def _longest(parts: list[str], candidates: Sequence[str]) -> list[str]:
+  """Returns the candidates that agree with most folders of a path."""
+  best: list[str] = []
+  most = -1
+  folded = [_folded(part) for part in parts[:-1]]
+  for path in candidates:
+    folders = [_folded(part) for part in path.split('/')[:-1]]
+    agreed = 0
+    while (
+      agreed < min(len(folders), len(folded))
+      and folders[-1 - agreed] == folded[-1 - agreed]
+    ):
+      agreed += 1
+    if agreed > most:
+      best, most = [], agreed
+    if agreed == most:
+      best.append(path)
+  # The file right below the root is meant by a name without any folder.
+  if len(best) > 1 and len(parts) == 1:
+    at_root = [path for path in best if '/' not in path]
+    best = at_root if len(at_root) == 1 else best
+  return best
+
+
+def _same(name: str) -> str:
+  return unicodedata.normalize('NFC', name)
+
+
+def _folded(name: str) -> str:
+  return _same(name).casefold()
+
+
+def _stem(name: str) -> str:
+  folded = _folded(name)
+  for suffix in _SUFFIXES:
+    if folded.endswith(suffix) and folded != suffix:
+      return folded[: -len(suffix)]
+  return folded

@@ -1,0 +1,263 @@
+"""A hospital's own images, from a folder or a table to an `ImageData`.
+
+`OwnImages` holds every choice; `load_folder` and `load_table` read the table,
+prepare its images (once) and return them. What whoever holds the data should
+know is logged as warnings: files left out, values that use little of their
+range, images that may name a patient, duplicates across splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import os
+import pathlib
+
+from absl import logging
+import numpy as np
+
+from tff_medical import _validate
+from tff_medical.data import decoded
+from tff_medical.data import decoding_worker
+from tff_medical.data import file_tables
+from tff_medical.data import folder_tables
+from tff_medical.data import image_table
+from tff_medical.data import images
+from tff_medical.data import label_cells
+from tff_medical.data import preparation
+from tff_medical.data import prepared
+from tff_medical.data import splitting
+
+FOLDER = 'folder'
+TABLE = 'table'
+NAMES = (FOLDER, TABLE)
+_SPLIT_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnImages:
+  """The choices for own images; see the modules that they are of.
+
+  Attributes:
+    decoding: The choices that image files cannot make.
+    folder_levels: As for `folder_tables.read`.
+    columns: The columns of a table.
+    labels: How labels stand in a table.
+    image_dir: The folder of a table's images; that of the table if None.
+    dicom_patients: Whether DICOM headers tell patients apart.
+    missing_files: As for `file_tables.read`.
+    missing_patients: As for `image_table.build`.
+    channels: 1 or 3; None for 3 if any image is in colour.
+    prepared_dir: Where prepared images are kept; a cache folder if None.
+    max_bad_fraction: Share of the files that may be bad.
+    workers: Number of decoding processes, or None for one a core.
+    file_seconds: Seconds that a file may take.
+  """
+
+  decoding: decoded.DecodingPolicy = decoded.DecodingPolicy()
+  folder_levels: str | None = None
+  columns: file_tables.Columns = file_tables.Columns()
+  labels: label_cells.LabelForm = label_cells.LabelForm()
+  image_dir: str | None = None
+  dicom_patients: bool = False
+  missing_files: str = 'refuse'
+  missing_patients: str = 'refuse'
+  channels: int | None = None
+  prepared_dir: str | None = None
+  max_bad_fraction: float = 0.0
+  workers: int | None = None
+  file_seconds: float = 60.0
+
+  def __post_init__(self) -> None:
+    if self.folder_levels is not None:
+      folder_tables.parse_levels(self.folder_levels)
+    _validate.one_of(
+      file_tables.MISSING_FILES, missing_files=self.missing_files
+    )
+    _validate.one_of(
+      image_table.MISSING_PATIENTS, missing_patients=self.missing_patients
+    )
+    if self.channels not in (None, 1, 3):
+      raise _validate.InputError(
+        f'channels must be 1 (grey) or 3 (RGB), got {self.channels!r}'
+      )
+
+
+def load(
+  name: str, data_dir: str | None, image_size: int, own: OwnImages
+) -> images.ImageData:
+  """Returns own images.
+
+  Args:
+    name: `FOLDER` or `TABLE`.
+    data_dir: The folder, or the file of the table.
+    image_size: Height and width that images are resized to.
+    own: The choices.
+
+  Raises:
+    InputError: The table or too many of its files cannot be used.
+  """
+  table = read_table(name, data_dir, own)
+  found = preparation.prepare(
+    table,
+    preparation.Options(
+      decoding_worker.Task(own.decoding, image_size, own.channels),
+      _prepared_dir(own),
+      own.max_bad_fraction,
+      own.workers,
+      own.file_seconds,
+    ),
+  )
+  _warn(found)
+  return _image_data(name, found)
+
+
+def read_table(
+  name: str, data_dir: str | None, own: OwnImages
+) -> image_table.ImageTable:
+  """Returns the checked table of own images; decodes none.
+
+  Args:
+    name: `FOLDER` or `TABLE`.
+    data_dir: The folder, or the file of the table.
+    own: The choices.
+
+  Raises:
+    InputError: It cannot be used.
+  """
+  _validate.one_of(NAMES, name=name)
+  if data_dir is None:
+    what = 'folder of the images' if name == FOLDER else 'file of the table'
+    raise _validate.InputError(
+      f'data_dir must be given with dataset={name}: the {what}'
+    )
+  path = pathlib.Path(data_dir).expanduser()
+  if name == FOLDER:
+    return folder_tables.read(
+      path,
+      levels=own.folder_levels,
+      dicom_patients=own.dicom_patients,
+      missing_patients=own.missing_patients,
+    )
+  return file_tables.read(
+    path,
+    own.columns,
+    own.labels,
+    image_dir=None
+    if own.image_dir is None
+    else pathlib.Path(own.image_dir).expanduser(),
+    dicom_patients=own.dicom_patients,
+    missing_files=own.missing_files,
+    missing_patients=own.missing_patients,
+  )
+
+
+def _prepared_dir(own: OwnImages) -> pathlib.Path:
+  if own.prepared_dir is not None:
+    return pathlib.Path(own.prepared_dir).expanduser()
+  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(cache).expanduser() / 'tff_medical' / 'prepared'
+
+
+def _warn(found: prepared.Prepared) -> None:
+  """Logs what whoever holds the data should know."""
+  info = found.info
+  for note in info['notes']:
+    logging.warning('%s', note)
+  if info['bad_files']:
+    logging.warning(
+      '%d of %d files cannot be used and were left out; they are listed in %s',
+      info['bad_files'],
+      info['files'],
+      found.folder / prepared.BAD_FILES,
+    )
+  if info['split'] == 'made by image':
+    logging.warning(
+      'The split is made by image, as no patients are known: images of one '
+      'patient may be in train and in test. Give the column or the folder of '
+      'the patients.'
+    )
+  if info['patients'] is None and found.patients is not None:
+    logging.warning(
+      'Files hold several images each: a file counts as a patient, and ε of '
+      'privacy_unit=record protects one image of it; choose patient.'
+    )
+  for text, count in _over_sites(info['warnings_by_site']).items():
+    logging.warning('%d files: %s', count, text)
+  _warn_of_duplicates(info['duplicates']['near_across'])
+
+
+def _warn_of_duplicates(near: Mapping[str, int | None]) -> None:
+  for split, count in near.items():
+    if count is None:
+      logging.warning(
+        'Near duplicates were not looked for in %s: there are too many pairs.',
+        split,
+      )
+    elif count:
+      logging.warning(
+        '%d images of %s are near duplicates of images in an earlier split '
+        '(mirrored, turned, brighter or recompressed): its metrics are too good',
+        count,
+        split,
+      )
+
+
+def _over_sites(by_site: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+  total: dict[str, int] = {}
+  for counts in by_site.values():
+    for text, count in counts.items():
+      total[text] = total.get(text, 0) + count
+  return total
+
+
+def _image_data(name: str, found: prepared.Prepared) -> images.ImageData:
+  rows = _rows_by_split(found)
+  splits = {split: found.split(rows[split]) for split in images.SPLIT_NAMES}
+  return images.ImageData(
+    name=name,
+    train=splits['train'],
+    validation=splits['validation'],
+    test=splits['test'],
+    class_names=tuple(found.info['class_names']),
+    multi_label=found.info['multi_label'],
+    site_names=tuple(found.info['site_names']),
+    source_digest=found.info['digest'],
+    origin=images.UNSTATED,
+    counted_duplicates=found.duplicates,
+  )
+
+
+def _rows_by_split(found: prepared.Prepared) -> dict[str, np.ndarray]:
+  """Returns the rows of each split; those not given are taken from train."""
+  rows = {
+    name: np.flatnonzero(found.splits == i)
+    for i, name in enumerate(images.SPLIT_NAMES)
+  }
+  shares = {
+    'validation': splitting.VALIDATION_SHARE,
+    'test': splitting.TEST_SHARE,
+  }
+  empty = {n: s for n, s in shares.items() if not len(rows[n])}
+  train = rows['train']
+  if not empty or len(train) <= len(empty):
+    return rows
+  groups = train if found.patients is None else found.patients[train]
+  made = splitting.split(
+    [str(group) for group in groups.tolist()],
+    splitting.strata(
+      found.labels[train], None if found.sites is None else found.sites[train]
+    ),
+    seed=_SPLIT_SEED,
+    validation=empty.get('validation', 0),
+    test=empty.get('test', 0),
+  )
+  for name in empty:
+    rows[name] = train[made == images.SPLIT_NAMES.index(name)]
+    logging.warning(
+      'The data has no %s split; %d images of train became one.',
+      name,
+      len(rows[name]),
+    )
+  rows['train'] = train[made == images.SPLIT_NAMES.index('train')]
+  return rows

@@ -1,0 +1,622 @@
+"""Decodes a table's images once into a folder that training reads from.
+
+What: every file is decoded in a worker process (`decoding_pool`), resized and
+kept in parts, so that a preparation that was killed goes on; the parts become
+one `prepared` folder, which appears under its name when all of it is there. A
+file that cannot be used is left out, counted by site and named in
+bad_files.tsv; more of them than `max_bad_fraction` end the preparation, after
+all were tried.
+
+The folder's name is a keyed hash of all that decides its content: the files'
+paths, sizes and times, the table and the policy. Where only some of these
+changed, what an older folder holds of the same files is copied, not decoded.
+Patients become numbers, salted by a secret beside the folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pathlib
+import secrets
+from typing import Any
+
+from absl import logging
+import numpy as np
+import tqdm
+
+from tff_medical import _files
+from tff_medical import _validate
+from tff_medical.data import decoding_pool
+from tff_medical.data import decoding_worker
+from tff_medical.data import image_table
+from tff_medical.data import images
+from tff_medical.data import near_duplicates
+from tff_medical.data import preparation_parts
+from tff_medical.data import prepared
+from tff_medical.data import resizing
+from tff_medical.data import splitting
+
+_SALT = 'salt.secret'
+_LOCK = 'lock'
+_PARTIAL = '.partial'
+# A preparation in which so many files are bad, and too many, need not go on.
+_HOPELESS_BAD = 100
+_BATCH_BYTES = 2**24
+# Of the split that is made where a table has none: the same for every seed of
+# training, so that a test image stays one.
+_SPLIT_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How images are prepared.
+
+  Attributes:
+    task: Policy, size and channels.
+    prepared_dir: The folder of prepared folders; made if it is not there.
+    max_bad_fraction: Share of the files that may be bad, 0 to 1.
+    workers: Number of decoding processes; one for each core if None.
+    file_seconds: Seconds that a file may take.
+  """
+
+  task: decoding_worker.Task
+  prepared_dir: pathlib.Path
+  max_bad_fraction: float = 0.0
+  workers: int | None = None
+  file_seconds: float = 60.0
+
+  def __post_init__(self) -> None:
+    _validate.within(0, 1, max_bad_fraction=self.max_bad_fraction)
+    _validate.positive(file_seconds=self.file_seconds)
+    if self.workers is not None:
+      _validate.positive_int(decode_workers=self.workers)
+
+
+def prepare(
+  table: image_table.ImageTable, options: Options
+) -> prepared.Prepared:
+  """Returns the prepared images of a table, decoded now or before.
+
+  Args:
+    table: Checked.
+    options: How and where.
+
+  Raises:
+    InputError: A file asks for a choice, too many cannot be used, or the folder
+      cannot be written.
+  """
+  try:
+    options.prepared_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(options.prepared_dir):
+      return _Preparation(table, options).run()
+  except OSError as error:
+    raise _validate.InputError(
+      f'prepared_dir {str(options.prepared_dir)!r} cannot be used: '
+      f'{error.strerror or error}; make room there, or give another folder'
+    ) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+  """Lets one process prepare in a folder at a time."""
+  descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      logging.warning('Waiting for another preparation in %s.', folder)
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(descriptor)
+
+
+class _Preparation:
+  """One preparation, step by step."""
+
+  def __init__(self, table: image_table.ImageTable, options: Options):
+    self._table = table
+    self._options = options
+    self._salt = _salt(options.prepared_dir)
+    self._states = [_state(table.root / path, path) for path in table.paths]
+    self._splits, self._split_rule = _splits(table)
+    self._decoding_key = self._keyed('decoding', _plain_task(options.task))
+    self._folder = options.prepared_dir / self._key()
+    self._partial = self._folder.with_name(self._folder.name + _PARTIAL)
+
+  def run(self) -> prepared.Prepared:
+    if (self._folder / prepared.INFO).exists():
+      found = prepared.load(self._folder)
+      self._check_bad(found.info['bad_files'], self._folder)
+      return found
+    self._partial.mkdir(mode=0o700, exist_ok=True)
+    older = self._older()
+    parts = preparation_parts.Parts(self._partial)
+    self._decode(parts, older)
+    said = dict(parts.said)
+    for number, (_, row) in older.rows.items():
+      said[number] = older.said(row)
+    bad = {n: s.reason for n, s in said.items() if s.reason}
+    self._write_bad(bad)
+    self._check_bad(len(bad), self._partial, self._first_bad(bad))
+    self._assemble(parts, older, said)
+    parts.remove()
+    _files.sync_folder(self._partial)
+    os.rename(self._partial, self._folder)
+    _files.sync_folder(self._folder.parent)
+    return prepared.load(self._folder)
+
+  # The keys and numbers that stand for names.
+
+  def _keyed(self, what: str, value: Any) -> str:
+    text = json.dumps([what, value], sort_keys=True)
+    return hashlib.blake2b(
+      text.encode('utf-8', 'surrogatepass'), key=self._salt, digest_size=16
+    ).hexdigest()
+
+  def _key(self) -> str:
+    table = self._table
+    return self._keyed(
+      'prepared',
+      [
+        prepared.VERSION,
+        self._decoding_key,
+        self._states,
+        table.labels.tolist(),
+        table.class_names,
+        table.multi_label,
+        None if table.sites is None else table.sites.tolist(),
+        table.site_names,
+        table.patients,
+        self._splits.tolist(),
+      ],
+    )
+
+  def _patient_number(self, index: int) -> int:
+    """Returns the salted number of a file's patient; its own without one."""
+    patients = self._table.patients
+    name = ('file', self._states[index][0]) if patients is None else (
+      ('patient', *patients[index])
+    )  # fmt: skip
+    # 62 bits: the numbers of a million patients all differ but for 1e-7.
+    return int(self._keyed('patient', name)[:16], 16) >> 2
+
+  # Decoding.
+
+  def _older(self) -> _Older:
+    """Returns what earlier preparations hold of the same files."""
+    signatures = np.array(
+      [_pair(self._keyed('file', state)) for state in self._states], np.uint64
+    ).reshape(-1, 2)
+    self._signatures = signatures
+    number = {tuple(pair): i for i, pair in enumerate(signatures.tolist())}
+    best = _Older(None, {}, {}, [])
+    for info_path in self._options.prepared_dir.glob(f'*/{prepared.INFO}'):
+      if info_path.parent.name.endswith(_PARTIAL):
+        continue
+      with contextlib.suppress(*prepared.UNREADABLE):
+        older = _older_in(info_path.parent, self._decoding_key, number)
+        if len(older.rows) > len(best.rows):
+          best = older
+    return best
+
+  def _decode(self, parts: preparation_parts.Parts, older: _Older) -> None:
+    """Decodes what neither a part nor an earlier preparation holds."""
+    total = len(self._table)
+    todo = [
+      i for i in range(total) if i not in parts.said and i not in older.rows
+    ]
+    if not todo:
+      return
+    logging.info(
+      'Preparing %d of %d files in %s.', len(todo), total, self._partial
+    )
+    files = ((i, str(self._table.root / self._table.paths[i])) for i in todo)
+    bad = sum(bool(s.reason) for s in parts.said.values())
+    pool = decoding_pool.Pool(
+      self._options.task,
+      workers=min(self._options.workers or os.cpu_count() or 1, len(todo)),
+      file_seconds=self._options.file_seconds,
+    )
+    # Nothing is shown where nobody looks; the log has the parts.
+    bar = tqdm.tqdm(
+      total=total,
+      initial=total - len(todo),
+      unit='file',
+      desc='preparing',
+      disable=None,
+    )
+    try:
+      with pool, bar:
+        for number, outcome in pool.outcomes(files):
+          if outcome.needs_policy:
+            raise _validate.InputError(
+              f'{self._table.shown(number)} {outcome.reason}'
+            )
+          parts.add(number, outcome)
+          bar.update()
+          bad += bool(outcome.reason)
+          if bad >= _HOPELESS_BAD and bad > self._allowed_bad():
+            break
+    finally:
+      parts.write()
+
+  # Files that cannot be used.
+
+  def _allowed_bad(self) -> float:
+    return self._options.max_bad_fraction * len(self._table)
+
+  def _first_bad(self, bad: dict[int, str]) -> str:
+    if not bad:
+      return ''
+    first = min(bad)
+    return f'{self._table.shown(first)} {bad[first]}'
+
+  def _write_bad(self, bad: dict[int, str]) -> None:
+    lines = ['file\treason']
+    for number in sorted(bad):
+      path = self._table.paths[number].replace('\t', ' ').replace('\n', ' ')
+      lines.append(f'{path}\t{bad[number]}')
+    text = '\n'.join(lines) + '\n'
+    _files.write_bytes(
+      self._partial / prepared.BAD_FILES,
+      text.encode('utf-8', 'replace'),
+      private=True,
+    )
+
+  def _check_bad(
+    self, count: int, folder: pathlib.Path, first: str = ''
+  ) -> None:
+    if not count:
+      return
+    total = len(self._table)
+    listed = folder / prepared.BAD_FILES
+    if count > self._allowed_bad():
+      if not first:
+        lines = _files.read_text(listed).splitlines()[1:2]
+        first = ' '.join(lines[0].split('\t')) if lines else 'not known'
+      raise _validate.InputError(
+        f'{count} of {total} files cannot be used, more than '
+        f'max_bad_fraction={self._options.max_bad_fraction:g} allows; the first: '
+        f'{first}; all are listed in {listed}: mend or remove them, or leave them '
+        'out with --max_bad_fraction'
+      )
+    if count == total:
+      raise _validate.InputError(
+        f'none of the {total} files can be used; {listed} says why'
+      )
+
+  # The prepared folder.
+
+  def _assemble(
+    self,
+    parts: preparation_parts.Parts,
+    older: _Older,
+    said: dict[int, preparation_parts.Said],
+  ) -> None:
+    """Writes pixels, table and what is known of them."""
+    good = np.array(sorted(n for n, s in said.items() if not s.reason))
+    good = good[np.argsort(self._splits[good], kind='stable')]
+    counts = np.array([said[n].count for n in good.tolist()])
+    starts = np.cumsum(counts) - counts
+    start_of = dict(zip(good.tolist(), starts.tolist()))
+    side = self._options.task.image_size
+    channels = self._options.task.channels or max(
+      said[n].channels for n in good.tolist()
+    )
+    shape = (int(counts.sum()), side, side, channels)
+    path = self._partial / prepared.PIXELS
+    pixels = np.memmap(path, np.uint8, 'w+', shape=shape)
+    for files, stored in parts.pixels():
+      rows = _rows_of(files, start_of)
+      is_kept = rows >= 0
+      pixels[rows[is_kept]] = resizing.with_channels(stored[is_kept], channels)
+    older.copy_to(pixels, start_of, channels)
+    pixels.flush()
+    file_of_row = np.repeat(good, counts)
+    columns = self._columns(file_of_row, several=bool((counts > 1).any()))
+    self._write_npz(prepared.TABLE, columns)
+    self._write_files(good, counts, starts, said)
+    info = self._info(said, shape, columns)
+    info['duplicates'] = _duplicates(pixels, columns['splits'])
+    info['pixels_sha256'] = _sha256(path)
+    info['digest'] = _digest(info, columns)
+    del pixels
+    _files.write_json(self._partial / prepared.INFO, info)
+
+  def _columns(
+    self, files: np.ndarray, *, several: bool
+  ) -> dict[str, np.ndarray]:
+    table = self._table
+    columns = {'labels': table.labels[files], 'splits': self._splits[files]}
+    if table.sites is not None:
+      columns['sites'] = table.sites[files]
+    # Several images of a file are of one patient, whoever that is.
+    if table.patients is not None or several:
+      numbers = {n: self._patient_number(n) for n in np.unique(files).tolist()}
+      columns['patients'] = np.array(
+        [numbers[n] for n in files.tolist()], np.int64
+      )
+    return columns
+
+  def _write_npz(self, name: str, columns: dict[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez(content, **columns)
+    _files.write_bytes(self._partial / name, content.getvalue(), private=True)
+
+  def _write_files(
+    self,
+    good: np.ndarray,
+    counts: np.ndarray,
+    starts: np.ndarray,
+    said: dict[int, preparation_parts.Said],
+  ) -> None:
+    """Writes which rows come from which file, for a later preparation."""
+    kinds: dict[str, int] = {}
+    kind = [
+      kinds.setdefault(
+        json.dumps([said[n].rules, said[n].warnings]), len(kinds)
+      )
+      for n in good.tolist()
+    ]
+    self._write_npz(
+      prepared.FILES,
+      {
+        'signatures': self._signatures[good],
+        'starts': starts,
+        'counts': counts,
+        'channels': np.array([said[n].channels for n in good.tolist()]),
+        'kinds': np.array(kind, np.int64),
+        'texts': np.frombuffer(json.dumps(list(kinds)).encode(), np.uint8),
+      },
+    )
+
+  def _info(
+    self,
+    said: dict[int, preparation_parts.Said],
+    shape: tuple[int, ...],
+    columns: dict[str, np.ndarray],
+  ) -> dict[str, Any]:
+    """Returns what `prepared.json` says, without what the pixels decide."""
+    table = self._table
+    names = table.site_names or ('all',)
+    sites = np.zeros(len(table), int) if table.sites is None else table.sites
+    rules: dict[str, dict[str, int]] = {name: {} for name in names}
+    warnings: dict[str, dict[str, int]] = {name: {} for name in names}
+    bad = dict.fromkeys(names, 0)
+    for number, entry in said.items():
+      site = names[sites[number]]
+      bad[site] += bool(entry.reason)
+      for texts, counted in (
+        (entry.rules, rules[site]),
+        (entry.warnings, warnings[site]),
+      ):
+        for text in texts:
+          counted[text] = counted.get(text, 0) + 1
+    return {
+      'version': prepared.VERSION,
+      'decoding_key': self._decoding_key,
+      'shape': list(shape),
+      'class_names': list(table.class_names),
+      'multi_label': table.multi_label,
+      'site_names': list(table.site_names),
+      'policy': _plain_task(self._options.task),
+      'files': len(said),
+      'rows': table.num_rows,
+      'ignored_files': table.ignored,
+      'bad_files': sum(bad.values()),
+      'bad_files_by_site': bad,
+      'images_by_split': _counts(columns['splits'], images.SPLIT_NAMES),
+      'images_by_class': _class_counts(columns['labels'], table.class_names),
+      'images_by_site': _counts(columns['sites'], table.site_names)
+      if 'sites' in columns
+      else {},
+      'patients': len(np.unique(columns['patients']))
+      if table.patients is not None
+      else None,
+      'split': self._split_rule,
+      'rules_by_site': rules,
+      'warnings_by_site': warnings,
+      'notes': list(table.notes),
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Older:
+  """What an earlier preparation holds of some files.
+
+  Attributes:
+    folder: Its prepared images, or None if there are none.
+    rows: By the number of the file: the first row, and the number there.
+    columns: What `files.npz` holds.
+    texts: Rules and warnings by kind.
+  """
+
+  folder: prepared.Prepared | None
+  rows: dict[int, tuple[int, int]]
+  columns: dict[str, np.ndarray]
+  texts: list[tuple[list[str], list[str]]]
+
+  def said(self, row: int) -> preparation_parts.Said:
+    """Returns what was said of a file, by its number there."""
+    rules, warnings = self.texts[int(self.columns['kinds'][row])]
+    return preparation_parts.Said(
+      int(self.columns['counts'][row]),
+      int(self.columns['channels'][row]),
+      tuple(rules),
+      tuple(warnings),
+      '',
+    )
+
+  def copy_to(
+    self, pixels: np.ndarray, start_of: dict[int, int], channels: int
+  ) -> None:
+    """Copies the rows of its files to where they belong."""
+    if self.folder is None:
+      return
+    stored = prepared.open_pixels(self.folder.folder, self.folder.shape)
+    for number, (first, row) in self.rows.items():
+      count = int(self.columns['counts'][row])
+      start = start_of[number]
+      images_of_file = stored[first : first + count]
+      if images_of_file.shape[3] > channels:  # All channels are equal.
+        images_of_file = images_of_file[..., :channels]
+      pixels[start : start + count] = resizing.with_channels(
+        images_of_file, channels
+      )
+
+
+def _older_in(
+  folder: pathlib.Path, decoding_key: str, number: dict[tuple[int, ...], int]
+) -> _Older:
+  """Returns what a prepared folder holds of files, by their signatures."""
+  info = _files.read_json(folder / prepared.INFO)
+  nothing = _Older(None, {}, {}, [])
+  if info.get('decoding_key') != decoding_key:
+    return nothing
+  columns = prepared.read_npz(folder / prepared.FILES)
+  texts = [json.loads(text) for text in json.loads(columns['texts'].tobytes())]
+  rows = {}
+  for row, pair in enumerate(columns['signatures'].tolist()):
+    index = number.get(tuple(pair))
+    if index is not None:
+      rows[index] = (int(columns['starts'][row]), row)
+  return _Older(prepared.load(folder), rows, columns, texts)
+
+
+def _salt(folder: pathlib.Path) -> bytes:
+  """Returns the secret of a folder, made if there is none."""
+  path = folder / _SALT
+  try:
+    salt = _files.read_bytes(path)
+  except FileNotFoundError:
+    salt = secrets.token_bytes(32)
+    _files.write_bytes(path, salt, private=True)
+  if len(salt) != 32:
+    raise _validate.InputError(
+      f'{path} is damaged; remove it, and the images are prepared again'
+    )
+  return salt
+
+
+def _state(path: pathlib.Path, relative: str) -> tuple[str, int, int]:
+  """Returns the path of a file, its size and its time."""
+  try:
+    status = path.stat()
+  except OSError as error:
+    raise _validate.InputError(
+      f'a file of the table cannot be read: {error.strerror}; remove its row, or '
+      'put the file there'
+    ) from None
+  return relative, status.st_size, status.st_mtime_ns
+
+
+def _plain_task(task: decoding_worker.Task) -> dict[str, Any]:
+  return json.loads(json.dumps(dataclasses.asdict(task)))
+
+
+def _pair(keyed: str) -> tuple[int, int]:
+  return int(keyed[:16], 16), int(keyed[16:], 16)
+
+
+def _splits(table: image_table.ImageTable) -> tuple[np.ndarray, str]:
+  """Returns the split of each file, and where it comes from."""
+  if table.splits is not None:
+    return table.splits, 'given'
+  strata = splitting.strata(table.labels, table.sites)
+  if table.patients is None:
+    groups = list(table.paths)
+  else:
+    groups = ['\0'.join(patient) for patient in table.patients]
+  rule = 'made by image' if table.patients is None else 'made by patient'
+  return splitting.split(groups, strata, seed=_SPLIT_SEED), rule
+
+
+def _rows_of(files: np.ndarray, start_of: dict[int, int]) -> np.ndarray:
+  """Returns the row of each image; images of a file follow each other."""
+  rows = np.empty(len(files), np.int64)
+  previous, place = -1, 0
+  for i, number in enumerate(files.tolist()):
+    place = place + 1 if number == previous else 0
+    previous = number
+    start = start_of.get(number, -1)
+    rows[i] = -1 if start < 0 else start + place
+  return rows
+
+
+def _counts(values: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
+  counts = np.bincount(values, minlength=len(names)).tolist()
+  return dict(zip(names, counts))
+
+
+def _class_counts(labels: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
+  if labels.ndim == 2:
+    return dict(zip(names, labels.sum(axis=0).tolist()))
+  return _counts(labels, names)
+
+
+def _duplicates(pixels: np.ndarray, splits: np.ndarray) -> dict[str, Any]:
+  """Returns the counts of equal and of nearly equal images."""
+  by_split = {
+    name: pixels[slice(*np.searchsorted(splits, [i, i + 1]))]
+    for i, name in enumerate(images.SPLIT_NAMES)
+  }
+  exact = images.find_duplicates(by_split)
+  near: dict[str, int | None] = {}
+  earlier = np.zeros((0, *_signatures(pixels[:1]).shape[1:]), np.float32)
+  seen: set[bytes] = set()
+  for name, stored in by_split.items():
+    later = _signatures(stored)
+    hashes = [hashlib.blake2b(image.tobytes()).digest() for image in stored]
+    if len(earlier) and len(later):
+      near[name] = near_duplicates.across(
+        earlier, later, [h in seen for h in hashes]
+      )
+    seen.update(hashes)
+    earlier = np.concatenate([earlier, later])
+  return {
+    'within': dict(exact.within),
+    'across': [[a, b, n] for (a, b), n in exact.across.items()],
+    'near_across': near,
+  }
+
+
+def _signatures(stored: np.ndarray) -> np.ndarray:
+  step = max(1, _BATCH_BYTES // int(np.prod(stored.shape[1:])))
+  parts = [
+    near_duplicates.signatures(np.asarray(stored[i : i + step]))
+    for i in range(0, max(1, len(stored)), step)
+  ]
+  return np.concatenate(parts)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  content = hashlib.sha256()
+  with open(path, 'rb') as file:
+    while block := file.read(_BATCH_BYTES):
+      content.update(block)
+  return content.hexdigest()
+
+
+def _digest(info: dict[str, Any], columns: dict[str, np.ndarray]) -> str:
+  """Returns the digest of the data: content, table and policy."""
+  content = hashlib.sha256()
+  known = ('shape', 'class_names', 'multi_label', 'site_names', 'policy')
+  plain = {name: info[name] for name in (*known, 'pixels_sha256')}
+  content.update(json.dumps(plain, sort_keys=True).encode())
+  for name, values in sorted(columns.items()):
+    if name == 'patients':  # Who is who counts, not the salted numbers.
+      _, first, group = np.unique(
+        values, return_index=True, return_inverse=True
+      )
+      values = first[group]
+    content.update(f'{name} {values.shape} '.encode())
+    content.update(np.ascontiguousarray(values, '<i8').tobytes())
+  return f'sha256:{content.hexdigest()}'

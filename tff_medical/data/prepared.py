@@ -1,0 +1,151 @@
+"""A folder of prepared images: raw pixels, numbers, and how they were made.
+
+What `preparation` leaves, and `load` reads:
+
+| file | what it holds |
+|---|---|
+| `pixels.raw` | uint8 [N, H, W, C], rows of a split beside each other |
+| `table.npz` | labels, sites, salted patient numbers, splits: numbers alone |
+| `files.npz` | which rows come from which state of a file, as keyed hashes |
+| `prepared.json` | shape, names, counts by rule and site, duplicates, digests |
+| `bad_files.tsv` | files that cannot be used, by name: for the data's holder |
+
+The folder stays with whoever holds the data: it is as private as the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import io
+import pathlib
+from typing import Any
+import zipfile
+import zlib
+
+import numpy as np
+
+from tff_medical import _files
+from tff_medical import _validate
+from tff_medical.data import images
+
+PIXELS = 'pixels.raw'
+TABLE = 'table.npz'
+FILES = 'files.npz'
+INFO = 'prepared.json'
+BAD_FILES = 'bad_files.tsv'
+VERSION = 1
+# What NumPy raises of archives that are damaged.
+UNREADABLE = (
+  OSError,
+  EOFError,
+  ValueError,
+  KeyError,
+  TypeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+# Above the numbers of a hundred million images.
+_MAX_TABLE_BYTES = 2**33
+_COLUMNS = ('labels', 'sites', 'patients', 'splits')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+  """A prepared data set.
+
+  Attributes:
+    folder: Where it lies.
+    info: What `prepared.json` says.
+    labels: int64 [N] or [N, L].
+    splits: int64 [N], indices of `images.SPLIT_NAMES`, ascending.
+    sites: int64 [N], or None.
+    patients: int64 [N], salted numbers, or None.
+  """
+
+  folder: pathlib.Path
+  info: Mapping[str, Any]
+  labels: np.ndarray
+  splits: np.ndarray
+  sites: np.ndarray | None
+  patients: np.ndarray | None
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """(N, H, W, C)."""
+    count, height, width, channels = self.info['shape']
+    return count, height, width, channels
+
+  @property
+  def duplicates(self) -> images.Duplicates:
+    """Equal images within and across splits, as they were counted."""
+    counted = self.info['duplicates']
+    return images.Duplicates(
+      within=counted['within'],
+      across={(a, b): n for a, b, n in counted['across']},
+    )
+
+  def split(self, rows: np.ndarray) -> images.Split:
+    """Returns the split of some rows.
+
+    Args:
+      rows: int64, ascending; those of one split are beside each other, and are
+        then not copied.
+    """
+    pixels = open_pixels(self.folder, self.shape)
+    where: Any = rows
+    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+      where = slice(int(rows[0]), int(rows[-1]) + 1)
+    return images.Split(
+      images=pixels[where],
+      labels=self.labels[rows],
+      sites=None if self.sites is None else self.sites[rows],
+      patients=None if self.patients is None else self.patients[rows],
+    )
+
+
+def open_pixels(
+  folder: pathlib.Path, shape: tuple[int, int, int, int]
+) -> np.ndarray:
+  """Returns the pixels of a prepared folder, read when they are needed."""
+  path = folder / PIXELS
+  try:
+    size = path.stat().st_size
+  except OSError:
+    size = -1
+  if size != int(np.prod(shape)):
+    raise _damaged(folder)
+  return np.memmap(path, np.uint8, 'r', shape=shape)
+
+
+def load(folder: pathlib.Path) -> Prepared:
+  """Returns what a folder holds.
+
+  Raises:
+    InputError: It is damaged.
+  """
+  try:
+    info = _files.read_json(folder / INFO)
+    table = read_npz(folder / TABLE)
+    columns = {name: table.get(name) for name in _COLUMNS}
+    found = Prepared(folder, info, **columns)
+    if info['version'] != VERSION or len(found.labels) != found.shape[0]:
+      raise _damaged(folder)
+  except UNREADABLE:
+    raise _damaged(folder) from None
+  open_pixels(folder, found.shape)
+  return found
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the arrays of an archive; raises as `UNREADABLE` says."""
+  content = _files.read_bytes(path, _MAX_TABLE_BYTES)
+  with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+    return {name: arrays[name] for name in arrays.files}
+
+
+def _damaged(folder: pathlib.Path) -> _validate.InputError:
+  return _validate.InputError(
+    f'prepared_dir holds {str(folder)!r}, which is damaged or of another '
+    'version; remove that folder to prepare the images again'
+  )
