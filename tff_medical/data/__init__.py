@@ -1,11 +1,11 @@
 """Medical images: TFDS builders, sites and patients, and client datasets.
 
-The way of the data: a builder (`synthetic`, `medmnist`) prepares TFDS records,
-`loading.load` reads them into an `images.ImageData`, whose pixels may also be
-stored in a raw file (`pixels`), `partition.partition`
-spreads the training split over clients, and `clients.ImageClientData` makes
-them a `tff.simulation.datasets.ClientData`. Importing this package imports
-neither TensorFlow nor TFF; the modules that need them do.
+A builder (`synthetic`, `medmnist`) prepares TFDS records, and `loading.load`
+reads them into an `images.ImageData`. Its pixels may also be stored in a raw
+file (`pixels`). `partition.partition` spreads the training split over clients.
+`clients.ImageClientData` makes them a `tff.simulation.datasets.ClientData`.
+Importing this package imports neither TensorFlow nor TFF; the modules that need
+them do.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """Client datasets for TensorFlow Federated, from a split and a partition.
 
-What: `ImageClientData`, a `tff.simulation.datasets.ClientData` over a split,
-whose images may be stored. Why not TFF's `TestClientData`: that one copies all data, builds one
-dataset a client into its graph and walks through them at each look-up. Here a
-client's dataset is one read of its rows in eager mode, one gather where TFF
-traces `serializable_dataset_fn` (`dataset_computation`, `preprocess`), and
-plain NumPy through `client_arrays`, which needs no dataset at all.
+`ImageClientData` is a `tff.simulation.datasets.ClientData` over a split, whose
+images may be stored. TFF's `TestClientData` does not serve here: it copies all
+data, builds one dataset per client into its graph and walks through the
+datasets at each look-up. Here a client's dataset is one read of its rows in
+eager mode. Where TFF traces `serializable_dataset_fn` (`dataset_computation`,
+`preprocess`), the dataset is one gather. `client_arrays` returns plain NumPy
+arrays and needs no dataset at all.
 
-Elements: `OrderedDict(x, y)` as `examples` lays them out. Images are kept as
-uint8 and scaled as they are read.
+An element is an `OrderedDict(x, y)` in the layout of `examples`. Images are
+kept as uint8 and scaled when they are read.
 
 >>> from tff_medical.data import images
 >>> split = images.Split(images=np.full([3, 2, 2, 1], 255, np.uint8),
@@ -34,12 +35,12 @@ from tff_medical.data import examples
 from tff_medical.data import images
 from tff_medical.data import partition as partition_lib
 
-# A TensorFlow graph cannot be larger than 2 GiB; leave room for the rest of it.
+# A TensorFlow graph cannot exceed 2 GiB; 64 MiB are left for all but images.
 _MAX_GRAPH_BYTES = 2**31 - 2**26
 
 
 def default_client_ids(num_clients: int) -> list[str]:
-  """Returns ids whose order is that of their numbers.
+  """Returns client ids whose alphabetical order is that of their numbers.
 
   >>> default_client_ids(11)[:2]
   ['client_00', 'client_01']
@@ -49,12 +50,12 @@ def default_client_ids(num_clients: int) -> list[str]:
 
 
 def to_arrays(split: images.Split) -> collections.OrderedDict:
-  """Returns x and y of a whole split, as the elements of a client have them."""
+  """Returns x and y of a whole split, in the layout of a client's examples."""
   return examples.of_images(split, np.arange(len(split)))
 
 
 class ImageClientData(tff.simulation.datasets.ClientData):
-  """The images of a split, spread over clients."""
+  """Images of a split, spread over clients."""
 
   def __init__(
     self,
@@ -65,15 +66,19 @@ class ImageClientData(tff.simulation.datasets.ClientData):
     """Builds the client data; no array is copied.
 
     Args:
-      split: The images.
-      partition: Indices into `split` of each client.
-      client_ids: One id a client, `default_client_ids` if None.
+      split: Images with their labels.
+      partition: Indices into `split` for each client.
+      client_ids: One id per client; by default `default_client_ids`.
+
+    Raises:
+      InputError: The ids are not distinct, or their number is not that of the
+        clients.
     """
     if client_ids is None:
       client_ids = default_client_ids(len(partition))
     if not partition or len(set(client_ids)) != len(partition):
       raise _validate.InputError(
-        'client_ids must hold one id of its own a client, got '
+        'client_ids must hold one distinct id per client, got '
         f'{len(set(client_ids))} ids for {len(partition)} clients'
       )
     self._split = split
@@ -81,17 +86,17 @@ class ImageClientData(tff.simulation.datasets.ClientData):
 
   @property
   def client_ids(self) -> list[str]:
-    """The ids of the clients, in the order of the partition."""
+    """Client ids, in the order of the partition."""
     return list(self._indices)
 
   @property
   def num_examples(self) -> dict[str, int]:
-    """The number of images of each client."""
+    """Number of images of each client, by id."""
     return {name: len(indices) for name, indices in self._indices.items()}
 
   @property
   def element_type_structure(self) -> collections.OrderedDict:
-    """The `tf.TensorSpec`s of one example."""
+    """`tf.TensorSpec`s of one example."""
     return collections.OrderedDict(
       x=tf.TensorSpec(self._split.image_shape, tf.float32),
       y=tf.TensorSpec(
@@ -112,15 +117,15 @@ class ImageClientData(tff.simulation.datasets.ClientData):
   def serializable_dataset_fn(
     self,
   ) -> Callable[[str | tf.Tensor], tf.data.Dataset]:
-    """Maps a client id to its dataset, also while TF traces a graph.
+    """Function that maps a client id to its dataset, also in a traced graph.
 
-    A traced graph holds the images of all clients, which TensorFlow limits to
-    2 GiB; larger data can be read client by client outside of a graph.
+    A traced graph holds the images of all clients, and TensorFlow limits it to
+    2 GiB. Larger data can be read client by client outside of a graph.
     """
     return self._dataset
 
   def subset(self, client_ids: Iterable[str]) -> ImageClientData:
-    """Returns the client data of only these clients, sharing the arrays."""
+    """Returns the client data of these clients alone, sharing the arrays."""
     ids = list(client_ids)
     indices = tuple(self._client_indices(name) for name in ids)
     return ImageClientData(self._split, indices, ids)
@@ -134,7 +139,7 @@ class ImageClientData(tff.simulation.datasets.ClientData):
   ) -> tuple[
     tff.simulation.datasets.ClientData, tff.simulation.datasets.ClientData
   ]:
-    """As TFF's, and what was an `ImageClientData` stays one."""
+    """Splits as TFF does; the parts of an `ImageClientData` stay such data."""
     parts = super().train_test_client_split(client_data, num_test_clients, seed)
     if not isinstance(client_data, ImageClientData):
       return parts
@@ -158,19 +163,19 @@ class ImageClientData(tff.simulation.datasets.ClientData):
     return self._traced_dataset(client_id)
 
   def _traced_dataset(self, client_id: tf.Tensor) -> tf.data.Dataset:
-    """Builds a graph that finds the client when it runs."""
+    """Builds a graph that looks the client up when the graph runs."""
     if self._split.nbytes > _MAX_GRAPH_BYTES:
       raise _validate.InputError(
         f'{self._split.nbytes} bytes of images do not fit into a '
         'TensorFlow graph (2 GiB); use create_tf_dataset_for_client'
       )
     matches = tf.equal(client_id, self.client_ids)
-    known = tf.debugging.Assert(
+    is_client = tf.debugging.Assert(
       tf.reduce_any(matches), ['Not a client of this ClientData:', client_id]
     )
     lengths = list(self.num_examples.values())
     ends = tf.constant(np.cumsum(lengths), tf.int64)
-    with tf.control_dependencies([known] if known is not None else []):
+    with tf.control_dependencies([] if is_client is None else [is_client]):
       client = tf.argmax(matches)
     end = ends[client]
     start = end - tf.constant(lengths, tf.int64)[client]

@@ -1,15 +1,15 @@
 """Examples as models take them: scaled images, labels and the mask of units.
 
-The one place that says how pixels become numbers and how examples are laid out:
+This module alone defines how pixels are scaled and how examples are laid out:
 
-| of     | x                            | y                   | mask           |
+| kind   | x                            | y                   | mask           |
 |--------|------------------------------|---------------------|----------------|
 | images | float32 [n, H, W, C] in 0..1 | [n] or [n, L]       | none           |
 | units  | float32 [n, K, H, W, C]      | [n, K] or [n, K, L] | float32 [n, K] |
 
-y is an int64 class index, or float32 0 and 1 of L findings. mask is 1 for images
-and 0 for padding, K being the most images of one unit. Pixels are read and
-scaled once, and are held as uint8 until then.
+y is an int64 class index, or float32 0 or 1 for each of L findings. mask is 1
+for an image and 0 for padding. K is the largest number of images of a unit.
+Pixels are held as uint8 until they are read and scaled, once.
 
 >>> scaled(np.array([0, 51, 255], np.uint8)).tolist()
 [0.0, 0.20000000298023224, 1.0]
@@ -34,7 +34,7 @@ def scaled(pixels: np.ndarray) -> np.ndarray:
 
 
 def y_dtype(split: images.Split) -> np.dtype:
-  """Returns the type of y: float32 for findings, else int64."""
+  """Returns the data type of y: float32 for findings, else int64."""
   return np.dtype(np.float32 if split.labels.ndim == 2 else np.int64)
 
 
@@ -47,8 +47,9 @@ def of_units(split: images.Split, rows: np.ndarray) -> Examples:
   """Returns x, y and mask of units.
 
   Args:
-    split: The images.
-    rows: int64 [n, K], the images of each unit; `PADDING` where it has fewer.
+    split: Images with their labels.
+    rows: Images of each unit, int64 [n, K]; `PADDING` fills up a unit that has
+      fewer than K.
   """
   is_image = rows != PADDING
   if is_image.all():
@@ -60,7 +61,7 @@ def of_units(split: images.Split, rows: np.ndarray) -> Examples:
 
 
 def of_single_images(x: np.ndarray, y: np.ndarray) -> Examples:
-  """Returns x, y and mask of units of one image, from those of the images."""
+  """Returns x, y and mask of one-image units, from x and y of the images."""
   return _with_mask(x[:, np.newaxis], y[:, np.newaxis], np.ones((len(x), 1)))
 
 

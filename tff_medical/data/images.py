@@ -1,16 +1,15 @@
 """Image arrays with labels, sites and patients, checked once when built.
 
-What: `Split` holds the images of one split and `ImageData` the three splits
-of a data set with all that has to travel with them (class names, licence,
-citation, digest of the source). Why: everything after loading may rely on the
-layout, the label range and on no patient being in two splits, without checking
-again. Plain NumPy; nothing here imports TensorFlow.
+`Split` holds the images of one split. `ImageData` holds the three splits of a
+data set and what belongs to them (class names, licence, citation, digest of the
+source). All code after loading may rely on the layout, on the label range, and
+on no patient being in two splits. Nothing here imports TensorFlow.
 
-Layout: images are uint8 [N, H, W, C] in 0..255 with C of 1 or 3, an array or
-`pixels.Pixels` that are read when they are needed; labels are
-int64 [N] class indices, or int64 [N, L] of 0 and 1 for multi-label data; sites
-and patients are int64 [N] or None. Sites index `ImageData.site_names`; patient
-numbers are unique over the whole data set.
+Images are uint8 [N, H, W, C] in 0..255 with C of 1 or 3. They are an array, or
+`pixels.Pixels` that are read on demand. Labels are int64 [N] class indices, or
+int64 [N, L] of 0 and 1 for multi-label data. Sites and patients are int64 [N]
+or None. Sites index `ImageData.site_names`; patient numbers are unique over the
+whole data set.
 
 >>> images = np.zeros([2, 28, 28, 1], np.uint8)
 >>> split = Split(images=images, labels=np.array([0, 3]))
@@ -20,7 +19,7 @@ numbers are unique over the whole data set.
 Traceback (most recent call last):
 ...
 tff_medical._validate.InputError: labels has 1 rows but images has 2; \
-give one row of labels an image
+give one row of labels per image
 """
 
 from __future__ import annotations
@@ -49,14 +48,15 @@ ORIGINS = (OFFICIAL, OTHER_FILE, GENERATED, UNSTATED)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-  """The images of one split.
+  """Images of one split.
 
   Attributes:
-    images: uint8 [N, H, W, C], values 0..255, C is 1 (grey) or 3 (RGB); in
-      memory, or stored as `pixels.Pixels`. `rows` and `batches` read both.
-    labels: int64 [N] class indices, or int64 [N, L] of 0 and 1.
-    sites: int64 [N] index of the site (hospital, scanner), or None.
-    patients: int64 [N] patient number, or None where none are known.
+    images: Pixels, uint8 [N, H, W, C] in 0..255, where C is 1 (grey) or 3
+      (RGB); in memory, or stored as `pixels.Pixels`. `rows` and `batches` read
+      both.
+    labels: Class indices, int64 [N], or 0 and 1, int64 [N, L].
+    sites: Index of each image's site (hospital, scanner), int64 [N], or None.
+    patients: Patient number of each image, int64 [N]; None if unknown.
   """
 
   images: pixels.ArrayOrPixels
@@ -91,14 +91,15 @@ class Split:
 
   @property
   def nbytes(self) -> int:
-    """Bytes of all images."""
+    """Size of all images in bytes."""
     return math.prod(self.images.shape)
 
   def rows(self, indices: np.ndarray) -> np.ndarray:
     """Returns a new uint8 array [..., H, W, C] of the images at `indices`.
 
     Args:
-      indices: Integers in 0..N-1 of any shape, in any order, repeated or not.
+      indices: Integers in 0..N-1, in any shape and order, with or without
+        repetition.
 
     Raises:
       IndexError: An index is out of range.
@@ -122,11 +123,11 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-  """Counts of images that are equal to another one, pixel for pixel.
+  """Counts of images that are equal to another image, pixel for pixel.
 
   Attributes:
-    within: For each split, the copies beyond the first of each image.
-    across: For each pair of splits, the distinct images found in both.
+    within: Number of copies beyond the first of each image, by split.
+    across: Number of distinct images that are in both, by pair of splits.
   """
 
   within: Mapping[str, int]
@@ -145,24 +146,23 @@ class Duplicates:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
-  """A data set: three splits and what has to be known about them.
+  """A data set: three splits and their description.
 
   Attributes:
-    name: As given to `loading.load`, e.g. `medmnist/pneumoniamnist`.
-    train: Images to train on; these are spread over the clients.
-    validation: Images to choose settings on; there may be none.
+    name: Name for `loading.load`, e.g. `medmnist/pneumoniamnist`.
+    train: Images to train on, which are spread over the clients.
+    validation: Images to choose settings on; it may be empty.
     test: Images held out for the reported metrics.
-    class_names: One name a class (or, multi-label, a finding).
+    class_names: One name per class or, for multi-label data, per finding.
     multi_label: Whether an image may have several findings, or none.
-    site_names: One name a site, empty where sites are unknown.
-    citation: BibTeX of what to cite.
+    site_names: One name per site; empty if sites are unknown.
+    citation: BibTeX entries to cite.
     license: Licence of the images.
-    source_digest: Identifies the bytes the images came from: `md5:` of the
-      source file, `sha256:` of the settings of generated images, or
-      `content_digest`.
-    origin: Where the images come from, one of `ORIGINS`.
-    counted_duplicates: Equal images as they were counted when the data was
-      prepared; None if `duplicates` has to count them.
+    source_digest: Digest of the source: `md5:` of the source file, `sha256:` of
+      the settings of generated images, or `content_digest`.
+    origin: Origin of the images, one of `ORIGINS`.
+    counted_duplicates: Equal images as counted when the data was prepared; None
+      if `duplicates` has to count them.
   """
 
   name: str
@@ -189,7 +189,7 @@ class ImageData:
     self._check_patients()
 
   def splits(self) -> Iterator[tuple[str, Split]]:
-    """Yields the name and the content of each split."""
+    """Yields the name and the images of each split."""
     for name in SPLIT_NAMES:
       yield name, getattr(self, name)
 
@@ -205,18 +205,19 @@ class ImageData:
 
   @property
   def is_public(self) -> bool:
-    """Whether anybody can have the very same images.
+    """Whether anybody can obtain the very same images.
 
-    What identifies the bytes of other data (`source_digest`) lets anybody who
-    holds a copy recognize them, and is not to be published.
+    The `source_digest` of other data must not be published: anybody who holds a
+    copy of the data could recognize it by the digest.
     """
     return self.origin in (OFFICIAL, GENERATED)
 
   @property
   def described(self) -> str:
-    """The name for a card or a table, which claims no more than is known.
+    """Name for a card or a table, which claims no more than is known.
 
-    A file of another content may be called like a public set and be any data.
+    A file with other content may bear the name of a public set and hold any
+    data.
     """
     if self.origin == OTHER_FILE:
       return f'{self.name} (not the official file)'
@@ -226,8 +227,8 @@ class ImageData:
   def duplicates(self) -> Duplicates:
     """Equal images within and across the splits.
 
-    They are as given in `counted_duplicates`, or else counted at first use, for
-    which every image is read.
+    They are `counted_duplicates` if given. Otherwise they are counted at first
+    use, which reads every image.
     """
     if self.counted_duplicates is not None:
       return self.counted_duplicates
@@ -254,16 +255,16 @@ class ImageData:
         )
 
   def _check_patients(self) -> None:
-    known = {
+    numbers = {
       name: np.unique(split.patients)
       for name, split in self.splits()
       if split.patients is not None
     }
-    for (a, first), (b, second) in itertools.combinations(known.items(), 2):
+    for (a, first), (b, second) in itertools.combinations(numbers.items(), 2):
       shared = np.intersect1d(first, second)
       if shared.size:
         raise _validate.InputError(
-          # Whose they are is not said: a number may identify a patient.
+          # The numbers are left out: a number may identify a patient.
           f'{self.name}: {shared.size} patients are in both {a} and {b}; keep '
           'each patient in one split'
         )
@@ -275,19 +276,19 @@ def check_labels(
   """Raises `InputError` unless labels fit the classes.
 
   Args:
-    where: What to call the array in the message, e.g. a file and a key.
+    where: Name of the array in the message, e.g. a file and a key.
     labels: Integers [N], or [N, L] for multi-label data.
     num_classes: Number of classes, or of findings L.
     multi_label: Whether labels are the 0 and 1 of several findings.
   """
   if labels.ndim != (2 if multi_label else 1):
-    wanted = f'[N, {num_classes}]' if multi_label else '[N]'
+    expected = f'[N, {num_classes}]' if multi_label else '[N]'
     raise _validate.InputError(
-      f'{where} labels must have shape {wanted}, got {list(labels.shape)}'
+      f'{where} labels must have shape {expected}, got {list(labels.shape)}'
     )
   if multi_label and labels.shape[1] != num_classes:
     raise _validate.InputError(
-      f'{where} labels must have {num_classes} columns, one a finding, '
+      f'{where} labels must have {num_classes} columns, one per finding, '
       f'got {labels.shape[1]}'
     )
   highest = 1 if multi_label else num_classes - 1
@@ -304,11 +305,11 @@ def check_labels(
 
 
 def content_digest(splits: Mapping[str, Split]) -> str:
-  """Returns what identifies the content of splits: `sha256:` and hexadecimal.
+  """Returns the digest of the content of splits: `sha256:` and hexadecimal.
 
-  Stored images whose digest is the SHA-256 of their file count like the same
-  images in memory, and are not read. Whoever holds a copy of the data can
-  compute this value: it is not to be published of private data.
+  Stored images have the digest of the same images in memory if they carry the
+  SHA-256 of their file; they are then not read. The digest of private data must
+  not be published: whoever holds a copy of the data can compute it.
 
   >>> split = Split(np.zeros([1, 2, 2, 1], np.uint8), np.array([0]))
   >>> copy = split.take(np.array([0]))
@@ -316,7 +317,7 @@ def content_digest(splits: Mapping[str, Split]) -> str:
   True
 
   Args:
-    splits: By name, as `ImageData.splits` gives them.
+    splits: Splits by name, as `ImageData.splits` yields them.
   """
   content = hashlib.sha256()
   for name, split in splits.items():
@@ -339,10 +340,10 @@ def find_duplicates(images: Mapping[str, pixels.ArrayOrPixels]) -> Duplicates:
   '2 extra in train, 1 in both train and test'
 
   Args:
-    images: By name, uint8 [N, H, W, C]; a batch is read at a time.
+    images: Images by name, each uint8 [N, H, W, C]; they are read in batches.
 
   Returns:
-    The counts, for every name and for every pair of names.
+    Counts for every name and for every pair of names.
   """
   digests = {name: _digests(array) for name, array in images.items()}
   distinct = {name: set(values) for name, values in digests.items()}
@@ -395,5 +396,5 @@ def _check_integers(
   if len(values) != rows:
     raise _validate.InputError(
       f'{name} has {len(values)} rows but images has {rows}; give one row '
-      f'of {name} an image'
+      f'of {name} per image'
     )

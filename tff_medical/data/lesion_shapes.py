@@ -1,8 +1,8 @@
-"""The shapes of lesions in the generated images, one a class.
+"""Shapes of lesions in the generated images, one per class.
 
-What: brightness patterns on coordinates that are already moved, scaled and
-rotated. Why apart from `phantoms`: a class is added here, in one place, and
-nothing else has to know its geometry. Plain NumPy; arrays are float [n, H, W].
+A shape is a brightness pattern on coordinates that are already moved, scaled
+and rotated. A new class is added here alone: no other module knows its
+geometry. Arrays are float [n, H, W].
 
 >>> rng = np.random.default_rng(0)
 >>> u, v = np.zeros([1, 1, 2]), np.array([[[0.0, 0.8]]])
@@ -32,10 +32,10 @@ def draw(
   """Returns lesions of one class in their own coordinates.
 
   Args:
-    rng: Places the specks of a cluster; the other shapes use none.
+    rng: Generator of the places of specks; the other shapes do not use it.
     label: Index into `NAMES`.
-    u: [n, H, W], coordinate along the lesion's own axis; its radius is about 1.
-    v: [n, H, W], coordinate across it.
+    u: Coordinate along the lesion's axis, [n, H, W]; its radius is about 1.
+    v: Coordinate across the lesion's axis, [n, H, W].
 
   Returns:
     Brightness [n, H, W] in 0..1 (specks add up to a little more).
@@ -62,7 +62,7 @@ def draw(
 def _specks(
   rng: np.random.Generator, u: np.ndarray, v: np.ndarray, count: int = 5
 ) -> np.ndarray:
-  """Returns small bright specks around a circle, unevenly."""
+  """Returns small bright specks, unevenly spaced around a circle."""
   total = np.zeros_like(u)
   for i in range(count):
     turn = column(2 * np.pi * i / count + rng.uniform(-0.4, 0.4, len(u)))
@@ -78,5 +78,5 @@ def _inside(distance: np.ndarray) -> np.ndarray:
 
 
 def column(values: np.ndarray) -> np.ndarray:
-  """Returns [n] values as float32 [n, 1, 1], to go with images [n, H, W]."""
+  """Returns [n] values as float32 [n, 1, 1], which broadcast to [n, H, W]."""
   return np.asarray(values, np.float32)[:, np.newaxis, np.newaxis]

@@ -1,11 +1,10 @@
-"""Loads a data set by name, as arrays: the one entry that programs need.
+"""Loads a data set by name into arrays: the one function that programs need.
 
-What: `DATASETS` holds every data set by name, with what is known of it before
-it is loaded. `load('synthetic')` and `load('medmnist/pneumoniamnist')` prepare
-the TFDS records once, in TFDS's cache, and read them into an
-`images.ImageData`. Why through records rather than straight from the source:
-what is trained on is then what `tfds.load` gives anybody else, in the same
-order. Arrays are uint8, all in memory.
+`DATASETS` holds every data set by name, with what is known of it before it is
+loaded. `load('synthetic')` and `load('medmnist/pneumoniamnist')` prepare the
+TFDS records once, in TFDS's cache, and read them into an `images.ImageData`
+whose arrays are uint8 in memory. Because of the records, training uses the same
+images, in the same order, as `tfds.load` gives anybody else.
 
 >>> load('medmnist/pneumonia')
 Traceback (most recent call last):
@@ -44,15 +43,15 @@ _READ_BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What `load` was asked for beside the name; see there.
+  """Arguments of `load` beside the name; see `load`.
 
   Attributes:
-    image_size: Height and width.
-    data_dir: A folder with the file of the data set, or None.
-    tfds_dir: Where records are prepared, or None.
-    seed: Of what is generated.
-    difficulty: Of what is generated, or None.
-    own: The choices for own images.
+    image_size: Height and width in pixels.
+    data_dir: Folder with the file of the data set, or None.
+    tfds_dir: Folder of the prepared records, or None.
+    seed: Seed of generated images.
+    difficulty: Difficulty of generated images, or None.
+    own: Choices for own images.
   """
 
   image_size: int = 28
@@ -68,11 +67,13 @@ class Source:
   """A data set: what is known of it without loading it, and how it is loaded.
 
   Attributes:
-    num_train: The number of training images, or None if loading tells.
-    channels: 1 (grey) or 3 (RGB), or None if loading tells.
-    class_names: The classes or, with several labels an image, the findings;
-      None if loading tells.
-    load: Returns the images. Options that are not used must be refused.
+    num_train: Number of training images; None if known only after loading.
+    channels: Number of channels, 1 (grey) or 3 (RGB); None if known only after
+      loading.
+    class_names: Names of the classes or, for multi-label data, of the findings;
+      None if known only after loading.
+    load: Function that returns the images. It must refuse options that it does
+      not use.
   """
 
   num_train: int | None
@@ -88,7 +89,9 @@ class Source:
         f'channels must be 1 (grey) or 3 (RGB), got {self.channels!r}'
       )
     if self.class_names is not None and not self.class_names:
-      raise _validate.InputError('class_names must name at least one, got none')
+      raise _validate.InputError(
+        'class_names must name at least one class, got none'
+      )
 
 
 def load(
@@ -104,19 +107,19 @@ def load(
   """Returns the data set of that name.
 
   Args:
-    dataset: One of `DATASETS`.
-    image_size: Height and width; for medmnist 28, 64, 128 or 224.
-    data_dir: For medmnist, a folder that holds NAME.npz (NAME_64.npz, ...),
-      which may be read-only; the file is downloaded if None. For `folder` and
-      `table` the folder of the images and the file of the table.
-    tfds_dir: Where records are prepared: TFDS's default if None, which is
+    dataset: Name of the data set, one of `DATASETS`.
+    image_size: Height and width in pixels; 28, 64, 128 or 224 for medmnist.
+    data_dir: Folder that holds NAME.npz (NAME_64.npz, ...) of medmnist and may
+      be read-only; None downloads the file. Folder of the images for `folder`,
+      and file of the table for `table`.
+    tfds_dir: Folder of the prepared records. None is TFDS's default:
       $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    seed: For synthetic, of the images; nothing in medmnist is random.
-    difficulty: For synthetic, 0 to 1; its default if None.
-    own: For `folder` and `table`, their choices; the defaults if None.
+    seed: Seed of synthetic images; nothing in medmnist is random.
+    difficulty: Difficulty of synthetic images, 0 to 1; None is their default.
+    own: Choices for `folder` and `table`; None is their defaults.
 
   Raises:
-    InputError: A name, value, combination or file that cannot be used.
+    InputError: A name, value, combination of values or file cannot be used.
   """
   return source(dataset).load(
     Options(
@@ -134,17 +137,17 @@ def source(dataset: str) -> Source:
   """Returns what is known of a data set without loading it.
 
   Args:
-    dataset: One of `DATASETS`.
+    dataset: Name of the data set, one of `DATASETS`.
 
   Raises:
-    InputError: There is none of that name.
+    InputError: There is no data set of that name.
   """
   _validate.one_of(DATASETS, dataset=dataset)
   return DATASETS[dataset]
 
 
 def names() -> str:
-  """Returns the names as a help text has them, a family of them as one.
+  """Returns the names for a help text, where a family of sets is one name.
 
   >>> names()
   'synthetic, synthetic_rgb, medmnist/NAME, folder, table'
@@ -158,26 +161,29 @@ def names() -> str:
 def _synthetic_source(channels: int) -> Source:
   spec = phantoms.PhantomSpec(channels=channels)
 
-  def load_it(options: Options) -> images.ImageData:
+  def load_source(options: Options) -> images.ImageData:
     if options.data_dir is not None:
       raise _validate.InputError(
         f'data_dir is not used by {_SYNTHETIC[channels]}, got '
         f'{options.data_dir!r}; leave it out'
       )
-    wanted = dataclasses.replace(
+    chosen = dataclasses.replace(
       spec, image_size=options.image_size, seed=options.seed
     )
     if options.difficulty is not None:
-      wanted = dataclasses.replace(wanted, difficulty=options.difficulty)
-    return load_synthetic(wanted, tfds_dir=options.tfds_dir)
+      chosen = dataclasses.replace(chosen, difficulty=options.difficulty)
+    return load_synthetic(chosen, tfds_dir=options.tfds_dir)
 
   return Source(
-    spec.num_train, channels, phantoms.CLASS_NAMES[: spec.num_classes], load_it
+    spec.num_train,
+    channels,
+    phantoms.CLASS_NAMES[: spec.num_classes],
+    load_source,
   )
 
 
 def _medmnist_source(info: medmnist_info.MedMnistInfo) -> Source:
-  def load_it(options: Options) -> images.ImageData:
+  def load_source(options: Options) -> images.ImageData:
     if options.difficulty is not None:
       raise _validate.InputError(
         f'difficulty is only for synthetic, got {options.difficulty!r} with '
@@ -190,11 +196,11 @@ def _medmnist_source(info: medmnist_info.MedMnistInfo) -> Source:
       tfds_dir=options.tfds_dir,
     )
 
-  return Source(info.counts[0], info.channels, info.class_names, load_it)
+  return Source(info.counts[0], info.channels, info.class_names, load_source)
 
 
 def _own_source(name: str) -> Source:
-  def load_it(options: Options) -> images.ImageData:
+  def load_source(options: Options) -> images.ImageData:
     for option in ('tfds_dir', 'difficulty'):
       value = getattr(options, option)
       if value is not None:
@@ -205,14 +211,14 @@ def _own_source(name: str) -> Source:
       name, options.data_dir, options.image_size, options.own
     )
 
-  return Source(None, None, None, load_it)
+  return Source(None, None, None, load_source)
 
 
 def load_synthetic(
   spec: phantoms.PhantomSpec, *, tfds_dir: str | None = None
 ) -> images.ImageData:
   """Returns the generated data set of a spec."""
-  # Imports TensorFlow Datasets, hence only here.
+  # The module imports TensorFlow Datasets, so it is imported only here.
   from tff_medical.data import synthetic
 
   builder = synthetic.builder_for_spec(spec, tfds_dir)
@@ -238,8 +244,8 @@ def load_medmnist(
   data_dir: str | None = None,
   tfds_dir: str | None = None,
 ) -> images.ImageData:
-  """Returns a MedMNIST set, from `data_dir` or downloaded; see `load`."""
-  # Imports TensorFlow Datasets, hence only here.
+  """Returns a MedMNIST set, read from `data_dir` or downloaded; see `load`."""
+  # The module imports TensorFlow Datasets, so it is imported only here.
   from tff_medical.data import medmnist
 
   _validate.one_of(list(medmnist_info.BY_NAME), name=name)
@@ -274,14 +280,14 @@ def load_medmnist(
 
 
 def _prepare(builder: tfds.core.DatasetBuilder, *, downloads: bool) -> None:
-  """Writes the records unless they are there; shows only downloads."""
+  """Writes the records unless they exist; only downloads show progress."""
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
   logging.info('Preparing %s in %s', builder.info.full_name, builder.data_dir)
   tfds.display_progress_bar(downloads)
   try:
-    # TFDS prints of a download even where there is none.
+    # TFDS prints about a download even when nothing is downloaded.
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
   except (OSError, tf.errors.OpError) as error:
@@ -296,7 +302,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, *, downloads: bool) -> None:
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> images.Split:
-  """Reads one split in the order in which it was written."""
+  """Reads one split in the order in which its records were written."""
   import tensorflow_datasets as tfds
 
   dataset = builder.as_dataset(
@@ -322,10 +328,10 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> images.Split:
   )
 
 
-# The names of the generated data by their channels.
+# Names of the generated data sets by their number of channels.
 _SYNTHETIC = {1: 'synthetic', 3: 'synthetic_rgb'}
-# All data sets by their names. A new one is a line here: the commands, their
-# checks and their help ask for nothing else.
+# All data sets by name. A new data set is one line here: the commands, their
+# checks and their help need nothing else.
 DATASETS: dict[str, Source] = {
   **{name: _synthetic_source(c) for c, name in _SYNTHETIC.items()},
   **{

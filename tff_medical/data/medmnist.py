@@ -1,22 +1,22 @@
 """TFDS builder `medmnist`: the twelve 2D MedMNIST v2 sets in four sizes.
 
-What: `medmnist/NAME_SIZE` (such as `pneumoniamnist_28`) downloads the official
-file and refuses one whose MD5 is not the official one. `builder_for_file`
-reads a file that is already there, with no network; there a different MD5 is a
-warning, since version 1 of the data is still about. Why the MD5 is part of the
-config: records prepared from one file must never be taken for another's, so
-that only the official bytes get the plain name, and any other file's config
-ends in its MD5. Source: https://medmnist.github.io; see `medmnist_info`.
+`medmnist/NAME_SIZE` (such as `pneumoniamnist_28`) downloads the official file
+and refuses a file with any other MD5. `builder_for_file` reads an existing
+file, with no network. There a different MD5 is only a warning, since version 1
+of the data is still in circulation. The MD5 is part of the config, because
+records of one file must never be taken for those of another: only the official
+bytes get the plain name, and the config of any other file ends in its MD5.
+Source: https://medmnist.github.io; see `medmnist_info`.
 
-What a file holds is checked by its headers before its bytes are read (`npz`):
-type and shape of each array, and at most `MAX_IMAGES` images a split.
+The headers of a file are checked before its bytes are read (`npz`): type and
+shape of each array, and at most `MAX_IMAGES` images per split.
 
-TFDS itself compares size and SHA-256 of the downloads in `checksums.tsv`; the
-authors publish MD5s only, so that it lists the three files at hand and the MD5
-is compared for all 48.
+TFDS itself compares size and SHA-256 of the downloads in `checksums.tsv`. The
+authors publish MD5s only. Hence `checksums.tsv` lists three files that were at
+hand, while the MD5 is compared for all 48.
 
-Features: image uint8 [H, W, C], label int64 (for chestmnist [L] of 0 and 1). The
-records keep the order of the file.
+The features are image, uint8 [H, W, C], and label, int64 (for chestmnist [L] of
+0 and 1). The records keep the order of the file.
 
 >>> official_config('chestmnist', 64).name
 'chestmnist_64'
@@ -43,14 +43,14 @@ from tff_medical.data import images
 from tff_medical.data import medmnist_info
 from tff_medical.data import npz
 
-# Names of the splits in the files, by those used here.
+# Names of the splits in the files, by the names used here.
 _FILE_SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 _KEYS = [
   f'{split}_{kind}'
   for split in _FILE_SPLITS.values()
   for kind in ('images', 'labels')
 ]
-# The most images of a split; the largest of the twelve sets has 165,466.
+# Largest number of images of a split; the largest official one has 165,466.
 MAX_IMAGES = 2**18
 _BLOCK = 2**20
 _TIMEOUT_SECS = 20
@@ -60,13 +60,14 @@ Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(eq=False)
 class MedMnistConfig(tfds.core.BuilderConfig):
-  """Which file the records are made from.
+  """The file that the records are made from.
 
   Attributes:
-    name: Follows from the others; holds the MD5 unless it is the official one.
+    name: Name of the config, which follows from the other fields; it holds the
+      MD5 unless that is the official one.
     dataset: Key of `medmnist_info.BY_NAME`.
-    image_size: One of `medmnist_info.IMAGE_SIZES`.
-    md5: Of the bytes of the file, in hexadecimal.
+    image_size: Height and width, one of `medmnist_info.IMAGE_SIZES`.
+    md5: MD5 of the file, in hexadecimal; '' is the official one.
   """
 
   name: str = ''
@@ -82,7 +83,7 @@ class MedMnistConfig(tfds.core.BuilderConfig):
 
   @property
   def info(self) -> medmnist_info.MedMnistInfo:
-    """What is known of the data set."""
+    """Description of the data set."""
     return medmnist_info.BY_NAME[self.dataset]
 
   @property
@@ -107,9 +108,9 @@ class MedMnist(tfds.core.GeneratorBasedBuilder):
     """Builds the builder; writes nothing.
 
     Args:
-      source: A file to read in place of a download; its MD5 must be that of
-        the config (`builder_for_file` sees to it).
-      **kwargs: Of `tfds.core.DatasetBuilder`.
+      source: File to read instead of a download; its MD5 must be that of the
+        config, which `builder_for_file` ensures.
+      **kwargs: Arguments of `tfds.core.DatasetBuilder`.
     """
     super().__init__(**kwargs)
     self._original_state['source'] = source
@@ -145,7 +146,7 @@ class MedMnist(tfds.core.GeneratorBasedBuilder):
     )
 
   def download_and_prepare(self, **kwargs: Any) -> None:
-    """As in TFDS, but a bad source file is found before anything is written."""
+    """Prepares as TFDS does, but checks a source file before any writing."""
     if self._source and not self.data_path.exists():
       self._arrays = self._read_checked(self._source)
     try:
@@ -174,7 +175,7 @@ class MedMnist(tfds.core.GeneratorBasedBuilder):
     try:
       path = epath.Path(dl_manager.download(url))
     except (
-      OSError,  # Covers those of requests.
+      OSError,  # Covers the exceptions of requests.
       tfds.download.DownloadError,
       tfds.download.download_manager.NonMatchingChecksumError,
     ) as error:
@@ -182,7 +183,7 @@ class MedMnist(tfds.core.GeneratorBasedBuilder):
     try:
       return self._read_checked(path)
     except _validate.InputError:
-      # Or TFDS would take it from its cache the next time.
+      # Otherwise TFDS would take the file from its cache the next time.
       path.unlink()
       path.with_name(f'{path.name}.INFO').unlink(missing_ok=True)
       raise
@@ -213,15 +214,15 @@ def builder_for_file(
 
   Args:
     dataset: Key of `medmnist_info.BY_NAME`.
-    image_size: One of `medmnist_info.IMAGE_SIZES`.
-    path: The .npz file, which is only read.
-    tfds_dir: Where prepared records go, TFDS's own default if None.
+    image_size: Height and width, one of `medmnist_info.IMAGE_SIZES`.
+    path: Path of the .npz file, which is only read.
+    tfds_dir: Folder of the prepared records; None is TFDS's own default.
 
   Raises:
-    InputError: The file cannot be read or does not hold such a set.
+    InputError: The file cannot be read, or does not hold such a set.
   """
   config = official_config(dataset, image_size)
-  # Before the MD5, or the bytes of a file without an end would be read.
+  # This comes before the MD5, which would read an endless file to no end.
   check_npz(path, config.info, image_size)
   digest = file_md5(path)
   if digest != config.md5:
@@ -239,7 +240,7 @@ def builder_for_file(
 def check_reachable(config: MedMnistConfig) -> None:
   """Raises `InputError` if the server does not answer; downloads nothing.
 
-  TFDS tries again for more than three minutes before it gives up.
+  TFDS itself would retry for more than three minutes before it gives up.
   """
   url = config.info.url(config.image_size)
   try:
@@ -268,13 +269,13 @@ def read_npz(
   """Reads and checks a MedMNIST file.
 
   Args:
-    path: The .npz file.
-    info: What it should hold.
+    path: Path of the .npz file.
+    info: Description of the set that the file should hold.
     image_size: Height and width that the images should have.
 
   Returns:
-    For each split images uint8 [N, H, W, C] and labels int64 [N] (or
-    [N, L] for multi-label sets).
+    Images, uint8 [N, H, W, C], and labels, int64 [N] (or [N, L] for multi-label
+    sets), by split.
 
   Raises:
     InputError: The file is unreadable or holds something else.
@@ -300,8 +301,8 @@ def check_npz(
   """Checks what a MedMNIST file claims to hold, reading headers only.
 
   Args:
-    path: The .npz file.
-    info: What it should hold.
+    path: Path of the .npz file.
+    info: Description of the set that the file should hold.
     image_size: Height and width that the images should have.
 
   Raises:
@@ -320,7 +321,7 @@ def _cannot_download(url: str, error: Exception) -> _validate.InputError:
 
 @contextlib.contextmanager
 def _archive(path: epath.PathLike) -> Iterator[npz.Archive]:
-  """Opens an .npz file; what is wrong with it is said with its name."""
+  """Opens an .npz file; the error for a faulty file has the file's name."""
   with _open(path) as file:
     try:
       yield npz.Archive(file)
@@ -332,7 +333,7 @@ def _archive(path: epath.PathLike) -> Iterator[npz.Archive]:
 
 @contextlib.contextmanager
 def _open(path: epath.PathLike) -> Iterator[BinaryIO]:
-  """Opens a regular file, or one of another file system by its address."""
+  """Opens a regular file, or a file of another file system by its URL."""
   try:
     if '://' in os.fspath(path):
       file = epath.Path(path).open('rb')
@@ -353,7 +354,7 @@ def _check_headers(
   info: medmnist_info.MedMnistInfo,
   image_size: int,
 ) -> None:
-  """Raises `InputError` unless all arrays claim to be what is wanted."""
+  """Raises `InputError` unless all headers are those of the described set."""
   missing = archive.missing(_KEYS)
   if missing:
     raise npz.Error(f'{", ".join(missing)} missing in it')
@@ -378,9 +379,9 @@ def _check_split_headers(
   shapes = (shape, shape[:2]) if info.channels == 1 else (shape,)
   count = pixels.shape[0] if pixels.shape else 0
   if pixels.dtype != np.uint8 or pixels.shape[1:] not in shapes or not count:
-    wanted = ' or '.join(str(['N', *s]).replace("'", '') for s in shapes)
+    allowed = ' or '.join(str(['N', *s]).replace("'", '') for s in shapes)
     raise _validate.InputError(
-      f'{where}_images must be uint8 of shape {wanted}, got {pixels.dtype} '
+      f'{where}_images must be uint8 of shape {allowed}, got {pixels.dtype} '
       f'{list(pixels.shape)}; is it {info.name} in size {image_size}?'
     )
   if count > MAX_IMAGES:
@@ -390,21 +391,21 @@ def _check_split_headers(
     )
   if labels.dtype.kind not in 'iu' or labels.shape[:1] != pixels.shape[:1]:
     raise _validate.InputError(
-      f'{where}_labels must be {count} rows of integers, one an image, '
+      f'{where}_labels must be {count} rows of integers, one per image, '
       f'got {labels.dtype} {list(labels.shape)}; is it {info.name}?'
     )
   if labels.shape[1:] not in _label_shapes(info):
-    wanted = '[N, L]'.replace('L', str(len(info.class_names)))
+    expected = f'[N, {len(info.class_names)}]' if info.multi_label else '[N]'
     raise _validate.InputError(
-      f'{where} labels must have shape {wanted if info.multi_label else "[N]"}'
-      f', got {list(labels.shape)}; is it {info.name}?'
+      f'{where} labels must have shape {expected}, got {list(labels.shape)}; '
+      f'is it {info.name}?'
     )
 
 
 def _label_shapes(
   info: medmnist_info.MedMnistInfo,
 ) -> tuple[tuple[int, ...], ...]:
-  """The shapes that the labels of an image may have."""
+  """Returns the shapes that the labels of one image may have."""
   return ((len(info.class_names),),) if info.multi_label else ((), (1,))
 
 

@@ -1,11 +1,13 @@
-"""What is known of the twelve 2D MedMNIST v2 data sets, as a table.
+"""Table of the twelve 2D MedMNIST v2 data sets.
 
-What: for each set its task, classes, licence, number of images and, for each
-size, the official file's address and MD5. Why apart from the builder: names
-and classes can be asked for without importing TFDS. Source: `medmnist/info.py`
-of the medmnist package 3.0.2 (github.com/MedMNIST/MedMNIST), which points to
-Zenodo record 10519652; the citations are those of its README, which asks to
-cite the source of each set too (listed at https://medmnist.github.io).
+It has each set's task, classes, licence, numbers of images and, for each size,
+URL and MD5 of the official file. It is separate from the builder, so that names
+and classes are available without importing TFDS.
+
+Source: `medmnist/info.py` of the medmnist package 3.0.2
+(github.com/MedMNIST/MedMNIST), which points to Zenodo record 10519652. The
+citations are those of its README. The README asks to cite the source of each
+set as well (listed at https://medmnist.github.io).
 
 >>> BY_NAME['breastmnist'].class_names
 ('malignant', 'normal, benign')
@@ -46,13 +48,13 @@ class MedMnistInfo:
   """One data set.
 
   Attributes:
-    name: As in the file names.
-    task: As medmnist calls it, e.g. `binary-class`.
-    channels: 1 (grey) or 3 (RGB).
+    name: Name of the set, as in the file names.
+    task: Task in medmnist's terms, e.g. `binary-class`.
+    channels: Number of channels, 1 (grey) or 3 (RGB).
     license: Licence of the images.
     counts: Official numbers of train, validation and test images.
-    class_names: Of each label or, for chestmnist, of each finding.
-    md5: Of the official files, one for each of `IMAGE_SIZES`.
+    class_names: Name of each label or, for chestmnist, of each finding.
+    md5: MD5s of the official files, one for each of `IMAGE_SIZES`.
   """
 
   name: str
@@ -78,7 +80,7 @@ class MedMnistInfo:
     return f'{self.name}{suffix}.npz'
 
   def url(self, image_size: int) -> str:
-    """Returns where the official file of that size is."""
+    """Returns the URL of the official file of that size."""
     return f'{BASE_URL}{self.file_name(image_size)}?download=1'
 
 

@@ -1,11 +1,11 @@
-"""Reads .npz files from anybody: headers before bytes, each byte accounted for.
+"""Reads untrusted .npz files: headers before bytes, every byte accounted for.
 
-What: `Archive` opens an .npz file, says what its arrays claim to be and reads
-those that are wanted. Why not `np.load`: a file of some kilobytes may claim a
-petabyte or unpack to it, and `np.load` allocates what is claimed. Here the
-claims are read first, from the directory of the zip file and from the header of
-each array, so that the caller can refuse them, and they must agree with each
-other and with the size of the file before an array is allocated.
+`Archive` opens an .npz file, returns the headers of its arrays and reads the
+arrays that are asked for. `np.load` is unsafe here: a file of some kilobytes
+may claim a petabyte or unpack to it, and `np.load` allocates what is claimed.
+`Archive` first reads the claims in the directory of the zip file and in the
+header of each array, so that the caller can refuse them. The claims must agree
+with each other and with the size of the file before an array is allocated.
 
 Members are stored or deflated, as `np.savez` and `np.savez_compressed` write
 them. Source of the formats: APPNOTE.TXT 6.3 of PKWARE; `numpy.lib.format`.
@@ -38,22 +38,22 @@ import numpy as np
 
 from tff_medical import _validate
 
-# What a wanted array may unpack to, for each byte of the file, beyond the first
-# so many. Photographs and scans stay below 10; deflate can reach 1032.
+# An array may unpack to `_FREE_BYTES` plus `_MAX_RATIO` times its packed size.
+# Photographs and scans have ratios below 10; deflate can reach 1032.
 _MAX_RATIO = 100
 _FREE_BYTES = 2**26
 MAX_MEMBERS = 1000
-# Of the directory, and of all that stands between and around the members.
+# Largest size in bytes of the directory, and of all bytes outside the members.
 _MAX_OVERHEAD = 2**20
-# Headers of version 1 have at most 65,535 bytes after these ten.
+# A header of version 1 has at most 65,535 bytes after its first ten.
 _MAX_HEADER = 2**16 + 10
-_MAX_DIMENSIONS = 32  # Those of NumPy.
+_MAX_DIMENSIONS = 32  # NumPy's own limit.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DIRECTORY_END = b'PK\x05\x06'
 _DIRECTORY_END_SIZE = 22
 _ENCRYPTED = 1
 
-# What zipfile raises for a damaged file.
+# Exceptions that zipfile raises for a damaged file.
 _ZIP_ERRORS = (
   zipfile.BadZipFile,
   zlib.error,
@@ -67,7 +67,8 @@ _ZIP_ERRORS = (
   RuntimeError,
   IndexError,
 )
-# What NumPy raises for a header, which is Python source, that it cannot read.
+# Exceptions that NumPy raises for a header, which is Python source, that it
+# cannot read.
 _HEADER_ERRORS = (
   ValueError,
   TypeError,
@@ -85,12 +86,12 @@ _HEADER_ERRORS = (
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What an array claims to be.
+  """Claims of an array's header.
 
   Attributes:
-    shape: Its shape.
-    dtype: Its type, never of Python objects.
-    size: Bytes of the header in its member.
+    shape: Shape of the array.
+    dtype: Data type of the array, never of Python objects.
+    size: Size of the header itself in bytes.
   """
 
   shape: tuple[int, ...]
@@ -99,23 +100,23 @@ class Header:
 
   @property
   def num_bytes(self) -> int:
-    """Bytes that the array takes."""
+    """Size of the array in bytes, without its header."""
     return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Error(_validate.InputError):
-  """What is wrong with an .npz file, in one line that does not name it."""
+  """A fault of an .npz file, in one line without the file's name."""
 
 
 class Archive:
-  """The arrays of an .npz file; raises `Error` whatever is wrong with it."""
+  """Arrays of an .npz file; every fault of the file raises `Error`."""
 
   def __init__(self, file: BinaryIO, *, max_members: int = MAX_MEMBERS):
-    """Reads the directory of the file, which must be open for reading.
+    """Reads the directory of the file.
 
     Args:
-      file: The file.
-      max_members: The most arrays that it may have.
+      file: File that is open for reading.
+      max_members: Largest number of arrays that the file may have.
     """
     self._file = file
     with _as_error('', _ZIP_ERRORS):
@@ -129,16 +130,16 @@ class Archive:
 
   @property
   def keys(self) -> list[str]:
-    """The names of the arrays, in the order of the file."""
+    """Names of the arrays, in the order of the file."""
     names = (name for name in self._members if name.endswith('.npy'))
     return [name[: -len('.npy')] for name in names]
 
   def missing(self, keys: list[str]) -> list[str]:
-    """Returns which of the arrays are not there."""
+    """Returns the keys whose arrays the file lacks."""
     return [key for key in keys if f'{key}.npy' not in self._members]
 
   def header(self, key: str) -> Header:
-    """Returns what an array claims to be, once the claims are consistent."""
+    """Returns the header of an array, after checking its claims."""
     if key not in self._headers:
       self._headers[key] = self._read_header(key)
     return self._headers[key]
@@ -149,14 +150,14 @@ class Archive:
     with _as_error(f'{key}: ', (*_ZIP_ERRORS, *_HEADER_ERRORS)):
       with self._zip.open(self._members[f'{key}.npy']) as member:
         with warnings.catch_warnings():
-          warnings.simplefilter('ignore')  # Of files of Python 2.
+          warnings.simplefilter('ignore')  # Files of Python 2 cause them.
           array = np.lib.format.read_array(member, allow_pickle=False)
     if (array.shape, array.dtype) != (header.shape, header.dtype):
       raise Error(f'{key}: it was changed while it was read')
     return array
 
   def _check_members(self, members: list[zipfile.ZipInfo]) -> None:
-    """Refuses members that share bytes, and bytes that belong to none."""
+    """Refuses members that share bytes, and bytes outside all members."""
     counts = collections.Counter(info.filename for info in members)
     for info in members:
       key = info.filename[: -len('.npy')]
@@ -217,7 +218,7 @@ class Archive:
 
 
 def _check_directory(file: BinaryIO, size: int, max_members: int) -> None:
-  """Refuses a directory of the zip file that is not worth reading."""
+  """Refuses a file without a zip directory, or with one that is too large."""
   start = max(0, size - _DIRECTORY_END_SIZE - 2**16)
   file.seek(start)
   tail = file.read(size - start)
@@ -241,7 +242,7 @@ def _parse(start: BinaryIO) -> Header:
   if version not in readers:
     raise ValueError(f'format {version[0]}.{version[1]} is not read')
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Of files of Python 2.
+    warnings.simplefilter('ignore')  # Files of Python 2 cause them.
     shape, _, dtype = readers[version](start)
   if len(shape) > _MAX_DIMENSIONS:
     raise ValueError(f'it has {len(shape)} dimensions')
@@ -254,7 +255,7 @@ def _parse(start: BinaryIO) -> Header:
 def _as_error(
   prefix: str, errors: tuple[type[Exception], ...]
 ) -> Iterator[None]:
-  """Turns these errors into an `Error`."""
+  """Turns exceptions of the given types into an `Error`."""
   try:
     yield
   except Error:

@@ -1,18 +1,17 @@
 """Spreads the images of a split over clients.
 
-What: each function returns a tuple of sorted int64 index arrays, one a client,
-in which every image appears exactly once and no client is empty. The images of
-one patient always go to one client, where patients are known: a patient is
-then the smallest unit dealt out. Why: in cross-device terms a client is the
-privacy unit, and a patient split over two clients would be protected by
-neither. Plain NumPy; all randomness comes from the generator given.
+Each function returns a tuple of sorted int64 index arrays, one per client.
+Every image appears exactly once, and no client is empty. If patients are known,
+all images of a patient go to one client: with clients as privacy units, the
+guarantee would not cover a patient who is spread over two of them. All
+randomness comes from the generator that is given.
 
-Sources: `dirichlet` follows Hsu et al. 2019 (arXiv 1909.06335), where each
-client has its own class mix drawn from Dirichlet(alpha x prior) and all clients
-are of about the same size; here the mixes are made to use up every image by
-iterative proportional fitting (Sinkhorn), rather than dealt one client after
-the other, which leaves the last clients whatever remains. `quantity_skew` is
-the one of Li et al. 2022 (arXiv 2102.02079).
+`dirichlet` follows Hsu et al. 2019 (arXiv 1909.06335): each client's class mix
+is drawn from Dirichlet(alpha x prior), and all clients have about the same
+size. Hsu et al. fill one client after the other, so that the last clients get
+whatever remains. Here iterative proportional fitting (Sinkhorn) makes the mixes
+use up every image. `quantity_skew` is that of Li et al. 2022 (arXiv
+2102.02079).
 
 >>> rng = np.random.default_rng(0)
 >>> clients = iid(images.Split(
@@ -35,7 +34,7 @@ from tff_medical.data import images
 Partition = tuple[np.ndarray, ...]
 
 KINDS = ('iid', 'dirichlet', 'quantity_skew', 'natural_site', 'natural_patient')
-# The kinds that take a number of clients, and those that take alpha.
+# Kinds that take a number of clients, and kinds that take alpha.
 COUNTED_KINDS = ('iid', 'dirichlet', 'quantity_skew')
 ALPHA_KINDS = ('dirichlet', 'quantity_skew')
 
@@ -54,15 +53,19 @@ def partition(
   """Spreads `split` over clients in the way named by `kind`.
 
   Args:
-    kind: One of `KINDS`.
-    split: What to spread.
-    num_clients: For `COUNTED_KINDS`, which need it; None for the natural ones,
-      where the data decides.
-    alpha: For `ALPHA_KINDS`, which need it; None for the others.
-    rng: Needed by all but the natural kinds.
+    kind: Kind of the partition, one of `KINDS`.
+    split: Images to spread.
+    num_clients: Number of clients, required for `COUNTED_KINDS`; None for the
+      natural kinds, where the data decides.
+    alpha: Concentration, required for `ALPHA_KINDS`; None for the others.
+    rng: Generator of all random choices, required for all but the natural
+      kinds.
 
   Returns:
-    One sorted array of indices into `split` a client.
+    One sorted array of indices into `split` per client.
+
+  Raises:
+    InputError: An argument is missing, not used by the kind, or out of range.
   """
   _validate.one_of(KINDS, partition=kind)
   _require(kind, 'num_clients', num_clients, kind in COUNTED_KINDS)
@@ -82,17 +85,18 @@ def partition(
 def iid(
   split: images.Split, num_clients: int, rng: np.random.Generator
 ) -> Partition:
-  """Deals images (or patients) out at random, the same number to each.
+  """Deals images (or patients) out at random, in equal numbers.
 
-  Give or take one; clients of whole patients hold as many images as those do.
+  Numbers of images or patients differ by at most one between clients. If
+  patients are dealt out, the numbers of images may differ more.
 
   Args:
-    split: What to spread.
+    split: Images to spread.
     num_clients: Number of clients.
-    rng: Draws the order.
+    rng: Generator of the random order.
 
   Returns:
-    One sorted array of indices into `split` a client.
+    One sorted array of indices into `split` per client.
   """
   units = _units(split, num_clients)
   order = rng.permutation(len(units))
@@ -108,21 +112,23 @@ def dirichlet(
 ) -> Partition:
   """Gives each client its own mix of labels, in about equal amounts.
 
-  Client k's mix is drawn from Dirichlet(alpha x C x prior), prior the share of
-  each of the C labels in `split`, so that alpha means the same for any balance
-  and number of labels: 0.1 leaves a client one or two labels, 100 is close to
-  iid. The label of an image with several findings is the rarest of them, and
-  'no finding' counts as a label of its own; the label of a patient is the most
-  frequent one of its images (several findings: the rarest of all).
+  A client's mix is drawn from Dirichlet(alpha x C x prior), where `prior` is
+  the share of each of the C labels in `split`. Alpha thus means the same for
+  any balance and number of labels: 0.1 leaves a client one or two labels, 100
+  is close to iid.
+
+  The label of an image with several findings is the rarest of them, and 'no
+  finding' counts as a label. The label of a patient is the most frequent label
+  of the patient's images or, for multi-label data, the rarest finding in them.
 
   Args:
-    split: What to spread.
+    split: Images to spread.
     num_clients: Number of clients.
-    rng: Draws the mixes and the images.
+    rng: Generator of the mixes and of the images that fill them.
     alpha: Concentration, above 0.
 
   Returns:
-    One sorted array of indices into `split` a client.
+    One sorted array of indices into `split` per client.
   """
   _validate.positive(alpha=alpha)
   units = _units(split, num_clients)
@@ -134,7 +140,7 @@ def dirichlet(
   clients: list[list[int]] = [[] for _ in range(num_clients)]
   for label in range(len(counts)):
     members = rng.permutation(np.flatnonzero(labels == label))
-    # Clients in random order, so that rounding favours none of them.
+    # The order of the clients is random, so that rounding favours no client.
     order = rng.permutation(num_clients)
     cuts = np.rint(np.cumsum(shares[order, label]))[:-1].astype(int)
     for client, part in zip(order, np.split(members, cuts)):
@@ -149,21 +155,24 @@ def quantity_skew(
   *,
   alpha: float,
 ) -> Partition:
-  """Gives clients like labels in unlike amounts, shares from Dirichlet(alpha).
+  """Gives clients unequal amounts of images, in shares from Dirichlet(alpha).
+
+  Labels are distributed alike over the clients, up to chance.
 
   Args:
-    split: What to spread.
+    split: Images to spread.
     num_clients: Number of clients.
-    rng: Draws the amounts and the images.
-    alpha: Concentration, above 0; the smaller, the more unequal.
+    rng: Generator of the amounts and of the images.
+    alpha: Concentration, above 0; smaller values give more unequal amounts.
 
   Returns:
-    One sorted array of indices into `split` a client.
+    One sorted array of indices into `split` per client.
   """
   _validate.positive(alpha=alpha)
   units = _units(split, num_clients)
   weights = _dirichlet(rng, np.full(num_clients, alpha), rows=1)[0]
-  # One unit each first, so that none is empty; the shares split the rest.
+  # Every client first gets one unit, so that none is empty. The shares split
+  # the rest.
   spare = len(units) - num_clients
   ends = np.rint(np.cumsum(weights / weights.sum()) * spare).astype(int)
   cuts = ends[:-1] + np.arange(1, num_clients)
@@ -173,16 +182,19 @@ def quantity_skew(
 def natural(split: images.Split, field: str) -> Partition:
   """Makes each site or each patient a client, in the order of their numbers.
 
-  A patient with images at several sites goes whole to the site that holds most
-  of them, since a patient is never spread over clients.
+  All images of a patient go to the site that holds most of them, since a
+  patient is never spread over clients.
 
   Args:
-    split: What to spread.
-    field: `site` or `patient`.
+    split: Images to spread.
+    field: Field that defines the clients, `site` or `patient`.
 
   Returns:
-    One sorted array of indices into `split` a client; sites with no image in
-    `split` get no client.
+    One sorted array of indices into `split` per client; a site with no image
+    in `split` is no client.
+
+  Raises:
+    InputError: The data has no such field.
   """
   _validate.one_of(('site', 'patient'), field=field)
   values = split.sites if field == 'site' else split.patients
@@ -196,17 +208,17 @@ def natural(split: images.Split, field: str) -> Partition:
   return tuple(np.flatnonzero(values == value) for value in np.unique(values))
 
 
-def _require(kind: str, name: str, value: object, wanted: bool) -> None:
-  if wanted and value is None:
+def _require(kind: str, name: str, value: object, is_used: bool) -> None:
+  if is_used and value is None:
     raise _validate.InputError(f'partition {kind} needs {name}, got None')
-  if not wanted and value is not None:
+  if not is_used and value is not None:
     raise _validate.InputError(
       f'partition {kind} does not use {name}, got {value!r}; leave it out'
     )
 
 
 def _units(split: images.Split, num_clients: int) -> list[np.ndarray]:
-  """Returns what is dealt out whole: the images of each patient, or images."""
+  """Returns the units that are dealt out whole: patients, or else images."""
   _validate.positive_int(num_clients=num_clients)
   if split.patients is None:
     units = list(np.arange(len(split))[:, np.newaxis])
@@ -215,9 +227,9 @@ def _units(split: images.Split, num_clients: int) -> list[np.ndarray]:
     starts = np.flatnonzero(np.diff(split.patients[order])) + 1
     units = np.split(order, starts)
   if num_clients > len(units):
-    what = 'images' if split.patients is None else 'patients'
+    noun = 'images' if split.patients is None else 'patients'
     raise _validate.InputError(
-      f'num_clients must be at most the {len(units)} training {what}, got '
+      f'num_clients must be at most the {len(units)} training {noun}, got '
       f'{num_clients}; use fewer clients or more data'
     )
   return units
@@ -233,12 +245,14 @@ def _gather(
 
 
 def _unit_labels(labels: np.ndarray, units: list[np.ndarray]) -> np.ndarray:
-  """Returns one label a unit, as consecutive numbers from 0."""
+  """Returns one label per unit, as consecutive numbers from 0."""
   if labels.ndim == 2:
-    rarity = labels.sum(axis=0)
-    found = np.array([labels[unit].any(axis=0) for unit in units])
-    ranked = np.where(found, rarity, np.iinfo(np.int64).max)
-    chosen = np.where(found.any(axis=1), ranked.argmin(axis=1), len(rarity))
+    counts = labels.sum(axis=0)
+    has_finding = np.array([labels[unit].any(axis=0) for unit in units])
+    ranked = np.where(has_finding, counts, np.iinfo(np.int64).max)
+    chosen = np.where(
+      has_finding.any(axis=1), ranked.argmin(axis=1), len(counts)
+    )
   else:
     chosen = np.array([np.bincount(labels[unit]).argmax() for unit in units])
   return np.unique(chosen, return_inverse=True)[1]
@@ -247,11 +261,11 @@ def _unit_labels(labels: np.ndarray, units: list[np.ndarray]) -> np.ndarray:
 def _dirichlet(
   rng: np.random.Generator, concentration: np.ndarray, rows: int
 ) -> np.ndarray:
-  """Draws rows of Dirichlet shares, of at least `_FLOOR` of the largest.
+  """Draws rows of Dirichlet shares, each at least `_FLOOR` of the largest.
 
-  Drawn as logarithms of gammas, with log gamma(a) = log gamma(a + 1) + log(u)/a
-  in distribution, since for a small concentration whole rows of plain gammas
-  (and NumPy's `dirichlet`) underflow to zero.
+  For a small concentration, whole rows of gamma variables underflow to zero, as
+  in NumPy's `dirichlet`. Their logarithms are drawn instead, by the identity in
+  distribution log gamma(a) = log gamma(a + 1) + log(u) / a.
   """
   shape = (rows, len(concentration))
   logs = np.log(rng.gamma(concentration + 1, size=shape))
@@ -260,7 +274,7 @@ def _dirichlet(
 
 
 def _fit(matrix: np.ndarray, rows: float, columns: np.ndarray) -> np.ndarray:
-  """Scales rows and columns until they have the sums given (Sinkhorn)."""
+  """Scales rows and columns until they have the given sums (Sinkhorn)."""
   for _ in range(_SINKHORN_STEPS):
     matrix = matrix * (rows / matrix.sum(axis=1, keepdims=True))
     matrix = matrix * (columns / matrix.sum(axis=0))
@@ -276,7 +290,7 @@ def _fill_empty(clients: list[list[int]]) -> list[list[int]]:
 
 
 def _main_site(sites: np.ndarray, patients: np.ndarray) -> np.ndarray:
-  """Returns for each image the site where its patient has most images."""
+  """Returns, for each image, the site with most images of its patient."""
   _, patient = np.unique(patients, return_inverse=True)
   counts = np.zeros([patient.max() + 1, sites.max() + 1], np.int64)
   np.add.at(counts, (patient, sites), 1)

@@ -1,18 +1,20 @@
 """Generated images that look like a medical task, for demos and tests.
 
-What: each image shows textured tissue with shading and vessels, and one lesion
-whose shape is its class (a round nodule, a cavity with a rim, a spiculated
-mass, a cluster of specks ...) at a random place, size and rotation. A patient
-has several images of the same kind of lesion, tissue and site; a site is a
-scanner with its own gain, offset, contrast curve, blur and noise. Why: a
-privacy budget can be tried without any download, on data where what matters is
-hard for the right reason: lesions of all classes add the same total
-brightness at random places, so that no weighting of pixels tells the classes
-apart (a linear model stays far behind) while a small convolutional network can.
+Each image shows textured tissue with shading and vessels, and one lesion. The
+shape of the lesion is the class (a round nodule, a cavity with a rim, a
+spiculated mass, a cluster of specks ...); its place, size and rotation are
+random. A patient has several images of the same kind of lesion, tissue and
+site. A site is a scanner with its own gain, offset, contrast curve, blur and
+noise.
 
-Layout: uint8 [N, H, W, C], values 0..255, grey or a tinted RGB. Lengths are in
-half image widths, so that the image size changes the sharpness only. Source:
-made for this project; nothing is taken from any patient.
+A privacy budget can so be tried without any download, on data that need a
+convolutional network: lesions of all classes add the same total brightness at
+random places. No weighting of pixels tells the classes apart, so a linear model
+stays far behind a small convolutional network.
+
+Images are uint8 [N, H, W, C] in 0..255, grey or a tinted RGB. Lengths are in
+half image widths, so that the image size changes the sharpness only. The images
+were made for this project; nothing is taken from any patient.
 
 >>> spec = PhantomSpec(num_train=20, num_validation=8, num_test=8)
 >>> train = generate(spec)['train']
@@ -37,25 +39,26 @@ CHANNELS = (1, 3)
 _col = lesion_shapes.column
 
 _CHUNK = 512  # Images rendered at a time, to bound memory at large sizes.
-_TINT = np.array([1.0, 0.72, 0.76], np.float32)  # Of a stained slide.
+_TINT = np.array([1.0, 0.72, 0.76], np.float32)  # The tint of a stained slide.
 
 
 @dataclasses.dataclass(frozen=True)
 class PhantomSpec:
-  """What to generate; equal specs give equal images.
+  """Description of the images to generate; equal specs give equal images.
 
   Attributes:
-    difficulty: 0 (lesions stand out) to 1 (faint, their shapes blurred into
-      each other, in strong texture and noise).
+    difficulty: Difficulty, from 0 (lesions stand out) to 1 (lesions are faint,
+      their shapes blur into each other, texture and noise are strong).
     num_classes: Number of lesion shapes, 2 to 8.
     num_sites: Number of scanners.
-    image_size: Height and width, 16 to 1024.
-    channels: 1 for grey, 3 for RGB.
+    image_size: Height and width in pixels, 16 to 1024.
+    channels: Number of channels, 1 (grey) or 3 (RGB).
     num_train: Number of training images.
     num_validation: Number of validation images.
     num_test: Number of test images.
-    images_per_patient: Mean number of images a patient (1 plus a Poisson).
-    seed: Of all that is random.
+    images_per_patient: Mean number of images per patient; the number is 1 plus
+      a Poisson variable.
+    seed: Seed of all random choices.
   """
 
   difficulty: float = 0.3
@@ -95,13 +98,13 @@ class PhantomSpec:
 
 @dataclasses.dataclass(frozen=True)
 class _Scanners:
-  """How the images of each site look; all arrays are [num_sites]."""
+  """Imaging parameters of each site; all arrays are [num_sites]."""
 
   gain: np.ndarray
   offset: np.ndarray
   gamma: np.ndarray
-  blur: np.ndarray  # Standard deviation, in pixels at 28 x 28.
-  noise: np.ndarray  # Standard deviation, of a range of 0..1.
+  blur: np.ndarray  # Standard deviation in pixels, at an image size of 28.
+  noise: np.ndarray  # Standard deviation, for brightness in 0..1.
 
 
 def _within(low: float, high: float, **named: float) -> None:
@@ -113,7 +116,7 @@ def _within(low: float, high: float, **named: float) -> None:
 
 
 def generate(spec: PhantomSpec) -> dict[str, images.Split]:
-  """Returns the splits; sites are shared by them and patients are not."""
+  """Returns the splits by name; they share sites but no patients."""
   scanners = _scanners(np.random.default_rng([spec.seed, 0]), spec)
   counts = (spec.num_train, spec.num_validation, spec.num_test)
   splits: dict[str, images.Split] = {}
@@ -150,19 +153,19 @@ def _split(
   count: int,
   first_patient: int,
 ) -> images.Split:
-  """Draws patients until they have `count` images, then renders those."""
+  """Draws patients until they have `count` images, then renders the images."""
   sizes = 1 + rng.poisson(spec.images_per_patient - 1, size=count)
   patients = np.repeat(np.arange(count), sizes)[:count]
   num_patients = patients[-1] + 1
-  # Balanced over the patients, in random order.
+  # The classes are balanced over the patients, in random order.
   labels = rng.permutation(np.arange(num_patients) % spec.num_classes)
   sites = rng.integers(spec.num_sites, size=num_patients)
   shading = _Shading.draw(rng, num_patients)
   chunks = []
   for start in range(0, count, _CHUNK):
-    who = patients[start : start + _CHUNK]
-    scene = _scenes(rng, spec, labels[who], shading.take(who))
-    chunks.append(_scan(rng, spec, scanners, sites[who], scene))
+    rows = patients[start : start + _CHUNK]
+    scene = _scenes(rng, spec, labels[rows], shading.take(rows))
+    chunks.append(_scan(rng, spec, scanners, sites[rows], scene))
   return images.Split(
     images=np.concatenate(chunks),
     labels=labels[patients].astype(np.int64),
@@ -173,7 +176,7 @@ def _split(
 
 @dataclasses.dataclass(frozen=True)
 class _Shading:
-  """Slow waves of brightness that the images of a patient share."""
+  """Slow waves of brightness, one per patient; all arrays are [n]."""
 
   angle: np.ndarray
   phase: np.ndarray
@@ -189,9 +192,9 @@ class _Shading:
       level=rng.uniform(0.3, 0.42, count),
     )
 
-  def take(self, who: np.ndarray) -> _Shading:
+  def take(self, rows: np.ndarray) -> _Shading:
     return _Shading(
-      *(getattr(self, f.name)[who] for f in dataclasses.fields(self))
+      *(getattr(self, f.name)[rows] for f in dataclasses.fields(self))
     )
 
   def render(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -206,7 +209,7 @@ def _scenes(
   labels: np.ndarray,
   shading: _Shading,
 ) -> np.ndarray:
-  """Returns float32 [n, H, W], about 0..1, before any scanner."""
+  """Returns brightness [n, H, W], about 0..1, before any scanner."""
   n, size = len(labels), spec.image_size
   axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
   x, y = axis[np.newaxis, np.newaxis, :], axis[np.newaxis, :, np.newaxis]
@@ -220,7 +223,7 @@ def _scenes(
 def _noise(
   rng: np.random.Generator, n: int, size: int, scale: float
 ) -> np.ndarray:
-  """Returns [n, size, size] of smooth noise with a standard deviation of 1."""
+  """Returns smooth noise [n, size, size] with a standard deviation of 1."""
   white = rng.standard_normal([n, size, size], dtype=np.float32)
   smooth = ndimage.gaussian_filter(
     white, [0, scale * size, scale * size], mode='wrap'
@@ -245,7 +248,7 @@ def _lesions(
   x: np.ndarray,
   y: np.ndarray,
 ) -> np.ndarray:
-  """Returns [n, H, W], each lesion of the same total brightness for its size."""
+  """Returns lesions [n, H, W] whose total brightness depends on size alone."""
   n, reach = len(labels), 0.15 + 0.35 * spec.difficulty
   center_x, center_y = (_col(rng.uniform(-reach, reach, n)) for _ in range(2))
   radius = _col(rng.uniform(0.3, 0.48, n))
@@ -275,7 +278,7 @@ def _scan(
   sites: np.ndarray,
   scene: np.ndarray,
 ) -> np.ndarray:
-  """Returns the scenes as uint8 [n, H, W, C] images of their sites."""
+  """Returns the scenes as images of their sites, uint8 [n, H, W, C]."""
   scene = scene.astype(np.float32)
   for site in np.unique(sites):
     of_site = sites == site

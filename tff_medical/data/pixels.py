@@ -1,14 +1,15 @@
 """Pixels of images: an array in memory, or a raw file that is read by rows.
 
-What: `StoredPixels` reads images of a file by their numbers, so that a data set
-may be far larger than the memory. `read`, `select` and `batches` treat it and
-an array alike. Why not a memory map: its page faults wait for the disk one
-after the other, while reads of several threads wait at once. For 256 images of
-224 x 224 x 3 that are not in the page cache, a memory map took 17 times as long
-(`python -m experiments.pixels_benchmark --images=8000 --image_size=224
---channels=3`).
+`StoredPixels` reads images of a file by their numbers, so that a data set may
+be far larger than the memory. `read`, `select` and `batches` treat it and an
+array alike. A memory map would be slower: its page faults wait for the disk one
+after the other, while reads of several threads wait at the same time. For 256
+images of 224 x 224 x 3 that are not in the page cache, a memory map took 17
+times as long (`python -m experiments.pixels_benchmark --images=8000
+--image_size=224 --channels=3`).
 
-File: the bytes of a uint8 array [N, H, W, C] in C order, without a header.
+The file holds the bytes of a uint8 array [N, H, W, C] in C order, without a
+header.
 
 >>> import tempfile
 >>> path = os.path.join(tempfile.mkdtemp(), 'train.raw')
@@ -42,31 +43,31 @@ from tff_medical import _validate
 
 Shape = tuple[int, int, int, int]
 
-# Reads that wait for the disk at once.
+# Number of reads that wait for the disk at the same time.
 _THREADS = 8
-# Rows of one read: their buffers are limited by the system (IOV_MAX), and
-# large reads are divided among the threads.
+# Limits of one read. The system limits its buffers (IOV_MAX), and the limit in
+# bytes divides large reads among the threads.
 _MAX_BUFFERS = 1024
 _READ_BYTES = 4 * 2**20
-# What is held at a time where all pixels are gone through.
+# Size in bytes of a batch of `batches`.
 _BATCH_BYTES = 16 * 2**20
 
 
 @runtime_checkable
 class Pixels(Protocol):
-  """Pixels that are read when they are needed."""
+  """Pixels that are read on demand."""
 
   @property
   def shape(self) -> Shape:
-    """(N, H, W, C)."""
+    """Shape (N, H, W, C)."""
 
   @property
   def dtype(self) -> np.dtype:
-    """Always uint8."""
+    """Data type, always uint8."""
 
   @property
   def digest(self) -> str:
-    """Identifies the pixels; '' where nothing does without reading them."""
+    """Digest of the pixels; '' if it is unknown without reading them."""
 
   def __len__(self) -> int: ...
 
@@ -74,7 +75,8 @@ class Pixels(Protocol):
     """Returns a new uint8 array [..., H, W, C] of the images at `indices`.
 
     Args:
-      indices: Integers in 0..N-1 of any shape, in any order, repeated or not.
+      indices: Integers in 0..N-1, in any shape and order, with or without
+        repetition.
 
     Raises:
       IndexError: An index is out of range.
@@ -93,11 +95,11 @@ def read(pixels: ArrayOrPixels, indices: np.ndarray) -> np.ndarray:
 
 
 def select(pixels: ArrayOrPixels, indices: np.ndarray) -> ArrayOrPixels:
-  """Returns the images at `indices`, which are read later unless in memory.
+  """Returns the images at `indices`; stored images are read later.
 
   Args:
-    pixels: An array, or what is read when it is needed.
-    indices: What indexes the first axis of an array, as integers or booleans.
+    pixels: Array, or pixels that are read on demand.
+    indices: Index into the first axis of an array: integers or booleans.
   """
   if isinstance(pixels, np.ndarray):
     return pixels[indices]
@@ -107,11 +109,12 @@ def select(pixels: ArrayOrPixels, indices: np.ndarray) -> ArrayOrPixels:
 def batches(
   pixels: ArrayOrPixels, batch_size: int | None = None
 ) -> Iterator[np.ndarray]:
-  """Yields all images in their order, a batch in memory at a time.
+  """Yields all images in their order, one batch in memory at a time.
 
   Args:
-    pixels: An array, whose batches are views of it, or what is read.
-    batch_size: Images of a batch; if None, as many as 16 MiB hold.
+    pixels: Array, whose batches are views, or pixels that are read on demand.
+    batch_size: Number of images per batch; by default, the number that 16 MiB
+      hold.
   """
   if batch_size is None:
     batch_size = max(1, _BATCH_BYTES // max(1, math.prod(pixels.shape[1:])))
@@ -124,9 +127,9 @@ def batches(
 
 
 def digest(pixels: ArrayOrPixels) -> str:
-  """Returns what identifies pixels: the digest they carry, if they carry one.
+  """Returns the digest that pixels carry or, without one, computes it.
 
-  Otherwise all of them are read for the SHA-256 of their bytes, in hexadecimal.
+  The computed digest is the SHA-256 of all bytes, in hexadecimal.
   """
   carried = '' if isinstance(pixels, np.ndarray) else pixels.digest
   if carried:
@@ -144,13 +147,13 @@ class StoredPixels:
   Several threads can use the object at once.
 
   Attributes:
-    path: The file; see the module for its layout.
-    shape: (N, H, W, C).
-    digest: Identifies the content, as the SHA-256 of the file's bytes in
-      hexadecimal that was taken when the file was written; '' if there is none.
+    path: Path of the file; see the module for its layout.
+    shape: Shape (N, H, W, C).
+    digest: SHA-256 of the file in hexadecimal, taken when the file was written;
+      '' if unknown.
 
   Raises:
-    InputError: The file cannot be read, or has not the size of the shape.
+    InputError: The file cannot be read, or its size does not fit the shape.
   """
 
   path: str | os.PathLike[str]
@@ -166,7 +169,7 @@ class StoredPixels:
 
   @property
   def dtype(self) -> np.dtype:
-    """Always uint8."""
+    """Data type, always uint8."""
     return np.dtype(np.uint8)
 
   def __len__(self) -> int:
@@ -175,10 +178,10 @@ class StoredPixels:
   def rows(self, indices: np.ndarray) -> np.ndarray:
     """Returns the images at `indices`; see `Pixels.rows`."""
     indices = _checked(indices, len(self))
-    wanted = indices.ravel()
-    pixels = np.empty((wanted.size, *self.shape[1:]), np.uint8)
-    order = np.argsort(wanted, kind='stable')
-    in_order = wanted[order]
+    flat = indices.ravel()
+    pixels = np.empty((flat.size, *self.shape[1:]), np.uint8)
+    order = np.argsort(flat, kind='stable')
+    in_order = flat[order]
     is_first = np.diff(in_order, prepend=-1) != 0
     self._read_rows(in_order[is_first], order[is_first], pixels)
     if not is_first.all():
@@ -194,11 +197,11 @@ class StoredPixels:
     size = math.prod(self.shape)
     try:
       with _files.open_regular(self.path) as file:
-        found = os.fstat(file.fileno()).st_size
-        if found != size:
+        file_size = os.fstat(file.fileno()).st_size
+        if file_size != size:
           raise _validate.InputError(
             f'pixels {os.fspath(self.path)} must have {size} bytes for shape '
-            f'{self.shape}, got {found}; prepare the data again'
+            f'{self.shape}, got {file_size}; prepare the data again'
           )
         return os.dup(file.fileno())
     except OSError as error:
@@ -224,10 +227,10 @@ class StoredPixels:
       _pool().submit(self._read_parts, parts[first::_THREADS], memory)
       for first in range(min(_THREADS, len(parts)))
     ]
-    # All of them write into the memory, so that none may outlive this call.
+    # All reads write into the memory, so that none may outlive this call.
     concurrent.futures.wait(reads)
-    for done in reads:
-      done.result()
+    for future in reads:
+      future.result()
 
   def _read_parts(
     self, parts: Sequence[tuple[int, np.ndarray]], memory: memoryview
@@ -246,8 +249,8 @@ class StoredPixels:
         raise self._unreadable(error) from error
       if not count:
         raise _validate.InputError(
-          f'pixels {os.fspath(self.path)} end at byte {offset}: the file was cut '
-          'while it was in use; prepare the data again'
+          f'pixels {os.fspath(self.path)} end at byte {offset}: the file was '
+          'cut while it was in use; prepare the data again'
         )
       offset += count
       buffers = _unfilled(buffers, count)
@@ -255,11 +258,11 @@ class StoredPixels:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SelectedPixels:
-  """Some images of other pixels, which are read when they are needed.
+  """Some images of other pixels, which are read on demand.
 
   Attributes:
-    source: The other pixels.
-    indices: int64 [n], the images of `source`.
+    source: Pixels that the images are selected from.
+    indices: Numbers of the selected images in `source`, int64 [n].
   """
 
   source: Pixels
@@ -267,18 +270,18 @@ class SelectedPixels:
 
   @property
   def shape(self) -> Shape:
-    """(n, H, W, C)."""
+    """Shape (n, H, W, C)."""
     _, height, width, channels = self.source.shape
     return len(self.indices), height, width, channels
 
   @property
   def dtype(self) -> np.dtype:
-    """Always uint8."""
+    """Data type, always uint8."""
     return self.source.dtype
 
   @functools.cached_property
   def digest(self) -> str:
-    """The SHA-256 of the source's digest and the indices, or ''."""
+    """SHA-256 of the source's digest and the indices; '' if unknown."""
     if not self.source.digest:
       return ''
     indices = np.ascontiguousarray(self.indices, '<i8').tobytes()
@@ -322,19 +325,19 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
   )
 
 
-# The threads of a pool stay behind when a process is forked.
+# A forked process does not have the threads of the pool.
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _neighbours(
   rows: np.ndarray, positions: np.ndarray, limit: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields what one read can fetch: its first row, and where its rows go.
+  """Yields the first row of each read, and the positions of the read's rows.
 
   Args:
     rows: Distinct sorted rows of the file.
-    positions: The position of each in the result.
-    limit: Rows of one read at most.
+    positions: Position of each row in the result.
+    limit: Largest number of rows per read.
   """
   starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
   for start, stop in zip(starts, [*starts[1:], len(rows)]):
@@ -345,8 +348,8 @@ def _neighbours(
 def _buffers(
   memory: memoryview, positions: np.ndarray, row_bytes: int
 ) -> list[memoryview]:
-  """Returns the parts of `memory` for rows at `positions`, neighbours as one."""
-  if len(positions) == 1:  # The common case, in a tenth of the time.
+  """Returns the parts of `memory` at `positions`, neighbours merged."""
+  if len(positions) == 1:  # The common case takes a tenth of the time this way.
     first = int(positions[0])
     return [memory[first * row_bytes : (first + 1) * row_bytes]]
   starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1)
@@ -358,7 +361,7 @@ def _buffers(
 
 
 def _unfilled(buffers: list[memoryview], count: int) -> list[memoryview]:
-  """Returns what is left of the buffers after `count` bytes."""
+  """Returns the rest of the buffers after their first `count` bytes."""
   for number, buffer in enumerate(buffers):
     if count < len(buffer):
       return [buffer[count:], *buffers[number + 1 :]]

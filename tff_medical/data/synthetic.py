@@ -1,13 +1,14 @@
 """TFDS builder `synthetic`: generated medical images, no download.
 
-What: writes the images of `phantoms.generate` as TFDS records, with the class,
-site and patient of each. Why a builder: the embedded default data then behaves
-as any other data set does (splits, features, info, citation, a cache).
+It writes the images of `phantoms.generate` as TFDS records, with the class,
+site and patient of each image. Because of the builder, the default data behaves
+like any other data set (splits, features, info, citation, cache).
 
-A config is a `phantoms.PhantomSpec`; its name is made of the digest of all its
-settings, so that no two specs share prepared records. `easy`, `default` and
-`hard` are there by name: `tfds.load('synthetic/hard')` after an import of this
-module. Features: image uint8 [H, W, C], label, site, patient int64.
+A config is a `phantoms.PhantomSpec`. Its name contains a digest of all its
+settings, so that no two specs share prepared records. The configs `easy`,
+`default` and `hard` have plain names: `tfds.load('synthetic/hard')` works after
+an import of this module. The features are image, uint8 [H, W, C], and label,
+site and patient, int64.
 
 >>> config = SyntheticConfig(spec=phantoms.PhantomSpec(seed=7))
 >>> config.name
@@ -45,7 +46,7 @@ def spec_digest(spec: phantoms.PhantomSpec) -> str:
 
 @dataclasses.dataclass(eq=False)
 class SyntheticConfig(tfds.core.BuilderConfig):
-  """A spec of what to generate; the name follows from it unless given."""
+  """A spec of images to generate; the name follows from it unless given."""
 
   name: str = ''
   spec: phantoms.PhantomSpec = dataclasses.field(
@@ -62,8 +63,8 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
   """Builder of generated images; see `phantoms`."""
 
   name = 'synthetic'
-  # To be raised when `phantoms` draws other images for the same spec, so that
-  # records prepared before are not taken for them.
+  # Raise the version when `phantoms` draws other images for the same spec.
+  # Otherwise records that were prepared before are taken for the new images.
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First release.'}
   BUILDER_CONFIGS = [
@@ -104,7 +105,7 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-    del dl_manager  # Nothing to download.
+    del dl_manager  # There is nothing to download.
     splits = phantoms.generate(self.builder_config.spec)
     return {
       name: self._generate_examples(split) for name, split in splits.items()
@@ -132,8 +133,8 @@ def builder_for_spec(
   """Returns the builder of the images of `spec`.
 
   Args:
-    spec: What to generate.
-    tfds_dir: Where prepared records go, TFDS's own default if None.
+    spec: Description of the images to generate.
+    tfds_dir: Folder of the prepared records; None is TFDS's own default.
   """
   named = (c for c in Synthetic.BUILDER_CONFIGS if c.spec == spec)
   config = next(named, None) or SyntheticConfig(spec=spec)

@@ -1,9 +1,9 @@
-"""The units that a record- or patient-level guarantee protects.
+"""Units that a record- or patient-level guarantee protects.
 
-A unit is what is drawn, clipped and protected as a whole: one image, or all the
-images of one patient, up to a limit. `Units` says which rows of the training
-split belong to which unit and which client (site) holds it; `arrays` lays the
-units drawn for a round out for `learning.build_dp_sgd`, as `examples` says.
+A unit is drawn, clipped and protected as a whole: one image, or all images of
+one patient, up to a limit. `Units` maps each unit to its rows of the training
+split and to the client (site) that holds it. `Units.arrays` returns the units
+drawn for a round in the layout of `examples`, for `learning.build_dp_sgd`.
 
 >>> units = record_units((np.array([0, 2]), np.array([1])))
 >>> len(units), units.clients.tolist()
@@ -27,9 +27,10 @@ class Units:
   """Rows of a split by unit, and the client of each unit.
 
   Attributes:
-    rows: int64 [U, K], rows of the split; -1 is padding.
-    clients: int64 [U], the index of the client that holds the unit.
-    left_out: Images beyond the limit of their unit, which are not used.
+    rows: Rows of the split that each unit holds, int64 [U, K]; -1 is padding.
+    clients: Index of the client that holds each unit, int64 [U].
+    left_out: Number of images beyond the limit of their unit; they are not
+      used.
   """
 
   rows: np.ndarray
@@ -42,19 +43,28 @@ class Units:
   def by_client(
     self, indices: np.ndarray, num_clients: int
   ) -> list[np.ndarray]:
-    """Returns the drawn units of each client, in their order; maybe none."""
+    """Returns the drawn units of each client, in their order.
+
+    Args:
+      indices: Numbers of the drawn units, int64 [n].
+      num_clients: Number of clients.
+
+    Returns:
+      One array per client, int64; it is empty if no unit of the client was
+      drawn.
+    """
     clients = self.clients[indices]
     return [indices[clients == client] for client in range(num_clients)]
 
   def arrays(
     self, split: images.Split, indices: np.ndarray
   ) -> examples.Examples:
-    """Returns x, y and mask of these units; see `examples.of_units`."""
+    """Returns x, y and mask of the units; see `examples.of_units`."""
     return examples.of_units(split, self.rows[indices])
 
 
 def record_units(partition: partition_lib.Partition) -> Units:
-  """Returns one unit an image, in the order of the split's rows."""
+  """Returns one unit per image, in the order of the split's rows."""
   rows = np.concatenate(partition)
   clients = np.repeat(np.arange(len(partition)), [len(p) for p in partition])
   order = np.argsort(rows)
@@ -67,15 +77,16 @@ def patient_units(
   *,
   max_images: int,
 ) -> Units:
-  """Returns one unit a patient, in the order of the patients' numbers.
+  """Returns one unit per patient, in the order of the patients' numbers.
 
   Args:
-    split: The training split, with patients.
-    partition: Holds each patient on one client.
-    max_images: The first images of a patient, up to so many, are used.
+    split: Training split with patients.
+    partition: Partition that keeps each patient on one client.
+    max_images: Largest number of images per patient; further images of a
+      patient are left out.
 
   Raises:
-    InputError: The data has no patients, or one is on several clients.
+    InputError: The data has no patients, or a patient is on several clients.
   """
   _validate.positive_int(max_images_per_patient=max_images)
   if split.patients is None:
@@ -93,15 +104,16 @@ def patient_units(
   )
   width = min(max_images, max(map(len, members)))
   rows = np.full((len(numbers), width), examples.PADDING)
-  for unit, own in enumerate(members):
-    if np.ptp(client_of_row[own]):
+  for unit, rows_of_unit in enumerate(members):
+    if np.ptp(client_of_row[rows_of_unit]):
       raise _validate.InputError(
         'a patient is on several clients; use a partition of '
         'tff_medical.data.partition, which keeps patients together'
       )
-    rows[unit, : len(own[:width])] = own[:width]
+    used = rows_of_unit[:width]
+    rows[unit, : len(used)] = used
   return Units(
     rows=rows,
-    clients=client_of_row[[own[0] for own in members]],
+    clients=client_of_row[[rows_of_unit[0] for rows_of_unit in members]],
     left_out=len(split) - int((rows != examples.PADDING).sum()),
   )

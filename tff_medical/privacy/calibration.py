@@ -86,8 +86,8 @@ def _bracket(
   if limit <= limits.MIN_NOISE_MULTIPLIER:
     raise _validate.InputError(
       f'target_epsilon {target_epsilon:g} is out of reach: the noise '
-      f'multiplier must stay below {limit:.3g} here; draw more a round or '
-      'choose fixed clipping'
+      f'multiplier must stay below {limit:.3g} here; raise the expected cohort '
+      'or choose fixed clipping'
     )
   high = min(1.0, limit)
   if epsilon(high) <= target_epsilon:
@@ -106,7 +106,7 @@ def _bracket(
     f'the largest noise multiplier possible here, {limit:.4g}, gives ε '
     f'{epsilon(limit):.3g}; plan fewer rounds, raise target_epsilon'
     + (
-      ', draw more a round or choose fixed clipping'
+      ', raise the expected cohort or choose fixed clipping'
       if limit < _MAX_NOISE_MULTIPLIER / 2
       else ''
     )

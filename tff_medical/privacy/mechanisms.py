@@ -126,14 +126,14 @@ class GaussianMechanism:
       raise _validate.InputError(
         f'noise_multiplier must be below {self.max_noise_multiplier:g} (a '
         'tenth of the expected cohort) with adaptive clipping, got '
-        f'{self.noise_multiplier:g}; draw more a round or choose fixed '
+        f'{self.noise_multiplier:g}; raise the expected cohort or choose fixed '
         'clipping'
       )
     if self.value_noise_multiplier > limits.MAX_NOISE_MULTIPLIER:
       raise _validate.InputError(
         f'noise_multiplier {self.noise_multiplier!r} is so close to the limit '
         f'of {self.max_noise_multiplier:g} with adaptive clipping that the '
-        'updates would drown in noise; lower it or draw more a round'
+        'updates would be lost in noise; lower it or raise the expected cohort'
       )
 
   @property

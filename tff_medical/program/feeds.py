@@ -1,17 +1,23 @@
 """Feeds: from the units drawn for a round to the datasets of its clients.
 
-A feed is what the training program calls with the indices that the mechanism's
-sampling drew. If a client is the unit, it returns the datasets of the clients
-drawn; if a record or a patient is, one dataset a client (site), which holds the
-client's drawn units and may be empty, or its drawn units of several steps.
+The training program calls a feed with the indices that the mechanism's sampling
+drew. The feed returns datasets:
 
-A client whose data cannot be read takes part with no data. Its update is then
-zero, by its own computation: what it sends depends on its own data alone, so the
-guarantee holds, and the others' round goes on.
+| feed             | privacy unit      | datasets of a round                   |
+|------------------|-------------------|---------------------------------------|
+| `ClientFeed`     | client            | one per drawn client, with all images |
+| `UnitFeed`       | record or patient | one per client, with its drawn units  |
+| `LocalStepsFeed` | record or patient | one per client, with one batch a step |
 
-A feed reads what was drawn and nothing else, when the round begins. It does not
-fetch the next round's images ahead. The next cohort is drawn for the number of
-its charge, and that charge names the state that this round saves.
+A dataset of drawn units may be empty.
+
+A client whose data cannot be read takes part with no data, and its update is
+zero. The guarantee still holds, as a client's update depends on that client's
+data alone. The round goes on for all other clients.
+
+A feed reads the drawn units and nothing else, when the round begins. It does
+not fetch the next round's images ahead: the next cohort is drawn for the number
+of its charge, and that charge names the state that this round saves.
 """
 
 from __future__ import annotations
@@ -33,13 +39,14 @@ from tff_medical.data import units as units_lib
 from tff_medical.learning import local_dp_sgd
 from tff_medical.privacy import local_dp_sgd_mechanism
 
-# Client datasets are kept as tensors while all of them fit into this.
+# Client datasets are kept as tensors up to this total size.
 _MAX_KEPT_BYTES = 2 * 2**30
 _READ_BATCH = 256
-# If so many clients cannot be read and none can, it is not the clients.
+# After this many failures and no success the data source is at fault, not the
+# clients.
 _MANY_CLIENTS = 10
-# What reading a client's data raises where files are missing or damaged,
-# examples have another shape, or a generator fails.
+# Exceptions of reading a client's data: files are missing or damaged, examples
+# have another shape, or a generator fails.
 _UNREADABLE = (OSError, ValueError, KeyError, tf.errors.OpError)
 
 
@@ -50,11 +57,11 @@ def read_client(
 
   Args:
     clients: Client data whose examples are mappings of arrays.
-    client_id: One of its `client_ids`.
+    client_id: Id of the client, one of `clients.client_ids`.
 
   Raises:
-    OSError, ValueError, KeyError, tf.errors.OpError: They cannot be read, or
-      are not of the shape and type that `clients.element_type_structure` says.
+    OSError, ValueError, KeyError, tf.errors.OpError: The examples cannot be
+      read, or differ in shape or type from `clients.element_type_structure`.
   """
   if isinstance(clients, clients_lib.ImageClientData):
     return clients.client_arrays(client_id)
@@ -79,13 +86,13 @@ def _no_examples(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClientFeed:
-  """The whole training data of each client drawn, in batches.
+  """Feed of the whole training data of each drawn client, in batches.
 
   Attributes:
-    clients: The client data, of this project or any of TFF's whose examples are
-      mappings of arrays; clients are drawn by their position in its ids.
-    batch_size: Images in one step on a client.
-    epochs: Passes over a client's images in one round.
+    clients: Client data of this project, or of TFF with examples that are
+      mappings of arrays. An index is a position in `clients.client_ids`.
+    batch_size: Number of images in one step on a client.
+    epochs: Number of passes over a client's images in one round.
   """
 
   clients: tff.simulation.datasets.ClientData
@@ -105,11 +112,11 @@ class ClientFeed:
 
   @property
   def num_units(self) -> int:
-    """The population of the mechanism's sampling."""
+    """Population of the mechanism's sampling."""
     return len(self.clients.client_ids)
 
   def without_data(self) -> list[tf.data.Dataset]:
-    """Returns the datasets of a round of one client that has no data."""
+    """Returns the datasets of a round with one client, which has no data."""
     return [
       runtime.tensor_dataset(
         _no_examples(self.clients),
@@ -122,67 +129,67 @@ class ClientFeed:
     """Returns the datasets of the clients at `indices`, int64 [n].
 
     Raises:
-      InputError: No client can be read, of many that were tried.
+      InputError: None of at least 10 drawn clients can be read.
     """
     datasets = [self._dataset(int(index)) for index in indices]
-    memory = self._memory
-    if len(memory.unreadable) == len(memory.tried) >= _MANY_CLIENTS:
+    cache = self._cache
+    if len(cache.unreadable) == len(cache.tried) >= _MANY_CLIENTS:
       raise _validate.InputError(
-        f'none of the {len(memory.tried)} clients that were drawn can be read, '
-        f'the last one as: {memory.problem}'
+        f'none of the {len(cache.tried)} clients that were drawn can be read, '
+        f'the last one as: {cache.problem}'
       )
     return datasets
 
   @functools.cached_property
-  def _memory(self) -> _Memory:
-    return _Memory()
+  def _cache(self) -> _ClientCache:
+    return _ClientCache()
 
   def _dataset(self, index: int) -> tf.data.Dataset:
-    memory = self._memory
-    if index in memory.kept:
-      return memory.kept[index]
+    cache = self._cache
+    if index in cache.kept:
+      return cache.kept[index]
     arrays = self._arrays(index)
     dataset = runtime.tensor_dataset(
       arrays, batch_size=self.batch_size, epochs=self.epochs
     )
     size = sum(values.nbytes for values in arrays.values())
-    if index not in memory.unreadable and memory.size + size <= _MAX_KEPT_BYTES:
-      memory.kept[index] = dataset
-      memory.size += size
+    if index not in cache.unreadable and cache.size + size <= _MAX_KEPT_BYTES:
+      cache.kept[index] = dataset
+      cache.size += size
     return dataset
 
   def _arrays(self, index: int) -> collections.OrderedDict[str, np.ndarray]:
     """Returns the examples of a client; none if they cannot be read."""
     client_id = self.clients.client_ids[index]
-    self._memory.tried.add(index)
+    self._cache.tried.add(index)
     try:
       arrays = read_client(self.clients, client_id)
     except tf.errors.ResourceExhaustedError:
-      raise  # The memory of this machine, not the client's data.
+      raise  # The machine lacks memory; the client's data is not at fault.
     except _UNREADABLE as error:
-      if index not in self._memory.unreadable:
-        # For whoever runs this and can mend it; it is part of no result.
+      if index not in self._cache.unreadable:
+        # The log is for the operator, who can mend the data; no result has it.
         logging.warning(
           'client %s cannot be read and takes part without data: %s',
           client_id,
           error,
         )
-      self._memory.unreadable.add(index)
-      self._memory.problem = str(error)
+      self._cache.unreadable.add(index)
+      self._cache.problem = str(error)
       return _no_examples(self.clients)
-    self._memory.unreadable.discard(index)
+    self._cache.unreadable.discard(index)
     return arrays
 
 
-class _Memory:
-  """What a feed remembers of the clients that were drawn.
+class _ClientCache:
+  """State that a feed keeps about the clients that were drawn.
 
   Attributes:
-    kept: Their datasets, as far as they fit into memory.
-    size: Bytes of these.
-    tried: Those that were to be read.
-    unreadable: Those that could not be read the last time.
-    problem: Why the last one of these could not.
+    kept: Datasets of drawn clients, by index, up to `_MAX_KEPT_BYTES`.
+    size: Size of the kept datasets in bytes.
+    tried: Indices of the clients that a read was tried for.
+    unreadable: Indices of the clients whose last read failed.
+    problem: Error message of the last failed read.
   """
 
   def __init__(self) -> None:
@@ -195,13 +202,14 @@ class _Memory:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitFeed:
-  """The drawn records or patients of every client.
+  """Feed of the drawn records or patients of every client.
 
   Attributes:
-    split: The training split.
-    units: Its units.
-    num_clients: How many datasets a round has.
-    microbatch_size: Units in one step of a client; bounds its memory.
+    split: Training split.
+    units: Units of the training split.
+    num_clients: Number of clients, hence of datasets in a round.
+    microbatch_size: Number of units whose gradients are held at once, which
+      bounds a client's memory.
   """
 
   split: images.Split
@@ -214,7 +222,7 @@ class UnitFeed:
 
   @property
   def num_units(self) -> int:
-    """The population of the mechanism's sampling."""
+    """Population of the mechanism's sampling."""
     return len(self.units)
 
   def without_data(self) -> list[tf.data.Dataset]:
@@ -222,25 +230,25 @@ class UnitFeed:
     return self(np.zeros(0, np.int64))
 
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
-    """Returns a dataset for each client, of its units among `indices`."""
+    """Returns a dataset per client, of its units among `indices`, int64 [n]."""
     return [
       runtime.tensor_dataset(
-        self.units.arrays(self.split, own),
+        self.units.arrays(self.split, units_of_client),
         batch_size=self.microbatch_size,
       )
-      for own in self.units.by_client(indices, self.num_clients)
+      for units_of_client in self.units.by_client(indices, self.num_clients)
     ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalStepsFeed:
-  """The drawn records or patients of every step of every client.
+  """Feed of the drawn records or patients of every step of every client.
 
   Attributes:
-    split: The training split.
-    units: Its units.
-    num_clients: How many datasets a round has.
-    sampling: Draws the units of each step.
+    split: Training split.
+    units: Units of the training split.
+    num_clients: Number of clients, hence of datasets in a round.
+    sampling: Sampling of the units of each step.
   """
 
   split: images.Split
@@ -250,7 +258,7 @@ class LocalStepsFeed:
 
   @property
   def num_units(self) -> int:
-    """The population of the mechanism's sampling."""
+    """Population of the mechanism's sampling."""
     return len(self.units)
 
   def without_data(self) -> list[tf.data.Dataset]:
@@ -258,7 +266,11 @@ class LocalStepsFeed:
     return self(np.zeros(0, np.int64))
 
   def __call__(self, drawn: np.ndarray) -> list[tf.data.Dataset]:
-    """Returns a dataset for each client, with one batch for each step."""
+    """Returns a dataset per client, with one batch per step.
+
+    Args:
+      drawn: Draw of the sampling, which holds the units of all steps.
+    """
     by_step = [
       self.units.by_client(units, self.num_clients)
       for units in self.sampling.by_step(drawn)
@@ -271,7 +283,7 @@ class LocalStepsFeed:
 
   def _dataset(self, steps: list[np.ndarray], size: int) -> tf.data.Dataset:
     arrays = local_dp_sgd.step_arrays(
-      [self.units.arrays(self.split, own) for own in steps],
+      [self.units.arrays(self.split, units) for units in steps],
       expected_units=self.sampling.rate * size,
     )
     return runtime.tensor_dataset(
