@@ -2,6 +2,6 @@
 
 from experiments.running import endings
 
-# Imports take seconds, in which a signal must end the command well, too.
+# Imports take seconds, and a signal must end the command cleanly meanwhile.
 if endings.is_starting():
   endings.install()

@@ -1,4 +1,4 @@
-r"""Audits a finished run: what an attacker really gets, beside what is promised.
+r"""Audits a finished run: what an attacker gets, beside what is guaranteed.
 
     python -m experiments.audit --run_dir=runs/first
     python -m experiments.audit --run_dir=runs/first --canaries=1000 \
@@ -6,20 +6,25 @@ r"""Audits a finished run: what an attacker really gets, beside what is promised
     python -m experiments.audit --run_dir=runs/first --canaries=0 \
         --inversion_images=4
 
-Attacks of three kinds. Canaries: the training is repeated, with the same noise,
-sampling rate and number of rounds, and with units that send random directions,
-of which half take part; how well they are found proves a lower bound on ε,
-which must not exceed the ledger's upper bound. Membership inference: on the
-exported model, and on that of a run without privacy if there is one to compare
-with. On request, gradient inversion: what a client's update shows of an image
-(`inversion_audit`).
+There are three attacks:
 
-It writes audit.json into the run's folder, and beside it the folder `audit`
-with roc.png and the ledger of the repeated training: that one costs
-the data its ε once more, and its model is thrown away. With --inversion_images
-there is inversion.png, which shows training images: keep it
-secret. Exit code 1 says that a lower bound exceeds its upper bound, so that the
-promise is not kept.
+- Canaries. The training is repeated with the same noise, sampling rate and
+  number of rounds. Added units send random directions; about half of them take
+  part. How well an attacker tells the two halves apart proves a lower bound on
+  ε, which must not exceed the ledger's upper bound.
+- Membership inference. The exported model is attacked, and the model of a run
+  without privacy as well if there is one to compare with.
+- Gradient inversion, on request. It shows what a client's update reveals of an
+  image (`inversion_audit`).
+
+An audit with canaries trains a second model on the same data. Its ε adds to the
+first, and the model is thrown away.
+
+The command writes audit.json into the run's folder. The folder `audit` beside
+it gets roc.png and the ledger of the repeated training. With --inversion_images
+it gets inversion.png, which shows training images and must be kept secret. Exit
+code 1 says that a lower bound exceeds its upper bound: the guarantee does not
+hold.
 """
 
 from __future__ import annotations
@@ -39,7 +44,10 @@ if __name__ == '__main__':
     'run_dir', None, 'folder of the run to audit, which must have ended'
   )
   absl_flags.DEFINE_integer(
-    'canaries', 400, 'how many, about half take part; 0 does not train again'
+    'canaries',
+    400,
+    'number of canaries, of which about half take part; 0 does not repeat the '
+    'training',
   )
   absl_flags.DEFINE_string(
     'reference_run_dir',
@@ -49,7 +57,7 @@ if __name__ == '__main__':
   absl_flags.DEFINE_integer(
     'inversion_images',
     0,
-    'how many training images to reconstruct from updates; the figure that is '
+    'number of training images to reconstruct from updates; the figure that is '
     'written shows them',
   )
   command.parse()
@@ -76,17 +84,17 @@ def audit(
   reference_run_dir: str | None = None,
   inversion_images: int = 0,
 ) -> dict[str, Any]:
-  """Audits a run and writes audit.json; returns what is in it.
+  """Audits a run and writes audit.json; returns its content.
 
   Args:
-    run_dir: The run's folder.
-    canaries: How many; with 0 the training is not repeated.
-    reference_run_dir: Of a run without privacy, or None.
-    inversion_images: How many training images to reconstruct.
+    run_dir: Folder of the run.
+    canaries: Number of canaries; with 0 the training is not repeated.
+    reference_run_dir: Folder of a run without privacy, or None.
+    inversion_images: Number of training images to reconstruct.
 
   Raises:
     InputError: A folder is not that of a finished run, or was audited before.
-    KeyboardInterrupt: The user interrupted the training; nothing is left.
+    KeyboardInterrupt: The user interrupted the training; no file is left.
   """
   _validate.non_negative(canaries=canaries, inversion_images=inversion_images)
   run = audited_run.FinishedRun.load(run_dir)
@@ -99,24 +107,24 @@ def audit(
       f'{folder} is there from an earlier audit, which cost its own ε; rename '
       'it to keep its ledger, then audit again'
     )
-  data = {name: of.load_data() for name, of in runs.items()}
+  data = {name: finished.load_data() for name, finished in runs.items()}
   if inversion_images:
     inversion_audit.check(run, data['run'].train, inversion_images)
   unfinished = folder.with_name('audit.partial')
   shutil.rmtree(unfinished, ignore_errors=True)
   unfinished.mkdir()
   try:
-    found = _find(runs, data, unfinished, canaries, inversion_images)
-    # The folder without audit.json would be an audit that cannot be repeated.
+    results = _attack(runs, data, unfinished, canaries, inversion_images)
+    # With the folder but no audit.json, the audit could not be repeated.
     with ending.deferred():
       unfinished.rename(folder)
-      _files.write_json(run.folder.audit, found)
+      _files.write_json(run.folder.audit, results)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
-  return found
+  return results
 
 
-def _find(
+def _attack(
   runs: Mapping[str, audited_run.FinishedRun],
   data: Mapping[str, images_lib.ImageData],
   folder: pathlib.Path,
@@ -125,23 +133,26 @@ def _find(
 ) -> dict[str, Any]:
   """Returns the results of all attacks; writes ledger and plots."""
   run = runs['run']
-  found: dict[str, Any] = {
+  results: dict[str, Any] = {
     'claimed_epsilon': run.summary.epsilon,
     'ledger_sha256': run.summary.ledger_sha256,
   }
   if canaries:
-    found.update(_audit_canaries(run, folder, canaries))
-  attacks = {n: _attack_members(of, data[n]) for n, of in runs.items()}
+    results.update(_audit_canaries(run, folder, canaries))
+  attacks = {
+    name: _attack_members(finished, data[name])
+    for name, finished in runs.items()
+  }
   _plot(attacks, folder)
   best = next(iter(attacks['run'].values()))
-  found.update(attack_auc=best.auc, tpr_at_1_fpr=best.tpr_at_1_fpr)
-  found['membership_inference'] = {
+  results.update(attack_auc=best.auc, tpr_at_1_fpr=best.tpr_at_1_fpr)
+  results['membership_inference'] = {
     name: {split: _describe(best) for split, best in by_split.items()}
     for name, by_split in attacks.items()
   }
   if inversion_images:
-    found['inversion'] = inversion_audit.invert(run, folder, inversion_images)
-  return found
+    results['inversion'] = inversion_audit.invert(run, folder, inversion_images)
+  return results
 
 
 def _audit_canaries(
@@ -155,19 +166,20 @@ def _audit_canaries(
       bar.set_postfix({'ε': f'{report.epsilon:.3f}'}, refresh=False)
       bar.update()
 
-    found = audited_run.repeat_with_canaries(
+    canary_audit = audited_run.repeat_with_canaries(
       run, folder / 'privacy_ledger.jsonl', canaries, on_round
     )
-  return found.describe()
+  return canary_audit.describe()
 
 
 def _attack_members(
   run: audited_run.FinishedRun, data: images_lib.ImageData
 ) -> dict[str, membership.MembershipResult]:
-  """Returns the best attack by where the others come from.
+  """Returns the best attack, by the split of the non-members.
 
-  Validation images come from where training images do; the test set of some
-  data sets does not, and then tells less of membership.
+  Validation images have the same source as training images. The test images of
+  some data sets have another; an attack may then detect the source rather than
+  membership.
   """
   others: dict[str, images_lib.Split] = {
     'validation': data.validation,
@@ -194,11 +206,11 @@ def _plot(
   attacks: Mapping[str, Mapping[str, membership.MembershipResult]],
   folder: pathlib.Path,
 ) -> None:
-  """Draws the ROC curves, on axes where low false positive rates show."""
+  """Draws the ROC curves on logarithmic axes, which show low rates."""
   figure, axes = plots.new(
     'Membership inference',
-    x='others taken for members (false positive rate)',
-    y='members found (true positive rate)',
+    x='non-members taken for members (false positive rate)',
+    y='members recognized (true positive rate)',
   )
   lowest = 1e-3
   chance = np.geomspace(lowest, 1, 50)
@@ -221,12 +233,12 @@ def _plot(
   plots.save(figure, folder, 'roc')
 
 
-def summary_lines(found: Mapping[str, Any]) -> list[str]:
-  """Returns what to print of audit.json, aligned."""
-  rows = [('claimed ε', f'{float(found["claimed_epsilon"]):.4f}')]
-  if 'lower_bound' in found:
-    rows += _canary_rows(found)
-  for run, by_split in found['membership_inference'].items():
+def summary_lines(results: Mapping[str, Any]) -> list[str]:
+  """Returns the lines to print of audit.json, aligned."""
+  rows = [('claimed ε', f'{float(results["claimed_epsilon"]):.4f}')]
+  if 'lower_bound' in results:
+    rows += _canary_rows(results)
+  for run, by_split in results['membership_inference'].items():
     for split, attack in by_split.items():
       rows.append(
         (
@@ -236,25 +248,25 @@ def summary_lines(found: Mapping[str, Any]) -> list[str]:
           f'{split} images ({attack["attack"]})',
         )
       )
-  if 'inversion' in found:
-    rows += inversion_audit.summary_rows(found['inversion'])
+  if 'inversion' in results:
+    rows += inversion_audit.summary_rows(results['inversion'])
   width = max(len(name) for name, _ in rows)
   lines = [f'{name:<{width}}  {text}' for name, text in rows]
-  if 'lower_bound' in found:
-    lines.append(_verdict(found))
+  if 'lower_bound' in results:
+    lines.append(_verdict(results))
   return lines
 
 
-def _canary_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _canary_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
   rows = [
     (
       'ε proven',
-      f'at least {found["lower_bound"]:.4f}, at most '
-      f'{float(found["upper_bound"]):.4f} at δ {found["delta"]:.3g} '
-      f'({found["confidence"]:.0%} confidence)',
+      f'at least {results["lower_bound"]:.4f}, at most '
+      f'{float(results["upper_bound"]):.4f} at δ {results["delta"]:.3g} '
+      f'({results["confidence"]:.0%} confidence)',
     )
   ]
-  for bound in found['bounds']:
+  for bound in results['bounds']:
     rows.append(
       (
         f'  {bound["method"]}, {bound["statistic"]}',
@@ -262,8 +274,8 @@ def _canary_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         f'{bound["delta"]:.3g}',
       )
     )
-  auc, found_at = found['canary_auc'], found['canary_tpr_at_1_fpr']
-  rows.append(('ε estimated', f'{float(found["epsilon_estimate"]):.4f}'))
+  auc, tpr = results['canary_auc'], results['canary_tpr_at_1_fpr']
+  rows.append(('ε estimated', f'{float(results["epsilon_estimate"]):.4f}'))
   for view, text in (
     ('final_model', 'canaries, final model'),
     ('every_round', 'canaries, every round'),
@@ -272,15 +284,15 @@ def _canary_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(
       (
         text,
-        f'AUC {auc[view]:.3f}, {found_at[view]:.1%} found at 1 % false alarms; '
-        f'{found["canaries_included"]} of {found["canaries"]} took part',
+        f'AUC {auc[view]:.3f}, {tpr[view]:.1%} found at 1 % false alarms; '
+        f'{results["canaries_included"]} of {results["canaries"]} took part',
       )
     )
   return rows
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
-  if found['exceeds_upper_bound']:
+def _verdict(results: Mapping[str, Any]) -> str:
+  if results['exceeds_upper_bound']:
     return (
       'BROKEN: a lower bound exceeds the upper bound. The training leaks more '
       'than its ledger says; do not release this model.'
@@ -298,13 +310,13 @@ def main(
   if not run_dir:
     raise _validate.InputError('run_dir must be given: --run_dir=FOLDER')
   try:
-    found = audit(run_dir, canaries, reference, inversion_images)
+    results = audit(run_dir, canaries, reference, inversion_images)
   except KeyboardInterrupt as error:
     print('interrupted; nothing was left', file=sys.stderr)
     return exit_codes.of_interrupt(error)
-  print('\n'.join(summary_lines(found)))
+  print('\n'.join(summary_lines(results)))
   print(f'Results in {run_dir}/audit.json and {run_dir}/audit')
-  is_broken = found.get('exceeds_upper_bound')
+  is_broken = results.get('exceeds_upper_bound')
   return exit_codes.FAILED if is_broken else exit_codes.OK
 
 

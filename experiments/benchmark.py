@@ -1,10 +1,10 @@
 """Compares the local runtime with TFF's own and with bare TensorFlow.
 
-Every contender runs the same rounds of DP-FedAvg with adaptive clipping, in
-turn within one process, so that a busy machine slows all of them alike. The
-figures are medians over rounds after warm-up; a ratio is the median of the
-ratios within each round. The floor is what the same arithmetic costs in
-TensorFlow without TFF: `bare_tensorflow.py`.
+Every contender runs the same rounds of DP-FedAvg with adaptive clipping. The
+contenders take turns within one process, so that a busy machine slows all of
+them alike. Figures are medians over rounds after warm-up. A ratio is the median
+of the ratios within each round. The floor is the same arithmetic in TensorFlow
+without TFF (`bare_tensorflow.py`).
 
     python -m experiments.benchmark --rounds=20 --json=benchmark.json
 """
@@ -24,21 +24,25 @@ from absl import flags as absl_flags
 from experiments.running import command
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_integer('rounds', 12, 'rounds that are measured')
-  absl_flags.DEFINE_integer('warm_up', 3, 'rounds before them')
-  absl_flags.DEFINE_list('contenders', ['local', 'tff', 'floor'], 'what to run')
+  absl_flags.DEFINE_integer('rounds', 12, 'number of measured rounds')
+  absl_flags.DEFINE_integer('warm_up', 3, 'number of rounds before them')
   absl_flags.DEFINE_list(
-    'workloads', ['common', 'small_clients'], 'what to run them on'
+    'contenders', ['local', 'tff', 'floor'], 'implementations to compare'
+  )
+  absl_flags.DEFINE_list(
+    'workloads', ['common', 'small_clients'], 'cohorts to run them on'
   )
   absl_flags.DEFINE_string('json', None, 'file for the figures')
   absl_flags.DEFINE_integer(
-    'client_threads', None, 'clients at once on the CPU [one for each core]'
+    'client_threads',
+    None,
+    'clients that train at once on the CPU [one for each core]',
   )
   absl_flags.DEFINE_list(
-    'client_devices', None, 'devices that train clients, as GPU:0'
+    'client_devices', None, 'devices that train clients, e.g. GPU:0'
   )
   absl_flags.DEFINE_integer(
-    'clients_per_device', None, 'clients at once on each device [1]'
+    'clients_per_device', None, 'clients that train at once on each device [1]'
   )
   command.parse()
 
@@ -57,7 +61,13 @@ _NOISE_MULTIPLIER = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-  """A cohort: clients, and images 28 x 28 x 3 of each, in batches."""
+  """A cohort of clients with images of 28 x 28 x 3.
+
+  Attributes:
+    clients: Number of clients.
+    images: Number of images of each client.
+    batch_size: Number of images in one step on a client.
+  """
 
   clients: int
   images: int
@@ -87,7 +97,7 @@ def keras_model() -> tf.keras.Model:
 
 
 def model() -> tff.learning.models.FunctionalModel:
-  """Returns the CNN as TFF takes it."""
+  """Returns the CNN as a functional model of TFF."""
   spec = collections.OrderedDict(
     x=tf.TensorSpec([None, 28, 28, 3]), y=tf.TensorSpec([None], tf.int32)
   )
@@ -113,7 +123,7 @@ def learning_process(
 
 
 def client_data(work: Workload, seed: int = 0) -> list[dict[str, np.ndarray]]:
-  """Returns random images and labels of each client."""
+  """Returns random images x and labels y of each client."""
   rng = np.random.default_rng(seed)
   return [
     collections.OrderedDict(
@@ -127,7 +137,7 @@ def client_data(work: Workload, seed: int = 0) -> list[dict[str, np.ndarray]]:
 def _tff_rounds(
   context: Any, work: Workload, datasets: Sequence[tf.data.Dataset]
 ) -> Callable[[], None]:
-  """Returns a function that runs the next round of TFF in a context."""
+  """Returns a function that runs TFF's next round in a context."""
   with tff.framework.get_context_stack().install(context):
     process = learning_process(work.clients, _NOISE_MULTIPLIER)
     state = process.initialize()
@@ -143,7 +153,7 @@ def _tff_rounds(
 def _local(
   work: Workload, context: Any, threads: int | None
 ) -> Callable[[], None]:
-  del threads  # The context has them.
+  del threads  # They belong to the context.
   datasets = [
     runtime.tensor_dataset(data, batch_size=work.batch_size)
     for data in client_data(work)
@@ -198,7 +208,12 @@ _CONTENDER_FNS = {
 def summarize(
   work: Workload, seconds: dict[str, list[float]]
 ) -> dict[str, Any]:
-  """Returns medians, and how the local runtime compares with the others."""
+  """Returns medians in seconds, and the local runtime's ratios to the others.
+
+  Args:
+    work: Workload that was measured.
+    seconds: Seconds of each round, by contender.
+  """
   summary: dict[str, Any] = dataclasses.asdict(work)
   for name, values in seconds.items():
     summary[f'{name}_secs'] = statistics.median(values)
@@ -215,7 +230,7 @@ def summarize(
 
 
 def main(values: absl_flags.FlagValues) -> None:
-  """Runs the benchmark that the flags ask for."""
+  """Runs the benchmark that the flags describe."""
   _validate.positive_int(rounds=values.rounds)
   _validate.non_negative(warm_up=values.warm_up)
   for name in values.contenders:
@@ -235,7 +250,7 @@ def main(values: absl_flags.FlagValues) -> None:
     seconds = timing.measure(contenders, values.warm_up, values.rounds)
     results[name] = summarize(work, seconds)
     del contenders
-    gc.collect()  # TFF stops its worker program when its context is gone.
+    gc.collect()  # TFF stops its worker process when its context is collected.
   timing.print_table(results)
   if values.json:
     timing.write_json(values.json, results, rounds=values.rounds)

@@ -4,14 +4,15 @@ r"""Classifies images with an exported model.
     python -m experiments.classify --saved_model=RUN/saved_model \
         --labels_from_folders images/*/*.png
 
-Prints what the model's privacy card guarantees and one line an image: the class
-(multi-label: every finding of probability 0.5 or more) and the probability of
-each class. Needs TensorFlow only, not TensorFlow Federated. Input that cannot
-be used gives one line on stderr, with the file's name and the reason, and exit
-code 2. The limits on an image (64 MiB, 64 Mi pixels) are those of
-`tff_medical.serving.encoded_images`. With --labels_from_folders the name of each
-image's folder stands beside the class as its label; a class agrees with it if
-their letters and digits are the same.
+The command prints the guarantee of the model's privacy card and one line per
+image: the class (multi-label: every finding with a probability of 0.5 or more)
+and the probability of each class. It needs TensorFlow, but not TensorFlow
+Federated. An image that cannot be used gives one line on stderr, with the
+file's name and the reason, and exit code 2. The limits on an image (64 MiB, 64
+Mi pixels) are those of `tff_medical.serving.encoded_images`.
+
+With --labels_from_folders the name of an image's folder is its label, which is
+shown beside the class. The two agree if they have the same letters and digits.
 
 >>> print('\n'.join(align([('image', 'class'), ('a.png', 'normal')])))
 image  class
@@ -36,7 +37,8 @@ if __name__ == '__main__':
   absl_flags.DEFINE_boolean(
     'labels_from_folders',
     False,
-    "shows the name of each image's folder as its label, and how many agree",
+    "shows the name of each image's folder as its label, and the number of "
+    'images whose class agrees with it',
   )
   command.parse(takes_arguments=True)
 
@@ -47,12 +49,12 @@ from tff_medical import _validate
 from tff_medical.serving import encoded_images
 from tff_medical.serving import export
 
-# What the exported graph says of the one image in a request.
+# Message of the exported graph about the only image in a request.
 _REASON = re.compile(r'assertion failed: \[image 0 of encoded ([^\]]*)\]')
 
 
 def main(values: absl_flags.FlagValues, paths: Sequence[str]) -> None:
-  """Prints the classes of the images in the files `paths`."""
+  """Prints the classes of the image files at `paths`."""
   lines = classify(
     values.saved_model, paths, labels_from_folders=values.labels_from_folders
   )
@@ -68,9 +70,9 @@ def classify(
   """Returns the lines to print.
 
   Args:
-    saved_model: The folder of the exported model.
-    paths: The files of the images.
-    labels_from_folders: Whether the folders of the images are their labels.
+    saved_model: Folder of the exported model.
+    paths: Paths of the image files.
+    labels_from_folders: Whether the folders' names are labels of the images.
 
   Raises:
     InputError: The model or an image cannot be used.
@@ -81,7 +83,9 @@ def classify(
     raise _validate.InputError('no images given; name PNG or JPEG files')
   card = export.load_card(saved_model)
   names = export.load_class_names(saved_model)
-  for path in paths:  # Before the model is loaded, and not all kept.
+  # All files are checked before the slow loading of the model. They are read
+  # again later, as they may not all fit into memory.
+  for path in paths:
     _read(path)
   predict = _load(saved_model)
   predictions = [_row(path, _read(path), predict, names) for path in paths]
@@ -105,7 +109,7 @@ def classify(
 
 def _agrees(text: str, label: str, names: Sequence[str]) -> bool:
   """Returns whether a label is among the predicted classes."""
-  # The name of one class may hold a comma.
+  # The name of a class may itself hold a comma.
   classes = [text] if text in names else text.split(', ')
   return _plain(label) in map(_plain, classes)
 
@@ -115,7 +119,7 @@ def _plain(name: str) -> str:
 
 
 def guarantee(card: Mapping[str, Any]) -> str:
-  """The card's guarantee in one line."""
+  """Returns the card's guarantee in one line."""
   trained = f'trained on {card["dataset"]}'
   if card['rounds']:
     trained += f' for {card["rounds"]} rounds'
@@ -132,12 +136,12 @@ def guarantee(card: Mapping[str, Any]) -> str:
 
 
 def _printable(path: str) -> str:
-  """The path, or how Python writes it if it would break the line."""
+  """Returns the path, or its Python literal if it would break the line."""
   return path if path.isprintable() else repr(path)
 
 
 def _round_up(value: float) -> str:
-  """Four digits that promise no more than `value` does."""
+  """Returns a value rounded up to four digits, which claims no more privacy."""
   context = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
   return f'{float(context.create_decimal(repr(value))):g}'
 
@@ -168,21 +172,21 @@ def _load(saved_model: str) -> Any:
 def _row(
   path: str, image: bytes, predict: Any, names: Sequence[str]
 ) -> tuple[str, ...]:
-  """The class and the probabilities of one image, as text."""
+  """Returns the class and the probabilities of one image, as text."""
   try:
-    found = predict(encoded=tf.constant([image]))
+    outputs = predict(encoded=tf.constant([image]))
   except tf.errors.OpError as error:
     stated = _REASON.search(error.message or '')
     reason = stated[1] if stated else 'is not a PNG or JPEG that can be read'
     raise _validate.InputError(f'image {path!r} {reason}') from error
-  index = found['class_index'].numpy()[0]
-  probabilities = found['probabilities'].numpy()[0]
+  index = outputs['class_index'].numpy()[0]
+  probabilities = outputs['probabilities'].numpy()[0]
   if len(names) != len(probabilities):
     raise _validate.InputError(
       f'{export.CLASS_NAMES_FILE} of the model has {len(names)} names for '
       f'{len(probabilities)} outputs; export the model again'
     )
-  if index.ndim:  # multi-label: 0 or 1 for each name
+  if index.ndim:  # Multi-label: 0 or 1 for each name.
     text = ', '.join(n for n, on in zip(names, index) if on) or 'none'
   else:
     text = names[index]

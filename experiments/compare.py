@@ -5,15 +5,17 @@ r"""Compares variants of a setting at one privacy budget.
         --variant='larger cohort: --clients_per_round=94' \
         --variant='larger model: --model=cnn' --output_dir=runs/helps
 
-The flags of `experiments.train` make the base. A variant is a name and the flags
-that it changes. Each variant calibrates its own noise for the same ε, so that a
-variant that needs less noise has less. Variants of a seed share data, partition
-and, where shapes are the same, initial weights. Started again with the same
-folder, the command does the trainings that are missing. The folder gets
-results.csv, results.md, comparison.png, cells/NAME (each a run's folder) and logs/.
+The flags of `experiments.train` make the base. A variant is a name and the
+flags that it changes. The noise of each variant is calibrated for the same ε,
+so a variant that needs less noise gets less. Variants of a seed share data,
+partition and, where shapes are the same, initial weights. Started again with
+the same folder, the command does the missing trainings. The folder gets
+results.csv, results.md, comparison.png, cells/NAME (each a run's folder) and
+logs/.
 
 The table shows each difference from the base with its 95 % confidence interval
-over seeds. Comparing test metrics of many variants is tuning, which no ε covers.
+over seeds. To compare test metrics of many variants is tuning, which no ε
+covers.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ from tff_medical.reporting import plots
 from tff_medical.reporting import run_tables
 
 BASE = 'base'
-# Settings that a variant must not change: ε would not be the same guarantee, or
-# runs would not be kept apart.
+# Settings that a variant must not change. Otherwise ε would be another
+# guarantee, or the runs would share a folder.
 _SAME = (
   'target_epsilon',
   'target_delta',
@@ -55,14 +57,19 @@ _SAME = (
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """A name, and the flags that differ from the base."""
+  """A variant of the base.
+
+  Attributes:
+    name: Name of the variant.
+    flags: Flags that differ from the base, as in a shell.
+  """
 
   name: str
   flags: str = ''
 
   @classmethod
   def parse(cls, text: str) -> Variant:
-    """Returns the variant that a text `NAME: FLAGS` says.
+    """Returns the variant of a text `NAME: FLAGS`.
 
     >>> Variant.parse('wide: --model=cnn --rounds=5')
     Variant(name='wide', flags='--model=cnn --rounds=5')
@@ -105,14 +112,14 @@ class Variant:
     return used
 
   def cell(self, seed: int) -> str:
-    """Returns the name of a training's folder."""
+    """Returns the name of the training of a seed, hence of its folder."""
     return f'{re.sub("[^0-9a-z]+", "_", self.name.lower())}_seed_{seed}'
 
 
 def plan(
   base: settings_lib.Flags, variants: Sequence[Variant], seeds: int
 ) -> dict[str, cells.Training]:
-  """Returns all trainings by the name of their cell, seeds in turn.
+  """Returns all trainings by the name of their cell, seed after seed.
 
   Raises:
     InputError: A setting or variant cannot be used.
@@ -136,15 +143,15 @@ def plan(
       name = variant.cell(seed)
       if name in planned:
         raise _validate.InputError(
-          f'variant names must differ, got {variant.name!r} twice or one so '
-          'like it that their folders are the same'
+          'variant names must differ in letters or digits, got '
+          f'{variant.name!r} and another name with the same folder'
         )
       planned[name] = cells.Training(name, variant.settings(base, seed, folder))
   return planned
 
 
 def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
-  """Claims the folder for this comparison, or checks that its cells are the same.
+  """Claims the folder for this comparison, or checks its cells' flags.
 
   Raises:
     InputError: The folder holds other files, or a cell with other flags.
@@ -159,11 +166,11 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
       f'output_dir {folder} holds other files (no {path.name}); choose a new '
       'folder'
     )
-  for name, said in earlier.items():
-    if not isinstance(said, list) or not all(isinstance(x, str) for x in said):
+  for name, used in earlier.items():
+    if not isinstance(used, list) or not all(isinstance(x, str) for x in used):
       raise _validate.InputError(
         f'{path} is damaged (the cell {name!r:.200} has the flags '
-        f'{said!r:.200}); restore it or choose another output_dir'
+        f'{used!r:.200}); restore it or choose another output_dir'
       )
   for name in sorted(earlier.keys() & asked.keys()):
     # A cell that has no folder yet may still change its flags.
@@ -181,8 +188,8 @@ def claim(folder: pathlib.Path, planned: Mapping[str, cells.Training]) -> None:
 
 def _identity(given: settings_lib.Flags) -> list[str]:
   """Returns the flags that the result of a training depends on."""
-  free = settings_lib.may_change() - {'initial_model'}
-  return given.changed(**dict.fromkeys(free)).arguments()
+  unfixed = settings_lib.may_change() - {'initial_model'}
+  return given.changed(**dict.fromkeys(unfixed)).arguments()
 
 
 def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
@@ -210,7 +217,7 @@ def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
 def rows(
   folder: pathlib.Path, variants: Sequence[Variant], seeds: Sequence[int]
 ) -> pd.DataFrame:
-  """Returns the table of results.csv: the trainings that ended, by variant.
+  """Returns the table of results.csv: the ended trainings, by variant.
 
   Raises:
     InputError: A variant's trainings started from different initial models.
@@ -228,8 +235,8 @@ def rows(
     if len(initial) > 1:
       raise _validate.InputError(
         f'the trainings of variant {variant.name!r} started from different '
-        'initial models, as that in initial_model was replaced; remove their '
-        f'folders in {folder / "cells"} and start again'
+        'initial models, since the model in initial_model was replaced; remove '
+        f'their folders in {folder / "cells"} and start again'
       )
   return run_tables.table(lines)
 
@@ -271,7 +278,7 @@ def table(runs: pd.DataFrame) -> str:
 
 
 def draw(runs: pd.DataFrame, epsilon: float, folder: pathlib.Path) -> None:
-  """Writes comparison.png: a line a variant, a dot a seed."""
+  """Writes comparison.png: one line per variant, one dot per seed."""
   names = _best_first(runs)[::-1]  # The best is at the top.
   figure, axes = plots.new(f'What helps at ε {epsilon:g}', x='test AUC', y='')
   figure.set_size_inches(6.4, 1.0 + 0.27 * len(names))
@@ -294,7 +301,7 @@ def run(
   seeds: int,
   jobs: int | None,
 ) -> int:
-  """Does the missing trainings and writes the results; returns the exit code."""
+  """Runs the missing trainings, writes the results, returns the exit code."""
   variants = [Variant(BASE), *variants]
   planned = plan(base, variants, seeds)
   if jobs is not None:
@@ -336,9 +343,13 @@ def main(
 
 if __name__ == '__main__':
   absl_flags.DEFINE_multi_string(
-    'variant', [], "'NAME: --flag=value ...', instead of the base's flags"
+    'variant',
+    [],
+    "variant as 'NAME: --flag=value ...', which overrides the base's flags",
   )
-  absl_flags.DEFINE_integer('seeds', 3, 'runs of each, from --seed on')
+  absl_flags.DEFINE_integer(
+    'seeds', 3, 'number of runs of each variant; seeds count up from --seed'
+  )
   absl_flags.DEFINE_integer(
     'jobs', None, 'runs at once [one for each GPU, or else for each core]'
   )

@@ -3,9 +3,9 @@ r"""Prints a script that completes the commands, their flags and values in bash.
     eval "$(.venv/bin/python -m experiments.completion)"
     .venv/bin/python -m experiments.train --data<TAB>
 
-In zsh `autoload -Uz bashcompinit && bashcompinit` comes first. The script holds
-all names, so completing starts no Python. It adds to what `python` and `python3`
-complete otherwise: files.
+In zsh run `autoload -Uz bashcompinit && bashcompinit` first. The script holds
+all names, so completion starts no Python. The completion of files for `python`
+and `python3` stays.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def commands() -> list[str]:
 
 
 def flags_of(name: str) -> list[str]:
-  """Returns the flags that a command shows as its own, by asking it."""
+  """Returns the flags that a command shows with --help."""
   if name == pathlib.Path(__file__).stem:
     return []
   shown = subprocess.run(
@@ -107,7 +107,7 @@ def _flag_case(name: str, flags: list[str]) -> str:
 
 
 def _value_cases() -> Iterator[str]:
-  """Yields the lines for flags whose values are known."""
+  """Yields the lines of the script for flags with a list of values."""
   for name, values in _values().items():
     words = ' '.join(values)
     yield (
@@ -116,7 +116,7 @@ def _value_cases() -> Iterator[str]:
 
 
 def _values() -> dict[str, list[str]]:
-  """Returns the values that a setting can have, where they can be listed."""
+  """Returns the values of each setting whose values can be listed."""
   listed = {'dataset': list(loading.DATASETS)}
   for name, groups in settings_lib.owners().items():
     choices = [

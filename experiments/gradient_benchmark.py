@@ -1,16 +1,17 @@
-"""Measures what record-level DP-SGD pays for a gradient of every record.
+"""Measures the cost of per-example gradients in record-level DP-SGD.
 
-A step of plain SGD needs the gradient of the batch; one of DP-SGD the gradient
-of each record, its norm and the sum of what is left after clipping. Contenders:
+A step of plain SGD needs the gradient of the batch. A step of DP-SGD needs the
+gradient of each record, its norm, and the sum of the clipped gradients. The
+contenders are:
 
-- plain: the gradient of the batch's summed loss, in one go.
+- plain: the gradient of the batch's summed loss, in one pass.
 - rules: `learning.unit_gradients`, by the rules of `layer_gradients`, clipped.
 - vectorized: `tf.vectorized_map` over the records, clipped in the same way.
 
-Images are grey, 28 x 28; a batch is a site's micro-batch, on one thread, as the
-local runtime gives a site on a CPU. The figures are
-medians over steps, a ratio is the median of the ratios within each step. The
-clip norm is so large that all three have the same result.
+Images are grey, 28 x 28. A batch is a site's micro-batch on one thread, as in
+the local runtime on a CPU. Figures are medians over steps. A ratio is the
+median of the ratios within each step. The clip norm is so large that all three
+contenders have the same result.
 
     python -m experiments.gradient_benchmark --json=gradient_benchmark.json
 """
@@ -28,8 +29,8 @@ from absl import flags as absl_flags
 from experiments.running import command
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_integer('steps', 50, 'steps that are measured')
-  absl_flags.DEFINE_integer('warm_up', 5, 'steps before them')
+  absl_flags.DEFINE_integer('steps', 50, 'number of measured steps')
+  absl_flags.DEFINE_integer('warm_up', 5, 'number of steps before them')
   absl_flags.DEFINE_string('json', None, 'file for the figures')
   command.parse()
 
@@ -64,53 +65,58 @@ def model(name: str) -> tff.learning.models.FunctionalModel:
 
 
 def contenders(
-  of: tff.learning.models.FunctionalModel, batch_size: int
+  network: tff.learning.models.FunctionalModel, batch_size: int
 ) -> dict[str, Callable[[], Sequence[np.ndarray]]]:
-  """Returns what computes the sum of the records' gradients, by name."""
+  """Returns functions that compute the sum of the records' gradients."""
   rng = np.random.default_rng(0)
   values = (
-    *of.initial_weights[0],
+    *network.initial_weights[0],
     rng.random((batch_size, *SHAPE), np.float32),
     rng.integers(2, size=batch_size),
   )
   ways = {'plain': _plain, 'rules': _rules, 'vectorized': _vectorized}
   return {
-    name: functools.partial(_compiled(way, of), *values)
+    name: functools.partial(_compiled(way, network), *values)
     for name, way in ways.items()
   }
 
 
 def _compiled(
-  way: Callable[..., _Gradients], of: tff.learning.models.FunctionalModel
+  way: Callable[..., _Gradients], network: tff.learning.models.FunctionalModel
 ) -> Callable[..., Sequence[np.ndarray]]:
   """Returns a function of weights, x and y that runs on one thread.
 
-  It is a session's, as a Keras model that TFF made functional is only usable in
-  a plain graph.
+  The function belongs to a session: a Keras model that TFF made functional is
+  usable in a plain graph only.
   """
   threads = tf.compat.v1.ConfigProto(
     intra_op_parallelism_threads=1, inter_op_parallelism_threads=1
   )
   with tf.Graph().as_default() as graph:
     weights = tuple(
-      tf.compat.v1.placeholder(w.dtype, w.shape) for w in of.initial_weights[0]
+      tf.compat.v1.placeholder(w.dtype, w.shape)
+      for w in network.initial_weights[0]
     )
     x, y = (
-      tf.compat.v1.placeholder(of.input_spec[k].dtype, of.input_spec[k].shape)
-      for k in 'xy'
+      tf.compat.v1.placeholder(spec.dtype, spec.shape)
+      for spec in (network.input_spec['x'], network.input_spec['y'])
     )
-    total = way(of, weights, x, y)
+    total = way(network, weights, x, y)
     session = tf.compat.v1.Session(graph=graph, config=threads)
   return session.make_callable(total, [*weights, x, y])
 
 
-def _plain(of: Any, weights: _Gradients, x: Any, y: Any) -> _Gradients:
-  loss = of.loss(of.predict_on_batch((weights, ()), x, True), y)
+def _plain(
+  network: Any, weights: _Gradients, x: tf.Tensor, y: tf.Tensor
+) -> _Gradients:
+  loss = network.loss(network.predict_on_batch((weights, ()), x, True), y)
   size = tf.cast(tf.shape(x)[0], tf.float32)
   return tuple(tf.gradients(size * loss, weights))
 
 
-def _rules(of: Any, weights: _Gradients, x: Any, y: Any) -> _Gradients:
+def _rules(
+  network: Any, weights: _Gradients, x: tf.Tensor, y: tf.Tensor
+) -> _Gradients:
   batch = collections.OrderedDict(
     x=x[:, tf.newaxis],
     y=y[:, tf.newaxis],
@@ -118,16 +124,18 @@ def _rules(of: Any, weights: _Gradients, x: Any, y: Any) -> _Gradients:
   )
   return _clipped_sum(
     unit_gradients.unit_gradients(
-      of, tff.learning.models.ModelWeights(weights, ()), batch
+      network, tff.learning.models.ModelWeights(weights, ()), batch
     )
   )
 
 
-def _vectorized(of: Any, weights: _Gradients, x: Any, y: Any) -> _Gradients:
+def _vectorized(
+  network: Any, weights: _Gradients, x: tf.Tensor, y: tf.Tensor
+) -> _Gradients:
   def gradient(record: tuple[tf.Tensor, tf.Tensor]) -> _Gradients:
     image, label = record
-    output = of.predict_on_batch((weights, ()), image[tf.newaxis], True)
-    loss = of.loss(output, label[tf.newaxis])
+    output = network.predict_on_batch((weights, ()), image[tf.newaxis], True)
+    loss = network.loss(output, label[tf.newaxis])
     return tuple(tf.gradients(loss, weights))
 
   return _clipped_sum(tf.vectorized_map(gradient, (x, y)))
@@ -142,16 +150,16 @@ def _clipped_sum(gradients: _Gradients) -> _Gradients:
 
 
 def summarize(seconds: dict[str, list[float]]) -> dict[str, float]:
-  """Returns medians, and what the others take of the plain gradient."""
-  found = {
+  """Returns medians in milliseconds, and ratios to the plain gradient."""
+  summary = {
     f'{name}_millis': 1000 * statistics.median(values)
     for name, values in seconds.items()
   }
   for name in ('rules', 'vectorized'):
-    found[f'{name}_to_plain'] = timing.median_ratio(
+    summary[f'{name}_to_plain'] = timing.median_ratio(
       seconds[name], seconds['plain']
     )
-  return found
+  return summary
 
 
 def main(steps: int, warm_up: int, json: str | None) -> None:

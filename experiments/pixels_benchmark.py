@@ -1,16 +1,16 @@
-"""Measures what stored pixels cost beside an array in memory.
+"""Measures the cost of stored pixels against an array in memory.
 
-A file of random images is written, read, and trained on. Contenders:
+A file of random images is written, read, and trained on. The contenders are:
 
 - memory: the images as one array.
 - stored: `data.pixels.StoredPixels`.
 - memory_map: `numpy.memmap`, which the project does not use.
 
-`read` fetches the images of a draw; `read_cold` does so after the system was
-asked to forget the file's pages, as for a data set far larger than the memory.
-`round` is a round of record-level DP-SGD of `cnn_small` on the draw, from its
-reading on. Every turn has a draw of its own. The figures are medians over
-turns, a ratio is the median of the ratios within each turn.
+`read` fetches the images of a draw. `read_cold` does so after the system was
+asked to drop the file's pages, as for a data set far larger than the memory.
+`round` is a round of record-level DP-SGD of `cnn_small` on the draw, including
+the read. Every turn has a new draw. Figures are medians over turns. A ratio is
+the median of the ratios within each turn.
 
     python -m experiments.pixels_benchmark --json=pixels_benchmark.json
 """
@@ -32,14 +32,18 @@ from absl import flags as absl_flags
 from experiments.running import command
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_integer('images', 20_000, 'images in the file')
-  absl_flags.DEFINE_integer('image_size', 64, 'pixels a side')
-  absl_flags.DEFINE_integer('channels', 1, '1 (grey) or 3 (RGB)')
-  absl_flags.DEFINE_integer('drawn', 256, 'images of a draw')
-  absl_flags.DEFINE_integer('turns', 10, 'turns that are measured')
-  absl_flags.DEFINE_integer('warm_up', 2, 'turns before them')
+  absl_flags.DEFINE_integer('images', 20_000, 'number of images in the file')
+  absl_flags.DEFINE_integer('image_size', 64, 'height and width in pixels')
+  absl_flags.DEFINE_integer(
+    'channels', 1, 'number of channels: 1 (grey) or 3 (RGB)'
+  )
+  absl_flags.DEFINE_integer('drawn', 256, 'number of images per draw')
+  absl_flags.DEFINE_integer('turns', 10, 'number of measured turns')
+  absl_flags.DEFINE_integer('warm_up', 2, 'number of turns before them')
   absl_flags.DEFINE_string(
-    'folder', None, 'where the file is written and removed again [/tmp]'
+    'folder',
+    None,
+    'folder of the temporary file, which is removed at the end [/tmp]',
   )
   absl_flags.DEFINE_string('json', None, 'file for the figures')
   command.parse()
@@ -70,10 +74,10 @@ class Workload:
   """The file and the draws.
 
   Attributes:
-    images: Images in the file.
-    image_size: Pixels a side.
-    channels: 1 or 3.
-    drawn: Images of a draw.
+    images: Number of images in the file.
+    image_size: Height and width in pixels.
+    channels: Number of channels, 1 or 3.
+    drawn: Number of images per draw.
   """
 
   images: int = 20_000
@@ -87,26 +91,26 @@ class Workload:
 
   @property
   def shape(self) -> pixels.Shape:
-    """(N, H, W, C)."""
+    """Shape (N, H, W, C)."""
     return self.images, self.image_size, self.image_size, self.channels
 
 
 @contextlib.contextmanager
 def stored_file(work: Workload, folder: str | None) -> Iterator[pathlib.Path]:
   """Writes a file of random images, and removes it at the end."""
-  with tempfile.TemporaryDirectory(dir=folder) as there:
-    path = pathlib.Path(there, 'images.raw')
+  with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    path = pathlib.Path(temporary, 'images.raw')
     rng = np.random.default_rng(0)
     with open(path, 'wb') as file:
       for _ in range(work.images):
         file.write(rng.bytes(int(np.prod(work.shape[1:]))))
       file.flush()
-      os.fsync(file.fileno())  # Pages that are not on disk cannot be forgotten.
+      os.fsync(file.fileno())  # Pages that are not on disk cannot be dropped.
     yield path
 
 
 def forget_pages(path: pathlib.Path) -> None:
-  """Asks the system to keep no page of a file in memory."""
+  """Asks the system to drop all pages of a file from memory."""
   with open(path, 'rb') as file:
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -129,16 +133,16 @@ def readers(work: Workload, path: pathlib.Path) -> Contenders:
 def cold_readers(work: Workload, path: pathlib.Path) -> Contenders:
   """Returns functions that read the next draw from the disk.
 
-  Before each there is one that makes the system forget the pages.
+  Before each there is a function that makes the system drop the pages.
   """
-  found: Contenders = {}
+  contenders: Contenders = {}
   for name, source in (
     ('stored', lambda: pixels.StoredPixels(path, work.shape)),
     ('memory_map', lambda: np.memmap(path, np.uint8, 'r', shape=work.shape)),
   ):
-    found[f'forget {name}'] = functools.partial(forget_pages, path)
-    found[name] = functools.partial(_open_and_read, source, _draws(work))
-  return found
+    contenders[f'forget {name}'] = functools.partial(forget_pages, path)
+    contenders[name] = functools.partial(_open_and_read, source, _draws(work))
+  return contenders
 
 
 def rounds(work: Workload, path: pathlib.Path) -> Contenders:
@@ -197,16 +201,16 @@ def _training(
 
 
 def summarize(seconds: dict[str, list[float]]) -> dict[str, float]:
-  """Returns medians, and what each takes of the first contender."""
+  """Returns medians in milliseconds, and ratios to the first contender."""
   first, *others = names = [n for n in seconds if not n.startswith('forget')]
-  found = {
+  summary = {
     f'{name}_millis': 1000 * statistics.median(seconds[name]) for name in names
   }
   for name in others:
-    found[f'{name}_to_{first}'] = timing.median_ratio(
+    summary[f'{name}_to_{first}'] = timing.median_ratio(
       seconds[name], seconds[first]
     )
-  return found
+  return summary
 
 
 _MEASURED = (

@@ -1,14 +1,15 @@
-r"""What a privacy budget means for a setting, before anything is trained.
+r"""Plans a privacy budget: the noise that it takes, before anything is trained.
 
     python -m experiments.plan --dataset=medmnist/pneumoniamnist \
         --num_clients=470 --clients_per_round=47 --rounds=100
     python -m experiments.plan --num_clients=20 --clients_per_round=10 \
         --num_records=50000 --expected_batch_size=500 --output_dir=plan
 
-For client and for record level and each ε it prints the noise multiplier, the
-noise beside what it hides, and what would be needed where that is too much. It
-takes seconds. `tff_medical.privacy.planning` says what the columns mean. With
---output_dir it leaves plan.csv and plan.png.
+For client and record level and for each ε, the command prints the noise
+multiplier, and the noise relative to what training could move. Where the noise
+is too large, it prints the cohort or population that would be needed. It takes
+seconds. `tff_medical.privacy.planning` explains the columns. With --output_dir
+the command writes plan.csv and plan.png.
 """
 
 from __future__ import annotations
@@ -47,13 +48,22 @@ class Row(NamedTuple):
 
 
 def count_parameters(model: str, image_size: int, data: loading.Source) -> int:
-  """Returns how many parameters the model has, by building it."""
+  """Returns the number of parameters of a model, by building it.
+
+  Args:
+    model: Name of the model.
+    image_size: Height and width in pixels.
+    data: Data set, whose channels and classes the model is built for.
+
+  Raises:
+    InputError: Channels and classes are known only after loading.
+  """
   if data.channels is None or data.class_names is None:
     raise _validate.InputError(
       'num_parameters must be given for a data set whose channels and classes '
       'are known only when it is loaded'
     )
-  from tff_medical import models  # TensorFlow: only where it is wanted.
+  from tff_medical import models  # Late, as it imports TensorFlow.
 
   built = models.build(
     model,
@@ -64,10 +74,10 @@ def count_parameters(model: str, image_size: int, data: loading.Source) -> int:
 
 
 def parse_epsilons(values: Sequence[str]) -> list[float]:
-  """Returns the epsilons, sorted, each once.
+  """Returns the distinct epsilons, sorted.
 
   Raises:
-    InputError: One is no positive number.
+    InputError: A value is no positive number, or there is none.
   """
   epsilons = set()
   for value in values:
@@ -77,18 +87,20 @@ def parse_epsilons(values: Sequence[str]) -> list[float]:
       epsilon = math.nan
     if not epsilon > 0:
       raise _validate.InputError(
-        f'epsilons must be positive numbers with commas, got {value!r}'
+        f'epsilons must be positive numbers, separated by commas, got {value!r}'
       )
     epsilons.add(epsilon)
   if not epsilons:
-    raise _validate.InputError('epsilons must name at least one, got none')
+    raise _validate.InputError(
+      'epsilons must name at least one value, got none'
+    )
   return sorted(epsilons)
 
 
 def scenarios(
   values: absl_flags.FlagValues, data: loading.Source
 ) -> list[planning.Scenario]:
-  """Returns client and record level as the flags describe them."""
+  """Returns the scenarios of the flags: client level and record level."""
   for name in (
     'rounds', 'num_clients', 'clients_per_round', 'expected_batch_size',
     'target_delta', 'max_clients_per_round', 'image_size',
@@ -97,7 +109,7 @@ def scenarios(
   if values.num_records is None and data.num_train is None:
     raise _validate.InputError(
       f'num_records must be given with dataset={values.dataset}, whose images '
-      'are counted when they are loaded'
+      'are counted only when they are loaded'
     )
   num_records = int(values.num_records or data.num_train or 0)
   populations = (values.num_clients, num_records)
@@ -129,7 +141,7 @@ def scenarios(
 
 
 def _clipping(values: absl_flags.FlagValues, unit: str) -> str:
-  """Returns the kind of clipping; the default is that of the unit's mode."""
+  """Returns the kind of clipping; by default that of the unit's mode."""
   default = fields.of(modes.default(unit))['clipping'].default
   return str(values.clipping or default)
 
@@ -169,7 +181,7 @@ def table(rows: Sequence[Row]) -> str:
 def costs_of_cap(
   scenarios: Sequence[planning.Scenario], epsilons: Sequence[float]
 ) -> str:
-  """Returns a line for each epsilon on what a cap on the cohort costs."""
+  """Returns one line per epsilon with the cost of a cap on the cohort."""
   lines = []
   for scenario in scenarios:
     if scenario.max_cohort is None:
@@ -197,7 +209,7 @@ def _figure(value: float, digits: int) -> str:
 
 
 def advice(rows: Sequence[Row], parameters: int) -> str:
-  """Returns a line for each setting that is not usable."""
+  """Returns one line of advice for each setting that is not usable."""
   lines = []
   for scenario, outlook in rows:
     ways = planning.advice(scenario, outlook, parameters)
@@ -212,7 +224,7 @@ def advice(rows: Sequence[Row], parameters: int) -> str:
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Row], parameters: int) -> None:
-  """Writes every figure, one line a row."""
+  """Writes every figure as CSV, one line per row of the table."""
   with open(path, 'w', newline='', encoding='utf-8') as file:
     writer: csv.DictWriter[str] | None = None
     for scenario, outlook in rows:
@@ -268,7 +280,8 @@ def main(values: absl_flags.FlagValues) -> None:
   epsilons = parse_epsilons(values.epsilons)
   if math.inf in epsilons:
     raise _validate.InputError(
-      'epsilons must be finite here, got inf, which needs no noise'
+      'epsilons must be finite here, got inf, which needs no noise; leave it '
+      'out'
     )
   bounds = settings_lib.field('target_epsilon').metadata
   for epsilon in epsilons:
@@ -294,17 +307,17 @@ def main(values: absl_flags.FlagValues) -> None:
     )
   print(f'\n{table(rows)}\n')
   print(
-    "noise/clip: the noise's norm over the clip norm, a round; over run: the "
-    'same\nover the longest way that all rounds could move the weights, usable '
-    f'up to {planning.USABLE_NOISE:g},\nhopeless above '
+    "noise/clip: the noise's norm over the clip norm, in one round; over run: "
+    'the noise\nof all rounds over the longest way that they could move the '
+    f'weights, usable up\nto {planning.USABLE_NOISE:g}, hopeless above '
     f'{planning.HOPELESS_NOISE:g}.'
   )
   capped = costs_of_cap(planned, epsilons)
   if capped:
     print(f'\n{capped}')
-  found = advice(rows, parameters)
-  if found:
-    print(f'\n{found}')
+  advised = advice(rows, parameters)
+  if advised:
+    print(f'\n{advised}')
   if values.output_dir:
     folder = pathlib.Path(values.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -315,43 +328,52 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
-  """Defines the flags; those of `experiments.train` mean the same."""
+  """Defines the flags; flags of `experiments.train` mean the same there."""
   put = {'flag_values': values}
-  absl_flags.DEFINE_list('epsilons', '1,2,4,8', 'budgets to look at', **put)
+  absl_flags.DEFINE_list('epsilons', '1,2,4,8', 'privacy budgets', **put)
   absl_flags.DEFINE_string(
     'dataset',
     _DEFAULTS.dataset,
-    f'gives records, channels and classes: {loading.names()}',
+    f'data set that decides records, channels and classes: {loading.names()}',
     **put,
   )
   absl_flags.DEFINE_integer(
-    'image_size', _DEFAULTS.image_size, 'pixels a side', **put
+    'image_size', _DEFAULTS.image_size, 'height and width in pixels', **put
   )
   absl_flags.DEFINE_string(
-    'model', _DEFAULTS.model, 'its parameters decide the noise', **put
+    'model',
+    _DEFAULTS.model,
+    'network, whose number of parameters decides the noise',
+    **put,
   )
   absl_flags.DEFINE_integer(
     'num_parameters',
     None,
-    'instead of --model: how many there are',
+    'number of parameters, instead of --model',
     lower_bound=1,
     **put,
   )
-  absl_flags.DEFINE_integer('num_clients', 300, 'how many clients', **put)
+  absl_flags.DEFINE_integer('num_clients', 300, 'number of clients', **put)
   absl_flags.DEFINE_float(
     'clients_per_round', None, 'expected cohort [num_clients / 10]', **put
   )
   absl_flags.DEFINE_integer(
     'max_clients_per_round',
     None,
-    'cap on the cohort; tells what it costs [no cap]',
+    'cap on the cohort, whose cost is printed [no cap]',
     **put,
   )
   absl_flags.DEFINE_integer(
-    'num_records', None, 'how many images [as the data set]', **put
+    'num_records',
+    None,
+    'number of training images [that of the data set]',
+    **put,
   )
   absl_flags.DEFINE_float(
-    'expected_batch_size', None, 'records a round [num_records / 20]', **put
+    'expected_batch_size',
+    None,
+    'expected records in a round [num_records / 20]',
+    **put,
   )
   absl_flags.DEFINE_integer(
     'rounds', _DEFAULTS.rounds, 'rounds of training', **put
@@ -360,9 +382,14 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     'target_delta', None, 'δ [number of units ** -1.1]', **put
   )
   absl_flags.DEFINE_string(
-    'clipping', None, 'adaptive or fixed [client adaptive, record fixed]', **put
+    'clipping',
+    None,
+    'kind of clipping: adaptive or fixed [client: adaptive, record: fixed]',
+    **put,
   )
-  absl_flags.DEFINE_string('output_dir', None, 'for CSV and plot', **put)
+  absl_flags.DEFINE_string(
+    'output_dir', None, 'folder that gets plan.csv and plan.png', **put
+  )
 
 
 if __name__ == '__main__':

@@ -1,15 +1,15 @@
-r"""What federation and privacy are measured against: training without them.
+r"""Trains the baselines: models without federation and without privacy.
 
     python -m experiments.references --kind=central --dataset=synthetic \
         --output_dir=runs/central
 
-`central` trains one model on all images, as if they had been pooled; `per_site`
-trains one model for each site on its own images, as if nobody had worked
-together. Plain Keras, Adam, the epoch with the least validation loss: what
-somebody without TFF would do. The folder gets config.json and summary.json as
-that of a run; there is no ledger, as nothing is promised. That of `central`
-gets saved_model, too: where its images are public, private training may start
-from it by --initial_model.
+`central` trains one model on all images, as if they were pooled. `per_site`
+trains one model per site on the site's own images, as if no sites worked
+together. Both use plain Keras with Adam, and keep the epoch with the lowest
+validation loss. The folder gets config.json and summary.json, as that of a run.
+There is no ledger, as there is no guarantee. `central` also writes saved_model.
+If its images are public, private training may start from that model with
+--initial_model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tff_medical.reporting import sweeps
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string(
-    'kind', None, f'one of {", ".join(sweeps.REFERENCES)}'
+    'kind', None, f'kind of baseline: {" or ".join(sweeps.REFERENCES)}'
   )
   read_flags = flags.define()
   command.parse(
@@ -53,7 +53,7 @@ from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.serving import export
 
-# With more clients than this, and no sites, one alone has too few images.
+# Without sites, each of more clients than this has too few images to train on.
 MAX_ALONE = 20
 _EPOCHS = 30
 _PATIENCE = 5
@@ -62,21 +62,26 @@ _LEARNING_RATE = 1e-3
 
 
 class _Site(NamedTuple):
-  """Somebody who trains alone; `number` is None if it is no natural site."""
+  """A site that trains alone.
+
+  Attributes:
+    rows: Rows of the site's training images, int64 [n].
+    number: Number of the natural site; None for a client.
+  """
 
   rows: np.ndarray
   number: int | None
 
 
 def run(kind: str, given: settings_lib.Flags) -> None:
-  """Trains a reference and writes its folder.
+  """Trains a baseline and writes its folder.
 
   Args:
-    kind: One of `sweeps.REFERENCES`.
-    given: Flags of `settings.REFERENCE_FLAGS` alone.
+    kind: Kind of baseline, one of `sweeps.REFERENCES`.
+    given: Flags, of `settings.REFERENCE_FLAGS` alone.
 
   Raises:
-    InputError: A setting would be ignored or cannot be used.
+    InputError: A setting would be ignored, or cannot be used.
   """
   started = time.monotonic()
   _validate.one_of(sweeps.REFERENCES, kind=kind)
@@ -106,7 +111,7 @@ def run(kind: str, given: settings_lib.Flags) -> None:
 def _train_central(
   task: tasks.Task, folder: run_folder_lib.RunFolder
 ) -> tuple[str, str, dict[str, float]]:
-  """Trains on all images and exports; returns reason, message, metrics."""
+  """Trains and exports one model; returns stop reason, message and metrics."""
   model = _fit(task, np.arange(len(task.data.train)))
   metrics = _evaluate(task, model)
   with ending.deferred():
@@ -127,8 +132,8 @@ def _train_central(
 def _train_per_site(
   task: tasks.Task, folder: run_folder_lib.RunFolder
 ) -> tuple[str, str, dict[str, float]]:
-  """Trains a model for each site; returns reason, message, metrics."""
-  del folder  # Several models, none of which is of use to another site.
+  """Trains a model per site; returns stop reason, message and metrics."""
+  del folder  # No model is exported, as none is of use to another site.
   sites = _sites(task)
   if not sites:
     message = (
@@ -153,30 +158,31 @@ def _sites(task: tasks.Task) -> list[_Site]:
 
 
 def _metrics(task: tasks.Task, sites: Sequence[_Site]) -> dict[str, float]:
-  """Returns the means of the metrics of the sites' models.
+  """Returns the metrics of the sites' models.
 
-  Those of a site are of its own model on its own test images.
+  Metrics of the whole test split are means over the models. Metrics of one site
+  are those of the site's own model on the site's own test images.
   """
   by_site = [_evaluate(task, _fit(task, site.rows)) for site in sites]
-  # A metric that one site's images do not determine is the mean of the others.
+  # The mean leaves out the NaN of a metric that a model does not determine.
   means = {
     name: float(value)
     for name, value in pd.DataFrame(by_site).mean().items()
     if not name.startswith('site/')
   }
   for site, metrics in zip(sites, by_site):
-    own = f'site/{site.number}/'
-    means.update((n, v) for n, v in metrics.items() if n.startswith(own))
+    prefix = f'site/{site.number}/'
+    means.update((n, v) for n, v in metrics.items() if n.startswith(prefix))
   return means
 
 
 def _fit(task: tasks.Task, rows: np.ndarray) -> tf.keras.Model:
-  """Returns a model trained on some training images."""
+  """Returns a model that was trained on some rows of the training images."""
   data = task.data
   if not len(data.validation):
     raise _validate.InputError(
-      f'{data.name} has too few patients or images for a validation split, which '
-      'says when to stop; give more data'
+      f'{data.name} has too few patients or images for a validation split, '
+      'which decides when to stop; give more data'
     )
   tf.keras.utils.set_random_seed(task.seed)
   model = task.build_model()
@@ -202,7 +208,7 @@ def _fit(task: tasks.Task, rows: np.ndarray) -> tf.keras.Model:
 
 
 def _evaluate(task: tasks.Task, model: tf.keras.Model) -> dict[str, float]:
-  """Returns the metrics on the test images."""
+  """Returns the metrics of a model on the test images."""
   data = task.data
   return dict(
     evaluation.evaluate(

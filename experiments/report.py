@@ -2,8 +2,8 @@
 
     python -m experiments.report --sweep_dir=runs/sweep
 
-`experiments.tradeoff` writes the same files at its end. After audits of cells, or
-on a folder from another machine, this command writes them again.
+`experiments.tradeoff` writes the same files when it ends. Run this command
+after audits of cells, or on a folder from another machine.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def main(values: absl_flags.FlagValues) -> None:
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string(
-    'sweep_dir', None, 'the --output_dir of experiments.tradeoff'
+    'sweep_dir',
+    None,
+    'folder of the sweep: --output_dir of experiments.tradeoff',
   )
   command.run(functools.partial(main, absl_flags.FLAGS))

@@ -1,10 +1,10 @@
-r"""Writes some test images of a data set as PNG files, to classify them.
+r"""Writes some test images of a data set as PNG files, for `classify`.
 
     python -m experiments.sample_images --dataset=synthetic --output_dir=images
     python -m experiments.classify --saved_model=RUN/saved_model \
         --labels_from_folders images/*/*.png
 
-Each image stands in a folder that is named after its class.
+Each image is in a folder with the name of the image's class.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def write_images(
   """Writes the first test images of each class; returns the files.
 
   Args:
-    data: The data set.
-    folder: The folder that gets a folder for each class.
-    images_per_class: Number of images of each class, if there are as many.
+    data: Data set.
+    folder: Folder that gets a folder per class.
+    images_per_class: Largest number of images of each class.
 
   Raises:
-    InputError: `images_per_class` is not positive, or two classes have names
-      that make the same folder.
+    InputError: `images_per_class` is not positive, or the names of two classes
+      give the same folder.
   """
   _validate.positive_int(images_per_class=images_per_class)
   slugs = [_slug(name) for name in data.class_names]
@@ -58,7 +58,7 @@ def write_images(
 
 
 def _slug(name: str) -> str:
-  """Returns the name of a class as that of a folder."""
+  """Returns the name of the folder of a class."""
   return ''.join(c if c.isalnum() else '_' for c in name)
 
 
@@ -75,11 +75,13 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_string('dataset', 'synthetic', 'as experiments.train')
-  absl_flags.DEFINE_integer('image_size', 28, 'pixels a side')
+  absl_flags.DEFINE_string(
+    'dataset', 'synthetic', 'data set, as in experiments.train'
+  )
+  absl_flags.DEFINE_integer('image_size', 28, 'height and width in pixels')
   absl_flags.DEFINE_string('data_dir', None, 'folder with NAME.npz')
   absl_flags.DEFINE_integer(
     'images_per_class', 3, 'number of images of each class'
   )
-  absl_flags.DEFINE_string('output_dir', None, 'where the PNG files go')
+  absl_flags.DEFINE_string('output_dir', None, 'folder that gets the PNG files')
   command.run(functools.partial(main, absl_flags.FLAGS))

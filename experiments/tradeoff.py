@@ -1,16 +1,16 @@
-r"""How much accuracy each privacy budget costs: trains every cell, and reports.
+r"""Measures the accuracy that each privacy budget costs: a sweep with a report.
 
     python -m experiments.tradeoff --epsilons=1,2,4,8,inf --seeds=3 \
         --dataset=medmnist/pneumoniamnist --num_clients=470 --output_dir=runs/sweep
     python -m experiments.tradeoff \
         --flagfile=experiments/presets/tradeoff_quick.flags --output_dir=runs/quick
 
-All flags of `experiments.train` set what the cells have in common. A cell is
-one ε and one seed; ε inf is federated training without privacy. For each seed
-there are also the references of `experiments.references`. Started again with
-the same --output_dir, cells that are done are not done again and those that
-were stopped go on; more epsilons or seeds may be asked for. The folder gets
-results.csv, report.html, plots/, cells/NAME (each a run's folder) and logs/.
+The flags of `experiments.train` are common to all cells. A cell is one ε and
+one seed; ε inf is federated training without privacy. Each seed also has the
+baselines of `experiments.references`. Started again with the same --output_dir,
+the command skips finished cells and resumes stopped cells; epsilons and seeds
+may be added. The folder gets results.csv, report.html, plots/, cells/NAME (each
+a run's folder) and logs/.
 """
 
 from __future__ import annotations
@@ -41,19 +41,24 @@ from tff_medical.reporting import sweeps
 
 _PLAIN_FLAGS = 'without_privacy_flags'
 
-# The sweep decides on them, cell by cell.
-_OWN = ('target_epsilon', 'noise_multiplier', 'epsilon_budget', 'cohort_seed')
+# Settings that the sweep decides, cell by cell.
+_BY_CELL = (
+  'target_epsilon',
+  'noise_multiplier',
+  'epsilon_budget',
+  'cohort_seed',
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Planned:
-  """A cell to be done, with its settings."""
+  """A cell of the plan, with the flags of its training."""
 
   cell: sweeps.Cell
   flags: settings_lib.Flags
 
   def training(self) -> cells_lib.Training:
-    """Returns what does it."""
+    """Returns the training of the cell."""
     kind = self.cell.kind
     if kind == sweeps.FEDERATED:
       return cells_lib.Training(self.cell.name, self.flags)
@@ -68,20 +73,20 @@ def plan_cells(
   seeds: int,
   plain_flags: str = '',
 ) -> list[_Planned]:
-  """Returns all cells of a sweep, the seeds in turn.
+  """Returns all cells of a sweep, seed after seed.
 
   Args:
-    base: What the cells have in common; `seed` is the first of theirs.
-    epsilons: The budgets; inf is no privacy.
-    seeds: The number of seeds.
-    plain_flags: Flags that the cells without privacy have instead of those of
-      `base`: what suits noise need not suit them.
+    base: Flags common to all cells; `seed` is the first seed.
+    epsilons: Privacy budgets; inf is no privacy.
+    seeds: Number of seeds.
+    plain_flags: Flags of the cells without privacy that override `base`, for
+      settings that suit noise but not training without it.
 
   Raises:
-    InputError: A setting cannot be used, or is the sweep's to decide.
+    InputError: A setting cannot be used, or is decided by the sweep.
   """
   _validate.positive_int(seeds=seeds)
-  for name in _OWN:
+  for name in _BY_CELL:
     if name in base.given:
       raise _validate.InputError(
         f'{name} is decided for each cell, got {base.given[name]}; leave it '
@@ -97,8 +102,8 @@ def plan_cells(
       name = f'eps_{epsilon:g}_seed_{seed}'
       cells.append(sweeps.Cell(name, sweeps.FEDERATED, epsilon, seed))
   planned = [_Planned(cell, _flags(base, cell, plain_flags)) for cell in cells]
-  for one in planned:
-    one.flags.resolve()
+  for planned_cell in planned:
+    planned_cell.flags.resolve()
   return planned
 
 
@@ -107,12 +112,12 @@ def _flags(
 ) -> settings_lib.Flags:
   """Returns the flags of one cell."""
   folder = cells_lib.cell_folder(pathlib.Path(base.output_dir), cell.name)
-  own = base.changed(seed=cell.seed, output_dir=str(folder))
+  common = base.changed(seed=cell.seed, output_dir=str(folder))
   if cell.kind != sweeps.FEDERATED:
-    return own.for_reference()
+    return common.for_reference()
   if math.isfinite(cell.epsilon):
-    return own.changed(target_epsilon=cell.epsilon)
-  plain = without_privacy(own)
+    return common.changed(target_epsilon=cell.epsilon)
+  plain = without_privacy(common)
   changed = flags.changed(plain, plain_flags)
   for name in ('seed', 'output_dir', 'clipping'):
     if getattr(changed, name) != getattr(plain, name):
@@ -123,32 +128,32 @@ def _flags(
   return changed
 
 
-def without_privacy(own: settings_lib.Flags) -> settings_lib.Flags:
-  """Returns flags without clipping and noise, and what depends on them."""
-  return own.changed(**own.mode().baseline()).without_ignored()
+def without_privacy(given: settings_lib.Flags) -> settings_lib.Flags:
+  """Returns flags without clipping, noise, and the settings that need them."""
+  return given.changed(**given.mode().baseline()).without_ignored()
 
 
 def check_strictest(planned: Sequence[_Planned]) -> None:
   """Loads the data and calibrates the noise of the strictest budget.
 
-  What would fail in every cell, or in the strictest alone, so fails at once. It is
-  done in a process of its own: TensorFlow's threads are no company for the
-  processes that this one starts.
+  Faults of all cells, or of the strictest alone, so stop the sweep at once. The
+  check runs in a child process: forking after TensorFlow has started threads is
+  unsafe.
 
   Raises:
     InputError: The data cannot be used, or the budget is out of reach.
   """
-  strictest = min(planned, key=lambda one: one.cell.epsilon)
+  strictest = min(planned, key=lambda planned_cell: planned_cell.cell.epsilon)
   jobs.call(_check, strictest.flags)
 
 
-def _check(own: settings_lib.Flags) -> None:
-  # Only where TensorFlow is wanted.
+def _check(given: settings_lib.Flags) -> None:
+  # These import TensorFlow, which only the child process may do.
   from experiments.config import assembly
   from tff_medical.runtime import tff_worker
 
-  tff_worker.guard()  # Else TFF prints a traceback when the process ends.
-  assembly.assemble(own.resolve())
+  tff_worker.guard()  # Otherwise TFF prints a traceback when the process ends.
+  assembly.assemble(given.resolve())
 
 
 def claim(
@@ -158,18 +163,18 @@ def claim(
   command: str,
   plain_flags: str,
 ) -> None:
-  """Writes `sweep.json`, with the cells of earlier starts too.
+  """Writes `sweep.json`, including the cells of earlier starts.
 
   Raises:
     InputError: The folder belongs to a sweep with other settings.
   """
   path = folder / sweeps.SWEEP_FILE
   settings = {**base.given, _PLAIN_FLAGS: plain_flags}
-  entries = {one.cell.name: _entry(one.cell) for one in planned}
+  entries = {p.cell.name: _entry(p.cell) for p in planned}
   if path.exists():
-    there = sweeps.read(folder).info
-    _refuse_other_sweep(folder, there.get('settings', {}), settings)
-    entries = {**{c['name']: c for c in there['cells']}, **entries}
+    filed = sweeps.read(folder).info
+    _refuse_other_sweep(folder, filed.get('settings', {}), settings)
+    entries = {**{c['name']: c for c in filed['cells']}, **entries}
   elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise _validate.InputError(
       f'output_dir {folder} holds other files (no {sweeps.SWEEP_FILE}); choose '
@@ -197,13 +202,13 @@ def _entry(cell: sweeps.Cell) -> dict[str, Any]:
 
 
 def _refuse_other_sweep(
-  folder: pathlib.Path, there: dict[str, Any], now: dict[str, Any]
+  folder: pathlib.Path, filed: dict[str, Any], now: dict[str, Any]
 ) -> None:
   changed = [
-    f'--{name} ({there.get(name)} there, {now.get(name)} now)'
-    for name in sorted({*there, *now})
+    f'--{name} ({filed.get(name)} there, {now.get(name)} now)'
+    for name in sorted({*filed, *now})
     if name not in {*settings_lib.may_change(), 'seed'}
-    and there.get(name) != now.get(name)
+    and filed.get(name) != now.get(name)
   ]
   if changed:
     raise _validate.InputError(
@@ -221,10 +226,19 @@ def run(
   command: str,
   plain_flags: str = '',
 ) -> int:
-  """Does what is not done yet, then writes results.csv and the report.
+  """Trains the cells that are missing, and writes results.csv and the report.
+
+  Args:
+    base: Flags common to all cells.
+    epsilons: Privacy budgets; inf is no privacy.
+    seeds: Number of seeds.
+    jobs: Number of cells at once; by default one for each GPU, or else one for
+      each core.
+    command: Command line of the sweep, for `sweep.json`.
+    plain_flags: Flags of the cells without privacy that override `base`.
 
   Returns:
-    The exit code: of an interrupted sweep, of one with failed cells, or 0.
+    Exit code, one of `exit_codes`.
   """
   planned = plan_cells(base, epsilons, seeds, plain_flags)
   if jobs is not None:
@@ -234,7 +248,7 @@ def run(
     check_strictest(planned)
   claim(folder, base, planned, command, plain_flags)
   done = {c.name for c in sweeps.read(folder).cells if c.is_done}
-  todo = [one.training() for one in planned if one.cell.name not in done]
+  todo = [p.training() for p in planned if p.cell.name not in done]
   if len(todo) < len(planned):
     print(f'{len(planned) - len(todo)} of {len(planned)} cells are done.')
   ended = cells_lib.run(todo, folder, jobs, on_end=lambda: _write_csv(folder))
@@ -246,7 +260,7 @@ def _write_csv(folder: pathlib.Path) -> None:
 
 
 def _finish(folder: pathlib.Path, ended: cells_lib.Ended) -> int:
-  """Writes and prints what there is; returns the exit code."""
+  """Writes and prints the results so far; returns the exit code."""
   sweep = sweeps.read(folder)
   with ending.deferred():
     sweeps.write_csv(sweep)
@@ -276,17 +290,23 @@ def main(
 
 
 def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
-  """Defines the sweep's own flags."""
+  """Defines the flags of this command alone."""
   absl_flags.DEFINE_list(
-    'epsilons', '1,2,4,8,inf', 'budgets; inf is no privacy', flag_values=values
+    'epsilons',
+    '1,2,4,8,inf',
+    'privacy budgets; inf is no privacy',
+    flag_values=values,
   )
   absl_flags.DEFINE_integer(
-    'seeds', 3, 'runs of each, from --seed on', flag_values=values
+    'seeds',
+    3,
+    'number of runs of each budget; seeds count up from --seed',
+    flag_values=values,
   )
   absl_flags.DEFINE_string(
     _PLAIN_FLAGS,
     '',
-    'flags of the cells without privacy instead of the common ones, as in '
+    'flags of the cells without privacy that override the common ones, e.g. '
     '"--server_learning_rate=0.1"',
     flag_values=values,
   )

@@ -5,9 +5,9 @@ r"""Trains a private model: data, budget, rounds, summary and exported model.
         --flagfile=experiments/presets/pneumoniamnist_dp_eps8.flags \
         --data_dir=FOLDER_WITH_NPZ --output_dir=runs/pneumonia
 
-Started again with the same --output_dir it goes on after the last saved round.
-With --dry_run it says what would run, and how long that would take.
-What the folder holds stands in `tff_medical.program.run_folder`.
+Started again with the same --output_dir, the command goes on after the last
+saved round. With --dry_run it prints what would run and the expected time.
+`tff_medical.program.run_folder` lists the files of the folder.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if __name__ == '__main__':
     'dry_run',
     False,
     'prints what would run (data, noise, ε by round, size, expected time) and '
-    'writes nothing; needs no --output_dir',
+    'writes no file; --output_dir is not needed',
   )
   _read = flags.define()
 
   def read_flags() -> settings_lib.Flags:
-    """Returns the flags; a dry run has no folder."""
+    """Returns the flags; a dry run needs no folder."""
     return _read().changed(output_dir='.') if _DRY_RUN.value else _read()
 
   command.parse(check=lambda: read_flags().resolve())
@@ -63,9 +63,9 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   """Trains as the flags say and writes the run's folder.
 
   Raises:
-    InputError: A setting, the data or the folder cannot be used; nothing was
+    InputError: A setting, the data or the folder cannot be used; no file was
       written.
-    OSError: The disk failed; what was saved before still loads.
+    OSError: The disk failed; earlier checkpoints still load.
   """
   started = time.monotonic()
   settings = given.resolve()
@@ -122,7 +122,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
       initial_model=task.provenance,
       data_digest=config.data_digest,
     )
-    # An export that takes too long is taken back; the next start makes it.
+    # An export that takes too long is abandoned; the next start repeats it.
     with ending.deferred() as end, end.abandonable():
       seconds = time.monotonic() - started
       _finish(folder, task, settings, outcome, card, seconds)
@@ -150,7 +150,7 @@ def _finish(
   card: Mapping[str, Any],
   seconds: float,
 ) -> None:
-  """Exports the model, unless training is to go on, and sums the run up."""
+  """Exports the model unless training is to go on, and writes the summary."""
   has_diverged = outcome.reason is training.StopReason.DIVERGED
   is_exported = outcome.reason is not training.StopReason.INTERRUPTED and (
     settings.run.export_diverged or not has_diverged
@@ -192,7 +192,7 @@ def _release_managers(
   checkpoints: checkpoints_lib.Checkpoints,
   ledger: ledger_lib.PrivacyLedger,
 ) -> list[tff.program.ReleaseManager]:
-  """Returns what publishes each round, its files repaired where needed."""
+  """Returns the publishers of each round, after repairing their files."""
   published.repair(
     folder.metrics,
     folder.tensorboard,
@@ -238,7 +238,7 @@ def _print_summary(
 
 
 def show(given: settings_lib.Flags) -> None:
-  """Prints what the flags would run; writes nothing.
+  """Prints what the flags would run; writes no file.
 
   Raises:
     InputError: A setting or the data cannot be used.

@@ -1,12 +1,12 @@
-"""Checks what a run or an exported model states, for an auditor.
+"""Verifies the claims of a run or an exported model, for an auditor.
 
     python -m experiments.verify runs/first
     python -m experiments.verify runs/first/saved_model
 
-It needs neither the data nor the settings of the run, and writes nothing. It
-replays the ledger's chain, computes ε again from the events, and compares
-ledger, checkpoint, summary, card, metrics and exported weights. One line a
-check is printed; exit code 1 says that something differs.
+The command needs neither the data nor the settings of the run, and writes no
+file. It replays the ledger's chain, computes ε again from the events, and
+compares ledger, checkpoint, summary, card, metrics and exported weights. It
+prints one line per check. Exit code 1 says that a check failed.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ EXIT_DIFFERS = 1
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Prints the checks of the folder in `arguments`; returns the exit code."""
+  """Prints the checks of a folder, the only argument; returns the exit code."""
   if len(arguments) != 1:
     raise _validate.InputError(
-      'give one folder: that of a run, or its saved_model; got '
+      'arguments must be one folder, that of a run or its saved_model, got '
       f'{len(arguments)} arguments'
     )
   checks = verification.verify(arguments[0])

@@ -1,9 +1,9 @@
-"""The training of a finished run once more, with canaries, for the audit.
+"""Repeats the training of a finished run with canaries, for the audit.
 
-Noise multiplier, sampling rate, rounds and δ stay those of the run, and so does
-its ε; as the canaries join the population, cohorts grow with it. With adaptive
-clipping the target quantile is lowered, so that the clip norm follows the same
-quantile of the others: canaries are always clipped.
+Noise multiplier, sampling rate, rounds and δ are those of the run, hence ε as
+well. The canaries join the population, so cohorts grow. Canaries are always
+clipped. With adaptive clipping the target quantile is lowered, so that the clip
+norm follows the same quantile of all other units.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ AUDITED = (
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-  """What the folder of a run says.
+  """A finished run, as read from its folder.
 
   Attributes:
-    folder: The run's.
-    settings: With the noise multiplier in place of a target ε, and the rounds
-      that were trained.
-    summary: How it ended.
-    config: What it was started with.
+    folder: Folder of the run.
+    settings: Settings of the run, with the noise multiplier instead of a target
+      ε, and the number of rounds that were trained.
+    summary: Result of the run.
+    config: Configuration that the run was started with.
   """
 
   folder: run_folder_lib.RunFolder
@@ -59,10 +59,11 @@ class FinishedRun:
   config: run_folder_lib.Config
 
   def build_task(self) -> tasks.Task:
-    """Returns the run's task again.
+    """Returns the task of the run.
 
     Raises:
-      InputError: The data or the initial model is not there, or not the run's.
+      InputError: The data or the initial model is missing, or is not that of
+        the run.
     """
     task = assembly.load_task(self.settings)
     self._check_data(task.data)
@@ -74,10 +75,10 @@ class FinishedRun:
     return task
 
   def load_data(self) -> images_lib.ImageData:
-    """Returns the run's data again, for what needs no initial model.
+    """Returns the data of the run, without loading its initial model.
 
     Raises:
-      InputError: It is not there, or not the run's.
+      InputError: The data is missing, or is not that of the run.
     """
     settings = dataclasses.replace(
       self.settings, model=settings_lib.ModelSettings()
@@ -93,11 +94,11 @@ class FinishedRun:
       )
 
   def _other(
-    self, name: str, there: str | None, now: str | None
+    self, name: str, filed: str | None, now: str | None
   ) -> _validate.InputError:
     return _validate.InputError(
-      f'{self.folder.path} was trained with another {name} ({there} there, '
-      f'{now} now); put back what it was trained with'
+      f'{self.folder.path} was trained with another {name} ({filed} there, '
+      f'{now} now); restore what it was trained with'
     )
 
   @classmethod
@@ -105,7 +106,7 @@ class FinishedRun:
     """Reads config.json and summary.json.
 
     Raises:
-      InputError: They are missing, damaged or of another version.
+      InputError: A file is missing, damaged or of another version.
     """
     folder = run_folder_lib.RunFolder(pathlib.Path(path))
     try:
@@ -133,7 +134,7 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _AuditedTask(tasks.Task):
-  """A task whose model is wrapped, to train on canaries, too."""
+  """A task whose model is wrapped, so that it also trains on canaries."""
 
   wrap: Callable[[Any], Any] = lambda model: model
 
@@ -144,15 +145,15 @@ class _AuditedTask(tasks.Task):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CanaryAudit:
-  """What the repeated training showed.
+  """Result of the repeated training.
 
   Attributes:
-    canaries: Who they were.
-    scores: How much each seemed to take part.
-    findings: Lower bounds beside upper bounds.
-    delta: At which the ledger states ε.
-    epsilon: The ledger's.
-    card: The privacy card of the repeated training.
+    canaries: Canaries, and which of them took part.
+    scores: Scores of the canaries; a high score suggests that one took part.
+    findings: Lower bounds on ε beside its upper bounds.
+    delta: Delta at which the ledger states ε.
+    epsilon: Epsilon of the ledger.
+    card: Privacy card of the repeated training.
   """
 
   canaries: canaries_lib.Canaries
@@ -168,7 +169,7 @@ class CanaryAudit:
     return any(f.is_violation for f in self.findings)
 
   def describe(self) -> dict[str, Any]:
-    """Returns it as plain values; bounds at the top are those at `delta`."""
+    """Returns the result as plain values; top-level bounds are at `delta`."""
     stated = [f for f in self.findings if f.delta == self.delta]
     best = max(stated, key=lambda f: f.lower)
     included = self.canaries.included
@@ -208,17 +209,17 @@ def repeat_with_canaries(
   count: int,
   on_round: Callable[[training.RoundReport], None],
 ) -> CanaryAudit:
-  """Trains again with `count` canaries, and looks for them.
+  """Repeats a training with canaries, and attacks them.
 
   Args:
-    run: The run, with a guarantee to audit.
-    ledger_path: The file of the repeated training's ledger; must be new.
-    count: How many canaries, of which about half take part.
-    on_round: Is called after each round.
+    run: Finished run with a guarantee to audit.
+    ledger_path: Path of the repeated training's ledger; the file must be new.
+    count: Number of canaries, of which about half take part.
+    on_round: Callback after each round.
 
   Raises:
-    InputError: The run has no guarantee, or its data is not there.
-    KeyboardInterrupt: The user interrupted it.
+    InputError: The run has no guarantee, or its data is missing.
+    KeyboardInterrupt: The user interrupted the training.
   """
   mode = run.settings.mode
   if not mode.is_private:
@@ -295,7 +296,8 @@ def _with_canaries(
   run: FinishedRun, canaries: canaries_lib.Canaries
 ) -> assembly.Assembly:
   """Returns the parts of the run for the population with canaries."""
-  # An attacker may see every round's model, of which the average is less.
+  # An attacker may see the model of every round, which reveals more than the
+  # moving average.
   mode = dataclasses.replace(run.settings.mode, ema_decay=0.0)
   task = run.build_task()
   inner: Any = mode.feed(task)

@@ -1,23 +1,25 @@
-"""Gradient inversion on a run's first round: what updates show of an image.
+"""Gradient inversion on a run's first round: what updates reveal of an image.
 
-Training images are drawn, and each is taken for all that a client, or the unit at
-record level, holds; a client trains on it by plain SGD, a unit's gradient is that
-of the image as it is. The attacker of `tff_medical.auditing.inversion` knows the initial
-weights and the label, and tries to see the image in
+Training images are drawn. Each is treated as the whole data of a client or, at
+record level, of a unit. A client trains on the image by plain SGD; a unit's
+update is the gradient of the image. The attacker of
+`tff_medical.auditing.inversion` knows the initial weights and the label, and
+reconstructs the image from one of three views:
 
-- raw: the update as it is computed;
-- clipped: what is left of it at the clip norm, which is shorter, has the same
-  direction and so hides nothing;
-- noised: the clipped update with the noise that the round's sum carries, as for
-  someone who sees what is released and knows all other contributions. That this
-  attack fails is no proof that none succeeds; what proves something is ε.
+- raw: the update before clipping.
+- clipped: the update at the clip norm. It is shorter but has the same
+  direction, and so hides nothing.
+- noised: the clipped update with the noise of the round's sum, as seen by an
+  attacker who sees the release and knows all other contributions. A failure of
+  this attack does not prove that every attack fails; only ε proves something.
 
-`blind` is the guess of one who sees nothing, the mean training image. The noise
-is drawn anew, not the run's. `labels_told` is the share of labels that the bias
-of the head gives away. The figure shows training images beside the
-reconstructions: it must not leave those who may see the data, and the report does
-not show it. No ε covers the figures in audit.json either; they are means over
-images.
+`blind` is a guess without any view: the mean training image. The noise is
+fresh, not that of the run. `labels_told` is the share of labels that the bias
+of the head reveals.
+
+The figure shows training images beside the reconstructions. Only those who may
+see the data may see it, so the report does not show it. The figures in
+audit.json are means over images, and no ε covers them.
 """
 
 from __future__ import annotations
@@ -47,25 +49,32 @@ _VIEWS = {
   'noised': 'clipped, with noise',
 }
 _BLIND = 'blind'
-_MIN_PIXELS = 11  # The window of SSIM.
+_MIN_PIXELS = 11  # The width of SSIM's window.
 
 
 def check(
   run: audited_run.FinishedRun, train: images_lib.Split, images: int
 ) -> None:
-  """Checks that so many of the run's training images can be attacked.
+  """Checks that the inversion can attack a number of training images.
+
+  Args:
+    run: Finished run.
+    train: Training split of the run.
+    images: Number of training images to attack.
 
   Raises:
     InputError: The run does not add one noise to the sum of clipped updates, or
-      there are fewer training images, or they are too small to compare.
+      has fewer training images, or the images are too small for SSIM.
   """
   mode = run.settings.mode
   if not mode.has_one_noise or not mode.is_private:
-    what = f'mechanism={mode.name}' if mode.is_private else 'no noise'
-    able = ' or '.join(m.name for m in modes.MODES.values() if m.has_one_noise)
+    actual = f'mechanism={mode.name}' if mode.is_private else 'no noise'
+    allowed = ' or '.join(
+      m.name for m in modes.MODES.values() if m.has_one_noise
+    )
     raise _validate.InputError(
-      f'inversion_images needs a run with mechanism={able}, clipping and noise, '
-      f'got one with {what}; give --inversion_images=0'
+      f'inversion_images needs a run with mechanism={allowed}, clipping and '
+      f'noise, got a run with {actual}; give --inversion_images=0'
     )
   if images > len(train):
     raise _validate.InputError(
@@ -74,7 +83,8 @@ def check(
     )
   if min(train.image_shape[:2]) < _MIN_PIXELS:
     raise _validate.InputError(
-      f'inversion_images needs images of at least {_MIN_PIXELS} pixels a side'
+      f'inversion_images needs images of at least {_MIN_PIXELS} pixels in '
+      f'height and width, got {train.image_shape}; give --inversion_images=0'
     )
 
 
@@ -84,12 +94,12 @@ def invert(
   """Attacks updates of training images; writes the figure.
 
   Args:
-    run: One that passes `check`.
-    folder: Folder of inversion.png.
-    images: How many.
+    run: Finished run that passes `check`.
+    folder: Folder that gets inversion.png.
+    images: Number of training images to attack.
 
   Returns:
-    Means over the images, by what the attacker saw.
+    Means over the images, by the attacker's view.
   """
   mode = run.settings.mode
   task = run.build_task()
@@ -106,32 +116,36 @@ def invert(
   )
   blind = _mean_image(train)
   pixels = examples.scaled(chosen.rows(np.arange(images)))
-  rows, likeness, told = [], [], []
+  rows, similarities, hits = [], [], []
   for number in tqdm.trange(images, unit='image'):
     image = pixels[number]
     label = chosen.labels[number].astype(
       np.float32 if multi_label else np.int64
     )
     raw = _update(task.keras_model, loss, image, label, mode)
-    seen = _seen(raw, mechanism)
-    found = [attack.reconstruct(seen[view], label, number) for view in _VIEWS]
-    rows.append([image, *found])
-    likeness.append([inversion.similarity(image, f) for f in (*found, blind)])
+    views = _views(raw, mechanism)
+    guesses = [attack.reconstruct(views[v], label, number) for v in _VIEWS]
+    rows.append([image, *guesses])
+    similarities.append(
+      [inversion.similarity(image, guess) for guess in (*guesses, blind)]
+    )
     if not multi_label:
-      told.append([inversion.infer_label(seen[v][-1]) == label for v in _VIEWS])
+      hits.append(
+        [inversion.infer_label(views[v][-1]) == label for v in _VIEWS]
+      )
   headings = ('original', *_VIEWS.values())
   figure = plots.image_grid(
     'Training images, confidential: do not publish', headings, rows
   )
   plots.save(figure, folder, 'inversion')
-  return _describe(likeness, told)
+  return _describe(similarities, hits)
 
 
-def summary_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-  """Returns what to print of the results of `invert`, by name."""
+def summary_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """Returns the rows to print of the results of `invert`: name and text."""
   rows = []
   for view in (*_VIEWS, _BLIND):
-    values = found[view]
+    values = results[view]
     text = f'PSNR {float(values["psnr"]):.1f} dB, SSIM {values["ssim"]:.3f}'
     if 'labels_told' in values:
       text += f', {values["labels_told"]:.0%} of labels told'
@@ -139,7 +153,7 @@ def summary_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
   rows.append(
     (
       'inversion.png',
-      f'{found["images"]} training images: confidential, do not publish',
+      f'{results["images"]} training images: confidential, do not publish',
     )
   )
   return rows
@@ -158,7 +172,7 @@ def _update(
   label: np.ndarray,
   mode: Any,
 ) -> list[np.ndarray]:
-  """Returns the update of a unit that holds the image alone."""
+  """Returns the update of a unit whose data is one image."""
   if mode.privacy_unit != 'client':
     return inversion.gradient_of(model, loss, image, label)
   start = model.get_weights()
@@ -175,10 +189,10 @@ def _update(
   return update
 
 
-def _seen(
+def _views(
   raw: Sequence[np.ndarray], mechanism: mechanisms.GaussianMechanism
 ) -> dict[str, Sequence[np.ndarray]]:
-  """Returns what is attacked, by view, in the mechanism's first round."""
+  """Returns the attacker's views of an update in the first round, by name."""
   clipping = mechanism.clipping
   assert clipping is not None  # A private mechanism clips.
   norm = np.sqrt(sum(np.sum(np.square(part)) for part in raw))
@@ -191,14 +205,15 @@ def _seen(
 
 
 def _describe(
-  likeness: Sequence[Sequence[inversion.Similarity]],
-  told: Sequence[Sequence[bool]],
+  similarities: Sequence[Sequence[inversion.Similarity]],
+  hits: Sequence[Sequence[bool]],
 ) -> dict[str, Any]:
-  """Returns means over images; both are [images, views]."""
-  found: dict[str, Any] = {'images': len(likeness)}
-  for view, (psnr, ssim) in zip((*_VIEWS, _BLIND), np.mean(likeness, axis=0)):
-    found[view] = {'psnr': float(psnr), 'ssim': float(ssim)}
-  if told:
-    for view, share in zip(_VIEWS, np.mean(told, axis=0)):
-      found[view]['labels_told'] = float(share)
-  return found
+  """Returns means over images; both arguments are [images, views]."""
+  results: dict[str, Any] = {'images': len(similarities)}
+  means = np.mean(similarities, axis=0)
+  for view, (psnr, ssim) in zip((*_VIEWS, _BLIND), means):
+    results[view] = {'psnr': float(psnr), 'ssim': float(ssim)}
+  if hits:
+    for view, share in zip(_VIEWS, np.mean(hits, axis=0)):
+      results[view]['labels_told'] = float(share)
+  return results

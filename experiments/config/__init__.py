@@ -1,6 +1,7 @@
 """From flags to the objects of a run: fields, settings, flags, assembly.
 
-`fields` describes one setting, `settings` holds all of a run, `flags` reads them
-from the command line, and `assembly` turns them into task, feed, mechanism and
-process. What only one way of training needs stands in `experiments.modes`.
+`fields` describes one setting. `settings` holds all settings of a run. `flags`
+reads them from the command line. `assembly` turns them into task, feed,
+mechanism and process. Settings of one way of training alone are in
+`experiments.modes`.
 """

@@ -1,7 +1,7 @@
 """From settings to the objects of a run: task, feed, mechanism, process.
 
-`assemble` is how every command that trains or repeats a training puts these
-together. What is particular to a way of training comes from its mode.
+Every command that trains, or repeats a training, gets these objects from
+`assemble`. A mode contributes the parts that depend on the way of training.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Assembly:
   """The objects of a run that belong together.
 
   Attributes:
-    settings: With what depends on the data.
-    task: The clients' images and the model.
-    feed: Turns the units drawn for a round into client datasets.
-    mechanism: What is released and what it costs; its noise is calibrated.
+    settings: Settings, including those that depend on the data.
+    task: Images of the clients, and the model.
+    feed: Feed that turns the units drawn for a round into client datasets.
+    mechanism: Mechanism with calibrated noise.
   """
 
   settings: settings_lib.Settings
@@ -47,14 +47,14 @@ class Assembly:
 
   @property
   def delta(self) -> float:
-    """The delta of every epsilon of the run."""
+    """Delta at which every epsilon of the run is stated."""
     return self.settings.mode.target_delta or accounting.default_delta(
       self.feed.num_units
     )
 
   @functools.cached_property
   def process(self) -> tff.learning.templates.LearningProcess:
-    """The learning process."""
+    """Learning process of the run."""
     return self.settings.mode.averaged_process(self.task, self.mechanism)
 
 
@@ -63,12 +63,13 @@ def assemble(
   task: tasks.Task | None = None,
   progress: Callable[[str], None] = lambda line: None,
 ) -> Assembly:
-  """Returns the objects of a run, its noise calibrated if ε is the target.
+  """Returns the objects of a run; its noise is calibrated to a target ε.
 
   Args:
-    settings: Resolved.
-    task: The run's, if it was loaded before.
-    progress: Is called with a line after every step of the calibration.
+    settings: Resolved settings.
+    task: Task of the run; None loads it.
+    progress: Function that is called with a line after every step of the
+      calibration.
 
   Raises:
     InputError: The data cannot be used, or the target is out of reach.
@@ -85,12 +86,12 @@ def build_mechanism(
   num_units: int,
   progress: Callable[[str], None] = lambda line: None,
 ) -> Any:
-  """Returns the mechanism of settings that know their data.
+  """Returns the mechanism, its noise calibrated to a target ε.
 
   Args:
-    settings: What `Settings.for_data` returned.
-    num_units: The number of units.
-    progress: As for `assemble`.
+    settings: Settings that `Settings.for_data` returned.
+    num_units: Number of units, the population of the mechanism's sampling.
+    progress: Function for lines of progress, as in `assemble`.
   """
   mode = settings.mode
   mechanism = mode.mechanism(num_units)
@@ -110,12 +111,12 @@ def claim(
   settings: settings_lib.Settings,
   task: tasks.Task,
 ) -> run_folder.Config:
-  """Makes a folder the run's, or checks that it is.
+  """Claims a folder for the run, or checks that the run owns it.
 
   Args:
-    folder: The run's.
-    settings: With what depends on the data.
-    task: Its data and its initial model are identified by digests.
+    folder: Folder of the run.
+    settings: Settings, including those that depend on the data.
+    task: Task, whose data and initial model are identified by digests.
 
   Raises:
     InputError: The folder belongs to another run, or cannot be made.
@@ -136,14 +137,14 @@ def warn_of_large_delta(delta: float, population: int) -> None:
   if delta >= 1 / population:
     logging.warning(
       'target_delta %.3g is not below one over the population (%.3g): a '
-      'mechanism that publishes one of them at random would satisfy it',
+      'mechanism that publishes the data of a random unit would satisfy it',
       delta,
       1 / population,
     )
 
 
 def load_task(settings: settings_lib.Settings) -> tasks.Task:
-  """Loads the data, spreads it over clients and binds it to the model.
+  """Loads the data, spreads it over clients and combines it with the model.
 
   Raises:
     InputError: Data, partition or initial model cannot be used.
@@ -183,10 +184,10 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
 
 def _refuse_same_data(initial: models.InitialModel, dataset: str) -> None:
   """Refuses to state an epsilon for data that was trained on before."""
-  # A card may add to the name that the file is not the official one.
+  # A card may append to the name that the file is not the official one.
   if any(f'{name} '.startswith(f'{dataset} ') for name in initial.datasets):
     raise _validate.InputError(
-      f'initial_model {initial.name} was trained on {dataset}, too, so that the '
-      'ε of this run alone would not hold; start from a model of other data, go '
+      f'initial_model {initial.name} was trained on {dataset} as well, so the ε '
+      'of this run alone would not hold; start from a model of other data, go '
       'on in the output_dir of that run, or give up privacy with clipping=none'
     )

@@ -1,9 +1,8 @@
-"""Settings as fields of frozen dataclasses, with all that a flag needs.
+"""Settings as fields of frozen dataclasses, with all metadata of their flags.
 
-A group of settings is a frozen dataclass whose fields are made by `setting`:
-each has a default, a help text, and the values that it may have. `read` makes
-the dataclass from the flags that were given, and refuses a flag that the group
-would ignore.
+A group of settings is a frozen dataclass whose fields are made by `setting`.
+Each field has a default, a help text and its allowed values. `read` makes the
+dataclass from the given flags, and refuses a flag that the group would ignore.
 
 >>> @dataclasses.dataclass(frozen=True)
 ... class Server:
@@ -50,17 +49,18 @@ def setting(
   """Returns a field of a group of settings.
 
   Args:
-    default: The value if the flag is not given.
-    help_text: What the setting decides, for --help.
-    choices: The allowed values; () for any.
-    low: The least number allowed. Every number has both bounds: they keep what
-      is computed within float32, int32, memory and hours, and are wide enough
-      for whatever trains a model.
-    high: The largest number allowed.
-    only_if: Earlier fields of the group, and the values of them with which this
-      one has a use.
+    default: Value if the flag is not given.
+    help_text: Description of the setting for --help.
+    choices: Allowed values; () allows any.
+    low: Smallest allowed number. Every number has both bounds. They keep the
+      computation within float32, int32, memory and hours, and allow every value
+      that trains a model.
+    high: Largest allowed number.
+    only_if: Values of other settings with which the setting has a use, by name.
+      The others are earlier fields of the group, or settings of another group
+      that `read` is given.
     may_change: Whether a run may go on with another value.
-    or_zero: Whether 0 is allowed, too.
+    or_zero: Whether 0 is allowed as well.
     is_path: Whether the value is a path of this machine, whose `~` is expanded.
   """
   return dataclasses.field(
@@ -82,10 +82,10 @@ def redefine(group: type[Any], name: str, default: Any, **changed: Any) -> Any:
   """Returns a field of a parent group with another default.
 
   Args:
-    group: The parent.
-    name: The name of the field there.
-    default: The new default.
-    **changed: What else is different, as for `setting`.
+    group: Parent group.
+    name: Name of the field in the parent group.
+    default: New default.
+    **changed: Other metadata that differs, as in `setting`.
   """
   field = of(group)[name]
   return dataclasses.field(
@@ -110,9 +110,9 @@ def read(
   """Returns the group as the flags say; settings not given have defaults.
 
   Args:
-    group: The group.
-    given: Its flags that were given.
-    known: Settings of other groups that `only_if` of this one names.
+    group: Dataclass of the group.
+    given: Values of the given flags of the group, by name.
+    known: Settings of other groups that `only_if` of this group names.
 
   Raises:
     InputError: A value is not allowed, or would be ignored.
@@ -137,8 +137,8 @@ def used(group: Any, known: Mapping[str, Any] = _NONE) -> dict[str, Any]:
   """Returns the settings of a group that have a use, by name.
 
   Args:
-    group: The group.
-    known: As for `read`.
+    group: Instance of the group.
+    known: Settings of other groups, as in `read`.
   """
   values = {name: getattr(group, name) for name in of(type(group))}
   return {
@@ -151,12 +151,12 @@ def used(group: Any, known: Mapping[str, Any] = _NONE) -> dict[str, Any]:
 def unused_because(
   group: type[Any], values: Mapping[str, Any], name: str
 ) -> str:
-  """Returns the setting that leaves another one without a use, or ''.
+  """Returns the setting that leaves another setting without a use, or ''.
 
   Args:
-    group: The group of both.
-    values: The values of the settings before `name`.
-    name: The setting that may have no use.
+    group: Group of the setting.
+    values: Values of the settings that `only_if` may name.
+    name: Name of the setting that may have no use.
   """
   for other, allowed in of(group)[name].metadata['only_if'].items():
     if values[other] not in allowed:
@@ -165,7 +165,7 @@ def unused_because(
 
 
 def check(field: dataclasses.Field[Any], value: Any) -> None:
-  """Raises `InputError` unless a setting may have this value; None is none."""
+  """Raises `InputError` unless a setting may have a value; None is allowed."""
   if value is None:
     return
   metadata, named = field.metadata, {field.name: value}
@@ -188,23 +188,23 @@ def check(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 def check_product(
-  limit: int, what: str, values: Mapping[str, float | None]
+  limit: int, unit: str, values: Mapping[str, float | None]
 ) -> None:
-  """Refuses numbers that are each in order, but too large together.
+  """Refuses numbers that are each allowed, but whose product is too large.
 
   Args:
-    limit: The largest product.
-    what: The unit of the product.
-    values: The numbers by the names of their settings; None counts as 1.
+    limit: Largest allowed product.
+    unit: Unit of the product, for the message.
+    values: Factors by the names of their settings; None and 0 count as 1.
 
   Raises:
-    InputError: Their product is above the limit.
+    InputError: The product is above the limit.
   """
   factors = {name: value for name, value in values.items() if value}
   if math.prod(factors.values()) > limit:
     product = ' x '.join(f'{k} ({v:g})' for k, v in factors.items() if v != 1)
     raise _validate.InputError(
-      f'{product} must be at most {limit:,} {what}; lower one of them'
+      f'{product} must be at most {limit:,} {unit}; lower one of them'
     )
 
 
@@ -212,7 +212,7 @@ def local_path(name: str, path: str) -> str:
   """Returns a path with `~` expanded.
 
   Raises:
-    InputError: It is blank, of a home that is unknown, or no local path.
+    InputError: The path is blank, of an unknown home folder, or not local.
   """
   _validate.text(**{name: path})
   if '://' in path:
@@ -222,7 +222,7 @@ def local_path(name: str, path: str) -> str:
   expanded = os.path.expanduser(path)
   if expanded.startswith('~'):
     raise _validate.InputError(
-      f'{name} names a home folder that is not there, got {path!r}; write the '
-      'path in full, or ./ before it if it does begin with ~'
+      f'{name} names a home folder that does not exist, got {path!r}; write '
+      'the path in full, or with ./ before a name that begins with ~'
     )
   return expanded

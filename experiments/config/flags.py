@@ -1,8 +1,7 @@
 """Flags on the command line: from absl to `settings.Flags`, and the help.
 
-A flag is defined once a command for every setting, with no value unless it was
-given; defaults and bounds are those of `settings`. Nothing here imports
-TensorFlow.
+Every setting is one flag of a command. A flag that is not given has no value;
+defaults and bounds are those of `settings`. Nothing here imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ _COMMON = 'Privacy and training'
 _OWN_IMAGES = 'Own images, with --dataset=folder or --dataset=table'
 _FLAGFILE = ('-flagfile', '--flagfile')
 _MAX_FLAGFILE_BYTES = 1_000_000
-_MECHANISM_HELP = 'the way of training [the first that protects --privacy_unit]'
-_FLAGFILE_HELP = """Flags may stand in a file, one a line, that --flagfile=FILE names.
---flagfile=RUN/config.json gives the settings of an earlier run back."""
-# What config.json holds that is no value of a flag.
+_MECHANISM_HELP = 'way of training [the first that protects --privacy_unit]'
+_FLAGFILE_HELP = """--flagfile=FILE reads flags from a file, one flag per line.
+--flagfile=RUN/config.json reads the settings of an earlier run."""
+# Settings in config.json that are not given back as flags.
 _NOT_GIVEN_BACK = ('output_dir', 'cohort_seed')
 
 
 def define(
   values: flags.FlagValues = flags.FLAGS,
 ) -> Callable[[], settings_lib.Flags]:
-  """Defines a flag for every setting; returns what reads those given."""
+  """Defines a flag for every setting; returns a function that reads them."""
   flags.DEFINE_string('mechanism', None, _MECHANISM_HELP, flag_values=values)
   for name, groups in settings_lib.owners().items():
     make = _DEFINE[fields.kind(groups[0], name)]
@@ -60,14 +59,14 @@ def define(
 
 
 def changed(given: settings_lib.Flags, arguments: str) -> settings_lib.Flags:
-  """Returns flags with what a text says instead.
+  """Returns flags that are overridden by those in a text.
 
   Args:
-    given: The flags that hold where the text says nothing.
-    arguments: Flags as in a shell, e.g. `--rounds=5 --model=cnn`.
+    given: Flags to override.
+    arguments: Overriding flags as in a shell, e.g. `--rounds=5 --model=cnn`.
 
   Raises:
-    InputError: The text has something else than flags of settings.
+    InputError: The text holds anything but flags of settings.
   """
   values = flags.FlagValues()
   read = define(values)
@@ -92,8 +91,8 @@ def check_flagfiles(
   """Raises `InputError` for flagfiles that absl would hang or fail on.
 
   Args:
-    arguments: The command line without the program, or lines of a flagfile.
-    inside: The real paths of the flagfiles that these lines are in.
+    arguments: Command line without the program, or lines of a flagfile.
+    inside: Real paths of the flagfiles that include these lines.
   """
   pairs = zip(arguments, [*arguments[1:], ''])
   for argument, following in pairs:
@@ -115,13 +114,13 @@ def check_flagfiles(
 def _read_flagfile(path: pathlib.Path) -> str:
   try:
     expanded = path.expanduser()
-    if not expanded.is_file():  # A pipe would be waited for.
-      why = 'is no file' if expanded.exists() else 'does not exist'
-      raise _validate.InputError(f'flagfile {path} {why}')
+    if not expanded.is_file():  # Reading a pipe might wait for ever.
+      problem = 'is no file' if expanded.exists() else 'does not exist'
+      raise _validate.InputError(f'flagfile {path} {problem}')
     if expanded.stat().st_size > _MAX_FLAGFILE_BYTES:
       raise _validate.InputError(f'flagfile {path} is too large for a flagfile')
     text = expanded.read_text(encoding='utf-8')
-  except (OSError, RuntimeError) as error:  # RuntimeError: no such home.
+  except (OSError, RuntimeError) as error:  # RuntimeError: no such home folder.
     raise _validate.InputError(
       f'flagfile {path} cannot be read ({error})'
     ) from None
@@ -131,39 +130,39 @@ def _read_flagfile(path: pathlib.Path) -> str:
     text = '\0'
   if '\0' in text:
     raise _validate.InputError(
-      f'flagfile {str(path)!r} is no text; it must hold a flag a line, '
+      f'flagfile {str(path)!r} is no text; it must hold one flag per line, '
       '--name=value'
     )
   return text
 
 
 def with_configs(argv: Sequence[str]) -> list[str]:
-  """Returns the arguments, with each config.json as the flags it stands for.
+  """Returns the arguments, with each config.json replaced by its flags.
 
-  A run's config.json is given back by `--flagfile=RUN/config.json`; flags after
-  it may say something else. Its output folder and cohort seed are not taken.
+  `--flagfile=RUN/config.json` stands for the settings of a run, which later
+  flags may override. The run's output folder and cohort seed are left out.
 
   Raises:
     InputError: The file is damaged.
   """
-  found: list[str] = []
+  expanded: list[str] = []
   rest = list(argv)
   while rest:
     argument = rest.pop(0)
     if argument == '--':
-      return [*found, argument, *rest]
+      return [*expanded, argument, *rest]
     name, equals, value = argument.partition('=')
     if name not in _FLAGFILE:
-      found.append(argument)
+      expanded.append(argument)
       continue
     if not equals and rest:
       value = rest.pop(0)
     path = value.strip()
     if path.endswith('.json'):
-      found += _of_config(pathlib.Path(path).expanduser())
+      expanded += _of_config(pathlib.Path(path).expanduser())
     else:
-      found.append(f'{name}={value}')
-  return found
+      expanded.append(f'{name}={value}')
+  return expanded
 
 
 def _of_config(path: pathlib.Path) -> list[str]:
@@ -183,7 +182,7 @@ def given_back(settings: Mapping[str, Any]) -> settings_lib.Flags:
   """Returns the flags of the settings that a run's config.json holds.
 
   Raises:
-    InputError: They are of another version.
+    InputError: The settings are of another version.
   """
   values = {n: v for n, v in settings.items() if n not in _NOT_GIVEN_BACK}
   try:
@@ -196,18 +195,18 @@ def given_back(settings: Mapping[str, Any]) -> settings_lib.Flags:
 
 
 def help_text(
-  doc: str, own: Sequence[flags.Flag], settings: Collection[str]
+  doc: str, command_flags: Sequence[flags.Flag], settings: Collection[str]
 ) -> str:
-  """Returns what --help prints: the command's doc and its flags in groups.
+  """Returns the text of --help: the command's doc and its flags in groups.
 
   Args:
-    doc: The docstring of the command.
-    own: The flags of this command alone.
-    settings: The names of the settings of a run that it has a use for, too.
+    doc: Docstring of the command.
+    command_flags: Flags of this command alone.
+    settings: Names of the settings of a run that the command uses.
   """
   parts = [doc.strip()]
-  if own:
-    lines = [line for flag in own for line in _describe_flag(flag)]
+  if command_flags:
+    lines = [line for flag in command_flags for line in _describe_flag(flag)]
     parts.append('\n'.join(['Flags of this command:', *lines]))
   for title, flags_of in _setting_groups().items():
     lines = [x for n, lines in flags_of.items() if n in settings for x in lines]
@@ -219,7 +218,7 @@ def help_text(
 
 
 def _setting_groups() -> dict[str, dict[str, list[str]]]:
-  """Returns the groups by title: the lines of each flag by its name."""
+  """Returns the lines of each flag by its name, in groups by their title."""
   of_group: dict[str, dict[str, list[str]]] = {
     title: {} for title in ('Data', _OWN_IMAGES, 'Model', _COMMON)
   }
@@ -237,7 +236,7 @@ def _setting_groups() -> dict[str, dict[str, list[str]]]:
         field.metadata['only_if'],
       )
     )
-  of_group['Run'] = of_group.pop('Run')  # Comes last.
+  of_group['Run'] = of_group.pop('Run')  # This group comes last.
   return of_group
 
 
@@ -256,7 +255,7 @@ def _title(groups: Sequence[type[Any]]) -> str:
 
 
 def _other_defaults(groups: Sequence[type[Any]], name: str) -> str:
-  """Returns the modes where a setting has another default, in brackets."""
+  """Returns the other defaults that modes give a setting, in brackets."""
   first = fields.of(groups[0])[name].default
   other = (
     {g.name: fields.of(g)[name].default for g in groups if g is not groups[0]}

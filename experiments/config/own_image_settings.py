@@ -1,7 +1,7 @@
-"""The settings of own images: flags of `--dataset=folder` and `--dataset=table`.
+"""Settings of own images: flags of `--dataset=folder` and `--dataset=table`.
 
-They are a group of their own, as data sets with a name have no use for them.
-`OwnImageSettings.options` gives them to the library.
+They are a separate group, as named data sets have no use for them.
+`OwnImageSettings.options` returns them as the library takes them.
 """
 
 from __future__ import annotations
@@ -25,54 +25,54 @@ _TABLE = {'dataset': (own_images.TABLE,)}
 
 @dataclasses.dataclass(frozen=True)
 class OwnImageSettings:
-  """Where labels, patients and sites stand, and how files are decoded."""
+  """Places of labels, patients and sites, and choices for decoding."""
 
   folder_levels: Optional[str] = fields.setting(
     None,
-    'what the folders stand for, as site/class or class/patient/* '
+    'meaning of the folder levels, e.g. site/class or class/patient/* '
     '[class, or split/class]',
     only_if=_FOLDER,
   )
   file_column: str = fields.setting(
-    'file', 'column of the path or name of the image', only_if=_TABLE
+    'file', "column of the image's path or name", only_if=_TABLE
   )
   label_columns: str = fields.setting(
     'label',
-    'column of the class, or several columns of 0 and 1 with commas',
+    'column of the class, or several columns of 0 and 1, separated by commas',
     only_if=_TABLE,
   )
   one_hot: bool = fields.setting(
     False,
-    'several label columns are classes, exactly one a row',
+    'whether several label columns are classes, exactly one of them in a row',
     only_if=_TABLE,
   )
   label_separator: Optional[str] = fields.setting(
-    None, 'text between several findings in a cell, as |', only_if=_TABLE
+    None, 'text between several findings in a cell, e.g. |', only_if=_TABLE
   )
   no_finding: Optional[str] = fields.setting(
     None, 'word for no finding, with --label_separator', only_if=_TABLE
   )
   uncertain: Optional[str] = fields.setting(
     None,
-    'what an uncertain label (-1) counts as: '
-    f'{", ".join(label_cells.CHOICES)} [asked for]',
+    'value that an uncertain label (-1) counts as: '
+    f'{", ".join(label_cells.CHOICES)} [required if there are any]',
     only_if=_TABLE,
   )
   blank: Optional[str] = fields.setting(
     None,
-    'what a blank label counts as: '
-    f'{", ".join(label_cells.CHOICES)} [asked for]',
+    'value that a blank label counts as: '
+    f'{", ".join(label_cells.CHOICES)} [required if there are any]',
     only_if=_TABLE,
   )
   patient_column: Optional[str] = fields.setting(
-    None, 'column that tells the patients of a site apart', only_if=_TABLE
+    None, 'column that distinguishes the patients of a site', only_if=_TABLE
   )
   site_column: Optional[str] = fields.setting(
     None, 'column of the site', only_if=_TABLE
   )
   split_column: Optional[str] = fields.setting(
     None,
-    'column of train, validation or test [made by patient, or else by image]',
+    'column of train, validation or test [split by patient, or else by image]',
     only_if=_TABLE,
   )
   image_dir: Optional[str] = fields.setting(
@@ -84,41 +84,46 @@ class OwnImageSettings:
   )
   missing_files: str = fields.setting(
     'refuse',
-    'rows whose file is not there',
+    'treatment of rows whose file is missing',
     choices=file_tables.MISSING_FILES,
     only_if=_TABLE,
   )
   dicom_patients: bool = fields.setting(
-    False, 'PatientID of DICOM headers tells patients apart', only_if=_OWN
+    False,
+    'whether the PatientID of DICOM headers distinguishes patients',
+    only_if=_OWN,
   )
   missing_patients: str = fields.setting(
     'refuse',
-    'images without a patient; own: each is a patient of its own',
+    'treatment of images without a patient; own: each is a separate patient',
     choices=image_table.MISSING_PATIENTS,
     only_if=_OWN,
   )
   channels: Optional[int] = fields.setting(
-    None, '1 (grey) or 3 (RGB) [3 if any image is in colour]', only_if=_OWN,
-    low=1, high=3,
-  )  # fmt: skip
+    None,
+    'number of channels: 1 (grey) or 3 (RGB) [3 if any image is in colour]',
+    only_if=_OWN,
+    low=1,
+    high=3,
+  )
   frames: Optional[str] = fields.setting(
     None,
     'frames or pages of a file that are images: first, middle, all or a number '
-    'from 0 [asked for]',
+    'from 0 [required if there are several]',
     only_if=_OWN,
   )
   slice_axis: Optional[str] = fields.setting(
     None,
-    'axis along which NIfTI volumes are cut [asked for]',
+    'axis along which NIfTI volumes are sliced [required for NIfTI]',
     choices=decoded.SLICE_AXES,
     only_if=_OWN,
   )
   slices: str = fields.setting(
-    'all', 'slices that are images, as for --frames', only_if=_OWN
+    'all', 'slices that are images, with the values of --frames', only_if=_OWN
   )
   volume: Optional[int] = fields.setting(
     None,
-    'number, from 0, of the volume of a NIfTI series [asked for]',
+    'number, from 0, of the volume of a NIfTI series [required for a series]',
     only_if=_OWN,
     low=0,
     high=1_000_000,
@@ -131,27 +136,28 @@ class OwnImageSettings:
   )
   value_range: Optional[str] = fields.setting(
     None,
-    'values that are black and white, as -160,240: for floating-point TIFF, '
-    'NIfTI and --dicom_values=hu',
+    'values that become black and white, e.g. -160,240; for floating-point '
+    'TIFF, NIfTI and --dicom_values=hu',
     only_if=_OWN,
   )
   prepared_dir: Optional[str] = fields.setting(
     None,
-    'folder of prepared images, as private as they are [in ~/.cache]',
+    'folder of prepared images, which needs the same protection as the images '
+    '[in ~/.cache]',
     only_if=_OWN,
     may_change=True,
     is_path=True,
   )
   max_bad_fraction: float = fields.setting(
     0.0,
-    'share of the files that may be unusable',
+    'largest allowed fraction of unusable files',
     only_if=_OWN,
     low=0.0,
     high=1.0,
   )
   decode_workers: Optional[int] = fields.setting(
     None,
-    'processes that decode [one for each core]',
+    'number of processes that decode [one for each core]',
     only_if=_OWN,
     may_change=True,
     low=1,
@@ -159,7 +165,7 @@ class OwnImageSettings:
   )
   file_seconds: float = fields.setting(
     60.0,
-    'seconds that decoding a file may take',
+    'largest allowed seconds for decoding a file',
     only_if=_OWN,
     may_change=True,
     low=0.1,
@@ -167,7 +173,7 @@ class OwnImageSettings:
   )
 
   def __post_init__(self) -> None:
-    self.options()  # Checks the values that belong together.
+    self.options()  # The library checks that the values fit together.
 
   def options(self) -> own_images.OwnImages:
     """Returns the choices as the library takes them."""
@@ -208,7 +214,7 @@ class OwnImageSettings:
 
 
 def _names(text: str) -> tuple[str, ...]:
-  """Returns names with commas between them; quotes hold a name with a comma."""
+  """Returns comma-separated names; a quoted name may hold a comma."""
   return tuple(name.strip() for name in next(csv.reader([text])))
 
 
@@ -219,6 +225,6 @@ def _range(text: str | None) -> tuple[float, float] | None:
     low, high = (float(part) for part in text.split(','))
   except ValueError:
     raise _validate.InputError(
-      f'value_range must be LOW,HIGH as -160,240, got {text!r}'
+      f'value_range must be LOW,HIGH, e.g. -160,240, got {text!r}'
     ) from None
   return low, high

@@ -1,9 +1,9 @@
-"""The settings of a run: what its flags say, resolved and checked.
+"""Settings of a run, resolved from its flags and checked.
 
-`Flags` holds the values that were given, by name, and is what sweeps change;
-`resolve` turns them into `Settings`: data, model, mode and run, each a frozen
-dataclass whose values were checked. A flag that the chosen mode has no use for
-is an error. Nothing here imports TensorFlow.
+`Flags` holds the given values by name; sweeps change them. `Flags.resolve`
+turns them into `Settings`: data, own images, model, mode and run, each a frozen
+dataclass of checked values. A flag that the chosen mode does not use is an
+error. Nothing here imports TensorFlow.
 
 >>> flags = Flags.of(target_epsilon=8.0, output_dir='runs/x')
 >>> settings = flags.resolve()
@@ -76,7 +76,7 @@ class DataSettings:
   )
   seed: int = fields.setting(
     0,
-    'of data, partition and initial weights; never of the noise',
+    'seed of data, partition and initial weights, never of the noise',
     low=0,
     high=2**31 - 1,
   )
@@ -101,14 +101,14 @@ class ModelSettings:
     None,
     'saved_model folder of an earlier run, public or paid for, whose weights '
     'training starts from',
-    may_change=True,  # Its digest must not.
+    may_change=True,  # The path may change, but not the model's digest.
     is_path=True,
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-  """How, where and how visibly the training runs."""
+  """Settings of how and where the training runs, and of its output."""
 
   rounds_per_eval: int = fields.setting(
     10, 'rounds between evaluations', may_change=True, low=1, high=1_000_000
@@ -149,7 +149,7 @@ class RunSettings:
   )
   export_diverged: bool = fields.setting(
     False,
-    'exports even a model that has diverged, which is of no use',
+    'whether to export even a model that has diverged, which is of no use',
     may_change=True,
   )
   output_dir: Optional[str] = fields.setting(
@@ -165,11 +165,11 @@ class Settings:
   """All settings of a run, resolved.
 
   Attributes:
-    data: The images, and how they go to clients.
-    own: Where own images and their labels are, and how they are decoded.
-    model: The network.
-    mode: The way of training.
-    run: How and where the training runs.
+    data: Settings of the images, and of their partition over clients.
+    own: Settings of own images, their labels and their decoding.
+    model: Settings of the network.
+    mode: Way of training, with its settings.
+    run: Settings of how and where the training runs.
   """
 
   data: DataSettings
@@ -179,11 +179,11 @@ class Settings:
   run: RunSettings
 
   def for_data(self, num_clients: int, num_units: int) -> Settings:
-    """Returns the settings with what depends on the data.
+    """Returns the settings including those that depend on the data.
 
     Args:
-      num_clients: The number of clients.
-      num_units: The number of units that the guarantee protects.
+      num_clients: Number of clients.
+      num_units: Number of units that the guarantee protects.
     """
     return dataclasses.replace(
       self,
@@ -207,10 +207,11 @@ class Settings:
     return values
 
   def may_change(self) -> frozenset[str]:
-    """Returns the settings that may differ when the run goes on.
+    """Returns the names of the settings that may differ when the run goes on.
 
-    They change where or how fast the same computation runs, never what it is.
-    The number of rounds may, too, where nothing was chosen for it.
+    They change where or how fast a computation runs, never its result. The
+    number of rounds may also change, unless the noise or the learning rate
+    depends on it.
     """
     schedule = getattr(self.mode, 'client_learning_rate_schedule', 'constant')
     if self.mode.target_epsilon is None and schedule == 'constant':
@@ -226,15 +227,15 @@ _GROUPS: tuple[type[Any], ...] = (
 )
 
 
-# What follows asks `modes.MODES` anew each time, so that a mode is known by being
-# there, and by nothing else.
+# The functions below read `modes.MODES` at each call, so that a mode needs no
+# other registration.
 def owners() -> dict[str, list[type[Any]]]:
-  """Returns the groups of each flag but --mechanism, which chooses one."""
-  found: dict[str, list[type[Any]]] = {}
+  """Returns the groups of each flag except --mechanism, which has no group."""
+  groups_by_name: dict[str, list[type[Any]]] = {}
   for group in (*_GROUPS, *modes.MODES.values()):
     for name in fields.of(group):
-      found.setdefault(name, []).append(group)
-  return found
+      groups_by_name.setdefault(name, []).append(group)
+  return groups_by_name
 
 
 def names() -> tuple[str, ...]:
@@ -243,7 +244,7 @@ def names() -> tuple[str, ...]:
 
 
 def may_change() -> frozenset[str]:
-  """Returns the settings with which a run may go on that differ from before."""
+  """Returns the names of the settings that may differ when any run goes on."""
   return frozenset(
     name
     for name, groups in owners().items()
@@ -252,23 +253,23 @@ def may_change() -> frozenset[str]:
 
 
 def field(name: str) -> dataclasses.Field[Any]:
-  """Returns a setting by its name, as the first group that has it says."""
+  """Returns the setting of a name, from the first group that has it."""
   return fields.of(owners()[name][0])[name]
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-  """The flags that were given.
+  """Flags that were given.
 
   Attributes:
-    given: Their values by name; a flag that is not here has its default.
+    given: Values of the flags by name; a flag that is missing has its default.
   """
 
   given: Mapping[str, Any]
 
   @classmethod
   def of(cls, **values: Any) -> Flags:
-    """Returns flags with these values, those that are None left out."""
+    """Returns flags with these values; those that are None are left out."""
     return cls({}).changed(**values)
 
   def __getattr__(self, name: str) -> Any:
@@ -282,10 +283,14 @@ class Flags:
     return field(name).default
 
   def changed(self, **values: Any) -> Flags:
-    """Returns these flags with others; None takes a flag back."""
-    known = names()
+    """Returns the flags with other values; None removes a flag.
+
+    Raises:
+      TypeError: There is no flag of a name.
+    """
+    flag_names = names()
     for name in values:
-      if name not in known:
+      if name not in flag_names:
         raise TypeError(f'there is no flag {name!r}')
     merged = {**self.given, **values}
     return Flags({n: v for n, v in merged.items() if v is not None})
@@ -314,7 +319,7 @@ class Flags:
   def resolve(self) -> Settings:
     """Returns the settings of a run.
 
-    What depends on the data comes with `Settings.for_data`.
+    Settings that depend on the data are set by `Settings.for_data`.
 
     Raises:
       InputError: A value is not allowed, missing, or would be ignored.
@@ -348,7 +353,7 @@ class Flags:
     return settings
 
   def without_ignored(self) -> Flags:
-    """Returns these flags without what `resolve` would refuse as ignored."""
+    """Returns the flags without those that `resolve` refuses as ignored."""
     mode = self.mode()
     kept: dict[str, Any] = {}
     for group in (*_GROUPS, mode):
@@ -366,14 +371,14 @@ class Flags:
     return Flags(kept)
 
   def for_reference(self) -> Flags:
-    """Returns what training without federation and privacy has a use for."""
+    """Returns the flags that training without federation and privacy uses."""
     kept = {n: v for n, v in self.given.items() if n in REFERENCE_FLAGS}
     if self.partition in partition_lib.COUNTED_KINDS:
       kept.setdefault('num_clients', self.mode().default_clients)
     return Flags({**kept, 'clipping': 'none'})
 
   def as_reference(self) -> Flags:
-    """Returns the same as `for_reference`, but leaves nothing out.
+    """Returns the flags as `for_reference` does, but refuses any other flag.
 
     Raises:
       InputError: A flag would be ignored.
@@ -388,7 +393,7 @@ class Flags:
     return self.for_reference()
 
   def arguments(self) -> list[str]:
-    """Returns the flags as a command takes them."""
+    """Returns the flags as arguments of a command."""
     return [f'--{name}={value}' for name, value in self._sorted()]
 
   def _sorted(self) -> Iterator[tuple[str, Any]]:
@@ -400,7 +405,7 @@ class Flags:
     return {n: self.given[n] for n in fields.of(group) if n in self.given}
 
   def _ignored_by(self, mode: type[base.Mode], name: str) -> str:
-    """Returns what leaves a flag without a use, or ''."""
+    """Returns the setting that leaves a flag without a use, or ''."""
     if name == _MECHANISM or name in fields.of(mode):
       return ''
     if any(name in fields.of(group) for group in _GROUPS):
@@ -423,7 +428,7 @@ REFERENCE_FLAGS = (
 
 
 def _with_clients(data: DataSettings, mode: type[base.Mode]) -> DataSettings:
-  """Returns the data's settings with the number of clients, if it is free."""
+  """Returns the data settings with the mode's default number of clients."""
   if data.num_clients is not None:
     return data
   if data.partition not in partition_lib.COUNTED_KINDS:
@@ -434,7 +439,7 @@ def _with_clients(data: DataSettings, mode: type[base.Mode]) -> DataSettings:
 def _default(
   group: type[Any], field: dataclasses.Field[Any], given: Mapping[str, Any]
 ) -> Any:
-  """Returns the default of a setting, which may depend on others."""
+  """Returns the default of a setting, which may depend on given settings."""
   if issubclass(group, base.Mode):
     return group.defaults(dict(given)).get(field.name, field.default)
   return field.default

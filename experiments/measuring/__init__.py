@@ -1,1 +1,1 @@
-"""What the benchmarks share: timing, and the floor of bare TensorFlow."""
+"""Parts of the benchmarks: timing, and the floor of bare TensorFlow."""

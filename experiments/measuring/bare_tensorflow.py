@@ -1,13 +1,13 @@
 """DP-FedAvg with adaptive clipping in plain TensorFlow, without TFF.
 
-The floor of the benchmark: the arithmetic that TFF's algorithm does, written by
-hand in the fastest way found. A client is one `tf.function`, its loop unrolled
-over slices of its images; clients run at once on threads; sums are kept by
-thread.
+This is the floor of the benchmark: the arithmetic of TFF's algorithm, written
+by hand in the fastest way found. A client is one `tf.function`, whose loop is
+unrolled over slices of the images. Clients run at once on threads, and each
+thread keeps its own sum.
 
 The arithmetic follows TFF 0.87: local SGD, a model delta that is dropped if it
 is not finite, clipping to a norm that tracks the median, Gaussian noise on sum
-and count, division by the expected cohort and momentum at the server.
+and count, division by the expected cohort, and momentum at the server.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Training:
   """Model, data and optimizer state of one training run.
 
   Attributes:
-    weights: The model, after the last round.
-    clip: The norm that the next round clips to.
+    weights: Weights of the model after the last round.
+    clip: Clip norm of the next round.
   """
 
   def __init__(
@@ -48,7 +48,8 @@ class Training:
     self._momentum = [tf.zeros_like(w) for w in self.weights]
     self.clip = tf.constant(_INITIAL_CLIP)
     self._clients = float(len(data))
-    # As TFF: a twentieth of the cohort for the count, the rest for the sum.
+    # TFF gives the count noise of a twentieth of the cohort, and raises the
+    # noise of the sum so that both releases together cost as much as one.
     self._count_std = 0.05 * self._clients
     self._sum_noise = (
       noise_multiplier**-2 - (2 * self._count_std) ** -2
@@ -133,7 +134,7 @@ class Training:
 
 
 def _logits(weights: list[tf.Tensor], images: tf.Tensor) -> tf.Tensor:
-  """The CNN of the benchmark, as TensorFlow operations."""
+  """Returns the logits of the benchmark's CNN, by TensorFlow operations."""
   w = iter(weights)
   values = images
   for _ in range(2):

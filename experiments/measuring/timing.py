@@ -1,7 +1,7 @@
-"""Seconds of several ways to do a thing, measured in turn.
+"""Timing of several contenders in turn.
 
 The contenders take turns within one process, so that a busy machine slows all
-of them alike; ratios are medians of the ratios within a turn.
+of them alike. Ratios are medians of the ratios within a turn.
 
 >>> seconds = measure({'a': lambda: None, 'b': lambda: None}, 1, 3)
 >>> {name: len(values) for name, values in seconds.items()}
@@ -55,7 +55,7 @@ def print_table(results: Mapping[str, Mapping[str, Any]]) -> None:
 def write_json(
   path: str, results: Mapping[str, Mapping[str, Any]], **settings: Any
 ) -> None:
-  """Writes the figures with what they were measured on."""
+  """Writes the figures as JSON, with the machine and its devices."""
   report = {
     'machine': platform.processor() or platform.machine(),
     'devices': _devices(),
@@ -67,7 +67,7 @@ def write_json(
 
 
 def _devices() -> list[str]:
-  """Returns what the machine computes with."""
+  """Returns the number of CPU cores and the names of the GPUs."""
   gpus = tf.config.list_physical_devices('GPU')
   details = [tf.config.experimental.get_device_details(g) for g in gpus]
   names = [d.get('device_name', 'GPU') for d in details]

@@ -1,4 +1,4 @@
-"""The ways of training, one module each, by the name that --mechanism has.
+"""Ways of training, one module each, by the value of --mechanism.
 
 >>> [name for name, mode in MODES.items() if 'record' in mode.units]
 ['dp_sgd', 'local_dp_sgd']
@@ -24,5 +24,5 @@ MODES = {mode.name: mode for mode in _ALL}
 
 
 def default(privacy_unit: str) -> type[base.Mode]:
-  """Returns the first mode that protects a unit."""
+  """Returns the default mode for a privacy unit: the first that protects it."""
   return next(m for m in MODES.values() if privacy_unit in m.units)

@@ -1,12 +1,12 @@
-"""What all ways of training have in common.
+"""Base class of all modes: settings that they share, and their interface.
 
-A mode is one way of training: a frozen dataclass of its own settings, which
-gives the mechanism, the feed and the learning process that belong together, its
-baseline without privacy, and what an audit has to know. A new one is a module
-of its own and a line in `modes.MODES`.
+A mode is one way of training: a frozen dataclass of its settings. It builds the
+mechanism, the feed and the learning process that belong together. It also
+states its baseline without privacy and facts for an audit. A new mode is one
+module and one line in `modes.MODES`.
 
-The parts of the library are reached through `tff_medical`, which imports them at
-first use: wrong flags are refused before TensorFlow is imported.
+Modes reach the library through `tff_medical`, which imports its parts at first
+use. Wrong flags are therefore refused before TensorFlow is imported.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
 
   from tff_medical.privacy import interface
+  from tff_medical.privacy import mechanisms
 
 ModeT = TypeVar('ModeT', bound='Mode')
 _T = TypeVar('_T')
@@ -34,28 +35,28 @@ _CLIPPED = {'clipping': ('adaptive', 'fixed')}
 
 @dataclasses.dataclass(frozen=True)
 class Mode(abc.ABC):
-  """Settings that every mode has, and what each mode does.
+  """Settings that every mode has, and the interface of modes.
 
-  Those that are None are decided by `for_data`, when the data is known.
+  `for_data` decides settings that are None, when the data is known.
   """
 
-  # The name of the mode, as --mechanism and the ledger have it.
+  # Name of the mode in --mechanism and in the ledger.
   name: ClassVar[str]
-  # What the mode can protect; the first is the default.
+  # Privacy units that the mode can protect; the first is the default.
   units: ClassVar[tuple[str, ...]]
-  # The number of clients where neither the data nor the user decides it.
+  # Number of clients if neither the data nor the user decides it.
   default_clients: ClassVar[int]
-  # Why the training cannot be repeated with canaries; '' if it can.
+  # Reason why the training cannot be repeated with canaries; '' if it can.
   refuses_canaries: ClassVar[str] = ''
-  # Whether a client that does not take part must be there without data.
+  # Whether an absent client must take part in a round without data.
   keeps_absent: ClassVar[bool] = False
-  # Whether what the server sees is the sum of clipped updates and one noise.
+  # Whether a release is the sum of clipped updates with one noise.
   has_one_noise: ClassVar[bool] = False
-  # The runtimes that the mode can run in.
+  # Runtimes that can run the mode.
   runtimes: ClassVar[tuple[str, ...]] = ('local', 'tff')
 
   privacy_unit: str = fields.setting(
-    'client', 'whom the guarantee protects: client, record or patient'
+    'client', 'unit that the guarantee protects: client, record or patient'
   )
   rounds: int = fields.setting(100, 'rounds of training', low=1, high=1_000_000)
   clipping: str = fields.setting(
@@ -65,8 +66,8 @@ class Mode(abc.ABC):
   )
   clip_norm: float = fields.setting(
     1.0,
-    'L2 norm to which contributions are clipped; with adaptive clipping that '
-    'of the first round [adaptive: 0.1]',
+    'L2 norm to which contributions are clipped; with adaptive clipping the '
+    'norm of the first round [adaptive: 0.1]',
     only_if=_CLIPPED,
     low=limits.MIN_CLIP_NORM,
     high=limits.MAX_CLIP_NORM,
@@ -128,7 +129,7 @@ class Mode(abc.ABC):
 
   @property
   def publishes_broken_units(self) -> bool:
-    """Whether each round tells how many units it left out."""
+    """Whether each round publishes the number of units that it left out."""
     return bool(getattr(self, 'publish_broken_units', False))
 
   @property
@@ -141,7 +142,7 @@ class Mode(abc.ABC):
     """Returns the mode as the flags say.
 
     Args:
-      given: The values of the flags that were given and are this mode's.
+      given: Values of the given flags of this mode, by name.
 
     Raises:
       InputError: A value is not allowed, would be ignored, or is missing.
@@ -172,10 +173,10 @@ class Mode(abc.ABC):
 
   @classmethod
   def defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the defaults that depend on what was given.
+    """Returns the defaults that depend on given flags.
 
     Args:
-      given: As for `read`.
+      given: Values of the given flags of this mode, by name.
     """
     clipping = given.get('clipping', fields.of(cls)['clipping'].default)
     return {'clip_norm': 0.1} if clipping == 'adaptive' else {}
@@ -200,22 +201,23 @@ class Mode(abc.ABC):
   def check_clients(self, num_clients: int) -> None:
     """Raises `InputError` unless the settings fit a number of clients.
 
-    It is called before the data is loaded, where that number is known then.
+    The check is made before the data is loaded, if the number is known by then.
 
     Args:
-      num_clients: The number of clients.
+      num_clients: Number of clients.
     """
     del num_clients
 
   def for_data(self: ModeT, num_clients: int, num_units: int) -> ModeT:
-    """Returns the mode with what depends on the data.
+    """Returns the mode including settings that depend on the data.
 
     Args:
-      num_clients: The number of clients.
-      num_units: The number of units that the guarantee protects.
+      num_clients: Number of clients.
+      num_units: Number of units that the guarantee protects.
 
     Raises:
-      InputError: A cohort is not below the population.
+      InputError: A cohort is not below the population, or `target_delta` has no
+        allowed default.
     """
     if not self.is_private:
       return self
@@ -231,20 +233,20 @@ class Mode(abc.ABC):
     )
 
   def with_default(self: ModeT, **defaults: Any) -> ModeT:
-    """Returns the mode with values for the settings that have none."""
+    """Returns the mode with values for those settings that are None."""
     missing = {n: v for n, v in defaults.items() if getattr(self, n) is None}
     return dataclasses.replace(self, **missing)
 
   @abc.abstractmethod
   def feed(self, task: tfm.learning.tasks.Task) -> Feed:
-    """Returns what turns the units drawn for a round into client datasets."""
+    """Returns the feed: from units drawn for a round to client datasets."""
 
   @abc.abstractmethod
   def mechanism(self, num_units: int) -> interface.Mechanism:
-    """Returns the mechanism, before any noise is calibrated.
+    """Returns the mechanism before its noise is calibrated.
 
     Args:
-      num_units: The number of units; `for_data` knows of them, too.
+      num_units: Number of units, the same as in `for_data`.
     """
 
   @abc.abstractmethod
@@ -257,15 +259,15 @@ class Mode(abc.ABC):
     """Returns the learning process.
 
     Args:
-      task: The data and the model.
-      mechanism: What `mechanism` returned, its noise calibrated.
-      server_optimizer: What applies the aggregated update.
+      task: Data and model.
+      mechanism: Result of `mechanism`, with calibrated noise.
+      server_optimizer: Optimizer that applies the aggregated update.
     """
 
   def averaged_process(
     self, task: tfm.learning.tasks.Task, mechanism: Any
   ) -> tff.learning.templates.LearningProcess:
-    """Returns the process, of the moving average of models if there is one."""
+    """Returns the process, with the moving average of models if it is set."""
     optimizer = tfm.learning.build_server_optimizer(
       self.server_optimizer,
       learning_rate=self.server_learning_rate,
@@ -282,26 +284,27 @@ class Mode(abc.ABC):
 
   @classmethod
   def baseline(cls) -> dict[str, Any]:
-    """Returns the flags that make the mode its own baseline without privacy."""
+    """Returns the flags of the mode's baseline without privacy."""
     return {'clipping': 'none'}
 
   def with_canaries(self: ModeT, scale: float, present: float) -> ModeT:
     """Returns the mode with the same sampling rate for more units.
 
     Args:
-      scale: The units with canaries over those without.
-      present: The units that take part, canaries among them, over those without.
+      scale: Number of units with canaries, over the number without.
+      present: Number of units that take part, including canaries, over the
+        number without canaries.
     """
     del scale, present
     return self
 
 
 class Feed(typing.Protocol):
-  """Gives the datasets of a round; see `tff_medical.program.feeds`."""
+  """Function that returns the datasets of a round; see `program.feeds`."""
 
   @property
   def num_units(self) -> int:
-    """The population of the mechanism's sampling."""
+    """Population of the mechanism's sampling."""
 
   def without_data(self) -> list[Any]:
     """Returns the datasets of a round without data."""
@@ -317,17 +320,24 @@ def known(value: _T | None) -> _T:
   return value
 
 
-def check_below(name: str, value: float, limit: int, what: str) -> None:
-  """Raises `InputError` unless a cohort is below its population."""
+def check_below(name: str, value: float, limit: int, units: str) -> None:
+  """Raises `InputError` unless a cohort is below its population.
+
+  Args:
+    name: Name of the setting of the cohort.
+    value: Expected cohort size.
+    limit: Size of the population.
+    units: Noun for the units of the population, in the plural.
+  """
   if value >= limit:
     raise InputError(
-      f'{name} must be below the {limit} {what}, got {value:g}; lower it'
-      + (' or choose client_sampling=all' if what == 'clients' else '')
+      f'{name} must be below the {limit} {units}, got {value:g}; lower it'
+      + (' or choose client_sampling=all' if units == 'clients' else '')
     )
 
 
-def fixed_clipping(mode: Mode) -> Any:
-  """Returns fixed clipping, or None without any."""
+def fixed_clipping(mode: Mode) -> mechanisms.FixedClipping | None:
+  """Returns the fixed clipping of a mode; None without clipping."""
   if mode.clipping == 'none':
     return None
   return tfm.privacy.mechanisms.FixedClipping(mode.clip_norm)

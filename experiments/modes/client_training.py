@@ -1,4 +1,4 @@
-"""What modes whose clients train for themselves have in common."""
+"""Base class of modes whose clients train on their own data by SGD."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tff_medical as tfm
 if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
 
-# Over the images of clients, in one round.
+# Largest number of passes over clients' images in one round.
 _MAX_PASSES = 1_000_000
 
 ClientTrainingT = TypeVar('ClientTrainingT', bound='ClientTraining')
@@ -24,7 +24,7 @@ SCHEDULES = ('constant', 'linear', 'cosine')
 
 @dataclasses.dataclass(frozen=True)
 class ClientTraining(base.Mode, abc.ABC):
-  """Clients take steps of SGD; the guarantee is for all that a client sends."""
+  """Clients take steps of SGD; the privacy unit is a client."""
 
   units: ClassVar[tuple[str, ...]] = ('client',)
   default_clients: ClassVar[int] = 300
@@ -56,27 +56,27 @@ class ClientTraining(base.Mode, abc.ABC):
     cohort = getattr(self, 'clients_per_round', None)
     if cohort is not None:
       base.check_below('clients_per_round', cohort, num_clients, 'clients')
-    many = (
+    cohort_size = (
       {'num_clients': num_clients}
       if cohort is None
       else {'clients_per_round': cohort}
     )
     fields.check_product(
       _MAX_PASSES,
-      'passes over clients a round',
-      {'client_epochs': self.client_epochs, **many},
+      'passes over clients per round',
+      {'client_epochs': self.client_epochs, **cohort_size},
     )
 
   def for_data(
     self: ClientTrainingT, num_clients: int, num_units: int
   ) -> ClientTrainingT:
-    """Returns the mode with what depends on the data; see the base class."""
+    """Returns the mode for the data; see the base class."""
     mode = super().for_data(num_clients, num_units)
     mode.check_clients(num_clients)
     return mode
 
   def feed(self, task: tfm.learning.tasks.Task) -> base.Feed:
-    """Returns the whole data of each client drawn."""
+    """Returns the feed of the whole data of each drawn client."""
     return tfm.program.feeds.ClientFeed(
       task.clients,
       batch_size=self.client_batch_size,
@@ -122,11 +122,11 @@ def publish_broken_units() -> Any:
   """Returns the setting of modes that can count the units left out."""
   return fields.setting(
     False,
-    'adds to metrics.csv how many clients, records or patients a round left '
-    'out as broken; no noise, so ε does not cover it',
+    'whether metrics.csv gets the number of clients, records or patients that '
+    'a round left out as broken; it has no noise, so ε does not cover it',
   )
 
 
 def clients_per_round(help_text: str, **extra: Any) -> Any:
-  """Returns the setting of modes that draw some of the clients."""
+  """Returns the setting of modes that draw a cohort of the clients."""
   return fields.setting(None, help_text, low=1e-3, high=1e6, **extra)

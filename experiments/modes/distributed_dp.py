@@ -1,4 +1,4 @@
-"""Distributed DP: clients add the noise, the server sees only sums.
+"""Distributed DP: clients add the noise, and the server sees sums alone.
 
 Agarwal, Kairouz, Liu 2021 (arXiv 2110.04995); see
 `privacy.distributed_dp_mechanism`.
@@ -24,11 +24,11 @@ class DistributedDp(client_training.ClientTraining):
 
   name: ClassVar[str] = 'distributed_dp'
   keeps_absent: ClassVar[bool] = True
-  # TFF's own runtime has no secure sums.
+  # TFF's own runtime has no secure aggregation.
   runtimes: ClassVar[tuple[str, ...]] = ('local',)
 
   clipping: str = fields.setting(
-    'fixed', 'kind of clipping of what a client sends', choices=('fixed',)
+    'fixed', "kind of clipping of a client's update", choices=('fixed',)
   )
 
   def mechanism(
@@ -43,7 +43,7 @@ class DistributedDp(client_training.ClientTraining):
 
   @classmethod
   def baseline(cls) -> dict[str, Any]:
-    """Returns the flags of DP-FedAvg without privacy, of all clients."""
+    """Returns the flags of DP-FedAvg without privacy, on all clients."""
     return {
       'clipping': 'none',
       'mechanism': 'dp_fed_avg',

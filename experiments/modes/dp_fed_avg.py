@@ -25,14 +25,14 @@ _POISSON = {'client_sampling': ('poisson',)}
 
 @dataclasses.dataclass(frozen=True)
 class DpFedAvg(client_training.ClientTraining):
-  """Clients are drawn at random, train, and are protected as a whole."""
+  """Randomly drawn clients train; the server adds the noise."""
 
   name: ClassVar[str] = 'dp_fed_avg'
   has_one_noise: ClassVar[bool] = True
 
   clipping: str = fields.setting(
     'adaptive',
-    'kind of clipping of what a client sends; none is training without privacy',
+    "kind of clipping of a client's update; none is training without privacy",
     choices=('adaptive', 'fixed', 'none'),
   )
   target_unclipped_quantile: float = fields.setting(
@@ -44,8 +44,8 @@ class DpFedAvg(client_training.ClientTraining):
   )
   client_sampling: str = fields.setting(
     'poisson',
-    'poisson: each client joins each round independently; all: all clients '
-    'join',
+    'sampling of clients. poisson: each client joins each round independently; '
+    'all: all clients join every round',
     choices=('poisson', 'all'),
   )
   clients_per_round: Optional[float] = client_training.clients_per_round(
@@ -53,7 +53,7 @@ class DpFedAvg(client_training.ClientTraining):
   )
   max_clients_per_round: Optional[int] = fields.setting(
     None,
-    'largest cohort of a round [no cap]',
+    'largest allowed cohort of a round [no cap]',
     only_if=_POISSON,
     low=1,
     high=1_000_000,

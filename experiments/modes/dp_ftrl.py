@@ -1,4 +1,4 @@
-"""DP-FTRL: tree noise, for when secret random cohorts cannot be promised.
+"""DP-FTRL: tree noise, which needs no secret random cohorts.
 
 Kairouz et al. 2021 (arXiv 2103.00039); see `privacy.dp_ftrl_mechanism`.
 """
@@ -21,20 +21,20 @@ if typing.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DpFtrl(client_training.ClientTraining):
-  """Clients join a tree at most once; the noise of a tree is shared."""
+  """A client joins each tree at most once; rounds of a tree share its noise."""
 
   name: ClassVar[str] = 'dp_ftrl'
 
   clipping: str = fields.setting(
-    'fixed', 'kind of clipping of what a client sends', choices=('fixed',)
+    'fixed', "kind of clipping of a client's update", choices=('fixed',)
   )
   clients_per_round: Optional[float] = client_training.clients_per_round(
-    'cohort, the same in every round [num_clients // 10]'
+    'cohort size, the same in every round [num_clients // 10]'
   )
   rounds_per_tree: Optional[int] = fields.setting(
     None,
-    'rounds of a tree, which each client joins at most once [as many as the '
-    'clients suffice for]',
+    'rounds per tree, which each client joins at most once [min(rounds, '
+    'num_clients // clients_per_round)]',
     low=1,
     high=1_000_000,
   )

@@ -25,14 +25,14 @@ if typing.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DpSgd(unit_training.UnitTraining):
-  """Each unit joins each round on its own; the server adds the noise."""
+  """Each unit joins each round independently; the server adds the noise."""
 
   name: ClassVar[str] = 'dp_sgd'
   has_one_noise: ClassVar[bool] = True
 
   clipping: str = fields.setting(
     'fixed',
-    'of the gradient of a unit; none is training without privacy',
+    "kind of clipping of a unit's gradient; none is training without privacy",
     choices=('adaptive', 'fixed', 'none'),
   )
   target_unclipped_quantile: float = fields.redefine(
@@ -40,7 +40,7 @@ class DpSgd(unit_training.UnitTraining):
   )
   microbatch_size: int = fields.setting(
     32,
-    'records or patients whose gradients are held at once; it bounds memory',
+    'records or patients whose gradients are in memory at once',
     may_change=True,
     low=1,
     high=65_536,
@@ -62,7 +62,7 @@ class DpSgd(unit_training.UnitTraining):
     )
 
   def feed(self, task: tfm.learning.tasks.Task) -> base.Feed:
-    """Returns the drawn units of every client."""
+    """Returns the feed of the drawn units of every client."""
     return tfm.program.feeds.UnitFeed(
       task.data.train,
       self.units_of(task),

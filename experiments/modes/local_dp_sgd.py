@@ -1,4 +1,4 @@
-"""Local DP-SGD: each site takes steps with noise of its own, and trusts nobody.
+"""Local DP-SGD: each site adds noise to its own steps, and trusts nobody.
 
 See `privacy.local_dp_sgd_mechanism` and `learning.local_dp_sgd`.
 """
@@ -21,14 +21,14 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import local_dp_sgd_mechanism
 
 
-# The accountant's time, and the random numbers of a round.
+# These limits bound the accountant's time and the random numbers of a round.
 _MAX_CHARGES = 1_000_000
 _MAX_DRAWS = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalDpSgd(unit_training.UnitTraining):
-  """Sites draw their own batches and send models that are private already."""
+  """Sites draw their own batches and send models that are already private."""
 
   name: ClassVar[str] = 'local_dp_sgd'
   refuses_canaries: ClassVar[str] = 'each site adds its own noise'
@@ -43,7 +43,7 @@ class LocalDpSgd(unit_training.UnitTraining):
     high=1_000,
   )
   client_learning_rate: float = fields.setting(
-    0.1, "a client's SGD step", low=1e-10, high=1e6
+    0.1, 'learning rate of SGD on a client', low=1e-10, high=1e6
   )
 
   def check(self) -> None:
@@ -69,14 +69,14 @@ class LocalDpSgd(unit_training.UnitTraining):
     if self.local_steps * num_units > _MAX_DRAWS:
       raise InputError(
         f'local_steps ({self.local_steps}) x {num_units} {self.privacy_unit}s '
-        f'must be at most {_MAX_DRAWS:,} draws a round; lower local_steps'
+        f'must be at most {_MAX_DRAWS:,} draws per round; lower local_steps'
       )
     return mode
 
   def sampling(
     self, num_units: int
   ) -> local_dp_sgd_mechanism.LocalDpSgdSampling:
-    """Returns how each step's units are drawn."""
+    """Returns the sampling of each step's units."""
     return tfm.privacy.local_dp_sgd_mechanism.LocalDpSgdSampling(
       num_units,
       rate=base.known(self.expected_batch_size) / num_units,
@@ -84,7 +84,7 @@ class LocalDpSgd(unit_training.UnitTraining):
     )
 
   def feed(self, task: tfm.learning.tasks.Task) -> base.Feed:
-    """Returns the drawn units of every step of every client."""
+    """Returns the feed of the drawn units of every client's steps."""
     units = self.units_of(task)
     mode = self.for_data(task.num_clients, len(units))
     return tfm.program.feeds.LocalStepsFeed(

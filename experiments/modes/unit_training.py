@@ -1,4 +1,4 @@
-"""What modes that clip the gradient of each record or patient have in common."""
+"""Base class of modes that clip the gradient of each record or patient."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from experiments.config import fields
 from experiments.modes import base
 import tff_medical as tfm
 
-# The memory of a step.
+# Largest number of images in memory during a step.
 MAX_IMAGES_AT_ONCE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class UnitTraining(base.Mode, abc.ABC):
-  """The guarantee is for a record (one image) or a patient (all of theirs)."""
+  """The privacy unit is a record (one image) or a patient (several images)."""
 
   units: ClassVar[tuple[str, ...]] = ('record', 'patient')
   default_clients: ClassVar[int] = 8
@@ -28,8 +28,8 @@ class UnitTraining(base.Mode, abc.ABC):
   )
   expected_batch_size: Optional[float] = fields.setting(
     None,
-    'records or patients expected in a step, over all clients [a twentieth of '
-    'them]',
+    'expected records or patients in a step, over all clients [a twentieth of '
+    'the population]',
     low=1e-3,
     high=1e6,
   )
@@ -41,7 +41,7 @@ class UnitTraining(base.Mode, abc.ABC):
   )
   max_images_per_patient: int = fields.setting(
     4,
-    'images of a patient that are used; further ones are left out',
+    'largest number of images used per patient; further images are left out',
     only_if={'privacy_unit': ('patient',)},
     low=1,
     high=10_000,
@@ -61,7 +61,7 @@ class UnitTraining(base.Mode, abc.ABC):
     )
     return mode
 
-  def units_of(self, task: tfm.learning.tasks.Task) -> Any:
+  def units_of(self, task: tfm.learning.tasks.Task) -> tfm.data.units.Units:
     """Returns the units of the training data."""
     units_lib = tfm.data.units
     if self.privacy_unit == 'record':
@@ -78,7 +78,7 @@ class UnitTraining(base.Mode, abc.ABC):
       )
     return units
 
-  def augmentation(self) -> Any:
+  def augmentation(self) -> tfm.learning.Augmentation | None:
     """Returns the views of an image; None without augmentation."""
     if not self.augmentations:
       return None

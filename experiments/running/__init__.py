@@ -1,1 +1,1 @@
-"""How commands run: flags, signals, processes side by side, tables of runs."""
+"""Running of commands: flags, signals, exit codes, processes side by side."""

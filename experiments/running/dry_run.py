@@ -1,9 +1,9 @@
-"""A training before it begins: a round without data, and what would run.
+"""Checks before a training begins: a round without data, and a dry run.
 
-`check_round` finds what no check of a setting knows of. `describe` is what
-`train --dry_run` prints: the data, the noise, ε by round, sizes and the expected
-time. Neither writes a file or charges a ledger, and nothing that comes from the
-images leaves either but their numbers and the time of a round.
+`check_round` finds faults that no check of a setting finds. `describe` returns
+the text of `train --dry_run`: the data, the noise, ε by round, sizes and the
+expected time. Neither writes a file or charges a ledger. Of the images, only
+their numbers and the time of a round leave these functions.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _BYTES_A_WEIGHT = 4
 def check_round(
   process: tff.learning.templates.LearningProcess, feed: base.Feed
 ) -> None:
-  """Runs a round without data, and forgets it.
+  """Runs a round without data, and discards its result.
 
-  It finds what no check knows of (a size that overflows, a graph that cannot be
-  built, memory) before the folder is claimed and anything is charged. Nothing
-  of the data can be in its result.
+  The round finds faults that no check finds (a size that overflows, a graph
+  that cannot be built, lack of memory) before the folder is claimed and
+  anything is charged. Its result cannot depend on the data.
 
   Raises:
     InputError: The round failed.
@@ -61,10 +61,10 @@ def check_round(
 
 
 def describe(parts: assembly.Assembly) -> str:
-  """Returns what a training of these parts would be, a line for each matter.
+  """Returns the description of a training, one line per topic.
 
-  Two rounds are run on cohorts drawn for this purpose, and one evaluation, to
-  tell the time. Their results are thrown away, so they cost no privacy.
+  Two rounds, on cohorts drawn for this purpose, and one evaluation are run and
+  timed. Their results are discarded, so they cost no privacy.
   """
   lines = [
     ('data', _data(parts)),
@@ -106,7 +106,7 @@ def _training(parts: assembly.Assembly) -> str:
   return (
     f'{mode.name}, {mode.rounds:,} rounds; {sampling.name} sampling of '
     f'{sampling.expected_cohort:g} of {parts.feed.num_units:,} '
-    f'{mode.privacy_unit}s a round'
+    f'{mode.privacy_unit}s per round'
   )
 
 
@@ -150,14 +150,14 @@ def _time(parts: assembly.Assembly) -> str:
   evaluations = -(-settings.mode.rounds // settings.run.rounds_per_eval)
   total = first + later * (settings.mode.rounds - 1) + evaluation * evaluations
   return (
-    f'{later:.2f} s a round, {evaluation:.2f} s an evaluation; about '
-    f'{_duration(total)} for {settings.mode.rounds:,} rounds and {evaluations:,} '
-    'evaluations on this machine, as busy as it is now'
+    f'{later:.2f} s per round, {evaluation:.2f} s per evaluation; about '
+    f'{_duration(total)} for {settings.mode.rounds:,} rounds and '
+    f'{evaluations:,} evaluations on this machine at its present load'
   )
 
 
 def _round_seconds(parts: assembly.Assembly) -> Iterator[float]:
-  """Yields the seconds of a first round, with its set-up, and of a later one."""
+  """Yields the seconds of the first round (with set-up) and of a later round."""
   sampling = parts.mechanism.sampling
   seed = secrets.randbits(128)
   state: Any = parts.process.initialize()

@@ -3,7 +3,7 @@
 `run` starts a process for each `Job` as slots come free. A slot is a share of the
 cores, or a GPU if the machine has any. Start, calibration and evaluation of a cell
 use one core, and overlap with the rounds of other cells. Processes are needed, as
-TensorFlow keeps one set of devices and threads a process.
+TensorFlow keeps one set of devices and threads per process.
 
 If this process dies, even by SIGKILL, the kernel interrupts the children (Linux),
 so that no child goes on holding its folder. The kernel does so once for each
@@ -31,7 +31,7 @@ from tff_medical import _validate
 from tff_medical.program import ending
 
 _POLL_SECS = 0.5
-# Seconds that a job has to end after a signal, and one more.
+# Seconds that a job has to end after a signal, plus one.
 _JOB_END_SECS = endings.JOB_DEADLINE_SECS + 1.0
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _T = TypeVar('_T')
@@ -80,7 +80,7 @@ def slots(
   """Divides cores and GPUs.
 
   Args:
-    count: Number of slots; by default one a GPU or, without GPUs, one a core.
+    count: Number of slots; by default one per GPU or, without GPUs, per core.
     cores: Cores, dealt out evenly; more slots than cores share cores.
     gpus: GPUs, dealt out in turn; TensorFlow allocates their memory as needed.
   """

@@ -167,8 +167,8 @@ class ImageDataTest(parameterized.TestCase):
     ),
     (
       'empty',
-      dict(validation=_split(0, labels=np.zeros(0, np.int64))),
-      'validation has no images',
+      dict(test=_split(0, labels=np.zeros(0, np.int64))),
+      'test has no images',
     ),
     ('size', dict(test=_split(shape=(9, 9, 1))), 'make all images the same'),
     (

@@ -97,7 +97,7 @@ class TrainTest(parameterized.TestCase):
       ['data', 'model', 'training', 'noise', 'ε by round', 'time'],
     )
     self.assertIn('12 clients', lines['data'])
-    self.assertIn('6 of 12 clients a round', lines['training'])
+    self.assertIn('6 of 12 clients per round', lines['training'])
     noise = float(re.search(r'noise multiplier ([\d.]+)', lines['noise'])[1])
     shown = {
       int(number): float(value)
