@@ -21,7 +21,7 @@ a.png  normal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import decimal
 import functools
 import pathlib
@@ -48,6 +48,8 @@ from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.serving import encoded_images
 from tff_medical.serving import export
+
+_Predict = Callable[..., Mapping[str, tf.Tensor]]
 
 # Message of the exported graph about the only image in a request.
 _REASON = re.compile(r'assertion failed: \[image 0 of encoded ([^\]]*)\]')
@@ -159,7 +161,7 @@ def _read(path: str) -> bytes:
   return _files.read('image', path, max_bytes=encoded_images.MAX_BYTES)
 
 
-def _load(saved_model: str) -> Any:
+def _load(saved_model: str) -> _Predict:
   _files.check_folder('model', saved_model)
   try:
     return tf.saved_model.load(saved_model).signatures['serve_bytes']
@@ -170,7 +172,7 @@ def _load(saved_model: str) -> Any:
 
 
 def _row(
-  path: str, image: bytes, predict: Any, names: Sequence[str]
+  path: str, image: bytes, predict: _Predict, names: Sequence[str]
 ) -> tuple[str, ...]:
   """Returns the class and the probabilities of one image, as text."""
   try:

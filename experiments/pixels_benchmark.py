@@ -25,7 +25,6 @@ import os
 import pathlib
 import statistics
 import tempfile
-from typing import Any
 
 from absl import flags as absl_flags
 
@@ -66,7 +65,7 @@ from tff_medical.program import feeds
 _CLIENTS = 8
 _MICROBATCH_SIZE = 32
 
-Contenders = dict[str, Callable[[], Any]]
+Contenders = dict[str, Callable[[], object]]
 
 
 @dataclasses.dataclass(frozen=True)

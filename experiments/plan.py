@@ -24,6 +24,7 @@ import textwrap
 from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
+from matplotlib import figure as figure_lib
 
 from experiments import modes
 from experiments.config import fields
@@ -240,7 +241,7 @@ def write_csv(path: pathlib.Path, rows: Sequence[Row], parameters: int) -> None:
       writer.writerow(line)
 
 
-def draw(rows: Sequence[Row]) -> Any:
+def draw(rows: Sequence[Row]) -> figure_lib.Figure:
   """Returns the figure: noise over the run against ε, with the limits."""
   figure, axes = plots.new(
     'Noise against what training could move',

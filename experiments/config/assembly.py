@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
 
 from absl import logging
 import numpy as np
@@ -85,7 +84,7 @@ def build_mechanism(
   settings: settings_lib.Settings,
   num_units: int,
   progress: Callable[[str], None] = lambda line: None,
-) -> Any:
+) -> interface.Mechanism:
   """Returns the mechanism, its noise calibrated to a target ε.
 
   Args:

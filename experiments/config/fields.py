@@ -105,14 +105,14 @@ def kind(group: type[Any], name: str) -> type[Any]:
 
 
 def read(
-  group: type[_T], given: Mapping[str, Any], known: Mapping[str, Any] = _NONE
+  group: type[_T], given: Mapping[str, Any], others: Mapping[str, Any] = _NONE
 ) -> _T:
   """Returns the group as the flags say; settings not given have defaults.
 
   Args:
     group: Dataclass of the group.
     given: Values of the given flags of the group, by name.
-    known: Settings of other groups that `only_if` of this group names.
+    others: Settings of other groups that `only_if` of this group names.
 
   Raises:
     InputError: A value is not allowed, or would be ignored.
@@ -121,7 +121,7 @@ def read(
   for name, field in of(group).items():
     default = field.default
     if name in given:
-      reason = unused_because(group, {**known, **values}, name)
+      reason = unused_because(group, {**others, **values}, name)
       if reason:
         raise _validate.InputError(
           f'{name}={given[name]} would be ignored with {reason}; leave it out'
@@ -133,18 +133,18 @@ def read(
   return group(**values)
 
 
-def used(group: Any, known: Mapping[str, Any] = _NONE) -> dict[str, Any]:
+def used(group: Any, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
   """Returns the settings of a group that have a use, by name.
 
   Args:
     group: Instance of the group.
-    known: Settings of other groups, as in `read`.
+    others: Settings of other groups, as in `read`.
   """
   values = {name: getattr(group, name) for name in of(type(group))}
   return {
     name: value
     for name, value in values.items()
-    if not unused_because(type(group), {**known, **values}, name)
+    if not unused_because(type(group), {**others, **values}, name)
   }
 
 

@@ -194,9 +194,9 @@ class Settings:
   def used(self) -> dict[str, Any]:
     """Returns every setting that has a use, by the name of its flag."""
     values: dict[str, Any] = {_MECHANISM: self.mode.name}
-    known = {'dataset': self.data.dataset}
+    others = {'dataset': self.data.dataset}
     for group in (self.data, self.own, self.model, self.mode, self.run):
-      values.update(fields.used(group, known))
+      values.update(fields.used(group, others))
     return values
 
   def published(self) -> dict[str, Any]:
@@ -332,9 +332,9 @@ class Flags:
           f'{name}={self.given[name]} would be ignored with {reason}; leave it '
           'out'
         )
-    known = {'dataset': self.dataset}
+    others = {'dataset': self.dataset}
     data, own, model, run = (
-      fields.read(group, self._part(group), known) for group in _GROUPS
+      fields.read(group, self._part(group), others) for group in _GROUPS
     )
     settings = Settings(
       _with_clients(data, mode), own, model, mode.read(self._part(mode)), run

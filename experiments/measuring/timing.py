@@ -25,7 +25,7 @@ from tff_medical.runtime import devices
 
 
 def measure(
-  contenders: Mapping[str, Callable[[], Any]], warm_up: int, turns: int
+  contenders: Mapping[str, Callable[[], object]], warm_up: int, turns: int
 ) -> dict[str, list[float]]:
   """Returns the seconds of each turn after the warm-up, by contender."""
   seconds: dict[str, list[float]] = {name: [] for name in contenders}

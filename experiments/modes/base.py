@@ -22,6 +22,8 @@ from tff_medical import InputError
 from tff_medical.privacy import limits
 
 if typing.TYPE_CHECKING:
+  import numpy as np
+  import tensorflow as tf
   import tensorflow_federated as tff
 
   from tff_medical.privacy import interface
@@ -306,10 +308,10 @@ class Feed(typing.Protocol):
   def num_units(self) -> int:
     """Population of the mechanism's sampling."""
 
-  def without_data(self) -> list[Any]:
+  def without_data(self) -> list[tf.data.Dataset]:
     """Returns the datasets of a round without data."""
 
-  def __call__(self, indices: Any, /) -> list[Any]:
+  def __call__(self, indices: np.ndarray, /) -> list[tf.data.Dataset]:
     """Returns the datasets of the units at `indices`."""
 
 

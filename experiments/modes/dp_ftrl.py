@@ -69,7 +69,7 @@ class DpFtrl(client_training.ClientTraining):
         int(base.known(self.clients_per_round)),
         base.known(self.rounds_per_tree),
       ),
-      clipping=base.fixed_clipping(self),
+      clipping=tfm.privacy.mechanisms.FixedClipping(self.clip_norm),
       noise_multiplier=self.noise_multiplier or 0.0,
     )
 

@@ -51,7 +51,7 @@ class ImageClientDataTest(parameterized.TestCase):
     )
     np.testing.assert_array_equal(arrays['y'], [2, 1, 2])
     self.assertEqual(arrays['x'].dtype, np.float32)
-    arrays['x'][:] = 0  # Belongs to the caller.
+    arrays['x'][:] = 0  # The array belongs to the caller.
     self.assertGreater(self.data.client_arrays('client_2')['x'].max(), 0)
 
   @parameterized.parameters(False, True)

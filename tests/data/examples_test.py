@@ -1,4 +1,4 @@
-"""Tests of how examples are scaled and laid out."""
+"""Tests of the scaling and the layout of examples."""
 
 from unittest import mock
 

@@ -197,7 +197,8 @@ class ImageDataTest(parameterized.TestCase):
         train=_split(patients=np.array([10, 20, 30, 4711])),
         test=_split(patients=np.array([4711, 50, 60, 60])),
       )
-    self.assertNotIn('4711', str(raised.exception))  # It may identify.
+    # A number may identify a patient.
+    self.assertNotIn('4711', str(raised.exception))
 
   def test_only_what_is_known_of_the_origin_is_claimed(self):
     for origin, described, is_public in (

@@ -1,4 +1,4 @@
-"""Tests on the real MedMNIST files, where they are at hand.
+"""Tests on the real MedMNIST files, if they are at hand.
 
 They are looked for in ../shared/medmnist beside the repository and go into no
 repository; without them every test here is skipped.
@@ -30,7 +30,7 @@ def _here():
 @absltest.skipUnless(_here(), _MISSING)
 class RealFilesTest(parameterized.TestCase):
   def _load(self, name):
-    # Nothing may ask the network.
+    # No test may use the network.
     no_network = mock.Mock(side_effect=AssertionError('network was used'))
     with mock.patch.object(socket.socket, 'connect', no_network):
       return loading.load(
@@ -72,12 +72,12 @@ class RealFilesTest(parameterized.TestCase):
 
 @absltest.skipUnless(_here(), _MISSING)
 class OfficialBuilderTest(tfds.testing.DatasetBuilderTestCase):
-  """TFDS's own checks, with the official file as if it was downloaded."""
+  """Runs TFDS's own checks on the official file, as if downloaded."""
 
   DATASET_CLASS = medmnist.MedMnist
   BUILDER_CONFIG_NAMES_TO_TEST = ['breastmnist_28']
   SPLITS = {'train': 546, 'validation': 78, 'test': 156}
-  OVERLAPPING_SPLITS = ['train']  # One image of it is in test too.
+  OVERLAPPING_SPLITS = ['train']  # One training image is also a test image.
   EXAMPLE_DIR = str(_FOLDER)
   DL_DOWNLOAD_RESULT = 'breastmnist.npz'
 

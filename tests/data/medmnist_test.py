@@ -1,4 +1,4 @@
-"""Tests on small made-up files; `medmnist_files_test` has the real ones."""
+"""Tests on small made-up files; `medmnist_files_test` has real files."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ _COUNTS = {'train': 12, 'val': 4, 'test': 6}
 
 
 def _arrays(name='breastmnist', size=28, **replaced):
-  """Makes the arrays of a file like that of a set, with other pixels."""
+  """Returns arrays in the layout of a set's file, with other pixels."""
   rng = np.random.default_rng(0)
   info = medmnist_info.BY_NAME[name]
   shape = (size, size) if info.channels == 1 else (size, size, info.channels)
@@ -87,7 +87,7 @@ class InfoTest(parameterized.TestCase):
 
 
 class BuilderTest(tfds.testing.DatasetBuilderTestCase):
-  """TFDS's own checks, of a file that is not the official one."""
+  """Runs TFDS's own checks on a file that is not the official one."""
 
   DATASET_CLASS = medmnist.MedMnist
   SPLITS = {'train': 12, 'validation': 4, 'test': 6}
@@ -309,7 +309,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 class DownloadTest(parameterized.TestCase):
-  """Downloads with TFDS from a server on this machine."""
+  """Tests of downloads with TFDS, from a server on this machine."""
 
   def setUp(self):
     super().setUp()

@@ -1,4 +1,4 @@
-"""Claims are refused by the headers; `faults.npz_faults` has the whole way."""
+"""Tests of refused claims; `faults.npz_faults` tests whole commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _archive(content, method=zipfile.ZIP_DEFLATED):
 
 
 class HeaderTest(parameterized.TestCase):
-  """Each is refused by `header`, hence before an array is allocated."""
+  """Tests of claims that `header` refuses, before an array is allocated."""
 
   @parameterized.parameters((10**15,), (10,), (0,))
   def test_a_claim_of_bytes_that_are_not_there(self, count):

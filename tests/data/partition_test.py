@@ -41,7 +41,7 @@ def _mixes(clients, labels, classes):
 
 
 def _distance(clients, labels):
-  """Mean total variation distance of the clients' mixes from that of all."""
+  """Returns the mean total variation distance of clients' mixes from all."""
   classes = labels.max() + 1
   prior = np.bincount(labels) / len(labels)
   return 0.5 * np.abs(_mixes(clients, labels, classes) - prior).sum(1).mean()
@@ -174,7 +174,7 @@ class DirichletTest(parameterized.TestCase):
     np.testing.assert_allclose(variance, 0.25 * 0.75 / 9, rtol=0.25)
 
   def test_multi_label_goes_by_the_rarest_finding(self):
-    # Finding 1 is rarer than 0, and images without any are apart.
+    # Finding 1 is rarer than 0; images without findings are a third label.
     labels = np.repeat([[1, 0], [1, 1], [0, 0]], [60, 20, 40], axis=0)
     split = images.Split(
       images=np.zeros([120, 1, 1, 1], np.uint8), labels=labels

@@ -19,7 +19,7 @@ def _scaled(split):
 
 def _linear_accuracy(splits):
   train, test = splits['train'], splits['test']
-  # The best of a range of regularization, chosen on the test set itself.
+  # Returns the best of several regularizations, chosen on the test set.
   return max(
     linear_model.LogisticRegression(C=strength, max_iter=500)
     .fit(_scaled(train).reshape(len(train), -1), train.labels)
@@ -118,7 +118,7 @@ class GenerateTest(parameterized.TestCase):
     pixels = _scaled(train)[..., 0]
     by_site = [pixels[train.sites == site] for site in range(spec.num_sites)]
     levels = np.array([p.mean() for p in by_site])
-    # Neighbouring pixels differ by what noise there is and blur has left.
+    # The difference of neighbouring pixels grows with noise, less with blur.
     grain = np.array([np.diff(p, axis=2).std() for p in by_site])
     self.assertGreater(levels.max() / levels.min(), 1.2)
     self.assertGreater(grain.max() / grain.min(), 1.2)

@@ -64,7 +64,7 @@ class RowsTest(StoredPixelsTestCase):
     preadv = os.preadv
 
     def short(descriptor, buffers, offset):
-      # Of the first buffers, and of the last of them, a part.
+      # A read may fill the first buffers, and a part of the next one.
       few = [memoryview(b) for b in buffers[:2]]
       few[-1] = few[-1][: max(1, len(few[-1]) // 3)]
       return preadv(descriptor, few, offset)
@@ -122,7 +122,7 @@ class RowsTest(StoredPixelsTestCase):
         second.wait()
         raise OSError(5, 'Input/output error')
       second.set()
-      time.sleep(0.3)  # Would go on writing if nobody waited.
+      time.sleep(0.3)  # It would go on writing if nobody waited.
       ended.append(offset)
       return sum(map(len, buffers))
 
@@ -133,10 +133,10 @@ class RowsTest(StoredPixelsTestCase):
 
   def test_in_a_forked_process(self):
     stored = self._stored()
-    stored.rows(np.array([0, 2]))  # The threads are there.
+    stored.rows(np.array([0, 2]))  # This starts the threads.
     child = os.fork()
     if not child:
-      signal.alarm(20)  # Rather than to wait for threads that are not there.
+      signal.alarm(20)  # Otherwise the test would wait for missing threads.
       try:
         rows = stored.rows(np.array([7, 1]))
         os._exit(0 if np.array_equal(rows, self.array[[7, 1]]) else 1)

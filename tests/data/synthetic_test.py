@@ -13,7 +13,7 @@ _SPEC = phantoms.PhantomSpec(
 
 
 class SyntheticTest(tfds.testing.DatasetBuilderTestCase):
-  """TFDS's own checks of a builder."""
+  """Runs TFDS's own checks of a builder."""
 
   DATASET_CLASS = synthetic.Synthetic
   BUILDER_CONFIG_NAMES_TO_TEST = [synthetic.SyntheticConfig(spec=_SPEC)]

@@ -72,7 +72,7 @@ class PatientUnitsTest(absltest.TestCase):
     self.assertEqual(found.left_out, 0)
 
   def test_refuses_a_patient_on_two_clients(self):
-    # Its number is not said, as it may identify the patient.
+    # The message has no number, as that may identify the patient.
     with self.assertRaisesRegex(
       _validate.InputError, '^a patient is on several clients; use'
     ):

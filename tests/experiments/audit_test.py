@@ -54,11 +54,11 @@ class AuditTest(parameterized.TestCase):
     self.temp = pathlib.Path(self.create_tempdir().full_path)
 
   def _copy(self, name):
-    """Returns a copy of a run's folder, to be audited."""
+    """Returns a copy of a run's folder for an audit."""
     return pathlib.Path(shutil.copytree(self.runs / name, self.temp / name))
 
   def _main(self, folder, canaries=100, reference=None):
-    """Returns the exit code, what was printed, and audit.json."""
+    """Returns the exit code, the printed text, and audit.json."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
       code = audit.main(str(folder), canaries, reference)
@@ -141,7 +141,7 @@ class AuditTest(parameterized.TestCase):
     )
     self.assertEqual(found['card']['unit'], 'record')
     self.assertEqual(found['card']['mechanism']['population'], 160)
-    # With half in each of 3 rounds and little noise, most are found.
+    # With a sampling rate of 1/2 and little noise, the attack succeeds.
     self.assertGreater(found['canary_auc']['best_round'], 0.6)
 
   @parameterized.parameters(
@@ -154,7 +154,7 @@ class AuditTest(parameterized.TestCase):
     {'mechanism': 'distributed_dp', 'num_clients': 12},
   )
   def test_other_mechanisms_honest_and_without_noise(self, **changed):
-    """The whole command: a run, its audit, and that of a broken build."""
+    """The whole command audits an honest run and a run of a broken build."""
     name = changed['mechanism']
     self._train(name, noise_multiplier=4.0, **changed)
     folder = self._copy(name)
@@ -185,7 +185,7 @@ class AuditTest(parameterized.TestCase):
     run = audited_run.FinishedRun.load(str(self.runs / 'private'))
     changed = dataclasses.replace(run.config, initial_model_sha256='0')
     run = dataclasses.replace(run, config=changed)
-    run.load_data()  # Needs no initial model.
+    run.load_data()  # It needs no initial model.
     with self.assertRaisesRegex(
       _validate.InputError, 'another initial model .0 there'
     ):
@@ -250,7 +250,8 @@ class EnlargeTest(parameterized.TestCase):
     if changed.get('max_clients_per_round'):
       self.assertEqual(after.sampling.max_cohort, 36)
     if 'clipping' not in changed:
-      # Half of 12, of the 24 that take part, of which the canaries are clipped.
+      # 24 units take part. All 12 canaries among them are clipped, and so are
+      # half of the 12 others.
       self.assertAlmostEqual(after.clipping.target_unclipped_quantile, 0.25)
 
 

@@ -1,4 +1,4 @@
-"""The command prints what the model says, or one line and exit code 2."""
+"""Tests of classification: a model's answers, or one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -128,7 +128,8 @@ class ClassifyTest(parameterized.TestCase):
     logits = evaluation.predict(self.models['binary'], self.images)
     predicted = [('effusion', 'mass')[i] for i in logits.argmax(1)]
     other = {'effusion': 'mass', 'mass': 'effusion'}
-    # All but the first lie where they belong, spelt in another way.
+    # All images but the first are in the folder of their class, whose name is
+    # spelt differently.
     labels = [other[predicted[0]], *(name.upper() for name in predicted[1:])]
     paths = []
     for path, label in zip(self.paths, labels):
@@ -276,7 +277,7 @@ class ClassifyTest(parameterized.TestCase):
       'import runpy, sys; sys.modules["tensorflow_federated"] = None; '
       'runpy.run_module("experiments.classify", run_name="__main__")'
     )
-    # As a user has it, where the command itself keeps TensorFlow quiet.
+    # A user's environment does not silence TensorFlow; the command must.
     env = dict(os.environ)
     env.pop('TF_CPP_MIN_LOG_LEVEL', None)
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Tests of what all commands have in common: help, and wrong flags, at once."""
+"""Tests of all commands: help and refusals of wrong flags come at once."""
 
 import concurrent.futures
 import pathlib
@@ -18,12 +18,12 @@ _COMMANDS = sorted(
   if "if __name__ == '__main__':" in path.read_text(encoding='utf-8')
 )
 _WITH_SETTINGS = ('compare', 'tradeoff', 'train')
-# Of absl, of TensorFlow and its company.
+# Flags of absl, of TensorFlow and of the packages that it imports.
 _FOREIGN = (
   'alsologtostderr', 'flagfile', 'helpfull', 'log_dir', 'only_check_args',
   'pdb', 'run_with_pdb', 'tfds_dir', 'verbosity', 'xml_output_file',
 )  # fmt: skip
-# What takes seconds to import.
+# Packages that take seconds to import.
 _SLOW = ('tensorflow', 'tensorflow_federated', 'jax', 'keras')
 
 
@@ -93,7 +93,7 @@ class HelpTest(absltest.TestCase):
         first = path.read_text(encoding='utf-8').splitlines()[0]
         self.assertStartsWith(ended.printed, first.lstrip('r').strip('"'))
         self.assertIn(f'python -m experiments.{command}', ended.printed)
-        # A backslash at the end of a line joins two in a plain docstring.
+        # In a plain docstring, a backslash at the end joins two lines.
         self.assertNotRegex(ended.printed, r'\S {5,}--')
 
   def test_shows_each_flag_of_its_own_once(self):

@@ -36,7 +36,7 @@ class CompareTest(parameterized.TestCase):
       num_clients=30,
       clients_per_round=15.0,
       rounds=2,
-      clipping='fixed',  # Calibrates faster.
+      clipping='fixed',  # Its calibration is faster.
       target_epsilon=40.0,
       output_dir=str(self.output),
     )
@@ -52,7 +52,7 @@ class CompareTest(parameterized.TestCase):
 
   @contextlib.contextmanager
   def _fake_cells(self, fails=()):
-    """Trainings end at once with an AUC that their name decides."""
+    """Replaces trainings, which end at once with an AUC by their name."""
     started = []
 
     def run(todo, where, *, on_end, on_poll):
@@ -183,7 +183,7 @@ class CompareTest(parameterized.TestCase):
       self._run()
     path = self.output / 'cells' / 'all_clients_seed_1' / 'summary.json'
     summary = json.loads(path.read_text())
-    summary['metrics']['auc'] = None  # As NaN is written.
+    summary['metrics']['auc'] = None  # NaN is written as null.
     path.write_text(json.dumps(summary))
     code, _ = self._run()
     self.assertEqual(code, 0)

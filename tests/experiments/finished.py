@@ -1,4 +1,4 @@
-"""A run as an audit finds it, without any training."""
+"""Finished runs for tests of audits, made without any training."""
 
 import pathlib
 

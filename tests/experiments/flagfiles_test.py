@@ -1,4 +1,4 @@
-"""Tests of flagfiles that are none: one line and exit code 2, never a wait."""
+"""Tests of bad flagfiles: one line and exit code 2, never a wait."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from experiments.running import exit_codes
 from tff_medical import _validate
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-# A command with flags, without what makes `experiments.train` slow to start.
+# A command with the flags of `experiments.train`, but without slow imports.
 _COMMAND = """
 from experiments.running import command
 from experiments.config import flags

@@ -1,4 +1,4 @@
-"""Tests of the benchmark of the gradients of records."""
+"""Tests of the benchmark of per-example gradients."""
 
 import contextlib
 import io
@@ -21,14 +21,14 @@ class GradientBenchmarkTest(parameterized.TestCase):
   @parameterized.parameters('cnn_small', 'cnn')
   def test_contenders_compute_the_same_sum(self, name):
     model = gradient_benchmark.model(name)
-    found = {
+    sums = {
       way: unit_models.flat(run())
       for way, run in gradient_benchmark.contenders(model, 5).items()
     }
-    plain = found.pop('plain')
-    self.assertCountEqual(found, ['rules', 'vectorized'])
+    plain = sums.pop('plain')
+    self.assertCountEqual(sums, ['rules', 'vectorized'])
     self.assertGreater(np.linalg.norm(plain), 0.1)
-    for values in found.values():
+    for values in sums.values():
       np.testing.assert_allclose(values, plain, rtol=1e-3, atol=1e-4)
 
   def test_whole_command(self):

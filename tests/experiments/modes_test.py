@@ -1,4 +1,4 @@
-"""The contract of every way of training, and of one that is new."""
+"""Tests of the contract of all modes, and of a new mode."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ _EVERY_UNIT = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class _Patient(dp_sgd.DpSgd):
-  """A way of training that this file alone knows."""
+  """A mode that no other file knows."""
 
   name: ClassVar[str] = 'slow_dp_sgd'
 
@@ -47,7 +47,7 @@ def _given(mode, unit=None, **changed):
   wanted = {
     'mechanism': mode.name,
     'privacy_unit': unit or mode.units[0],
-    'noise_multiplier': 0.1,  # Adaptive clipping of so few allows no more.
+    'noise_multiplier': 0.1,  # A small cohort allows no more.
     'num_clients': _CLIENTS,
     'output_dir': 'run',
   }
@@ -59,7 +59,7 @@ def _num_units(mode):
 
 
 def _resolved(mode, unit=None, **changed):
-  """Returns the settings, with what depends on the data."""
+  """Returns the settings, including those that depend on the data."""
   settings = _given(mode, unit, **changed).resolve()
   return settings.for_data(_CLIENTS, _num_units(settings.mode))
 
@@ -73,7 +73,7 @@ def _parsed(*arguments):
 
 
 def _other_value(field):
-  """Returns a value that a setting may have beside its default."""
+  """Returns an allowed value of a setting that is not its default."""
   default = field.default
   if isinstance(default, bool):
     return not default
@@ -89,7 +89,7 @@ def _other_value(field):
 
 
 def _needed(mode, name):
-  """Returns the flags without which a setting has no use."""
+  """Returns the flags that a setting needs to have a use."""
   found = {}
   for other, allowed in fields.of(mode)[name].metadata['only_if'].items():
     if fields.of(mode)[other].default not in allowed:
@@ -228,7 +228,7 @@ class ModesTest(parameterized.TestCase):
 
 
 class RoundTest(parameterized.TestCase):
-  """Whole rounds of each mode."""
+  """Tests of whole rounds of each mode."""
 
   @classmethod
   def setUpClass(cls):
@@ -261,7 +261,7 @@ class RoundTest(parameterized.TestCase):
 
 
 class NewModeTest(absltest.TestCase):
-  """A mode is known by standing in `modes.MODES`, and by nothing else."""
+  """Tests that an entry in `modes.MODES` is all that a mode needs."""
 
   def setUp(self):
     super().setUp()

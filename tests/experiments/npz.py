@@ -6,7 +6,7 @@ import numpy as np
 
 
 def write(folder, name='breastmnist', counts=(60, 12, 24), **changed):
-  """Writes NAME.npz with images whose brightness gives the class away.
+  """Writes NAME.npz with images whose brightness reveals the class.
 
   Args:
     folder: Where to write it.

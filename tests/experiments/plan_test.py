@@ -17,7 +17,7 @@ from tff_medical.data import loading
 
 
 def _run(*arguments):
-  """Runs the command with few parameters; returns what it prints."""
+  """Runs the command with few parameters; returns the printed text."""
   values = absl_flags.FlagValues()
   plan.define_flags(values)
   values(['plan', *arguments])

@@ -1,4 +1,4 @@
-"""Tests that every preset can be run and says what it reached."""
+"""Tests that every preset can be run and states what it reached."""
 
 import pathlib
 import re
@@ -24,7 +24,7 @@ class PresetsTest(parameterized.TestCase):
     given = read()
     if path.name.startswith(
       ('tradeoff', 'study')
-    ):  # Its cells decide the budget.
+    ):  # The cells of a sweep decide the budget.
       given = given.changed(target_epsilon=1.0)
     self.assertGreater(given.resolve().mode.rounds, 0)
     header = ''.join(

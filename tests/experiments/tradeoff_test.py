@@ -1,4 +1,4 @@
-"""Tests of the sweep: its cells, that it goes on, what it leaves."""
+"""Tests of the sweep: its cells, its second start, and its files."""
 
 import contextlib
 import csv
@@ -33,14 +33,14 @@ class TradeoffTest(parameterized.TestCase):
       num_clients=30,
       clients_per_round=15.0,
       rounds=3,
-      clipping='fixed',  # Calibrates faster.
+      clipping='fixed',  # Its calibration is faster.
       output_dir=str(self.output),
     )
 
   def _run(self, epsilons=(40.0, math.inf), seeds=1, check=False, **changed):
-    """Runs a sweep; returns the exit code and what it prints."""
+    """Runs a sweep; returns the exit code and the printed text."""
     printed = io.StringIO()
-    if not check:  # It takes some seconds.
+    if not check:  # The check takes some seconds.
       skip = mock.patch.object(tradeoff, 'check_strictest')
       self.enter_context(skip)
     with (
@@ -58,7 +58,7 @@ class TradeoffTest(parameterized.TestCase):
 
   @contextlib.contextmanager
   def _fake_cells(self, fails=()):
-    """Cells end at once; yields the jobs that were started."""
+    """Replaces cells, which end at once; yields the started jobs."""
     started = []
 
     def run(todo, where, *, on_end, on_poll):
@@ -85,7 +85,7 @@ class TradeoffTest(parameterized.TestCase):
       return {row['cell']: row for row in csv.DictReader(file)}
 
   def test_real_cells_in_processes_of_their_own(self):
-    """Two cells are done for real; the others count as done before."""
+    """Two cells are really trained; the others count as done before."""
     with self._fake_cells():
       self._run()
     for name in ('per_site_seed_0', 'eps_40_seed_0'):
@@ -296,7 +296,7 @@ class TradeoffTest(parameterized.TestCase):
     ):
       self._run(rounds=4)
     with self._fake_cells() as started:
-      self._run(client_threads=1)  # Changes nothing of what cells are.
+      self._run(client_threads=1)  # The setting does not change the cells.
     self.assertEmpty(started)
 
   def test_refuses_a_folder_with_other_files(self):

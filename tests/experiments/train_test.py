@@ -62,7 +62,7 @@ class TrainTest(parameterized.TestCase):
     return (self.output / 'privacy_ledger.jsonl').read_text().count('"charges"')
 
   def _command(self, *arguments, **settings):
-    """Runs the command in a process of its own."""
+    """Runs the command in a separate process."""
     given = self.settings.changed(**settings).arguments()
     return [sys.executable, '-m', 'experiments.train', *given, *arguments]
 
@@ -76,7 +76,7 @@ class TrainTest(parameterized.TestCase):
       target_epsilon=4.0,
       rounds=6,
     )
-    # Settings alone, no folder of results.
+    # The flags hold settings alone, and no folder for results.
     done = subprocess.run(
       [sys.executable, '-m', 'experiments.train', '--dry_run']
       + flags.arguments(),
@@ -250,7 +250,7 @@ class TrainTest(parameterized.TestCase):
   def test_starts_from_a_public_model_and_says_so(self):
     public = self._public_model()
     earlier = pretrained.load(public)
-    # Steps too small to be seen, so that what it started from is still there.
+    # The steps are too small to change the initial weights visibly.
     outcome = self._run(
       initial_model=public, rounds=1, server_learning_rate=1e-6
     )
@@ -438,7 +438,7 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(summary['stop_reason'], 'interrupted')
     done = summary['rounds']
     self.assertEqual(checkpoints.Checkpoints(saved).rounds()[-1], done)
-    # A round that took too long after the signal was charged and thrown away.
+    # A round that took too long after the signal was charged and discarded.
     self.assertBetween(self._charges(), done, done + 1)
     self._run(rounds=done + 1)
     self.assertEqual(self._json('summary.json')['rounds'], done + 1)

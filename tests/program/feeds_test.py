@@ -1,4 +1,4 @@
-"""Tests of the datasets that a round's units train on."""
+"""Tests of feeds: the datasets of the units drawn for a round."""
 
 import collections
 import pathlib
@@ -54,7 +54,7 @@ class ClientFeedTest(absltest.TestCase):
 
 
 class OtherClientDataTest(parameterized.TestCase):
-  """Client data of TFF's, read from files of which some cannot be read."""
+  """Tests with TFF's client data over files, some of them unreadable."""
 
   def setUp(self):
     super().setUp()
@@ -173,7 +173,7 @@ class OtherClientDataTest(parameterized.TestCase):
 
 
 class _FromFunction(tff.simulation.datasets.ClientData):
-  """Client data as a user might write it."""
+  """Client data as a user might write it, from a function."""
 
   def __init__(self, client_ids, create, element_spec):
     self._ids = list(client_ids)
@@ -219,7 +219,7 @@ class LocalStepsFeedTest(absltest.TestCase):
       _split(), units_lib.record_units(_PARTITION), 2, sampling
     )
     self.assertEqual(feed.num_units, 6)
-    # Units 1, 2 and 5 in the first step, 2 and 3 in the second.
+    # The first step has units 1, 2 and 5; the second has units 2 and 3.
     first, second = feed(np.array([1, 2, 5, 6 + 2, 6 + 3]))
     self.assertEqual(_masked(first), [[], [3]])
     self.assertEqual(_masked(second), [[1, 2, 5], [2]])

@@ -1,4 +1,4 @@
-"""Tests of measuring in turn."""
+"""Tests of the timing of contenders in turn."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tests of how the commands end by signals, with real processes."""
+"""Tests of the end of commands by signals, with real processes."""
 
 import pathlib
 import signal
@@ -55,7 +55,7 @@ class SignalTest(parameterized.TestCase):
     charged = ledger.read_text().count('"charges"')
     rounds = f'--rounds={charged + 1}'
     command = self._end(signals.exporting, signal.SIGINT, noise, rounds)
-    # Finished or, on a machine that is too slow for that, not there at all.
+    # The file is complete or, on a slow machine, does not exist.
     if (command.output / 'saved_model').exists():
       export.load_card(command.output / 'saved_model')
     self.assertLessEqual(ledger.read_text().count('"charges"'), charged + 2)
@@ -126,7 +126,7 @@ class InstallTest(absltest.TestCase):
     subprocess.run([sys.executable, '-c', code], check=True, cwd=_ROOT)
 
   def test_no_signal_reaches_the_interpreter_s_last_moments(self):
-    """Python has put its own handlers aside there: a signal would kill it."""
+    """Python has removed its handlers by then, so a signal would kill it."""
     code = (
       'import sys; sys.argv = ["-m"]; import experiments\n'
       'import os, signal; from experiments.running import command\n'

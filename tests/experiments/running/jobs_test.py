@@ -16,7 +16,7 @@ from tff_medical import _validate
 from tff_medical.program import ending
 
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
-# Waits for ever, and writes a file when it is interrupted.
+# This program waits for ever, and writes a file when it is interrupted.
 _PATIENT = """
 import pathlib, sys, time
 try:
@@ -27,8 +27,8 @@ except KeyboardInterrupt:
 """
 
 
-# Gets a signal at the worst moment: the process of the call has just been
-# started, and waits for what it is to do.
+# This program gets a signal at the worst moment: the process of the call has
+# just started, and waits for its task.
 _SIGNALLED = """
 import os, signal, sys, time
 from multiprocessing import util
@@ -140,7 +140,7 @@ class JobsTest(parameterized.TestCase):
     parent = subprocess.Popen(
       [sys.executable, '-c', code, _PATIENT, str(self.folder)],
       cwd=_ROOT,
-      # As a shell starts what ends in &.
+      # A shell so starts a command that ends in &.
       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
     _wait_for(self.folder / 'started')
