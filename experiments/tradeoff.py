@@ -1,9 +1,11 @@
 r"""Measures the accuracy that each privacy budget costs: a sweep with a report.
 
     python -m experiments.tradeoff --epsilons=1,2,4,8,inf --seeds=3 \
-        --dataset=medmnist/pneumoniamnist --num_clients=470 --output_dir=runs/sweep
+        --dataset=medmnist/pneumoniamnist --num_clients=470 \
+        --output_dir=runs/sweep
     python -m experiments.tradeoff \
-        --flagfile=experiments/presets/tradeoff_quick.flags --output_dir=runs/quick
+        --flagfile=experiments/presets/tradeoff_quick.flags \
+        --output_dir=runs/quick
 
 The flags of `experiments.train` are common to all cells. A cell is one ε and
 one seed; ε inf is federated training without privacy. Each seed also has the

@@ -37,7 +37,7 @@ _MECHANISM = 'mechanism'
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-  """The images, and how they go to clients."""
+  """Settings of the images, and of their partition over clients."""
 
   dataset: str = fields.setting(
     'synthetic',
@@ -53,16 +53,16 @@ class DataSettings:
   )
   image_size: int = fields.setting(
     28,
-    'pixels a side: 28, 64, 128 or 224 of MedMNIST, any of other images',
+    'height and width in pixels; 28, 64, 128 or 224 for MedMNIST',
     low=8,
     high=512,
   )
   partition: str = fields.setting(
-    'iid', 'how images go to clients', choices=partition_lib.KINDS
+    'iid', 'partition of images over clients', choices=partition_lib.KINDS
   )
   dirichlet_alpha: float = fields.setting(
     0.5,
-    'skew of labels or sizes; less is more',
+    'Dirichlet concentration of labels or sizes; smaller values skew more',
     only_if={'partition': partition_lib.ALPHA_KINDS},
     low=1e-6,
     high=1e6,
@@ -92,10 +92,10 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-  """The network."""
+  """Settings of the network."""
 
   model: str = fields.setting(
-    'cnn_small', 'cnn_small, cnn, resnet or scattering'
+    'cnn_small', 'network: cnn_small, cnn, resnet or scattering'
   )
   initial_model: Optional[str] = fields.setting(
     None,

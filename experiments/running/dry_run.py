@@ -33,8 +33,8 @@ def check_round(
 ) -> None:
   """Runs a round without data, and discards its result.
 
-  The round finds faults that no check finds (a size that overflows, a graph
-  that cannot be built, lack of memory) before the folder is claimed and
+  The round finds faults that no check finds: a size that overflows, a graph
+  that cannot be built, lack of memory. It runs before the folder is claimed and
   anything is charged. Its result cannot depend on the data.
 
   Raises:

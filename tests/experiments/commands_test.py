@@ -28,13 +28,13 @@ _SLOW = ('tensorflow', 'tensorflow_federated', 'jax', 'keras')
 
 
 class _Ended(typing.NamedTuple):
-  """How a command ended.
+  """End of a command.
 
   Attributes:
-    code: The exit code.
-    printed: What went to stdout.
-    errors: What went to stderr but for the times of imports.
-    slow: What was imported of `_SLOW`.
+    code: Exit code.
+    printed: Text on stdout.
+    errors: Lines on stderr, without the times of imports.
+    slow: Packages of `_SLOW` that were imported.
   """
 
   code: int

@@ -3,9 +3,9 @@
 `Archive` opens an .npz file, returns the headers of its arrays and reads the
 arrays that are asked for. `np.load` is unsafe here: a file of some kilobytes
 may claim a petabyte or unpack to it, and `np.load` allocates what is claimed.
-`Archive` first reads the claims in the directory of the zip file and in the
-header of each array, so that the caller can refuse them. The claims must agree
-with each other and with the size of the file before an array is allocated.
+`Archive` first reads the claims: the directory of the zip file and the header
+of each array. The caller can refuse them. Before an array is allocated, the
+claims must agree with each other and with the size of the file.
 
 Members are stored or deflated, as `np.savez` and `np.savez_compressed` write
 them. Source of the formats: APPNOTE.TXT 6.3 of PKWARE; `numpy.lib.format`.

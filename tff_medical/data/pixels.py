@@ -3,9 +3,9 @@
 `StoredPixels` reads images of a file by their numbers, so that a data set may
 be far larger than the memory. `read`, `select` and `batches` treat it and an
 array alike. A memory map would be slower: its page faults wait for the disk one
-after the other, while reads of several threads wait at the same time. For 256
-images of 224 x 224 x 3 that are not in the page cache, a memory map took 17
-times as long (`python -m experiments.pixels_benchmark --images=8000
+after the other, while reads of several threads wait at the same time. A memory
+map took 17 times as long for 256 images of 224 x 224 x 3 that were not in the
+page cache (`python -m experiments.pixels_benchmark --images=8000
 --image_size=224 --channels=3`).
 
 The file holds the bytes of a uint8 array [N, H, W, C] in C order, without a

@@ -75,7 +75,7 @@ class InversionAuditTest(parameterized.TestCase):
     quick = functools.partial(inversion.InversionAttack, iterations=3, starts=1)
     printed = io.StringIO()
     with (
-      mock.patch.object(inversion, 'Attack', quick),
+      mock.patch.object(inversion, 'InversionAttack', quick),
       contextlib.redirect_stdout(printed),
     ):
       code = audit.main(str(folder), 0, None, inversion_images=2)
@@ -143,7 +143,7 @@ class InversionAuditTest(parameterized.TestCase):
     mechanism = assembly.build_mechanism(run.settings, 60, print)
     raw = [np.ones(5, np.float32)]
     first, second = (
-      inversion_audit._seen(raw, mechanism)['noised'][0] for _ in range(2)
+      inversion_audit._views(raw, mechanism)['noised'][0] for _ in range(2)
     )
     self.assertFalse(np.any(first == second))
 
