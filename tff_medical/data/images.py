@@ -35,6 +35,7 @@ import math
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.data import decoded
 from tff_medical.data import pixels
 
 SPLIT_NAMES = ('train', 'validation', 'test')
@@ -163,6 +164,8 @@ class ImageData:
     origin: Where the images come from, one of `ORIGINS`.
     counted_duplicates: Equal images as they were counted when the data was
       prepared; None if `duplicates` has to count them.
+    decoding_policy: Choices by which image files were decoded; None if the
+      images came from no such files.
   """
 
   name: str
@@ -177,6 +180,7 @@ class ImageData:
   source_digest: str = ''
   origin: str = UNSTATED
   counted_duplicates: Duplicates | None = None
+  decoding_policy: decoded.DecodingPolicy | None = None
 
   def __post_init__(self) -> None:
     _validate.one_of(ORIGINS, origin=self.origin)
