@@ -11,6 +11,10 @@ Federated. An image that cannot be used gives one line on stderr, with the
 file's name and the reason, and exit code 2. The limits on an image (64 MiB, 64
 Mi pixels) are those of `tff_medical.serving.encoded_images`.
 
+A model that was trained on own image files also takes TIFF, DICOM and NIfTI
+files. It decodes all files by the choices of its training
+(`tff_medical.serving.image_files`).
+
 With --labels_from_folders the name of an image's folder is its label, which is
 shown beside the class. The two agree if they have the same letters and digits.
 
@@ -21,12 +25,12 @@ a.png  normal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import decimal
 import functools
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
 
@@ -46,11 +50,12 @@ import tensorflow as tf
 
 from tff_medical import _files
 from tff_medical import _validate
+from tff_medical.data import decoded
 from tff_medical.serving import encoded_images
 from tff_medical.serving import export
+from tff_medical.serving import image_files
 
-_Predict = Callable[..., Mapping[str, tf.Tensor]]
-
+_ARRAYS = 'serving_default'
 # Message of the exported graph about the only image in a request.
 _REASON = re.compile(r'assertion failed: \[image 0 of encoded ([^\]]*)\]')
 
@@ -85,35 +90,58 @@ def classify(
     raise _validate.InputError('no images given; name PNG or JPEG files')
   card = export.load_card(saved_model)
   names = export.load_class_names(saved_model)
-  # All files are checked before the slow loading of the model. They are read
-  # again later, as they may not all fit into memory.
+  policy = export.load_decoding_policy(saved_model)
+  if policy is None:
+    # All files are checked before the slow loading of the model. They are read
+    # again later, as they may not all fit into memory.
+    for path in paths:
+      _read(path)
+  signatures = _load(saved_model)
+  predictions = []
   for path in paths:
-    _read(path)
-  predict = _load(saved_model)
-  predictions = [_row(path, _read(path), predict, names) for path in paths]
+    predictions += (
+      _of_encoded(path, signatures['serve_bytes'], names)
+      if policy is None
+      else _of_file(path, policy, signatures[_ARRAYS], names)
+    )
   header: tuple[str, ...] = ('image', 'class', *names)
-  rows = [(_printable(p), *row) for p, row in zip(paths, predictions)]
+  rows = [(p.image, p.classes, *p.probabilities) for p in predictions]
   if not labels_from_folders:
     return [guarantee(card), *align([header, *rows])]
-  labels = [pathlib.Path(path).absolute().parent.name for path in paths]
-  agree = sum(
-    _agrees(row[0], label, names) for row, label in zip(predictions, labels)
-  )
+  agree = sum(_agrees(prediction, names) for prediction in predictions)
   labelled = [
-    (row[0], _printable(label), *row[1:]) for row, label in zip(rows, labels)
+    (image, _printable(prediction.label), *rest)
+    for (image, *rest), prediction in zip(rows, predictions)
   ]
   return [
     guarantee(card),
     *align([('image', 'label', *header[1:]), *labelled]),
-    f'{agree} of {len(paths)} images have the class of their folder',
+    f'{agree} of {len(predictions)} images have the class of their folder',
   ]
 
 
-def _agrees(text: str, label: str, names: Sequence[str]) -> bool:
+class Prediction(NamedTuple):
+  """Prediction for one image, as text.
+
+  Attributes:
+    image: Printable path of the file, with `#2` for its third image.
+    label: Name of the folder that the file is in.
+    classes: Class or, for a multi-label model, all findings.
+    probabilities: Probability of each class.
+  """
+
+  image: str
+  label: str
+  classes: str
+  probabilities: tuple[str, ...]
+
+
+def _agrees(prediction: Prediction, names: Sequence[str]) -> bool:
   """Returns whether a label is among the predicted classes."""
+  text = prediction.classes
   # The name of a class may itself hold a comma.
   classes = [text] if text in names else text.split(', ')
-  return _plain(label) in map(_plain, classes)
+  return _plain(prediction.label) in map(_plain, classes)
 
 
 def _plain(name: str) -> str:
@@ -161,38 +189,65 @@ def _read(path: str) -> bytes:
   return _files.read('image', path, max_bytes=encoded_images.MAX_BYTES)
 
 
-def _load(saved_model: str) -> _Predict:
+def _load(saved_model: str) -> Mapping[str, Any]:
+  """Returns the signatures of an exported model."""
   _files.check_folder('model', saved_model)
   try:
-    return tf.saved_model.load(saved_model).signatures['serve_bytes']
+    signatures = tf.saved_model.load(saved_model).signatures
+    return {name: signatures[name] for name in ('serve_bytes', _ARRAYS)}
   except (OSError, LookupError, ValueError, tf.errors.OpError) as error:
     raise _validate.InputError(
       f'the model in {saved_model!r} is damaged; export it again'
     ) from error
 
 
-def _row(
-  path: str, image: bytes, predict: _Predict, names: Sequence[str]
-) -> tuple[str, ...]:
-  """Returns the class and the probabilities of one image, as text."""
+def _of_encoded(
+  path: str, predict: Any, names: Sequence[str]
+) -> list[Prediction]:
+  """Returns the prediction of a PNG or JPEG, which the model decodes."""
   try:
-    outputs = predict(encoded=tf.constant([image]))
+    outputs = predict(encoded=tf.constant([_read(path)]))
   except tf.errors.OpError as error:
     stated = _REASON.search(error.message or '')
     reason = stated[1] if stated else 'is not a PNG or JPEG that can be read'
     raise _validate.InputError(f'image {path!r} {reason}') from error
-  index = outputs['class_index'].numpy()[0]
-  probabilities = outputs['probabilities'].numpy()[0]
-  if len(names) != len(probabilities):
+  return _predictions(path, outputs, names)
+
+
+def _of_file(
+  path: str,
+  policy: decoded.DecodingPolicy,
+  predict: Any,
+  names: Sequence[str],
+) -> list[Prediction]:
+  """Returns the predictions of a file that is decoded as in the training."""
+  spec = predict.structured_input_signature[1]['images']
+  images = image_files.read(path, policy, tuple(spec.shape[1:]))
+  return _predictions(path, predict(images=tf.constant(images)), names)
+
+
+def _predictions(
+  path: str, outputs: Mapping[str, Any], names: Sequence[str]
+) -> list[Prediction]:
+  """Returns the classes and probabilities of a file's images, as text."""
+  indices = outputs['class_index'].numpy()
+  probabilities = outputs['probabilities'].numpy()
+  if len(names) != probabilities.shape[1]:
     raise _validate.InputError(
       f'{export.CLASS_NAMES_FILE} of the model has {len(names)} names for '
-      f'{len(probabilities)} outputs; export the model again'
+      f'{probabilities.shape[1]} outputs; export the model again'
     )
-  if index.ndim:  # Multi-label: 0 or 1 for each name.
-    text = ', '.join(n for n, on in zip(names, index) if on) or 'none'
-  else:
-    text = names[index]
-  return (text, *(f'{p:.4f}' for p in probabilities))
+  label = pathlib.Path(path).absolute().parent.name
+  predictions = []
+  for number, (index, values) in enumerate(zip(indices, probabilities)):
+    if index.ndim:  # Multi-label: 0 or 1 for each name.
+      text = ', '.join(n for n, on in zip(names, index) if on) or 'none'
+    else:
+      text = names[index]
+    image = _printable(path) + (f'#{number}' if len(indices) > 1 else '')
+    shown = tuple(f'{value:.4f}' for value in values)
+    predictions.append(Prediction(image, label, text, shown))
+  return predictions
 
 
 if __name__ == '__main__':

@@ -162,6 +162,7 @@ def _finish(
       class_names=task.data.class_names,
       multi_label=task.data.multi_label,
       privacy_card=card,
+      decoding_policy=task.data.decoding_policy,
     )
   elif has_diverged and folder.saved_model.exists():
     run_folder_lib.remove(folder.saved_model)

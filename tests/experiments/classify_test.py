@@ -22,10 +22,13 @@ import tensorflow as tf
 
 from experiments import classify
 from experiments.running import command
+from tests.data import dicom_writing
 from tff_medical import models
+from tff_medical.data import decoded
 from tff_medical.learning import evaluation
 from tff_medical.privacy import card_format
 from tff_medical.serving import export
+from tff_medical.serving import image_files
 
 _ROOT = pathlib.Path(classify.__file__).parent.parent
 _COUNT = 4
@@ -69,6 +72,14 @@ class ClassifyTest(parameterized.TestCase):
         privacy_card=_card(epsilon),
       )
       cls.models[name] = model
+    export.save(
+      cls.folder / 'own',
+      cls.models['binary'],
+      class_names=('effusion', 'mass'),
+      multi_label=False,
+      privacy_card=_card(1.0),
+      decoding_policy=decoded.DecodingPolicy(frames='all'),
+    )
     rng = np.random.default_rng(0)
     cls.images = rng.integers(0, 256, (_COUNT, 28, 28, 1), dtype=np.uint8)
     cls.paths = []
@@ -124,6 +135,57 @@ class ClassifyTest(parameterized.TestCase):
       expected = f'{path.ljust(len(self.paths[-1]))}  {", ".join(found)}'
       self.assertStartsWith(row, expected if found else expected + 'none')
 
+  def test_files_are_decoded_as_the_training_s_were(self):
+    frames = np.random.default_rng(1).integers(0, 4096, (3, 40, 56))
+    frames = frames.astype(np.uint16)
+    # White and black are at the ends of this window, and turned over.
+    scan = dicom_writing.content(
+      frames,
+      stored=12,
+      WindowCenter=2048,
+      WindowWidth=1024,
+      PhotometricInterpretation='MONOCHROME1',
+    )
+    path = self.folder / 'scan.any'
+    path.write_bytes(scan)
+    code, (_, _, *rows), err = self._run('own', os.fspath(path), self.paths[0])
+    self.assertEqual((code, err), (0, ''))
+    low, high = 2048 - 0.5 - 1023 / 2, 2048 - 0.5 + 1023 / 2  # PS3.3 C.11.2.1.2
+    grey = 1 - np.clip((frames - low) / (high - low), 0, 1)
+    seen = tf.image.resize(grey[..., np.newaxis], (28, 28), antialias=True)
+    images = np.concatenate([seen, self.images[:1] / 255.0])
+    p = special.softmax(
+      self.models['binary'](images.astype(np.float32)).numpy(), 1
+    )
+    self.assertLen(rows, 4)
+    for row, name, expected in zip(
+      rows,
+      [f'{path}#0', f'{path}#1', f'{path}#2', self.paths[0]],
+      p,
+    ):
+      image, _, *printed = row.split()
+      self.assertEqual(image, name)
+      np.testing.assert_allclose(
+        [float(x) for x in printed], expected, atol=2e-3
+      )
+
+  def test_a_file_that_training_would_leave_out(self):
+    path = self.folder / 'short.dcm'
+    path.write_bytes(dicom_writing.content(np.ones((40, 40), np.uint16))[:-900])
+    code, out, err = self._run('own', os.fspath(path))
+    self.assertEqual((code, out), (2, []))
+    self.assertRegex(err, r"^error: image '.*short.dcm' .*\n$")
+
+  def test_a_damaged_policy_is_one_line(self):
+    folder = self.folder / 'damaged_policy'
+    shutil.copytree(self.folder / 'own', folder)
+    asset = folder / 'assets' / image_files.POLICY_FILE
+    for text in ('', '[]', '{"frames": "none"}', asset.read_text() + '}'):
+      asset.write_text(text)
+      code, out, err = self._run('damaged_policy', self.paths[0])
+      self.assertEqual((code, out), (2, []))
+      self.assertIn(f'{image_files.POLICY_FILE} of the model is damaged', err)
+
   def test_labels_of_folders(self):
     logits = evaluation.predict(self.models['binary'], self.images)
     predicted = [('effusion', 'mass')[i] for i in logits.argmax(1)]
@@ -155,7 +217,8 @@ class ClassifyTest(parameterized.TestCase):
   )
   def test_agreement(self, text, label, expected):
     names = ('normal, benign', 'effusion', 'mass')
-    self.assertEqual(classify._agrees(text, label, names), expected)
+    prediction = classify.Prediction('a.png', label, text, ())
+    self.assertEqual(classify._agrees(prediction, names), expected)
 
   def test_bad_input_is_one_line_and_exit_code_2(self):
     text = self.folder / 'note.png'
@@ -268,7 +331,7 @@ class ClassifyTest(parameterized.TestCase):
     )
     for file in ('variables/variables.data-00000-of-00001', 'saved_model.pb'):
       (path / file).write_bytes((path / file).read_bytes()[:1000])
-      code, out, err = self._run('damaged', self.paths[0])
+      code, out, err = self._run('damaged_policy', self.paths[0])
       self.assertEqual((code, out), (2, []))
       self.assertRegex(err, r'^error: the model in .* is damaged.*\n$')
 

@@ -34,6 +34,7 @@ import math
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.data import decoded
 from tff_medical.data import pixels
 
 SPLIT_NAMES = ('train', 'validation', 'test')
@@ -163,6 +164,8 @@ class ImageData:
     origin: Origin of the images, one of `ORIGINS`.
     counted_duplicates: Equal images as counted when the data was prepared; None
       if `duplicates` has to count them.
+    decoding_policy: Choices by which image files were decoded; None if the
+      images do not come from such files.
   """
 
   name: str
@@ -177,6 +180,7 @@ class ImageData:
   source_digest: str = ''
   origin: str = UNSTATED
   counted_duplicates: Duplicates | None = None
+  decoding_policy: decoded.DecodingPolicy | None = None
 
   def __post_init__(self) -> None:
     _validate.one_of(ORIGINS, origin=self.origin)

@@ -109,7 +109,7 @@ def load(
     ),
   )
   _warn(found)
-  return _image_data(name, found)
+  return _image_data(name, found, own.decoding)
 
 
 def read_table(
@@ -211,7 +211,9 @@ def _over_sites(by_site: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
   return total
 
 
-def _image_data(name: str, found: prepared.Prepared) -> images.ImageData:
+def _image_data(
+  name: str, found: prepared.Prepared, policy: decoded.DecodingPolicy
+) -> images.ImageData:
   rows = _rows_by_split(found)
   splits = {split: found.split(rows[split]) for split in images.SPLIT_NAMES}
   return images.ImageData(
@@ -225,6 +227,7 @@ def _image_data(name: str, found: prepared.Prepared) -> images.ImageData:
     source_digest=found.info['digest'],
     origin=images.UNSTATED,
     counted_duplicates=found.duplicates,
+    decoding_policy=policy,
   )
 
 

@@ -14,6 +14,7 @@ from tff_medical import _lazy
 __all__ = [
   'encoded_images',
   'export',
+  'image_files',
   'pretrained',
   'serving_module',
 ]
@@ -21,6 +22,7 @@ __all__ = [
 if typing.TYPE_CHECKING:
   from tff_medical.serving import encoded_images as encoded_images
   from tff_medical.serving import export as export
+  from tff_medical.serving import image_files as image_files
   from tff_medical.serving import pretrained as pretrained
   from tff_medical.serving import serving_module as serving_module
 else:  # A __getattr__ that type checkers see would allow any name.

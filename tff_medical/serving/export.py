@@ -36,8 +36,10 @@ import tensorflow as tf
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import models
+from tff_medical.data import decoded
 from tff_medical.privacy import card_format
 from tff_medical.program import checkpoints
+from tff_medical.serving import image_files
 from tff_medical.serving import serving_module
 
 CLASS_NAMES_FILE = 'class_names.txt'
@@ -54,6 +56,7 @@ def save(
   class_names: Sequence[str],
   multi_label: bool,
   privacy_card: Mapping[str, Any],
+  decoding_policy: decoded.DecodingPolicy | None = None,
 ) -> None:
   """Writes the SavedModel atomically, replacing an earlier export.
 
@@ -67,6 +70,8 @@ def save(
     multi_label: Whether the K outputs are independent labels.
     privacy_card: Card with all `card_format.REQUIRED_KEYS`; further keys are
       kept.
+    decoding_policy: Choices by which image files were decoded for the training;
+      None if it did not start from image files.
 
   Raises:
     InputError: The card, the class names or the path cannot be used.
@@ -79,12 +84,16 @@ def save(
   card = card_format.checked(
     {**privacy_card, 'weights_sha256': weights_digest(model)}
   )
+  text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
+  assets = {CLASS_NAMES_FILE: '\n'.join(names), PRIVACY_CARD_FILE: text}
+  if decoding_policy is not None:
+    assets[image_files.POLICY_FILE] = image_files.policy_text(decoding_policy)
   with _disk_errors(target):
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target)
     new = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.new')
     try:
-      _write(new, model, names, multi_label, card)
+      _write(new, model, multi_label, assets)
       _sync(new)
       _put_in_place(new, target)
     finally:
@@ -138,6 +147,23 @@ def load_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
   return tuple(_read_asset(path, CLASS_NAMES_FILE).splitlines())
 
 
+def load_decoding_policy(
+  path: str | os.PathLike[str],
+) -> decoded.DecodingPolicy | None:
+  """Returns the decoding policy of the SavedModel in folder `path`.
+
+  Returns:
+    The policy, or None for a model that was not trained on image files.
+
+  Raises:
+    InputError: The asset is damaged.
+  """
+  asset = pathlib.Path(path, 'assets', image_files.POLICY_FILE)
+  if not os.path.lexists(asset):
+    return None
+  return image_files.parse_policy(_read_asset(path, image_files.POLICY_FILE))
+
+
 def _check_names(names: Sequence[str], num_outputs: int) -> None:
   if len(names) != num_outputs:
     raise _validate.InputError(
@@ -168,9 +194,8 @@ def _check_replaceable(target: pathlib.Path) -> None:
 def _write(
   folder: pathlib.Path,
   model: tf.keras.Model,
-  names: Sequence[str],
   multi_label: bool,
-  card: Mapping[str, Any],
+  texts: Mapping[str, str],
 ) -> None:
   """Writes the SavedModel with its assets into the new `folder`."""
   # TensorFlow copies assets from other files. They lie beside the new folder,
@@ -178,11 +203,7 @@ def _write(
   assets = _assets_of(folder)
   assets.mkdir()
   module = serving_module.ServingModule(model, multi_label=multi_label)
-  text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
-  for name, content in (
-    (CLASS_NAMES_FILE, '\n'.join(names)),
-    (PRIVACY_CARD_FILE, text),
-  ):
+  for name, content in texts.items():
     asset = assets / name
     asset.write_text(content + '\n', encoding='utf-8')
     module.assets.append(tf.saved_model.Asset(os.fspath(asset)))
