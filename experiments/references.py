@@ -53,7 +53,7 @@ from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.serving import export
 
-# Without sites, each of more clients than this has too few images to train on.
+# Above this number of clients, and without sites, a client has too few images.
 MAX_ALONE = 20
 _EPOCHS = 30
 _PATIENCE = 5

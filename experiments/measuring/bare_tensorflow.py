@@ -48,8 +48,9 @@ class Training:
     self._momentum = [tf.zeros_like(w) for w in self.weights]
     self.clip = tf.constant(_INITIAL_CLIP)
     self._clients = float(len(data))
-    # TFF gives the count noise of a twentieth of the cohort, and raises the
-    # noise of the sum so that both releases together cost as much as one.
+    # In TFF the noise on the count has a standard deviation of a twentieth of
+    # the cohort. The noise on the sum is raised, so that both releases together
+    # cost as much as a single one.
     self._count_std = 0.05 * self._clients
     self._sum_noise = (
       noise_multiplier**-2 - (2 * self._count_std) ** -2

@@ -48,7 +48,8 @@ def parse(
     return _parsed
   endings.install()
   if _asks_for_help(sys.argv[1:]):
-    has_settings = 'mechanism' in flags.FLAGS  # Else flags of like names.
+    # Commands without settings may have flags with the names of settings.
+    has_settings = 'mechanism' in flags.FLAGS
     shown = settings or settings_lib.names()
     _print_help(sys.argv[0], shown if has_settings else ())
   try:

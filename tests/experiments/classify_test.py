@@ -331,7 +331,7 @@ class ClassifyTest(parameterized.TestCase):
     )
     for file in ('variables/variables.data-00000-of-00001', 'saved_model.pb'):
       (path / file).write_bytes((path / file).read_bytes()[:1000])
-      code, out, err = self._run('damaged_policy', self.paths[0])
+      code, out, err = self._run('damaged', self.paths[0])
       self.assertEqual((code, out), (2, []))
       self.assertRegex(err, r'^error: the model in .* is damaged.*\n$')
 

@@ -222,7 +222,7 @@ def builder_for_file(
     InputError: The file cannot be read, or does not hold such a set.
   """
   config = official_config(dataset, image_size)
-  # This comes before the MD5, which would read an endless file to no end.
+  # The headers come first: to take the MD5 of an endless file never ends.
   check_npz(path, config.info, image_size)
   digest = file_md5(path)
   if digest != config.md5:
