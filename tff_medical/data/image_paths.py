@@ -52,12 +52,14 @@ class ImageFiles:
     paths: The files relative to it, with `/`, sorted, as the disk spells them.
     ignored: Number of files that operating systems left behind.
     empty_folders: Folders below it that hold no file but ignored ones.
+    linked_folders: Links to folders, which are not followed.
   """
 
   root: pathlib.Path
   paths: tuple[str, ...]
   ignored: int = 0
   empty_folders: tuple[str, ...] = ()
+  linked_folders: tuple[str, ...] = ()
 
   def find(self, text: str, table_folder: pathlib.Path | None = None) -> str:
     """Returns the one file that a path of a table means.
@@ -76,7 +78,8 @@ class ImageFiles:
     if not parts:
       raise NoFile('names no file')
     for fold in (_same, _folded, _stem):
-      key = fold(parts[-1])
+      # A suffix may be left out, but is not exchanged for another one.
+      key = _folded(parts[-1]) if fold is _stem else fold(parts[-1])
       candidates = self._by_name[fold].get(key, ())
       best = _longest(parts, candidates)
       if len(best) > 1:
@@ -138,8 +141,11 @@ def scan(root: pathlib.Path) -> ImageFiles:
     )
   paths: list[str] = []
   empty: list[str] = []
-  ignored = _walk(root, '', paths, empty)
-  return ImageFiles(root, tuple(sorted(paths)), ignored, tuple(sorted(empty)))
+  linked: list[str] = []
+  ignored = _walk(root, '', paths, empty, linked)
+  return ImageFiles(
+    root, tuple(sorted(paths)), ignored, tuple(sorted(empty)), tuple(linked)
+  )
 
 
 def check_no_archive(path: pathlib.Path) -> None:
@@ -157,7 +163,11 @@ def normal(text: str) -> str:
 
 
 def _walk(
-  folder: pathlib.Path, prefix: str, paths: list[str], empty: list[str]
+  folder: pathlib.Path,
+  prefix: str,
+  paths: list[str],
+  empty: list[str],
+  linked: list[str],
 ) -> int:
   """Collects the files below a folder; returns the number of ignored ones."""
   ignored, before, folders = 0, len(paths), 0
@@ -175,9 +185,11 @@ def _walk(
         ignored += sum(len(files) for _, _, files in os.walk(entry.path))
         continue
       folders += 1
-      ignored += _walk(folder / name, f'{prefix}{name}/', paths, empty)
+      ignored += _walk(folder / name, f'{prefix}{name}/', paths, empty, linked)
     elif name.startswith('.') or name.lower() in _JUNK_NAMES:
       ignored += 1
+    elif entry.is_dir():
+      linked.append(prefix + name)
     else:
       paths.append(prefix + name)
   if prefix and len(paths) == before and not folders:
