@@ -198,7 +198,7 @@ class FileTableTest(_Files):
     self.assertEqual(table.paths, ('0.png', '1.png'))
 
   @parameterized.named_parameters(
-    ('column', 'file,lable\n0.png,a', "label_columns=label.*'lable'"),
+    ('column', 'file,class\n0.png,a', "label_columns=label.*'class'"),
     ('twice', 'file,label,label\n0.png,a,b', '2 columns'),
     ('cells', 'file,label\n0.png,a,b', 'row 2 has 3 cells'),
     ('empty', '', 'is empty|label_columns|file_column'),
@@ -208,7 +208,11 @@ class FileTableTest(_Files):
     ('one_class', 'file,label\n0.png,a\n1.png,a', 'at least 2 classes'),
     ('case', 'file,label\n0.png,Yes\n1.png,yes', "'Yes' and 'yes'"),
     ('conflict', 'file,label\n0.png,a\n0.png,b', 'row 2 and row 3'),
-    ('two_texts', 'file,label\nx/0.png,a\ny/0.png,b', 'row 2 and row 3'),
+    (
+      'two_texts',
+      'file,label\nx/0.png,a\ny/0.png,a\n1.png,b',
+      'row 2 and row 3: .*different paths',
+    ),
     ('bytes', b'file,label\n\0\0\0', 'no text'),
   )
   def test_refuses(self, text, message):
