@@ -136,6 +136,18 @@ class TrainTest(absltest.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'data'):
       train.run(settings_lib.Flags.of(**{**self.flags, 'rounds': 4}))
 
+  def test_prepared_images_are_kept_elsewhere(self):
+    inside = str(self.temp / 'scans' / 'prepared')
+    with self.assertRaisesRegex(_validate.InputError, 'prepared_dir must not'):
+      loading.load(
+        'folder',
+        data_dir=self.flags['data_dir'],
+        own=own_images.OwnImages(
+          folder_levels='site/class', prepared_dir=inside
+        ),
+      )
+    self.assertFalse(pathlib.Path(inside).exists())
+
   def test_wrong_flags_take_no_tensorflow(self):
     program = (
       'import sys; from experiments.config import flags; '
