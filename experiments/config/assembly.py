@@ -20,6 +20,7 @@ from experiments.modes import base
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.data import loading
+from tff_medical.data import own_images
 from tff_medical.data import partition as partition_lib
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
@@ -159,7 +160,9 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     image_size=data_settings.image_size,
     data_dir=data_settings.data_dir,
     seed=data_settings.seed,
-    own=settings.own.options(),
+    own=settings.own.options()
+    if data_settings.dataset in own_images.NAMES
+    else None,
   )
   if data.duplicates:
     logging.warning('%s has duplicates: %s', data.name, data.duplicates)

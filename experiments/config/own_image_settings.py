@@ -146,8 +146,9 @@ class OwnImageSettings:
     0.0,
     'share of the files that may be unusable',
     only_if=_OWN,
-    low=0.0,
+    low=1e-9,
     high=1.0,
+    or_zero=True,
   )
   decode_workers: Optional[int] = fields.setting(
     None,

@@ -94,7 +94,9 @@ class RegistryTest(parameterized.TestCase):
       loading.load('clinic/new')
     with mock.patch.dict(loading.DATASETS, {'clinic/new': new}):
       loading.load('clinic/new', image_size=64, data_dir='there', seed=3)
-      self.assertEndsWith(loading.names(), 'medmnist/NAME, clinic/NAME')
+      self.assertEndsWith(
+        loading.names(), 'medmnist/NAME, folder, table, clinic/NAME'
+      )
       with self.assertRaisesRegex(_validate.InputError, "mean 'clinic/new'"):
         loading.load('clinic/now')
     self.assertEqual(
@@ -119,7 +121,11 @@ class RejectsTest(parameterized.TestCase):
       dict(dataset='pneumoniamnist'),
       "did you mean 'medmnist/pneumoniamnist'",
     ),
-    ('three_dims', dict(dataset='medmnist/organmnist3d'), 'one of medmnist/'),
+    (
+      'three_dims',
+      dict(dataset='medmnist/organmnist3d'),
+      'one of folder, medmnist/',
+    ),
     (
       'data_dir',
       dict(dataset='synthetic', data_dir='x'),

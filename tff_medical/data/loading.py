@@ -118,7 +118,12 @@ def load(
   Raises:
     InputError: A name, value, combination or file that cannot be used.
   """
-  return source(dataset).load(
+  known = source(dataset)
+  if own is not None and dataset not in own_images.NAMES:
+    raise _validate.InputError(
+      f'own is not used by {dataset}; leave it out, or load folder or table'
+    )
+  return known.load(
     Options(
       image_size,
       data_dir,

@@ -98,11 +98,17 @@ def load(
     InputError: The table or too many of its files cannot be used.
   """
   table = read_table(name, data_dir, own)
+  prepared_dir = _prepared_dir(own)
+  if name == FOLDER and _is_inside(prepared_dir, table.root):
+    raise _validate.InputError(
+      f'prepared_dir must not lie in data_dir, got {str(prepared_dir)!r}: what is '
+      'prepared would be taken for images; give another folder'
+    )
   found = preparation.prepare(
     table,
     preparation.Options(
       decoding_worker.Task(own.decoding, image_size, own.channels),
-      _prepared_dir(own),
+      prepared_dir,
       own.max_bad_fraction,
       own.workers,
       own.file_seconds,
@@ -157,6 +163,11 @@ def _prepared_dir(own: OwnImages) -> pathlib.Path:
     return pathlib.Path(own.prepared_dir).expanduser()
   cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return pathlib.Path(cache).expanduser() / 'tff_medical' / 'prepared'
+
+
+def _is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
+  real = os.path.realpath(folder)
+  return os.path.commonpath([os.path.realpath(path), real]) == real
 
 
 def _warn(found: prepared.Prepared) -> None:

@@ -47,7 +47,6 @@ UNREADABLE = (
 )
 # Above the numbers of a hundred million images.
 _MAX_TABLE_BYTES = 2**33
-_COLUMNS = ('labels', 'sites', 'patients', 'splits')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,8 +126,14 @@ def load(folder: pathlib.Path) -> Prepared:
   try:
     info = _files.read_json(folder / INFO)
     table = read_npz(folder / TABLE)
-    columns = {name: table.get(name) for name in _COLUMNS}
-    found = Prepared(folder, info, **columns)
+    found = Prepared(
+      folder,
+      info,
+      table['labels'],
+      table['splits'],
+      table.get('sites'),
+      table.get('patients'),
+    )
     if info['version'] != VERSION or len(found.labels) != found.shape[0]:
       raise _damaged(folder)
   except UNREADABLE:
