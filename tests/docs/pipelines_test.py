@@ -72,6 +72,12 @@ class PipelinesTest(absltest.TestCase):
     ((_, block),) = _blocks('py')
     self.assertIn('TFSMLayer', block)
 
+  def test_links_lead_to_headings(self):
+    text = _PAGE.read_text('utf-8')
+    headings = re.findall(r'^## (.+)$', text, re.M)
+    anchors = {heading.lower().replace(' ', '-') for heading in headings}
+    self.assertContainsSubset(re.findall(r'\]\(#([\w-]+)\)', text), anchors)
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -98,6 +98,13 @@ class _Scaled(tf.keras.layers.Layer):
     return self.factor * x
 
 
+class _Misnamed(_Scaled):
+  """Gives its factor another name than its argument has."""
+
+  def get_config(self):
+    return {**super().get_config(), 'scale': self.factor}
+
+
 class _Subclass(tf.keras.Model):
   def __init__(self, **kwargs):
     super().__init__(**kwargs)
@@ -172,7 +179,12 @@ class CheckFederatedTest(parameterized.TestCase):
     (
       'no_config',
       lambda: tf.keras.Sequential([_dense(), _Scaled(2.0)]),
-      r'_Scaled\) cannot be built again .* \(it does not tell factor\)',
+      r'_Scaled\) cannot be built again .* \(no factor\)',
+    ),
+    (
+      'wrong_config',
+      lambda: tf.keras.Sequential([_dense(), _Misnamed(2.0)]),
+      r'_Misnamed\) cannot be built again .* \(TypeError\)',
     ),
     ('subclass', lambda: _Subclass(name='wrong'), "'wrong' is a subclass"),
     ('no_weights', tf.keras.layers.Flatten, 'has no weights to train'),

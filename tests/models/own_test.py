@@ -44,6 +44,19 @@ class _Forgetful(tf.keras.layers.Layer):
     return super().get_config()
 
 
+class _Weighted(_Forgetful):
+  """Has a weight only for a factor that its config leaves out."""
+
+  def build(self, input_shape):
+    if self.factor != 1.0:
+      self.add_weight('weight', (1,))
+
+
+def _weighted(shape, num_outputs, seed):
+  model = _net(shape, num_outputs, seed)
+  return tf.keras.Model(model.input, _Weighted(3.0)(model.output))
+
+
 def _forgetful(shape, num_outputs, seed):
   model = _net(shape, num_outputs, seed)
   outputs = _Forgetful(3.0)(model.output)
@@ -98,6 +111,11 @@ class BuildTest(parameterized.TestCase):
     ),
     ('batch_norm', _batch_norm, "layer 'norm' is a BatchNormalization"),
     ('clone', _forgetful, 'differs from its clone'),
+    (
+      'clone_fails',
+      _weighted,
+      r'cannot be cloned, .* \(ValueError: You called',
+    ),
   )
   def test_refuses(self, function, message):
     with self.assertRaisesRegex(_validate.InputError, message):
@@ -136,7 +154,7 @@ class FindTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
     ('no_module', 'own_nets_no:build', 'no module own_nets_no in the working'),
-    ('function', 'own_nets_b:biuld', 'no biuld; did you mean own_nets_b:build'),
+    ('function', 'own_nets_b:buildx', 'no buildx; did you mean own_nets_b:build'),
     ('no_function', 'own_nets_b:zzzz', 'own_nets_b has no zzzz$'),
     ('value', 'own_nets_b:size', 'size is a int; name a function'),
     ('broken', 'own_nets_c:build', r'imported \(SyntaxError: invalid'),

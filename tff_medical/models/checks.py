@@ -138,21 +138,25 @@ def _check_function(layer: tf.keras.layers.Layer) -> None:
 def _check_config(layer: tf.keras.layers.Layer) -> None:
   """Refuses a layer that Keras cannot build again for the clone."""
   kind = type(layer)
-  reason = ''
   # Keras then guesses the config outside of graphs, and fails inside of them.
   if kind.get_config.__qualname__ == 'Layer.get_config':
     taken = set(inspect.getfullargspec(kind.__init__).args) - _OF_EVERY_LAYER
-    reason = f'it does not tell {", ".join(sorted(taken))}' if taken else ''
+    if taken:
+      raise _unlike_its_config(layer, f'no {", ".join(sorted(taken))}')
   try:
     kind.from_config(layer.get_config())
   except Exception as error:  # The layer may be of the user's own making.
-    reason = reason or f'{type(error).__name__}: {error}'.splitlines()[0]
-  if reason:
-    raise _validate.InputError(
-      f'layer {layer.name!r} ({kind.__name__}) cannot be built again from its '
-      f'config, as TFF needs it ({reason}); let its get_config return every '
-      'argument of __init__'
-    )
+    raise _unlike_its_config(layer, type(error).__name__) from error
+
+
+def _unlike_its_config(
+  layer: tf.keras.layers.Layer, reason: str
+) -> _validate.InputError:
+  return _validate.InputError(
+    f'layer {layer.name!r} ({type(layer).__name__}) cannot be built again from '
+    f'its config, as TFF needs it ({reason}); let its get_config return every '
+    'argument of __init__'
+  )
 
 
 def restore_eager(model: tf.keras.Model) -> None:

@@ -35,6 +35,9 @@ from tff_medical.models import checks
 ModelFunction = Callable[[tuple[int, int, int], int, Optional[int]], Any]
 
 _NAME = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
+_CLONE_REMEDY = (
+  'let get_config of each own layer return every argument of __init__'
+)
 _ACTIVATIONS = ('softmax', 'sigmoid')
 
 
@@ -169,15 +172,21 @@ def _check_ends(
 
 def _check_clone(name: str, model: tf.keras.Model) -> None:
   """Refuses a model whose clone, which TFF trains, is another function."""
-  clone = tf.keras.models.clone_model(model)
-  clone.set_weights(model.get_weights())
   rng = np.random.default_rng(0)
   images = rng.random((2, *model.input_shape[1:]), np.float32)
-  expected, actual = model(images).numpy(), clone(images).numpy()
+  try:
+    clone = tf.keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    expected, actual = model(images).numpy(), clone(images).numpy()
+  except Exception as error:  # The layers may be of the user's own making.
+    raise _validate.InputError(
+      f'model of {name} cannot be cloned, as TFF needs it ({_in_short(error)})'
+      f'; {_CLONE_REMEDY}'
+    ) from error
   if not np.allclose(actual, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
     raise _validate.InputError(
-      f'model of {name} differs from its clone, which TFF trains; let '
-      'get_config of each own layer return every argument of __init__'
+      f'model of {name} differs from its clone, which TFF trains; '
+      f'{_CLONE_REMEDY}'
     )
 
 
