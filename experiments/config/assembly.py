@@ -150,6 +150,7 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     InputError: Data, partition or initial model cannot be used.
   """
   data_settings = settings.data
+  models.find(settings.model.model)  # A wrong name is refused before the data.
   initial_model = None
   if settings.model.initial_model is not None:
     initial_model = pretrained.load(settings.model.initial_model)

@@ -95,7 +95,10 @@ class ModelSettings:
   """The network."""
 
   model: str = fields.setting(
-    'cnn_small', 'cnn_small, cnn, resnet or scattering'
+    'cnn_small',
+    'cnn_small, cnn, resnet or scattering; or module:function of your own, a '
+    'function of (input_shape, num_outputs, seed) that returns a Keras model '
+    'and is imported from the working directory',
   )
   initial_model: Optional[str] = fields.setting(
     None,
