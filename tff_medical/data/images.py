@@ -143,6 +143,28 @@ class Duplicates:
     return ', '.join(parts) or 'none'
 
 
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+  """What was counted when own images were decoded; for the data's holder.
+
+  Attributes:
+    files: Number of image files.
+    split: Where the splits come from: `given`, or how they were made.
+    bad_files: Number of files that were left out, by site.
+    rules: Number of files that each rule was applied to, by site and rule.
+    warnings: Number of files that each warning is about, by site and warning.
+    largest_group: Number of images in the largest group of copies, as
+      `near_duplicates` finds them; None if not all images were compared.
+  """
+
+  files: int
+  split: str
+  bad_files: Mapping[str, int]
+  rules: Mapping[str, Mapping[str, int]]
+  warnings: Mapping[str, Mapping[str, int]]
+  largest_group: int | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
   """A data set: three splits and what has to be known about them.
@@ -163,6 +185,7 @@ class ImageData:
     origin: Where the images come from, one of `ORIGINS`.
     counted_duplicates: Equal images as they were counted when the data was
       prepared; None if `duplicates` has to count them.
+    preparation: Counts of the decoding of own images; None of other data.
   """
 
   name: str
@@ -177,6 +200,7 @@ class ImageData:
   source_digest: str = ''
   origin: str = UNSTATED
   counted_duplicates: Duplicates | None = None
+  preparation: Preparation | None = None
 
   def __post_init__(self) -> None:
     _validate.one_of(ORIGINS, origin=self.origin)
@@ -232,6 +256,11 @@ class ImageData:
     if self.counted_duplicates is not None:
       return self.counted_duplicates
     return find_duplicates({name: s.images for name, s in self.splits()})
+
+  @property
+  def largest_group(self) -> int | None:
+    """Number of images in the largest group of copies, if it is known."""
+    return self.preparation.largest_group if self.preparation else None
 
   def _check_split(self, name: str, split: Split) -> None:
     where = f'{self.name}: {name}'
