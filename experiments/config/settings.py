@@ -327,13 +327,12 @@ class Flags:
           f'{name}={self.given[name]} would be ignored with {reason}; leave it '
           'out'
         )
-    known = {'dataset': self.dataset}
-    data, own, model, run = (
-      fields.read(group, self._part(group), known) for group in _GROUPS
+    data, own = self.resolve_data()
+    model, run = (
+      fields.read(group, self._part(group))
+      for group in (ModelSettings, RunSettings)
     )
-    settings = Settings(
-      _with_clients(data, mode), own, model, mode.read(self._part(mode)), run
-    )
+    settings = Settings(data, own, model, mode.read(self._part(mode)), run)
     if settings.data.num_clients is not None:
       settings.mode.check_clients(settings.data.num_clients)
     if settings.run.output_dir is None:
@@ -346,6 +345,22 @@ class Flags:
         f'mechanism={mode.name}, got {settings.run.runtime}'
       )
     return settings
+
+  def resolve_data(
+    self,
+  ) -> tuple[DataSettings, own_image_settings.OwnImageSettings]:
+    """Returns the settings of the data alone.
+
+    Raises:
+      InputError: A value is not allowed, missing, or would be ignored.
+    """
+    data = fields.read(DataSettings, self._part(DataSettings))
+    own = fields.read(
+      own_image_settings.OwnImageSettings,
+      self._part(own_image_settings.OwnImageSettings),
+      {'dataset': data.dataset},
+    )
+    return _with_clients(data, self.mode()), own
 
   def without_ignored(self) -> Flags:
     """Returns these flags without what `resolve` would refuse as ignored."""
@@ -414,9 +429,12 @@ class Flags:
     return f'privacy_unit={unit}'
 
 
-REFERENCE_FLAGS = (
+DATA_FLAGS = (
   *fields.of(DataSettings),
   *fields.of(own_image_settings.OwnImageSettings),
+)
+REFERENCE_FLAGS = (
+  *DATA_FLAGS,
   *fields.of(ModelSettings),
   'output_dir',
 )

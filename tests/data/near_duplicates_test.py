@@ -46,9 +46,7 @@ class NearDuplicatesTest(parameterized.TestCase):
     counted = copies.num_equal if is_equal else copies.num_near
     self.assertEqual(counted('train', 'test'), 2)
     self.assertEqual(copies.num_near_before('test'), 0 if is_equal else 2)
-    np.testing.assert_array_equal(
-      copies.groups, [*range(30), 30, 31, 32, 4, 5]
-    )
+    np.testing.assert_array_equal(copies.groups, [*range(30), 30, 31, 32, 4, 5])
     self.assertTrue(copies.is_complete)
 
   def test_finds_what_comparing_every_pair_finds(self):

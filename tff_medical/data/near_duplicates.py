@@ -117,9 +117,7 @@ def find(images: Mapping[str, pixels.ArrayOrPixels]) -> Copies:
     rng = np.random.default_rng(_SAMPLE_SEED)
     compared = np.sort(rng.choice(total, MAX_IMAGES, replace=False))
   digests, stack = _fingerprints(images, compared)
-  _, first, content = np.unique(
-    digests, return_index=True, return_inverse=True
-  )
+  _, first, content = np.unique(digests, return_index=True, return_inverse=True)
   # Of equal images the first that is compared stands for all of them.
   _, chosen = np.unique(content[compared], return_index=True)
   chosen = chosen[np.abs(stack[chosen]).max(axis=(1, 2), initial=0) > 0]
