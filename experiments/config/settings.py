@@ -328,10 +328,8 @@ class Flags:
           'out'
         )
     data, own = self.resolve_data()
-    model, run = (
-      fields.read(group, self._part(group))
-      for group in (ModelSettings, RunSettings)
-    )
+    model = fields.read(ModelSettings, self._part(ModelSettings))
+    run = fields.read(RunSettings, self._part(RunSettings))
     settings = Settings(data, own, model, mode.read(self._part(mode)), run)
     if settings.data.num_clients is not None:
       settings.mode.check_clients(settings.data.num_clients)

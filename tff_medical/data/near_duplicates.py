@@ -127,7 +127,7 @@ def find(images: Mapping[str, pixels.ArrayOrPixels]) -> Copies:
   examples: list[np.ndarray] = []
   for found in _pairs(stack[chosen]):
     joined.append(rows[found])
-    examples.extend(rows[found[: _NUM_EXAMPLES - len(examples)]])
+    examples.extend(np.sort(rows[found[: _NUM_EXAMPLES - len(examples)]]))
     for a, b in (found.T, found.T[::-1]):
       np.logical_or.at(near, content[rows[a]], in_splits[content[rows[b]]])
   return Copies(

@@ -20,7 +20,7 @@ HISTOGRAM = 'grey_levels'
 CLIENTS = 'clients'
 COPIES = 'copies'
 
-_SHEET_SITES = 6
+_SHEET_COLUMNS = 6
 _SHEET_ROWS = 5
 _MAX_SHEETS = 4
 _MAX_SIDE = 128
@@ -57,38 +57,40 @@ def all_plots(
 def _sheets(
   data: images.ImageData, overview: overview_lib.Overview
 ) -> Iterator[Plot]:
-  """Yields sheets with a column of training images for each of some sites."""
-  present = [s for s in range(len(overview.sites)) if overview.images[0, s]]
-  starts = range(0, len(present), _SHEET_SITES)
-  for number, start in enumerate(starts[:_MAX_SHEETS]):
-    sites = present[start : start + _SHEET_SITES]
-    columns = [_of_site(data, site) for site in sites]
-    figure = plots.image_grid(
-      'Training images',
-      [overview.sites[site] for site in sites],
-      list(zip(*columns)),
-    )
-    caption = 'Images of train, spread over the classes, a column a site.'
-    if len(present) > _SHEET_SITES * _MAX_SHEETS:
-      caption += f' {_SHEET_SITES * _MAX_SHEETS} of {len(present)} sites.'
+  """Yields sheets with one or more columns of images for each of some sites."""
+  present = np.flatnonzero(overview.images[0])
+  number_of_sheets = -(-len(present) // _SHEET_COLUMNS)
+  sheets = np.array_split(present, number_of_sheets)[:_MAX_SHEETS]
+  for number, sites in enumerate(sheets):
+    width = max(1, _SHEET_COLUMNS // len(sites))
+    headings: list[str] = []
+    columns: list[list[np.ndarray]] = []
+    for site in sites.tolist():
+      headings += [overview.sites[site], *[''] * (width - 1)]
+      shown = _of_site(data, site, width * _SHEET_ROWS)
+      columns += (shown[i::width] for i in range(width))
+    figure = plots.image_grid('Training images', headings, list(zip(*columns)))
+    caption = 'Images of train by site, spread over the classes.'
+    if number_of_sheets > _MAX_SHEETS:
+      caption += (
+        f' Sheet {number + 1} of {number_of_sheets}; others are left out.'
+      )
     yield Plot(f'{SHEET}_{number + 1}', figure, caption)
 
 
-def _of_site(data: images.ImageData, site: int) -> list[np.ndarray]:
+def _of_site(data: images.ImageData, site: int, count: int) -> list[np.ndarray]:
   """Returns training images of a site, white ones where it has too few."""
   train = data.train
   rows = np.arange(len(train))
   if train.sites is not None:
     rows = np.flatnonzero(train.sites == site)
-  keys = train.labels[rows]
-  order = (
-    np.lexsort(keys.T) if keys.ndim == 2 else np.argsort(keys, kind='stable')
-  )
-  places = np.linspace(0, len(rows) - 1, min(_SHEET_ROWS, len(rows)))
-  chosen = rows[order[places.round().astype(int)]]
+  keys = train.labels[rows].reshape(len(rows), -1)
+  rows = rows[np.lexsort(keys.T)]
+  places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+  chosen = rows[places.round().astype(int)]
+  blank = np.ones((2, 2, 1), np.float32)
   shown = [_small(image) for image in train.rows(chosen)]
-  blank = np.ones((1, 1, 1), np.float32)
-  return shown + [blank] * (_SHEET_ROWS - len(shown))
+  return shown + [blank] * (count - len(shown))
 
 
 def _small(image: np.ndarray) -> np.ndarray:
@@ -119,7 +121,9 @@ def _histogram(overview: overview_lib.Overview) -> Plot:
 
 def _clients(overview: overview_lib.Overview, clients: np.ndarray) -> Plot:
   figure, axes = plots.new('Images of each client', x='class', y='client')
-  drawn = axes.imshow(clients, aspect='auto', cmap='cividis', vmin=0)
+  drawn = axes.imshow(
+    clients, aspect='auto', cmap='cividis', vmin=0, interpolation='nearest'
+  )
   axes.grid(False)
   axes.set_xticks(
     range(len(overview.classes)),
@@ -127,7 +131,8 @@ def _clients(overview: overview_lib.Overview, clients: np.ndarray) -> Plot:
     rotation=90 if len(overview.classes) > 3 else 0,
   )
   plots.whole_numbers(axes.yaxis)
-  figure.colorbar(drawn, ax=axes, label='images')
+  scale = figure.colorbar(drawn, ax=axes, label='images')
+  plots.whole_numbers(scale.ax.yaxis)
   return Plot(
     CLIENTS, figure, 'Training images of each client by class: the partition.'
   )

@@ -86,7 +86,7 @@ def client_counts(
 
 def count_table(overview: overview_lib.Overview) -> str:
   """Returns the number of images by site, class and split, as aligned text."""
-  cells = [('site', 'class', *images.SPLIT_NAMES)]
+  cells: list[tuple[str, ...]] = [('site', 'class', *images.SPLIT_NAMES)]
   for i, site in enumerate(overview.sites):
     for j, name in enumerate(overview.classes):
       cells.append((site, name, *(f'{n:,}' for n in overview.counts[:, i, j])))
