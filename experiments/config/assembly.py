@@ -152,7 +152,7 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     initial_model = pretrained.load(settings.model.initial_model)
     if settings.mode.is_private:
       _refuse_same_data(initial_model, data_settings.dataset)
-  data = client_images.load(data_settings, settings.own)
+  data = client_images.load(data_settings, settings.own, settings.open_set)
   return tasks.Task(
     data=data,
     partition=client_images.partition(data_settings, data),

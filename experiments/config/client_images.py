@@ -9,6 +9,7 @@ from __future__ import annotations
 from absl import logging
 import numpy as np
 
+from experiments.config import open_set_settings
 from experiments.config import own_image_settings
 from experiments.config import settings as settings_lib
 from tff_medical.data import images
@@ -19,6 +20,7 @@ from tff_medical.data import partition as partition_lib
 def load(
   settings: settings_lib.DataSettings,
   own: own_image_settings.OwnImageSettings,
+  open_set: open_set_settings.OpenSetSettings,
 ) -> images.ImageData:
   """Returns the images, and warns of equal ones.
 
@@ -31,6 +33,8 @@ def load(
     data_dir=settings.data_dir,
     seed=settings.seed,
     own=own.options(),
+    keys=open_set.keys(),
+    class_names=open_set.names(),
   )
   if data.duplicates:
     logging.warning('%s has duplicates: %s', data.name, data.duplicates)

@@ -149,7 +149,6 @@ class Preparation:
 
   Attributes:
     files: Number of image files.
-    split: Where the splits come from: `given`, or how they were made.
     bad_files: Number of files that were left out, by site.
     rules: Number of files that each rule was applied to, by site and rule.
     warnings: Number of files that each warning is about, by site and warning.
@@ -158,7 +157,6 @@ class Preparation:
   """
 
   files: int
-  split: str
   bad_files: Mapping[str, int]
   rules: Mapping[str, Mapping[str, int]]
   warnings: Mapping[str, Mapping[str, int]]
@@ -186,6 +184,7 @@ class ImageData:
     counted_duplicates: Equal images as they were counted when the data was
       prepared; None if `duplicates` has to count them.
     preparation: Counts of the decoding of own images; None of other data.
+    split_rule: Where the splits come from: `given`, or how they were made.
   """
 
   name: str
@@ -201,6 +200,7 @@ class ImageData:
   origin: str = UNSTATED
   counted_duplicates: Duplicates | None = None
   preparation: Preparation | None = None
+  split_rule: str = 'given'
 
   def __post_init__(self) -> None:
     _validate.one_of(ORIGINS, origin=self.origin)

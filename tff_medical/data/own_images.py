@@ -227,13 +227,13 @@ def _image_data(name: str, found: prepared.Prepared) -> images.ImageData:
     origin=images.UNSTATED,
     counted_duplicates=found.duplicates,
     preparation=_preparation(found.info),
+    split_rule=found.info['split'],
   )
 
 
 def _preparation(info: Mapping[str, Any]) -> images.Preparation:
   return images.Preparation(
     files=info['files'],
-    split=info['split'],
     bad_files=info['bad_files_by_site'],
     rules=info['rules_by_site'],
     warnings=info['warnings_by_site'],

@@ -59,7 +59,7 @@ def write(
     The findings, in sentences.
   """
   clients = client_counts(data, partition)
-  findings = list(_findings(overview, clients))
+  findings = list(_findings(data, overview, clients))
   folder.mkdir(mode=0o700, parents=True, exist_ok=True)
   figures = data_plots.all_plots(data, overview, clients)
   for plot in figures:
@@ -146,7 +146,7 @@ def _copy_rows(overview: overview_lib.Overview) -> Iterator[Sequence[object]]:
 
 
 def _findings(
-  overview: overview_lib.Overview, clients: np.ndarray
+  data: images.ImageData, overview: overview_lib.Overview, clients: np.ndarray
 ) -> Iterator[str]:
   """Yields what to know before a training, in sentences."""
   per_split = ', '.join(
@@ -154,6 +154,7 @@ def _findings(
     for name, count in zip(images.SPLIT_NAMES, overview.images.sum(axis=1))
   )
   yield f'Images: {per_split}; sites: {len(overview.sites)}.'
+  yield f'Splits: {data.split_rule}.'
   train = overview.counts[0].sum(axis=0)
   rare = int(train.argmin())
   yield (
@@ -335,8 +336,8 @@ def _decoding(preparation: images.Preparation | None) -> str:
     *_by_site(preparation.warnings, sites),
   ]
   return report_style.table(('files', *sites), rows) + report_style.note(
-    f'{preparation.files:,} files; splits: {preparation.split}. Rules that differ '
-    'between sites are a site shift.'
+    f'{preparation.files:,} files. Rules that differ between sites are a site '
+    'shift.'
   )
 
 
