@@ -189,7 +189,7 @@ class OwnImageSettings:
         self.split_column,
       ),
       labels=label_cells.LabelForm(
-        columns=_names(self.label_columns),
+        columns=names(self.label_columns),
         one_hot=self.one_hot,
         separator=self.label_separator,
         no_finding=self.no_finding,
@@ -208,7 +208,7 @@ class OwnImageSettings:
     )
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
   """Returns names with commas between them; quotes hold a name with a comma."""
   return tuple(name.strip() for name in next(csv.reader([text])))
 

@@ -94,9 +94,7 @@ class RegistryTest(parameterized.TestCase):
       loading.load('clinic/new')
     with mock.patch.dict(loading.DATASETS, {'clinic/new': new}):
       loading.load('clinic/new', image_size=64, data_dir='there', seed=3)
-      self.assertEndsWith(
-        loading.names(), 'medmnist/NAME, folder, table, clinic/NAME'
-      )
+      self.assertEndsWith(loading.names(), 'table, clinic/NAME')
       with self.assertRaisesRegex(_validate.InputError, "mean 'clinic/new'"):
         loading.load('clinic/now')
     self.assertEqual(

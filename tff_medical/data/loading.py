@@ -1,11 +1,12 @@
 """Loads a data set by name, as arrays: the one entry that programs need.
 
 What: `DATASETS` holds every data set by name, with what is known of it before
-it is loaded. `load('synthetic')` and `load('medmnist/pneumoniamnist')` prepare
+it is loaded, and `_FAMILIES` what follows a prefix: `tfds:NAME`, `npz:FILE`.
+`source` resolves both. `load('synthetic')` and `load('medmnist/pneumoniamnist')` prepare
 the TFDS records once, in TFDS's cache, and read them into an
 `images.ImageData`. Why through records rather than straight from the source:
 what is trained on is then what `tfds.load` gives anybody else, in the same
-order. Arrays are uint8, all in memory.
+order. Arrays are uint8, in memory but for large sets of the catalogue.
 
 >>> load('medmnist/pneumonia')
 Traceback (most recent call last):
@@ -15,7 +16,8 @@ medmnist/bloodmnist, medmnist/breastmnist, medmnist/chestmnist, \
 medmnist/dermamnist, medmnist/octmnist, medmnist/organamnist, \
 medmnist/organcmnist, medmnist/organsmnist, medmnist/pathmnist, \
 medmnist/pneumoniamnist, medmnist/retinamnist, medmnist/tissuemnist, \
-synthetic, synthetic_rgb, table, got 'medmnist/pneumonia'; did you mean 'medmnist/pneumoniamnist'?
+npz:FILE, synthetic, synthetic_rgb, table, tfds:NAME[/CONFIG], got \
+'medmnist/pneumonia'; did you mean 'medmnist/pneumoniamnist'?
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ from absl import logging
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.data import catalogue
 from tff_medical.data import images
 from tff_medical.data import medmnist_info
+from tff_medical.data import npz_files
 from tff_medical.data import own_images
 from tff_medical.data import phantoms
 
@@ -53,6 +57,8 @@ class Options:
     seed: Of what is generated.
     difficulty: Of what is generated, or None.
     own: The choices for own images.
+    keys: The features of a set of the catalogue.
+    class_names: Names of the classes of an .npz file; () for their numbers.
   """
 
   image_size: int = 28
@@ -61,6 +67,8 @@ class Options:
   seed: int = 0
   difficulty: float | None = None
   own: own_images.OwnImages = own_images.OwnImages()
+  keys: catalogue.Keys = catalogue.Keys()
+  class_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,20 +108,25 @@ def load(
   seed: int = 0,
   difficulty: float | None = None,
   own: own_images.OwnImages | None = None,
+  keys: catalogue.Keys | None = None,
+  class_names: tuple[str, ...] = (),
 ) -> images.ImageData:
   """Returns the data set of that name.
 
   Args:
-    dataset: One of `DATASETS`.
+    dataset: One of `DATASETS`, `tfds:NAME[/CONFIG]` or `npz:FILE`.
     image_size: Height and width; for medmnist 28, 64, 128 or 224.
     data_dir: For medmnist, a folder that holds NAME.npz (NAME_64.npz, ...),
       which may be read-only; the file is downloaded if None. For `folder` and
-      `table` the folder of the images and the file of the table.
+      `table` the folder of the images and the file of the table; for `npz:FILE`
+      the folder of the file; for `tfds:NAME` that of files fetched by hand.
     tfds_dir: Where records are prepared: TFDS's default if None, which is
       $TFDS_DATA_DIR or ~/tensorflow_datasets.
     seed: For synthetic, of the images; nothing in medmnist is random.
     difficulty: For synthetic, 0 to 1; its default if None.
     own: For `folder` and `table`, their choices; the defaults if None.
+    keys: For `tfds:NAME`, names of features; they are found if None.
+    class_names: For `npz:FILE`, names of the classes; () for their numbers.
 
   Raises:
     InputError: A name, value, combination or file that cannot be used.
@@ -131,6 +144,8 @@ def load(
       seed,
       difficulty,
       own or own_images.OwnImages(),
+      keys or catalogue.Keys(),
+      class_names,
     )
   )
 
@@ -139,25 +154,41 @@ def source(dataset: str) -> Source:
   """Returns what is known of a data set without loading it.
 
   Args:
-    dataset: One of `DATASETS`.
+    dataset: As for `load`.
 
   Raises:
-    InputError: There is none of that name.
+    InputError: There is none of that name. Whether TFDS's catalogue has a name
+      is known when it is loaded.
   """
-  _validate.one_of(DATASETS, dataset=dataset)
+  for prefix, of_rest in _FAMILIES.items():
+    if str(dataset).startswith(prefix):
+      return of_rest(dataset[len(prefix) :])
+  _validate.one_of([*DATASETS, *_SHOWN.values()], dataset=dataset)
   return DATASETS[dataset]
+
+
+def family(dataset: str) -> str:
+  """Returns the name of a data set, or what stands for all with its prefix.
+
+  >>> family('table'), family('npz:scans.npz')
+  ('table', 'npz:FILE')
+  """
+  for prefix, shown in _SHOWN.items():
+    if str(dataset).startswith(prefix):
+      return shown
+  return dataset
 
 
 def names() -> str:
   """Returns the names as a help text has them, a family of them as one.
 
   >>> names()
-  'synthetic, synthetic_rgb, medmnist/NAME, folder, table'
+  'tfds:NAME[/CONFIG], npz:FILE, synthetic, synthetic_rgb, medmnist/NAME, folder, table'
   """
   short = (
     f'{name.split("/")[0]}/NAME' if '/' in name else name for name in DATASETS
   )
-  return ', '.join(dict.fromkeys(short))
+  return ', '.join((*_SHOWN.values(), *dict.fromkeys(short)))
 
 
 def _synthetic_source(channels: int) -> Source:
@@ -201,16 +232,53 @@ def _medmnist_source(info: medmnist_info.MedMnistInfo) -> Source:
 def _own_source(name: str) -> Source:
   def load_it(options: Options) -> images.ImageData:
     for option in ('tfds_dir', 'difficulty'):
-      value = getattr(options, option)
-      if value is not None:
-        raise _validate.InputError(
-          f'{option} is not used by {name}, got {value!r}; leave it out'
-        )
+      _refuse(name, option, options)
     return own_images.load(
       name, options.data_dir, options.image_size, options.own
     )
 
   return Source(None, None, None, load_it)
+
+
+def _catalogue_source(name: str) -> Source:
+  catalogue.check_name(name)
+
+  def load_it(options: Options) -> images.ImageData:
+    _refuse(f'{catalogue.PREFIX}{name}', 'difficulty', options)
+    return catalogue.load(
+      name,
+      options.image_size,
+      data_dir=options.data_dir,
+      tfds_dir=options.tfds_dir,
+      keys=options.keys,
+    )
+
+  return Source(None, None, None, load_it)
+
+
+def _npz_source(file: str) -> Source:
+  if not file or file.endswith('/'):
+    raise _validate.InputError(
+      f'dataset must be npz:FILE, got {npz_files.PREFIX + file!r}'
+    )
+
+  def load_it(options: Options) -> images.ImageData:
+    for option in ('tfds_dir', 'difficulty'):
+      _refuse(f'{npz_files.PREFIX}{file}', option, options)
+    return npz_files.load(
+      file, options.data_dir, options.image_size, options.class_names
+    )
+
+  return Source(None, None, None, load_it)
+
+
+def _refuse(name: str, option: str, options: Options) -> None:
+  """Refuses an option that a data set has no use for."""
+  value = getattr(options, option)
+  if value is not None:
+    raise _validate.InputError(
+      f'{option} is not used by {name}, got {value!r}; leave it out'
+    )
 
 
 def load_synthetic(
@@ -329,6 +397,15 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> images.Split:
 
 # The names of the generated data by their channels.
 _SYNTHETIC = {1: 'synthetic', 3: 'synthetic_rgb'}
+# What follows a prefix is open: a name of TFDS's catalogue, a file.
+_FAMILIES: dict[str, Callable[[str], Source]] = {
+  catalogue.PREFIX: _catalogue_source,
+  npz_files.PREFIX: _npz_source,
+}
+_SHOWN = {
+  catalogue.PREFIX: f'{catalogue.PREFIX}NAME[/CONFIG]',
+  npz_files.PREFIX: f'{npz_files.PREFIX}FILE',
+}
 # All data sets by their names. A new one is a line here: the commands, their
 # checks and their help ask for nothing else.
 DATASETS: dict[str, Source] = {

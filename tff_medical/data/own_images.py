@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from absl import logging
 import numpy as np
@@ -239,6 +240,19 @@ def _image_data(
     origin=images.UNSTATED,
     counted_duplicates=found.duplicates,
     decoding_policy=policy,
+    preparation=_preparation(found.info),
+    split_rule=found.info['split'],
+  )
+
+
+def _preparation(info: Mapping[str, Any]) -> images.Preparation:
+  return images.Preparation(
+    files=info['files'],
+    bad_files=info['bad_files_by_site'],
+    rules=info['rules_by_site'],
+    warnings=info['warnings_by_site'],
+    # Folders prepared by an earlier version lack it.
+    largest_group=info['duplicates'].get('largest_group'),
   )
 
 

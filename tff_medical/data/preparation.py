@@ -569,32 +569,20 @@ def _duplicates(pixels: np.ndarray, splits: np.ndarray) -> dict[str, Any]:
     for i, name in enumerate(images.SPLIT_NAMES)
   }
   exact = images.find_duplicates(by_split)
+  copies = near_duplicates.find(by_split)
   near: dict[str, int | None] = {}
-  earlier = np.zeros((0, *_signatures(pixels[:1]).shape[1:]), np.float32)
-  seen: set[bytes] = set()
-  for name, stored in by_split.items():
-    later = _signatures(stored)
-    hashes = [hashlib.blake2b(image.tobytes()).digest() for image in stored]
-    if len(earlier) and len(later):
-      near[name] = near_duplicates.across(
-        earlier, later, [h in seen for h in hashes]
-      )
-    seen.update(hashes)
-    earlier = np.concatenate([earlier, later])
+  for i, name in enumerate(images.SPLIT_NAMES):
+    if (splits < i).any() and (splits == i).any():
+      count = copies.num_near_before(name)
+      near[name] = count if copies.is_complete else None
   return {
     'within': dict(exact.within),
     'across': [[a, b, n] for (a, b), n in exact.across.items()],
     'near_across': near,
+    'largest_group': int(np.bincount(copies.groups).max())
+    if copies.is_complete
+    else None,
   }
-
-
-def _signatures(stored: np.ndarray) -> np.ndarray:
-  step = max(1, _BATCH_BYTES // int(np.prod(stored.shape[1:])))
-  parts = [
-    near_duplicates.signatures(np.asarray(stored[i : i + step]))
-    for i in range(0, max(1, len(stored)), step)
-  ]
-  return np.concatenate(parts)
 
 
 def _sha256(path: pathlib.Path) -> str:
