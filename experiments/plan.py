@@ -70,6 +70,7 @@ def count_parameters(model: str, image_size: int, data: loading.Source) -> int:
     model,
     input_shape=(image_size, image_size, data.channels),
     num_outputs=len(data.class_names),
+    seed=0,
   )
   return int(built.count_params())
 

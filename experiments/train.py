@@ -121,6 +121,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
       broken_units_are_published=settings.mode.publishes_broken_units,
       initial_model=task.provenance,
       data_digest=config.data_digest,
+      largest_group=task.data.largest_group,
     )
     # An export that takes too long is abandoned; the next start repeats it.
     with ending.deferred() as end, end.abandonable():

@@ -11,15 +11,13 @@ import dataclasses
 import functools
 
 from absl import logging
-import numpy as np
 import tensorflow_federated as tff
 
+from experiments.config import client_images
 from experiments.config import settings as settings_lib
 from experiments.modes import base
 from tff_medical import _validate
 from tff_medical import models
-from tff_medical.data import loading
-from tff_medical.data import partition as partition_lib
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
@@ -149,32 +147,16 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     InputError: Data, partition or initial model cannot be used.
   """
   data_settings = settings.data
+  models.find(settings.model.model)  # A wrong name is refused before the data.
   initial_model = None
   if settings.model.initial_model is not None:
     initial_model = pretrained.load(settings.model.initial_model)
     if settings.mode.is_private:
       _refuse_same_data(initial_model, data_settings.dataset)
-  data = loading.load(
-    data_settings.dataset,
-    image_size=data_settings.image_size,
-    data_dir=data_settings.data_dir,
-    seed=data_settings.seed,
-    own=settings.own.options(),
-  )
-  if data.duplicates:
-    logging.warning('%s has duplicates: %s', data.name, data.duplicates)
-  kind = data_settings.partition
-  is_skewed = kind in partition_lib.ALPHA_KINDS
-  partition = partition_lib.partition(
-    kind,
-    data.train,
-    num_clients=data_settings.num_clients,
-    alpha=data_settings.dirichlet_alpha if is_skewed else None,
-    rng=np.random.default_rng(data_settings.seed),
-  )
+  data = client_images.load(data_settings, settings.own, settings.open_set)
   return tasks.Task(
     data=data,
-    partition=partition,
+    partition=client_images.partition(data_settings, data),
     model=settings.model.model,
     seed=data_settings.seed,
     initial_model=initial_model,

@@ -121,6 +121,7 @@ def read(
   for name, field in of(group).items():
     default = field.default
     if name in given:
+      check(field, given[name])  # Or the line below would show anything.
       reason = unused_because(group, {**others, **values}, name)
       if reason:
         raise _validate.InputError(

@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments import modes
 from experiments.config import fields
+from experiments.config import open_set_settings
 from experiments.config import own_image_settings
 from experiments.config import settings as settings_lib
 from tff_medical import _files
@@ -31,6 +32,7 @@ _DEFINE: Mapping[type[Any], Callable[..., Any]] = {
 _WIDTH = 80
 _COMMON = 'Privacy and training'
 _OWN_IMAGES = 'Own images, with --dataset=folder or --dataset=table'
+_OPEN_SETS = 'Other images, with --dataset=tfds:NAME or --dataset=npz:FILE'
 _FLAGFILE = ('-flagfile', '--flagfile')
 _MAX_FLAGFILE_BYTES = 1_000_000
 _MECHANISM_HELP = 'way of training [the first that protects --privacy_unit]'
@@ -220,7 +222,7 @@ def help_text(
 def _setting_groups() -> dict[str, dict[str, list[str]]]:
   """Returns the lines of each flag by its name, in groups by their title."""
   of_group: dict[str, dict[str, list[str]]] = {
-    title: {} for title in ('Data', _OWN_IMAGES, 'Model', _COMMON)
+    title: {} for title in ('Data', _OWN_IMAGES, _OPEN_SETS, 'Model', _COMMON)
   }
   of_group[_COMMON]['mechanism'] = list(
     _describe('mechanism', None, _MECHANISM_HELP, tuple(modes.MODES))
@@ -244,6 +246,7 @@ def _title(groups: Sequence[type[Any]]) -> str:
   plain = {
     settings_lib.DataSettings: 'Data',
     own_image_settings.OwnImageSettings: _OWN_IMAGES,
+    open_set_settings.OpenSetSettings: _OPEN_SETS,
     settings_lib.ModelSettings: 'Model',
     settings_lib.RunSettings: 'Run',
   }

@@ -152,8 +152,9 @@ class OwnImageSettings:
     0.0,
     'largest allowed fraction of unusable files',
     only_if=_OWN,
-    low=0.0,
+    low=1e-9,
     high=1.0,
+    or_zero=True,
   )
   decode_workers: Optional[int] = fields.setting(
     None,
@@ -194,7 +195,7 @@ class OwnImageSettings:
         self.split_column,
       ),
       labels=label_cells.LabelForm(
-        columns=_names(self.label_columns),
+        columns=names(self.label_columns),
         one_hot=self.one_hot,
         separator=self.label_separator,
         no_finding=self.no_finding,
@@ -213,7 +214,7 @@ class OwnImageSettings:
     )
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
   """Returns comma-separated names; a quoted name may hold a comma."""
   return tuple(name.strip() for name in next(csv.reader([text])))
 

@@ -24,6 +24,7 @@ from typing import Any, Optional
 
 from experiments import modes
 from experiments.config import fields
+from experiments.config import open_set_settings
 from experiments.config import own_image_settings
 from experiments.modes import base
 from tff_medical import _validate
@@ -42,12 +43,14 @@ class DataSettings:
   dataset: str = fields.setting(
     'synthetic',
     f'the images: {loading.names()}; synthetic ones are generated, without a '
-    'download; folder and table are your own',
+    'download; folder and table are your own; tfds is the catalogue of TensorFlow '
+    'Datasets, npz a file with the keys of MedMNIST',
   )
   data_dir: Optional[str] = fields.setting(
     None,
     'folder with NAME.npz, without which MedMNIST sets are downloaded; folder '
-    'of the images with --dataset=folder, file with --dataset=table',
+    'of the images with --dataset=folder, file with --dataset=table, folder of '
+    'FILE with npz:FILE, of files fetched by hand with tfds:NAME',
     may_change=True,
     is_path=True,
   )
@@ -82,7 +85,7 @@ class DataSettings:
   )
 
   def __post_init__(self) -> None:
-    _validate.one_of(loading.DATASETS, dataset=self.dataset)
+    loading.source(self.dataset)
     if self.dataset in own_images.NAMES and self.data_dir is None:
       raise _validate.InputError(
         f'data_dir must be given with dataset={self.dataset}: '
@@ -95,7 +98,10 @@ class ModelSettings:
   """Settings of the network."""
 
   model: str = fields.setting(
-    'cnn_small', 'network: cnn_small, cnn, resnet or scattering'
+    'cnn_small',
+    'network: cnn_small, cnn, resnet or scattering; or module:function, your '
+    'own function of (input_shape, num_outputs, seed) that returns a Keras '
+    'model and is imported from the working directory',
   )
   initial_model: Optional[str] = fields.setting(
     None,
@@ -167,6 +173,7 @@ class Settings:
   Attributes:
     data: Settings of the images, and of their partition over clients.
     own: Settings of own images, their labels and their decoding.
+    open_set: Features and class names of sets that are open by name.
     model: Settings of the network.
     mode: Way of training, with its settings.
     run: Settings of how and where the training runs.
@@ -174,6 +181,7 @@ class Settings:
 
   data: DataSettings
   own: own_image_settings.OwnImageSettings
+  open_set: open_set_settings.OpenSetSettings
   model: ModelSettings
   mode: base.Mode
   run: RunSettings
@@ -194,8 +202,10 @@ class Settings:
   def used(self) -> dict[str, Any]:
     """Returns every setting that has a use, by the name of its flag."""
     values: dict[str, Any] = {_MECHANISM: self.mode.name}
-    others = {'dataset': self.data.dataset}
-    for group in (self.data, self.own, self.model, self.mode, self.run):
+    others = {'dataset': loading.family(self.data.dataset)}
+    for group in (
+      self.data, self.own, self.open_set, self.model, self.mode, self.run
+    ):  # fmt: skip
       values.update(fields.used(group, others))
     return values
 
@@ -222,6 +232,7 @@ class Settings:
 _GROUPS: tuple[type[Any], ...] = (
   DataSettings,
   own_image_settings.OwnImageSettings,
+  open_set_settings.OpenSetSettings,
   ModelSettings,
   RunSettings,
 )
@@ -292,7 +303,7 @@ class Flags:
     for name in values:
       if name not in flag_names:
         raise TypeError(f'there is no flag {name!r}')
-    merged = {**self.given, **values}
+    merged = open_set_settings.located({**self.given, **values})
     return Flags({n: v for n, v in merged.items() if v is not None})
 
   def mode(self) -> type[base.Mode]:
@@ -332,12 +343,11 @@ class Flags:
           f'{name}={self.given[name]} would be ignored with {reason}; leave it '
           'out'
         )
-    others = {'dataset': self.dataset}
-    data, own, model, run = (
-      fields.read(group, self._part(group), others) for group in _GROUPS
-    )
+    data, own, open_set = self.resolve_data()
+    model = fields.read(ModelSettings, self._part(ModelSettings))
+    run = fields.read(RunSettings, self._part(RunSettings))
     settings = Settings(
-      _with_clients(data, mode), own, model, mode.read(self._part(mode)), run
+      data, own, open_set, model, mode.read(self._part(mode)), run
     )
     if settings.data.num_clients is not None:
       settings.mode.check_clients(settings.data.num_clients)
@@ -352,12 +362,38 @@ class Flags:
       )
     return settings
 
+  def resolve_data(
+    self,
+  ) -> tuple[
+    DataSettings,
+    own_image_settings.OwnImageSettings,
+    open_set_settings.OpenSetSettings,
+  ]:
+    """Returns the settings of the data alone.
+
+    Raises:
+      InputError: A value is not allowed, missing, or would be ignored.
+    """
+    data = fields.read(DataSettings, self._part(DataSettings))
+    others = {'dataset': loading.family(data.dataset)}
+    own = fields.read(
+      own_image_settings.OwnImageSettings,
+      self._part(own_image_settings.OwnImageSettings),
+      others,
+    )
+    open_set = fields.read(
+      open_set_settings.OpenSetSettings,
+      self._part(open_set_settings.OpenSetSettings),
+      others,
+    )
+    return _with_clients(data, self.mode()), own, open_set
+
   def without_ignored(self) -> Flags:
     """Returns the flags without those that `resolve` refuses as ignored."""
     mode = self.mode()
     kept: dict[str, Any] = {}
     for group in (*_GROUPS, mode):
-      values: dict[str, Any] = {'dataset': self.dataset}
+      values: dict[str, Any] = {'dataset': loading.family(self.dataset)}
       for name, field in fields.of(group).items():
         values[name] = self.given.get(name, _default(group, field, self.given))
         if name not in self.given:
@@ -419,9 +455,13 @@ class Flags:
     return f'privacy_unit={unit}'
 
 
-REFERENCE_FLAGS = (
+DATA_FLAGS = (
   *fields.of(DataSettings),
   *fields.of(own_image_settings.OwnImageSettings),
+  *fields.of(open_set_settings.OpenSetSettings),
+)
+REFERENCE_FLAGS = (
+  *DATA_FLAGS,
   *fields.of(ModelSettings),
   'output_dir',
 )

@@ -147,6 +147,14 @@ class ImageDataTest(parameterized.TestCase):
     self.assertEqual(data.image_shape, (8, 8, 1))
     self.assertFalse(data.duplicates)
 
+  def test_there_may_be_no_validation(self):
+    data = _data(validation=_split(0, labels=np.zeros(0, np.int64)))
+    self.assertEmpty(data.validation)
+
+  def test_duplicates_may_be_known_before(self):
+    known = images.Duplicates({'train': 3}, {})
+    self.assertIs(_data(counted_duplicates=known).duplicates, known)
+
   def test_accepts_multi_label(self):
     split = _split(labels=[[0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1]])
     data = _data(

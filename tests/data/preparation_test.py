@@ -77,6 +77,12 @@ def prepare(temp, rows, **changed):
   )
 
 
+def _pixels(found):
+  """Returns all images of a prepared folder."""
+  stored = prepared.open_pixels(found.folder, found.shape)
+  return stored.rows(np.arange(found.shape[0]))
+
+
 class PreparationTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -110,13 +116,13 @@ class PreparationTest(parameterized.TestCase):
       ), asked
 
   def _pixels_by_number(self, found):
-    pixels = prepared.open_pixels(found.folder, found.shape)
+    pixels = _pixels(found)
     return {int(image[-1, 0, 0]) // 10: image for image in pixels}
 
   def test_every_row_has_its_own_image(self):
     found, _ = self._prepare()
     self.assertEqual(found.shape, (18, 8, 8, 1))
-    pixels = prepared.open_pixels(found.folder, found.shape)
+    pixels = _pixels(found)
     numbers = pixels[:, -1, 0, 0] // 10
     self.assertCountEqual(numbers.tolist(), range(18))
     np.testing.assert_array_equal(found.labels, numbers % 2)
@@ -246,7 +252,7 @@ class PreparationTest(parameterized.TestCase):
     task = decoding_worker.Task(decoded.DecodingPolicy(frames='all'), 8, None)
     found, _ = self._prepare(task=task)
     self.assertEqual(found.shape[0], 19)
-    pixels = prepared.open_pixels(found.folder, found.shape)
+    pixels = _pixels(found)
     pages = np.flatnonzero(np.isin(pixels[:, 0, 0, 0], (20, 250)))
     self.assertEqual(np.diff(pages).tolist(), [1])
     self.assertEqual(np.ptp(found.patients[pages]), 0)
@@ -257,7 +263,7 @@ class PreparationTest(parameterized.TestCase):
     Image.fromarray(red).save(self.images / 'scan 4.png')
     found, _ = self._prepare()
     self.assertEqual(found.shape, (18, 8, 8, 3))
-    pixels = prepared.open_pixels(found.folder, found.shape)
+    pixels = _pixels(found)
     is_red = (pixels[..., 0] == 200) & (pixels[..., 1] == 0)
     self.assertEqual(is_red.all(axis=(1, 2)).sum(), 1)
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -23,6 +24,7 @@ from experiments import train
 from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
+from tff_medical.data import loading
 from tff_medical.privacy import accounting
 from tff_medical.program import checkpoints
 from tff_medical.program import training
@@ -116,6 +118,14 @@ class TrainTest(parameterized.TestCase):
       self.assertBetween(value, exact - 1e-3, exact + 2e-3)
     self.assertLessEqual(shown[6], 4.0)
     self.assertIn('for 6 rounds and 3 evaluations', lines['time'])
+
+  @parameterized.parameters('cnn_smal', 'no_such_module:build', 'os:no_such')
+  def test_a_wrong_model_is_refused_before_the_data_is_loaded(self, model):
+    with mock.patch.object(loading, 'load') as load:
+      with self.assertRaisesRegex(_validate.InputError, '^model '):
+        self._run(model=model)
+    load.assert_not_called()
+    self.assertFalse(self.output.exists())
 
   def test_leaves_every_file_that_it_promises(self):
     self._run()

@@ -61,6 +61,7 @@ _MODES = (
   ('noise_multiplier=1', 'privacy_unit=record', 'mechanism=local_dp_sgd'),
   ('noise_multiplier=1', 'mechanism=dp_ftrl'),
   ('noise_multiplier=1', 'mechanism=distributed_dp'),
+  ('noise_multiplier=1', 'dataset=folder', 'data_dir=scans'),
   ('noise_multiplier=1', 'server_optimizer=adam'),
   ('clipping=none',),
 )

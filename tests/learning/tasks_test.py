@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_medical import _validate
 from tff_medical import models
 from tff_medical.data import images
 from tff_medical.learning import evaluation
@@ -51,6 +52,17 @@ def _logits(task, image_shape):
       return session.run(logits)
 
 
+def _net(shape, num_outputs, seed, reads=None):
+  """An own model, which may read a variable that no check of ours sees."""
+  inputs = tf.keras.Input(shape)
+  outputs = tf.keras.layers.Dense(
+    num_outputs, kernel_initializer=tf.keras.initializers.GlorotUniform(seed)
+  )(tf.keras.layers.Flatten()(inputs))
+  if reads is not None:
+    outputs = tf.keras.layers.Lambda(lambda x: x * reads['scale'])(outputs)
+  return tf.keras.Model(inputs, outputs)
+
+
 class TaskTest(absltest.TestCase):
   def test_clients_and_model_agree_on_their_types(self):
     task = _task()
@@ -66,6 +78,25 @@ class TaskTest(absltest.TestCase):
     ]
     np.testing.assert_array_equal(weights[0], weights[1])
     self.assertFalse(np.allclose(weights[0], weights[2]))
+
+  def test_takes_a_function_that_builds_the_model(self):
+    task = _task(model=_net)
+    kernel = task.tff_model.initial_weights[0][0]
+    self.assertEqual(kernel.shape, (64, 2))
+    np.testing.assert_array_equal(
+      kernel, _net((8, 8, 1), 2, 3).get_weights()[0]
+    )
+    trained = tff.learning.models.ModelWeights(
+      tuple(w + 1 for w in task.tff_model.initial_weights[0]), ()
+    )
+    loaded = task.load_weights(trained)
+    np.testing.assert_array_equal(loaded.get_weights()[0], kernel + 1)
+
+  def test_refuses_what_tff_cannot_convert(self):
+    reads = {'scale': tf.Variable(2.0)}
+    task = _task(model=lambda *arguments: _net(*arguments, reads))
+    with self.assertRaisesRegex(_validate.InputError, 'converted by TFF'):
+      _ = task.tff_model
 
   def test_starts_from_the_weights_of_an_earlier_model(self):
     earlier = models.build(

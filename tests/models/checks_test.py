@@ -76,6 +76,52 @@ def _dense(**kwargs):
   return tf.keras.layers.Dense(2, name='wrong', **kwargs)
 
 
+class _Transposed(tf.keras.layers.Layer):
+  """Multiplies by the kernel of another layer, as tied autoencoders do."""
+
+  def __init__(self, other, **kwargs):
+    super().__init__(**kwargs)
+    self.other = other
+
+  def call(self, x):
+    return tf.matmul(x, self.other.kernel, transpose_b=True)
+
+
+class _Scaled(tf.keras.layers.Layer):
+  """Tells nobody its factor."""
+
+  def __init__(self, factor, **kwargs):
+    super().__init__(**kwargs)
+    self.factor = factor
+
+  def call(self, x):
+    return self.factor * x
+
+
+class _Misnamed(_Scaled):
+  """Gives its factor another name than its argument has."""
+
+  def get_config(self):
+    return {**super().get_config(), 'scale': self.factor}
+
+
+class _Subclass(tf.keras.Model):
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs)
+    self.dense = tf.keras.layers.Dense(2)
+
+  def call(self, x):
+    return self.dense(x)
+
+
+_OUTSIDE = tf.Variable(1.0)
+
+
+def _tied():
+  first = tf.keras.layers.Dense(4, name='first')
+  return tf.keras.Sequential([first, _Transposed(first, name='wrong')])
+
+
 class CheckFederatedTest(parameterized.TestCase):
   @parameterized.named_parameters(
     (
@@ -110,12 +156,54 @@ class CheckFederatedTest(parameterized.TestCase):
       lambda: _dense(kernel_regularizer='l2'),
       'losses of its own',
     ),
+    (
+      'mixed_precision',
+      lambda: _dense(dtype=tf.keras.mixed_precision.Policy('mixed_bfloat16')),
+      r"'wrong' \(Dense\) computes in mixed_bfloat16",
+    ),
+    (
+      'double_precision',
+      lambda: _dense(dtype='float64'),
+      r"'wrong' \(Dense\) computes in float64",
+    ),
+    (
+      'shared_weight',
+      _tied,
+      r"'wrong' \(_Transposed\) shares the weight 'first/kernel.* 'first'",
+    ),
+    (
+      'variable_from_outside',
+      lambda: tf.keras.layers.Lambda(lambda x: x * _OUTSIDE, name='wrong'),
+      r"'wrong' \(Lambda\) reads the variable of _OUTSIDE",
+    ),
+    (
+      'no_config',
+      lambda: tf.keras.Sequential([_dense(), _Scaled(2.0)]),
+      r'_Scaled\) cannot be built again .* \(no factor\)',
+    ),
+    (
+      'wrong_config',
+      lambda: tf.keras.Sequential([_dense(), _Misnamed(2.0)]),
+      r'_Misnamed\) cannot be built again .* \(TypeError\)',
+    ),
+    ('subclass', lambda: _Subclass(name='wrong'), "'wrong' is a subclass"),
+    ('no_weights', tf.keras.layers.Flatten, 'has no weights to train'),
   )
   def test_refuses(self, layer, message):
     inputs = tf.keras.Input(batch_shape=(2, 4))
     model = tf.keras.Model(inputs, layer()(inputs))
     with self.assertRaisesRegex(_validate.InputError, message):
       models.check_federated(model)
+
+  def test_refuses_a_sequential_model_of_unknown_shape(self):
+    model = tf.keras.Sequential([tf.keras.layers.Dense(2)])
+    with self.assertRaisesRegex(_validate.InputError, 'known input shape'):
+      models.check_federated(model)
+
+  def test_a_layer_may_be_called_twice(self):
+    inputs = tf.keras.Input((4,))
+    dense = tf.keras.layers.Dense(4)
+    models.check_federated(tf.keras.Model(inputs, dense(dense(inputs))))
 
   def test_a_compiled_and_fitted_model_passes(self):
     model = models.build('cnn_small', input_shape=(8, 8, 1), num_outputs=2)

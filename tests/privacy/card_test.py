@@ -1,5 +1,6 @@
 """Tests of what the privacy card says of each mechanism."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -64,6 +65,22 @@ class BuildCardTest(absltest.TestCase):
     # Nothing rests on the secrecy of who takes part.
     self.assertNotIn('cohort seed', said['text'])
     self.assertNotIn('who took part', said['text'])
+
+  def test_of_records_that_have_copies(self):
+    mechanism = mechanisms.GaussianMechanism(
+      sampling=sampling.PoissonSampling(100, 10),
+      clipping=_CLIPPING,
+      noise_multiplier=1.0,
+      privacy_unit='record',
+    )
+    said = self._card(mechanism, [1], largest_group=5)
+    self.assertIn('up to 8 images are nearly equal', said['text'])
+    for unknown_or_one in (None, 1):
+      said = self._card(mechanism, [1], largest_group=unknown_or_one)
+      self.assertNotIn('nearly equal', said['text'])
+    client = dataclasses.replace(mechanism, privacy_unit='client')
+    said = self._card(client, [1], largest_group=5)
+    self.assertNotIn('nearly equal', said['text'])
 
   def _card_after(self, **earlier):
     mechanism = mechanisms.GaussianMechanism(

@@ -10,10 +10,15 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
+from tff_medical import learning
+from tff_medical import models
+from tff_medical import runtime
 from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
 from tff_medical.data import units as units_lib
 from tff_medical.privacy import local_dp_sgd_mechanism
+from tff_medical.privacy import mechanisms
+from tff_medical.privacy import sampling
 from tff_medical.program import feeds
 
 _PARTITION = (np.array([0, 3, 4]), np.array([1, 2, 5]))
@@ -164,6 +169,32 @@ class OtherClientDataTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'one size'):
       feeds.ClientFeed(_FromFunction(['0'], self._dataset, spec), 2)
 
+  @parameterized.named_parameters(
+    (
+      'ragged',
+      lambda x, y: {'scan': {'x': tf.ragged.constant([[1], [1, 2]])}, 'y': y},
+      'got scan/x as a RaggedTensorSpec',
+    ),
+    (
+      'sparse',
+      lambda x, y: (tf.sparse.from_dense(x), y),
+      'got 0 as a SparseTensorSpec',
+    ),
+    ('nothing', lambda x, y: (x, (y, None)), 'got 1/1 as a NoneTensorSpec'),
+  )
+  def test_refuses_by_name_what_does_not_stack(self, make, message):
+    example = make(np.eye(2, dtype=np.float32), np.arange(2))
+    data = _nested_clients(lambda client_id: _slices(example))
+    with self.assertRaisesRegex(_validate.InputError, message):
+      feeds.ClientFeed(data, 2)
+
+  def test_refuses_batches_by_name(self):
+    data = _nested_clients(lambda client_id: _slices((np.eye(2),)).batch(2))
+    with self.assertRaisesRegex(
+      _validate.InputError, 'got 0 of shape .None, 2'
+    ):
+      feeds.ClientFeed(data, 2)
+
   def test_a_full_memory_is_no_client_s_fault(self):
     def create(client_id):
       raise tf.errors.ResourceExhaustedError(None, None, 'OOM')
@@ -194,6 +225,100 @@ class _FromFunction(tff.simulation.datasets.ClientData):
 
   def create_tf_dataset_for_client(self, client_id):
     return self._create(client_id)
+
+
+def _slices(example):
+  return tf.data.Dataset.from_tensor_slices(example)
+
+
+def _nested_clients(create):
+  """Client data as TFF makes it of a function."""
+  return tff.simulation.datasets.ClientData.from_clients_and_tf_fn(
+    ['0', '1'], create
+  )
+
+
+def _two_inputs(client_id):
+  """Returns four examples of an image and an age, and a label."""
+  # TFF also calls this function with a tensor, to trace it.
+  offset = tf.strings.to_number(client_id)
+  x = collections.OrderedDict(
+    image=tf.reshape(tf.range(16.0), (4, 2, 2)) / 16 + offset,
+    age=tf.reshape(tf.range(4.0), (4, 1)) / 4,
+  )
+  return _slices(collections.OrderedDict(x=x, y=tf.range(4) % 2))
+
+
+class NestedClientDataTest(parameterized.TestCase):
+  """Examples of several inputs, tuples and single tensors."""
+
+  @parameterized.named_parameters(
+    ('mapping', lambda e: e),
+    ('pair', lambda e: (e['x']['image'], e['y'])),
+    ('nested_pair', lambda e: ((e['x']['image'], e['x']['age']), e['y'])),
+    ('tensor', lambda e: e['x']['image']),
+    ('text', lambda e: (tf.as_string(e['y']), e['y'])),
+  )
+  def test_gives_the_structure_of_the_client_data(self, structure):
+    data = _nested_clients(lambda c: _two_inputs(c).map(structure))
+    feed = feeds.ClientFeed(data, batch_size=3)
+    for client_id, dataset in zip(data.client_ids, feed(np.arange(2))):
+      expected = data.create_tf_dataset_for_client(client_id).batch(3)
+      self.assertEqual(dataset.element_spec, expected.element_spec)
+      pairs = zip(dataset.as_numpy_iterator(), expected.as_numpy_iterator())
+      for batch, other in pairs:
+        tf.nest.map_structure(np.testing.assert_array_equal, batch, other)
+    self.assertEmpty(list(feed.without_data()[0]))
+
+  def test_a_client_of_another_structure_takes_part_without_data(self):
+    spec = _two_inputs('0').element_spec
+
+    def create(client_id):
+      dataset = _two_inputs(client_id)
+      return (
+        dataset.map(lambda e: (e['x'], e['y']))
+        if client_id == '1'
+        else (dataset.map(lambda e: {'x': e['x']['image'], 'y': e['y']}))
+      )
+
+    feed = feeds.ClientFeed(_FromFunction(['0', '1'], create, spec), 2)
+    for dataset in feed(np.arange(2)):
+      self.assertEmpty(list(dataset))
+      self.assertEqual(dataset.element_spec['x'].keys(), spec['x'].keys())
+
+  def test_trains_a_model_of_two_inputs_as_tff_s_own_data_does(self):
+    inputs = collections.OrderedDict(
+      image=tf.keras.Input((2, 2)), age=tf.keras.Input((1,))
+    )
+    flat = tf.keras.layers.Flatten()(inputs['image'])
+    joined = tf.keras.layers.Concatenate()([flat, inputs['age']])
+    model = tf.keras.Model(
+      inputs, tf.keras.layers.Dense(2, kernel_initializer='zeros')(joined)
+    )
+    data = _nested_clients(_two_inputs)
+    feed = feeds.ClientFeed(data, batch_size=4)
+    process = learning.build_dp_fed_avg(
+      tff.learning.models.functional_model_from_keras(
+        model, models.loss(False), feed.without_data()[0].element_spec
+      ),
+      mechanisms.GaussianMechanism(
+        sampling=sampling.FullParticipation(2), clipping=None
+      ),
+      client_optimizer=tff.learning.optimizers.build_sgdm(0.5),
+    )
+    theirs = [
+      data.create_tf_dataset_for_client(c).batch(4) for c in data.client_ids
+    ]
+    context = runtime.create_local_context(client_threads=1)
+    with tff.framework.get_context_stack().install(context):
+      state = process.initialize()
+      trained = [
+        process.get_model_weights(process.next(state, datasets).state)
+        for datasets in (feed(np.arange(2)), theirs)
+      ]
+    first, second = (weights.trainable for weights in trained)
+    tf.nest.map_structure(np.testing.assert_array_equal, first, second)
+    self.assertGreater(np.abs(first[0]).max(), 0.0)
 
 
 class UnitFeedTest(absltest.TestCase):

@@ -103,7 +103,7 @@ def read(
         labels=label,
         site=_cell(cells, columns.site),
         patient=_patient(
-          files.root / found, where, cells, columns.patient, dicom_patients
+          files.root, found, where, cells, columns.patient, dicom_patients
         ),
         split=_split(where, cells, columns.split),
       )
@@ -302,11 +302,12 @@ def _found_files(
   by_text: dict[str, str | None] = {}
   texts: dict[str, tuple[str, str]] = {}
   reason = ''
+  table_folder = table.parent
   for where, cells in lines:
     text = cells[column]
     if text not in by_text:
       try:
-        by_text[text] = files.find(text, table.parent)
+        by_text[text] = files.find(text, table_folder)
       except image_paths.Outside as error:
         raise _validate.InputError(
           f'{where}: {column} {text!r} {error}; a table may name files of that '
@@ -359,7 +360,8 @@ def _split(where: str, cells: dict[str, str], column: str | None) -> str | None:
 
 
 def _patient(
-  path: pathlib.Path,
+  root: pathlib.Path,
+  path: str,
   where: str,
   cells: dict[str, str],
   column: str | None,
@@ -370,7 +372,7 @@ def _patient(
   if not dicom_patients:
     return None
   try:
-    return dicom_files.patient_id(str(path))
+    return dicom_files.patient_id(str(root / path))
   except decoded.BadFile as error:
     raise _validate.InputError(
       f'{where}: the file {error}, so that dicom_patients finds no patient in it; '

@@ -72,6 +72,12 @@ def read(
     InputError: The folder cannot be understood.
   """
   files = image_paths.scan(root)
+  if files.linked_folders:
+    raise _validate.InputError(
+      f'data_dir holds {len(files.linked_folders)} links to folders, which are not '
+      f'followed, the first is {files.linked_folders[0]!r}; put the folders '
+      'themselves there'
+    )
   skipped = [p for p in files.paths if p.lower().endswith(_NO_IMAGES)]
   paths = [p for p in files.paths if not p.lower().endswith(_NO_IMAGES)]
   if not paths:

@@ -52,12 +52,16 @@ class ImageFiles:
     paths: The files relative to it, with `/`, sorted, as the disk spells them.
     ignored: Number of files that operating systems left behind.
     empty_folders: Folders below it that hold no file but ignored ones.
+    linked_folders: Links to folders, which are not followed.
+    links: Those of `paths` that are links.
   """
 
   root: pathlib.Path
   paths: tuple[str, ...]
   ignored: int = 0
   empty_folders: tuple[str, ...] = ()
+  linked_folders: tuple[str, ...] = ()
+  links: frozenset[str] = frozenset()
 
   def find(self, text: str, table_folder: pathlib.Path | None = None) -> str:
     """Returns the one file that a path of a table means.
@@ -76,9 +80,11 @@ class ImageFiles:
     if not parts:
       raise NoFile('names no file')
     for fold in (_same, _folded, _stem):
-      key = fold(parts[-1])
-      candidates = self._by_name[fold].get(key, ())
-      best = _longest(parts, candidates)
+      # A suffix may be left out, but is not exchanged for another one.
+      key = _folded(parts[-1]) if fold is _stem else fold(parts[-1])
+      best = self._by_name(fold).get(key, [])
+      if len(best) > 1:
+        best = _longest(parts, best)
       if len(best) > 1:
         raise NoFile(
           f'fits {len(best)} files equally well; write more of its path'
@@ -92,10 +98,9 @@ class ImageFiles:
 
   def check_inside(self, path: str) -> None:
     """Raises `Outside` for a link that leads out of the folder."""
-    full = self.root / path
-    if not full.is_symlink():
+    if path not in self.links:
       return
-    real = os.path.realpath(full)
+    real = os.path.realpath(self.root / path)
     if os.path.commonpath([real, self._real_root]) != self._real_root:
       raise Outside(f'is a link that leads outside {self.root}')
 
@@ -103,17 +108,18 @@ class ImageFiles:
   def _real_root(self) -> str:
     return os.path.realpath(self.root)
 
+  def _by_name(self, fold: Callable[[str], str]) -> dict[str, list[str]]:
+    """Returns the paths by their names, as a function spells those."""
+    if fold not in self._indices:
+      index: dict[str, list[str]] = collections.defaultdict(list)
+      for path in self.paths:
+        index[fold(path.rpartition('/')[2])].append(path)
+      self._indices[fold] = index
+    return self._indices[fold]
+
   @functools.cached_property
-  def _by_name(self) -> dict[Callable[[str], str], dict[str, list[str]]]:
-    """The paths by their names, as each function spells those."""
-    index: dict[Callable[[str], str], dict[str, list[str]]] = {
-      fold: collections.defaultdict(list) for fold in (_same, _folded, _stem)
-    }
-    for path in self.paths:
-      name = path.rpartition('/')[2]
-      for fold, names in index.items():
-        names[fold(name)].append(path)
-    return index
+  def _indices(self) -> dict[Callable[[str], str], dict[str, list[str]]]:
+    return {}
 
   def _without_dots(self, text: str, start: pathlib.Path) -> list[str]:
     path = os.path.normpath(os.path.join(start, text.replace('\\', '/')))
@@ -138,8 +144,17 @@ def scan(root: pathlib.Path) -> ImageFiles:
     )
   paths: list[str] = []
   empty: list[str] = []
-  ignored = _walk(root, '', paths, empty)
-  return ImageFiles(root, tuple(sorted(paths)), ignored, tuple(sorted(empty)))
+  linked: list[str] = []
+  links: list[str] = []
+  ignored = _walk(root, '', (paths, empty, linked, links))
+  return ImageFiles(
+    root,
+    tuple(sorted(paths)),
+    ignored,
+    tuple(sorted(empty)),
+    tuple(linked),
+    frozenset(links),
+  )
 
 
 def check_no_archive(path: pathlib.Path) -> None:
@@ -153,13 +168,16 @@ def check_no_archive(path: pathlib.Path) -> None:
 
 def normal(text: str) -> str:
   """Returns a name in Unicode's form NFC, without blanks around it."""
-  return unicodedata.normalize('NFC', text).strip()
+  return _same(text).strip()
 
 
 def _walk(
-  folder: pathlib.Path, prefix: str, paths: list[str], empty: list[str]
+  folder: pathlib.Path,
+  prefix: str,
+  lists: tuple[list[str], list[str], list[str], list[str]],
 ) -> int:
   """Collects the files below a folder; returns the number of ignored ones."""
+  paths, empty, linked, links = lists
   ignored, before, folders = 0, len(paths), 0
   try:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -175,11 +193,15 @@ def _walk(
         ignored += sum(len(files) for _, _, files in os.walk(entry.path))
         continue
       folders += 1
-      ignored += _walk(folder / name, f'{prefix}{name}/', paths, empty)
+      ignored += _walk(folder / name, f'{prefix}{name}/', lists)
     elif name.startswith('.') or name.lower() in _JUNK_NAMES:
       ignored += 1
+    elif entry.is_dir():
+      linked.append(prefix + name)
     else:
       paths.append(prefix + name)
+      if entry.is_symlink():
+        links.append(prefix + name)
   if prefix and len(paths) == before and not folders:
     empty.append(prefix[:-1])
   return ignored
@@ -216,7 +238,7 @@ def _longest(parts: list[str], candidates: Sequence[str]) -> list[str]:
 
 
 def _same(name: str) -> str:
-  return unicodedata.normalize('NFC', name)
+  return name if name.isascii() else unicodedata.normalize('NFC', name)
 
 
 def _folded(name: str) -> str:

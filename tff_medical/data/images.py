@@ -145,6 +145,26 @@ class Duplicates:
     return ', '.join(parts) or 'none'
 
 
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+  """What was counted when own images were decoded; for the data's holder.
+
+  Attributes:
+    files: Number of image files.
+    bad_files: Number of files that were left out, by site.
+    rules: Number of files that each rule was applied to, by site and rule.
+    warnings: Number of files that each warning is about, by site and warning.
+    largest_group: Number of images in the largest group of copies, as
+      `near_duplicates` finds them; None if not all images were compared.
+  """
+
+  files: int
+  bad_files: Mapping[str, int]
+  rules: Mapping[str, Mapping[str, int]]
+  warnings: Mapping[str, Mapping[str, int]]
+  largest_group: int | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
   """A data set: three splits and their description.
@@ -166,6 +186,8 @@ class ImageData:
       if `duplicates` has to count them.
     decoding_policy: Choices by which image files were decoded; None if the
       images do not come from such files.
+    preparation: Counts of the decoding of own images; None for other data.
+    split_rule: Origin of the splits: `given`, or how they were made.
   """
 
   name: str
@@ -181,6 +203,8 @@ class ImageData:
   origin: str = UNSTATED
   counted_duplicates: Duplicates | None = None
   decoding_policy: decoded.DecodingPolicy | None = None
+  preparation: Preparation | None = None
+  split_rule: str = 'given'
 
   def __post_init__(self) -> None:
     _validate.one_of(ORIGINS, origin=self.origin)
@@ -237,6 +261,11 @@ class ImageData:
     if self.counted_duplicates is not None:
       return self.counted_duplicates
     return find_duplicates({name: s.images for name, s in self.splits()})
+
+  @property
+  def largest_group(self) -> int | None:
+    """Number of images in the largest group of copies, if it is known."""
+    return self.preparation.largest_group if self.preparation else None
 
   def _check_split(self, name: str, split: Split) -> None:
     where = f'{self.name}: {name}'

@@ -1,9 +1,11 @@
 """Loads a data set by name into arrays: the one function that programs need.
 
 `DATASETS` holds every data set by name, with what is known of it before it is
-loaded. `load('synthetic')` and `load('medmnist/pneumoniamnist')` prepare the
-TFDS records once, in TFDS's cache, and read them into an `images.ImageData`
-whose arrays are uint8 in memory. Because of the records, training uses the same
+loaded. `_FAMILIES` holds open families by their prefix: `tfds:NAME` and
+`npz:FILE`. `source` resolves both. `load('synthetic')` and
+`load('medmnist/pneumoniamnist')` prepare the TFDS records once, in TFDS's cache,
+and read them into an `images.ImageData`. Its arrays are uint8 in memory, except
+for large sets of the catalogue. Because of the records, training uses the same
 images, in the same order, as `tfds.load` gives anybody else.
 
 >>> load('medmnist/pneumonia')
@@ -14,7 +16,8 @@ medmnist/bloodmnist, medmnist/breastmnist, medmnist/chestmnist, \
 medmnist/dermamnist, medmnist/octmnist, medmnist/organamnist, \
 medmnist/organcmnist, medmnist/organsmnist, medmnist/pathmnist, \
 medmnist/pneumoniamnist, medmnist/retinamnist, medmnist/tissuemnist, \
-synthetic, synthetic_rgb, table, got 'medmnist/pneumonia'; did you mean 'medmnist/pneumoniamnist'?
+npz:FILE, synthetic, synthetic_rgb, table, tfds:NAME[/CONFIG], got \
+'medmnist/pneumonia'; did you mean 'medmnist/pneumoniamnist'?
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ from absl import logging
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.data import catalogue
 from tff_medical.data import images
 from tff_medical.data import medmnist_info
+from tff_medical.data import npz_files
 from tff_medical.data import own_images
 from tff_medical.data import phantoms
 
@@ -52,6 +57,8 @@ class Options:
     seed: Seed of generated images.
     difficulty: Difficulty of generated images, or None.
     own: Choices for own images.
+    keys: Names of the features of a set of the catalogue.
+    class_names: Names of the classes of an .npz file; () for their numbers.
   """
 
   image_size: int = 28
@@ -60,6 +67,8 @@ class Options:
   seed: int = 0
   difficulty: float | None = None
   own: own_images.OwnImages = own_images.OwnImages()
+  keys: catalogue.Keys = catalogue.Keys()
+  class_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,25 +112,36 @@ def load(
   seed: int = 0,
   difficulty: float | None = None,
   own: own_images.OwnImages | None = None,
+  keys: catalogue.Keys | None = None,
+  class_names: tuple[str, ...] = (),
 ) -> images.ImageData:
   """Returns the data set of that name.
 
   Args:
-    dataset: Name of the data set, one of `DATASETS`.
+    dataset: Name of the data set: one of `DATASETS`, `tfds:NAME[/CONFIG]` or
+      `npz:FILE`.
     image_size: Height and width in pixels; 28, 64, 128 or 224 for medmnist.
     data_dir: Folder that holds NAME.npz (NAME_64.npz, ...) of medmnist and may
       be read-only; None downloads the file. Folder of the images for `folder`,
-      and file of the table for `table`.
+      file of the table for `table`, folder of the file for `npz:FILE`, and
+      folder of manually downloaded files for `tfds:NAME`.
     tfds_dir: Folder of the prepared records. None is TFDS's default:
       $TFDS_DATA_DIR or ~/tensorflow_datasets.
     seed: Seed of synthetic images; nothing in medmnist is random.
     difficulty: Difficulty of synthetic images, 0 to 1; None is their default.
     own: Choices for `folder` and `table`; None is their defaults.
+    keys: Names of the features of `tfds:NAME`; None detects them.
+    class_names: Names of the classes of `npz:FILE`; () for their numbers.
 
   Raises:
     InputError: A name, value, combination of values or file cannot be used.
   """
-  return source(dataset).load(
+  known = source(dataset)
+  if own is not None and dataset not in own_images.NAMES:
+    raise _validate.InputError(
+      f'own is not used by {dataset}; leave it out, or load folder or table'
+    )
+  return known.load(
     Options(
       image_size,
       data_dir,
@@ -129,6 +149,8 @@ def load(
       seed,
       difficulty,
       own or own_images.OwnImages(),
+      keys or catalogue.Keys(),
+      class_names,
     )
   )
 
@@ -137,25 +159,41 @@ def source(dataset: str) -> Source:
   """Returns what is known of a data set without loading it.
 
   Args:
-    dataset: Name of the data set, one of `DATASETS`.
+    dataset: Name of the data set, as in `load`.
 
   Raises:
-    InputError: There is no data set of that name.
+    InputError: There is no data set of that name. Names of TFDS's catalogue are
+      checked only when the set is loaded.
   """
-  _validate.one_of(DATASETS, dataset=dataset)
+  for prefix, of_rest in _FAMILIES.items():
+    if str(dataset).startswith(prefix):
+      return of_rest(dataset[len(prefix) :])
+  _validate.one_of([*DATASETS, *_SHOWN.values()], dataset=dataset)
   return DATASETS[dataset]
+
+
+def family(dataset: str) -> str:
+  """Returns the name of a data set, or what stands for all with its prefix.
+
+  >>> family('table'), family('npz:scans.npz')
+  ('table', 'npz:FILE')
+  """
+  for prefix, shown in _SHOWN.items():
+    if str(dataset).startswith(prefix):
+      return shown
+  return dataset
 
 
 def names() -> str:
   """Returns the names for a help text, where a family of sets is one name.
 
   >>> names()
-  'synthetic, synthetic_rgb, medmnist/NAME, folder, table'
+  'tfds:NAME[/CONFIG], npz:FILE, synthetic, synthetic_rgb, medmnist/NAME, folder, table'
   """
   short = (
     f'{name.split("/")[0]}/NAME' if '/' in name else name for name in DATASETS
   )
-  return ', '.join(dict.fromkeys(short))
+  return ', '.join((*_SHOWN.values(), *dict.fromkeys(short)))
 
 
 def _synthetic_source(channels: int) -> Source:
@@ -202,16 +240,53 @@ def _medmnist_source(info: medmnist_info.MedMnistInfo) -> Source:
 def _own_source(name: str) -> Source:
   def load_source(options: Options) -> images.ImageData:
     for option in ('tfds_dir', 'difficulty'):
-      value = getattr(options, option)
-      if value is not None:
-        raise _validate.InputError(
-          f'{option} is not used by {name}, got {value!r}; leave it out'
-        )
+      _refuse(name, option, options)
     return own_images.load(
       name, options.data_dir, options.image_size, options.own
     )
 
   return Source(None, None, None, load_source)
+
+
+def _catalogue_source(name: str) -> Source:
+  catalogue.check_name(name)
+
+  def load_it(options: Options) -> images.ImageData:
+    _refuse(f'{catalogue.PREFIX}{name}', 'difficulty', options)
+    return catalogue.load(
+      name,
+      options.image_size,
+      data_dir=options.data_dir,
+      tfds_dir=options.tfds_dir,
+      keys=options.keys,
+    )
+
+  return Source(None, None, None, load_it)
+
+
+def _npz_source(file: str) -> Source:
+  if not file or file.endswith('/'):
+    raise _validate.InputError(
+      f'dataset must be npz:FILE, got {npz_files.PREFIX + file!r}'
+    )
+
+  def load_it(options: Options) -> images.ImageData:
+    for option in ('tfds_dir', 'difficulty'):
+      _refuse(f'{npz_files.PREFIX}{file}', option, options)
+    return npz_files.load(
+      file, options.data_dir, options.image_size, options.class_names
+    )
+
+  return Source(None, None, None, load_it)
+
+
+def _refuse(name: str, option: str, options: Options) -> None:
+  """Refuses an option that a data set has no use for."""
+  value = getattr(options, option)
+  if value is not None:
+    raise _validate.InputError(
+      f'{option} is not used by {name}, got {value!r}; leave it out'
+    )
 
 
 def load_synthetic(
@@ -330,6 +405,16 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> images.Split:
 
 # Names of the generated data sets by their number of channels.
 _SYNTHETIC = {1: 'synthetic', 3: 'synthetic_rgb'}
+# Families of data sets by their prefix: a name of TFDS's catalogue, or a file,
+# follows the prefix.
+_FAMILIES: dict[str, Callable[[str], Source]] = {
+  catalogue.PREFIX: _catalogue_source,
+  npz_files.PREFIX: _npz_source,
+}
+_SHOWN = {
+  catalogue.PREFIX: f'{catalogue.PREFIX}NAME[/CONFIG]',
+  npz_files.PREFIX: f'{npz_files.PREFIX}FILE',
+}
 # All data sets by name. A new data set is one line here: the commands, their
 # checks and their help need nothing else.
 DATASETS: dict[str, Source] = {

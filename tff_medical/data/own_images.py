@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
+from typing import Any
 
 from absl import logging
 import numpy as np
@@ -98,11 +99,17 @@ def load(
     InputError: The table or too many of its files cannot be used.
   """
   table = read_table(name, data_dir, own)
+  prepared_dir = _prepared_dir(own)
+  if name == FOLDER and _is_inside(prepared_dir, table.root):
+    raise _validate.InputError(
+      f'prepared_dir must not lie in data_dir, got {str(prepared_dir)!r}: what is '
+      'prepared would be taken for images; give another folder'
+    )
   found = preparation.prepare(
     table,
     preparation.Options(
       decoding_worker.Task(own.decoding, image_size, own.channels),
-      _prepared_dir(own),
+      prepared_dir,
       own.max_bad_fraction,
       own.workers,
       own.file_seconds,
@@ -157,6 +164,11 @@ def _prepared_dir(own: OwnImages) -> pathlib.Path:
     return pathlib.Path(own.prepared_dir).expanduser()
   cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return pathlib.Path(cache).expanduser() / 'tff_medical' / 'prepared'
+
+
+def _is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
+  real = os.path.realpath(folder)
+  return os.path.commonpath([os.path.realpath(path), real]) == real
 
 
 def _warn(found: prepared.Prepared) -> None:
@@ -228,6 +240,19 @@ def _image_data(
     origin=images.UNSTATED,
     counted_duplicates=found.duplicates,
     decoding_policy=policy,
+    preparation=_preparation(found.info),
+    split_rule=found.info['split'],
+  )
+
+
+def _preparation(info: Mapping[str, Any]) -> images.Preparation:
+  return images.Preparation(
+    files=info['files'],
+    bad_files=info['bad_files_by_site'],
+    rules=info['rules_by_site'],
+    warnings=info['warnings_by_site'],
+    # Folders prepared by an earlier version lack it.
+    largest_group=info['duplicates'].get('largest_group'),
   )
 
 

@@ -36,9 +36,9 @@ from tff_medical import _validate
 from tff_medical.data import decoding_pool
 from tff_medical.data import decoding_worker
 from tff_medical.data import image_table
-from tff_medical.data import images
-from tff_medical.data import near_duplicates
 from tff_medical.data import preparation_parts
+from tff_medical.data import preparation_report
+from tff_medical.data import preparation_reuse
 from tff_medical.data import prepared
 from tff_medical.data import resizing
 from tff_medical.data import splitting
@@ -48,7 +48,6 @@ _LOCK = 'lock'
 _PARTIAL = '.partial'
 # A preparation in which so many files are bad, and too many, need not go on.
 _HOPELESS_BAD = 100
-_BATCH_BYTES = 2**24
 # Of the split that is made where a table has none: the same for every seed of
 # training, so that a test image stays one.
 _SPLIT_SEED = 0
@@ -190,24 +189,28 @@ class _Preparation:
 
   # Decoding.
 
-  def _older(self) -> _Older:
+  def _older(self) -> preparation_reuse.Older:
     """Returns what earlier preparations hold of the same files."""
     signatures = np.array(
       [_pair(self._keyed('file', state)) for state in self._states], np.uint64
     ).reshape(-1, 2)
     self._signatures = signatures
     number = {tuple(pair): i for i, pair in enumerate(signatures.tolist())}
-    best = _Older(None, {}, {}, [])
+    best = preparation_reuse.nothing()
     for info_path in self._options.prepared_dir.glob(f'*/{prepared.INFO}'):
       if info_path.parent.name.endswith(_PARTIAL):
         continue
       with contextlib.suppress(*prepared.UNREADABLE):
-        older = _older_in(info_path.parent, self._decoding_key, number)
+        older = preparation_reuse.read(
+          info_path.parent, self._decoding_key, number
+        )
         if len(older.rows) > len(best.rows):
           best = older
     return best
 
-  def _decode(self, parts: preparation_parts.Parts, older: _Older) -> None:
+  def _decode(
+    self, parts: preparation_parts.Parts, older: preparation_reuse.Older
+  ) -> None:
     """Decodes what neither a part nor an earlier preparation holds."""
     total = len(self._table)
     todo = [
@@ -298,7 +301,7 @@ class _Preparation:
   def _assemble(
     self,
     parts: preparation_parts.Parts,
-    older: _Older,
+    older: preparation_reuse.Older,
     said: dict[int, preparation_parts.Said],
   ) -> None:
     """Writes pixels, table and what is known of them."""
@@ -324,10 +327,18 @@ class _Preparation:
     columns = self._columns(file_of_row, several=bool((counts > 1).any()))
     self._write_npz(prepared.TABLE, columns)
     self._write_files(good, counts, starts, said)
-    info = self._info(said, shape, columns)
-    info['duplicates'] = _duplicates(pixels, columns['splits'])
-    info['pixels_sha256'] = _sha256(path)
-    info['digest'] = _digest(info, columns)
+    info = {
+      'version': prepared.VERSION,
+      'decoding_key': self._decoding_key,
+      'policy': _plain_task(self._options.task),
+      'split': self._split_rule,
+      **preparation_report.describe(self._table, said, shape, columns),
+    }
+    info['duplicates'] = preparation_report.duplicates(
+      pixels, columns['splits']
+    )
+    info['pixels_sha256'] = preparation_report.sha256(path)
+    info['digest'] = preparation_report.digest(info, columns)
     del pixels
     _files.write_json(self._partial / prepared.INFO, info)
 
@@ -377,118 +388,6 @@ class _Preparation:
         'texts': np.frombuffer(json.dumps(list(kinds)).encode(), np.uint8),
       },
     )
-
-  def _info(
-    self,
-    said: dict[int, preparation_parts.Said],
-    shape: tuple[int, ...],
-    columns: dict[str, np.ndarray],
-  ) -> dict[str, Any]:
-    """Returns what `prepared.json` says, without what the pixels decide."""
-    table = self._table
-    names = table.site_names or ('all',)
-    sites = np.zeros(len(table), int) if table.sites is None else table.sites
-    rules: dict[str, dict[str, int]] = {name: {} for name in names}
-    warnings: dict[str, dict[str, int]] = {name: {} for name in names}
-    bad = dict.fromkeys(names, 0)
-    for number, entry in said.items():
-      site = names[sites[number]]
-      bad[site] += bool(entry.reason)
-      for texts, counted in (
-        (entry.rules, rules[site]),
-        (entry.warnings, warnings[site]),
-      ):
-        for text in texts:
-          counted[text] = counted.get(text, 0) + 1
-    return {
-      'version': prepared.VERSION,
-      'decoding_key': self._decoding_key,
-      'shape': list(shape),
-      'class_names': list(table.class_names),
-      'multi_label': table.multi_label,
-      'site_names': list(table.site_names),
-      'policy': _plain_task(self._options.task),
-      'files': len(said),
-      'rows': table.num_rows,
-      'ignored_files': table.ignored,
-      'bad_files': sum(bad.values()),
-      'bad_files_by_site': bad,
-      'images_by_split': _counts(columns['splits'], images.SPLIT_NAMES),
-      'images_by_class': _class_counts(columns['labels'], table.class_names),
-      'images_by_site': _counts(columns['sites'], table.site_names)
-      if 'sites' in columns
-      else {},
-      'patients': len(np.unique(columns['patients']))
-      if table.patients is not None
-      else None,
-      'split': self._split_rule,
-      'rules_by_site': rules,
-      'warnings_by_site': warnings,
-      'notes': list(table.notes),
-    }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Older:
-  """What an earlier preparation holds of some files.
-
-  Attributes:
-    folder: Its prepared images, or None if there are none.
-    rows: By the number of the file: the first row, and the number there.
-    columns: What `files.npz` holds.
-    texts: Rules and warnings by kind.
-  """
-
-  folder: prepared.Prepared | None
-  rows: dict[int, tuple[int, int]]
-  columns: dict[str, np.ndarray]
-  texts: list[tuple[list[str], list[str]]]
-
-  def said(self, row: int) -> preparation_parts.Said:
-    """Returns what was said of a file, by its number there."""
-    rules, warnings = self.texts[int(self.columns['kinds'][row])]
-    return preparation_parts.Said(
-      int(self.columns['counts'][row]),
-      int(self.columns['channels'][row]),
-      tuple(rules),
-      tuple(warnings),
-      '',
-    )
-
-  def copy_to(
-    self, pixels: np.ndarray, start_of: dict[int, int], channels: int
-  ) -> None:
-    """Copies the rows of its files to where they belong."""
-    if self.folder is None:
-      return
-    stored = prepared.open_pixels(self.folder.folder, self.folder.shape)
-    for number, (first, row) in self.rows.items():
-      count = int(self.columns['counts'][row])
-      start = start_of[number]
-      images_of_file = stored[first : first + count]
-      if images_of_file.shape[3] > channels:  # All channels are equal.
-        images_of_file = images_of_file[..., :channels]
-      pixels[start : start + count] = resizing.with_channels(
-        images_of_file, channels
-      )
-
-
-def _older_in(
-  folder: pathlib.Path, decoding_key: str, number: dict[tuple[int, ...], int]
-) -> _Older:
-  """Returns what a prepared folder holds of files, by their signatures."""
-  info = _files.read_json(folder / prepared.INFO)
-  nothing = _Older(None, {}, {}, [])
-  if info.get('decoding_key') != decoding_key:
-    return nothing
-  columns = prepared.read_npz(folder / prepared.FILES)
-  texts = [json.loads(text) for text in json.loads(columns['texts'].tobytes())]
-  rows = {}
-  for row, pair in enumerate(columns['signatures'].tolist()):
-    index = number.get(tuple(pair))
-    if index is not None:
-      rows[index] = (int(columns['starts'][row]), row)
-  return _Older(prepared.load(folder), rows, columns, texts)
 
 
 def _salt(folder: pathlib.Path) -> bytes:
@@ -549,74 +448,3 @@ def _rows_of(files: np.ndarray, start_of: dict[int, int]) -> np.ndarray:
     start = start_of.get(number, -1)
     rows[i] = -1 if start < 0 else start + place
   return rows
-
-
-def _counts(values: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
-  counts = np.bincount(values, minlength=len(names)).tolist()
-  return dict(zip(names, counts))
-
-
-def _class_counts(labels: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
-  if labels.ndim == 2:
-    return dict(zip(names, labels.sum(axis=0).tolist()))
-  return _counts(labels, names)
-
-
-def _duplicates(pixels: np.ndarray, splits: np.ndarray) -> dict[str, Any]:
-  """Returns the counts of equal and of nearly equal images."""
-  by_split = {
-    name: pixels[slice(*np.searchsorted(splits, [i, i + 1]))]
-    for i, name in enumerate(images.SPLIT_NAMES)
-  }
-  exact = images.find_duplicates(by_split)
-  near: dict[str, int | None] = {}
-  earlier = np.zeros((0, *_signatures(pixels[:1]).shape[1:]), np.float32)
-  seen: set[bytes] = set()
-  for name, stored in by_split.items():
-    later = _signatures(stored)
-    hashes = [hashlib.blake2b(image.tobytes()).digest() for image in stored]
-    if len(earlier) and len(later):
-      near[name] = near_duplicates.across(
-        earlier, later, [h in seen for h in hashes]
-      )
-    seen.update(hashes)
-    earlier = np.concatenate([earlier, later])
-  return {
-    'within': dict(exact.within),
-    'across': [[a, b, n] for (a, b), n in exact.across.items()],
-    'near_across': near,
-  }
-
-
-def _signatures(stored: np.ndarray) -> np.ndarray:
-  step = max(1, _BATCH_BYTES // int(np.prod(stored.shape[1:])))
-  parts = [
-    near_duplicates.signatures(np.asarray(stored[i : i + step]))
-    for i in range(0, max(1, len(stored)), step)
-  ]
-  return np.concatenate(parts)
-
-
-def _sha256(path: pathlib.Path) -> str:
-  content = hashlib.sha256()
-  with open(path, 'rb') as file:
-    while block := file.read(_BATCH_BYTES):
-      content.update(block)
-  return content.hexdigest()
-
-
-def _digest(info: dict[str, Any], columns: dict[str, np.ndarray]) -> str:
-  """Returns the digest of the data: content, table and policy."""
-  content = hashlib.sha256()
-  known = ('shape', 'class_names', 'multi_label', 'site_names', 'policy')
-  plain = {name: info[name] for name in (*known, 'pixels_sha256')}
-  content.update(json.dumps(plain, sort_keys=True).encode())
-  for name, values in sorted(columns.items()):
-    if name == 'patients':  # Who is who counts, not the salted numbers.
-      _, first, group = np.unique(
-        values, return_index=True, return_inverse=True
-      )
-      values = first[group]
-    content.update(f'{name} {values.shape} '.encode())
-    content.update(np.ascontiguousarray(values, '<i8').tobytes())
-  return f'sha256:{content.hexdigest()}'

@@ -28,6 +28,7 @@ import numpy as np
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import pixels
 
 PIXELS = 'pixels.raw'
 TABLE = 'table.npz'
@@ -47,7 +48,6 @@ UNREADABLE = (
 )
 # Above the numbers of a hundred million images.
 _MAX_TABLE_BYTES = 2**33
-_COLUMNS = ('labels', 'sites', 'patients', 'splits')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,18 +86,10 @@ class Prepared:
     )
 
   def split(self, rows: np.ndarray) -> images.Split:
-    """Returns the split of some rows.
-
-    Args:
-      rows: int64, ascending; those of one split are beside each other, and are
-        then not copied.
-    """
-    pixels = open_pixels(self.folder, self.shape)
-    where: Any = rows
-    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
-      where = slice(int(rows[0]), int(rows[-1]) + 1)
+    """Returns the split of some rows, int64 [n]; no pixel is read."""
+    stored = open_pixels(self.folder, self.shape, self.info['pixels_sha256'])
     return images.Split(
-      images=pixels[where],
+      images=pixels.select(stored, rows),
       labels=self.labels[rows],
       sites=None if self.sites is None else self.sites[rows],
       patients=None if self.patients is None else self.patients[rows],
@@ -105,17 +97,22 @@ class Prepared:
 
 
 def open_pixels(
-  folder: pathlib.Path, shape: tuple[int, int, int, int]
-) -> np.ndarray:
-  """Returns the pixels of a prepared folder, read when they are needed."""
-  path = folder / PIXELS
+  folder: pathlib.Path, shape: tuple[int, int, int, int], digest: str = ''
+) -> pixels.StoredPixels:
+  """Returns the pixels of a prepared folder, which are read when they are drawn.
+
+  Args:
+    folder: The prepared folder.
+    shape: Shape (N, H, W, C) of all images.
+    digest: SHA-256 of the file, in hexadecimal.
+
+  Raises:
+    InputError: The file is missing, or is not of this shape.
+  """
   try:
-    size = path.stat().st_size
-  except OSError:
-    size = -1
-  if size != int(np.prod(shape)):
-    raise _damaged(folder)
-  return np.memmap(path, np.uint8, 'r', shape=shape)
+    return pixels.StoredPixels(folder / PIXELS, shape, digest)
+  except _validate.InputError:
+    raise _damaged(folder) from None
 
 
 def load(folder: pathlib.Path) -> Prepared:
@@ -127,8 +124,14 @@ def load(folder: pathlib.Path) -> Prepared:
   try:
     info = _files.read_json(folder / INFO)
     table = read_npz(folder / TABLE)
-    columns = {name: table.get(name) for name in _COLUMNS}
-    found = Prepared(folder, info, **columns)
+    found = Prepared(
+      folder,
+      info,
+      table['labels'],
+      table['splits'],
+      table.get('sites'),
+      table.get('patients'),
+    )
     if info['version'] != VERSION or len(found.labels) != found.shape[0]:
       raise _damaged(folder)
   except UNREADABLE:

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Union
 
+import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_medical import _validate
 from tff_medical.learning import client_training
 from tff_medical.learning import labels
 from tff_medical.learning import optimizers
@@ -66,7 +68,16 @@ def build_dp_fed_avg(
     count_broken: Whether the metrics count the clients without data or with an
       update that is not finite; see `aggregators.broken_units`. Epsilon does
       not cover this count.
+
+  Raises:
+    InputError: The model is a Keras model.
   """
+  if isinstance(model, tf.keras.Model):
+    raise _validate.InputError(
+      'model must be a FunctionalModel or a function that returns a '
+      f'VariableModel, got Keras model {model.name!r}; convert it by '
+      'tff.learning.models.functional_model_from_keras'
+    )
   unweighted = aggregators.build_aggregator(mechanism)
   model = labels.guarded(model)
   aggregator = (

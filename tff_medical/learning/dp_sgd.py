@@ -28,6 +28,7 @@ from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import optimizers
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
+from tff_medical.learning import unit_inputs
 from tff_medical.privacy import gaussian_query
 from tff_medical.privacy import mechanisms
 
@@ -78,8 +79,10 @@ def build_dp_sgd(
       finite; see `aggregators.broken_units`. Epsilon does not cover this count.
 
   Raises:
-    InputError: The mechanism protects clients.
+    InputError: The mechanism protects clients, or the model is not functional
+      or has several inputs or outputs.
   """
+  unit_inputs.check_functional(model)
   if mechanism.privacy_unit == 'client':
     raise _validate.InputError(
       "mechanism.privacy_unit must be 'record' or 'patient' for DP-SGD, got "

@@ -20,6 +20,7 @@ from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import optimizers
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
+from tff_medical.learning import unit_inputs
 from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import noise
 
@@ -90,7 +91,11 @@ def build_local_dp_sgd(
     server_optimizer: Optimizer that takes the averaged update as a gradient.
       The default is SGD with learning rate 1, which adds the update.
     augmentation: Views over which each unit's gradient is averaged, if given.
+
+  Raises:
+    InputError: The model is not functional or has several inputs or outputs.
   """
+  unit_inputs.check_functional(model)
 
   @tff.tensorflow.computation
   def initial_weights() -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_medical import _validate
 from tff_medical import models
 from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
@@ -28,7 +29,8 @@ class Task:
   Attributes:
     data: Images, whose training split is spread over the clients.
     partition: Indices into the training split, for each client.
-    model: Name of the model, from `models.MODELS`.
+    model: Name of the model, from `models.MODELS` or `module:function`, or a
+      function of (input_shape, num_outputs, seed) that returns a Keras model.
     seed: Seed of the model's initial weights.
     initial_model: Model whose weights take the place of the seeded ones, if
       any.
@@ -36,7 +38,7 @@ class Task:
 
   data: images.ImageData
   partition: partition_lib.Partition
-  model: str
+  model: str | models.ModelFunction
   seed: int = 0
   initial_model: models.InitialModel | None = None
 
@@ -92,12 +94,22 @@ class Task:
 
   @functools.cached_property
   def tff_model(self) -> tff.learning.models.FunctionalModel:
-    """TFF's form of the model: a pure function of its weights."""
-    return tff.learning.models.functional_model_from_keras(
-      self.keras_model,
-      loss_fn=models.loss(self.data.multi_label),
-      input_spec=self.input_spec,
-    )
+    """TFF's form of the model: a pure function of its weights.
+
+    Raises:
+      InputError: TFF cannot convert the model.
+    """
+    try:
+      return tff.learning.models.functional_model_from_keras(
+        self.keras_model,
+        loss_fn=models.loss(self.data.multi_label),
+        input_spec=self.input_spec,
+      )
+    except tff.learning.models.functional.KerasFunctionalModelError as error:
+      raise _validate.InputError(
+        f'model {self.model!r} cannot be converted by TFF ({error}); build it '
+        'from plain Keras layers'
+      ) from error
 
   def load_weights(
     self, weights: tff.learning.models.ModelWeights

@@ -24,6 +24,7 @@ import tensorflow_federated as tff
 from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import labels as labels_lib
 from tff_medical.learning import layer_gradients
+from tff_medical.learning import unit_inputs
 
 _Weights = tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]
 Batch = collections.OrderedDict[str, tf.Tensor]
@@ -38,10 +39,14 @@ def batch_spec(
   units of K images. `mask`, float32 [B, K], is 1 for images and 0 for padding.
   Any value above 0 counts as 1, so that no image weighs more than another. All
   other values, including NaN, count as 0. A unit of padding alone is no unit.
+
+  Raises:
+    InputError: The model is not functional, or takes or returns more than one
+      tensor.
   """
   x, y = (
     tf.TensorSpec((None, None, *spec.shape[1:]), spec.dtype)
-    for spec in (model.input_spec['x'], model.input_spec['y'])
+    for spec in unit_inputs.of_model(model)
   )
   mask = tf.TensorSpec((None, None), tf.float32)
   return collections.OrderedDict(x=x, y=y, mask=mask)
@@ -146,6 +151,7 @@ def _losses(
   shape = tf.shape(x)
   flat = tf.reshape(x, (-1, *x.shape[3:].as_list()))
   flat_output = model.predict_on_batch(weights, flat, True)
+  unit_inputs.check_output(flat_output)
   output = tf.reshape(
     flat_output, (-1, x.shape[2], *flat_output.shape[1:].as_list())
   )

@@ -12,14 +12,18 @@ from tff_medical.models.checks import check_federated
 from tff_medical.models.checks import restore_eager
 from tff_medical.models.factory import MODELS
 from tff_medical.models.factory import build
+from tff_medical.models.factory import find
 from tff_medical.models.factory import loss
 from tff_medical.models.initial import InitialModel
+from tff_medical.models.own import ModelFunction
 
 __all__ = [
   'MODELS',
   'InitialModel',
+  'ModelFunction',
   'build',
   'check_federated',
+  'find',
   'loss',
   'restore_eager',
 ]

@@ -29,24 +29,25 @@ batches of 32, three seeds): `cnn_small` .948 to .953, `cnn` .954 to .956, and
 Traceback (most recent call last):
 ...
 tff_medical._validate.InputError: model must be one of cnn, cnn_small, resnet, \
-scattering, got 'cnn_smal'; did you mean 'cnn_small'?
+scattering, module:function, got 'cnn_smal'; did you mean 'cnn_small'?
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from tff_medical import _validate
 from tff_medical.models import cnn
+from tff_medical.models import own
 from tff_medical.models import resnet
 from tff_medical.models import scattering
 
 
 class _Entry(NamedTuple):
-  build: Callable[[tuple[int, int, int], int, int | None], tf.keras.Model]
+  build: own.ModelFunction
   min_size: int  # pixels of the shorter side
 
 
@@ -58,10 +59,26 @@ _ENTRIES = {
 }
 
 MODELS = tuple(_ENTRIES)
+_OWN = 'module:function'
+
+
+def find(name: str) -> own.ModelFunction:
+  """Returns the function that builds a model, without building it.
+
+  Args:
+    name: Name from `MODELS`, or `module:function` of an own model.
+
+  Raises:
+    InputError: The name is unknown, or its module cannot be imported.
+  """
+  if own.is_own(name):
+    return own.find(name)
+  _validate.one_of((*MODELS, _OWN), model=name)
+  return _ENTRIES[name].build
 
 
 def build(
-  name: str,
+  name: str | own.ModelFunction,
   *,
   input_shape: Sequence[int],
   num_outputs: int,
@@ -70,7 +87,8 @@ def build(
   """Builds the model called `name`.
 
   Args:
-    name: Name of the model, from `MODELS`.
+    name: Name of the model, from `MODELS` or `module:function`, or such a
+      function itself; see `own`.
     input_shape: Shape (H, W, C) of one image, with C of 1 or 3.
     num_outputs: Number of classes (2 for a binary task) or of labels.
     seed: Seed of the initial weights; None draws fresh ones.
@@ -79,19 +97,21 @@ def build(
     Functional Keras model from float32 [N, H, W, C] in 0..1 to logits.
 
   Raises:
-    InputError: The name is unknown, or a value is out of range.
+    InputError: The name is unknown, a value is out of range, or an own model
+      cannot be trained.
   """
-  _validate.one_of(MODELS, model=name)
+  function = find(name) if isinstance(name, str) else name
   _validate.positive_int(num_outputs=num_outputs)
   if seed is not None:
     _validate.non_negative(seed=seed)
-  shape = _checked_shape(name, input_shape)
-  return _ENTRIES[name].build(shape, num_outputs, seed)
+  shape = _checked_shape(input_shape)
+  if not isinstance(name, str) or own.is_own(name):
+    return own.build(function, shape, num_outputs, seed)
+  _check_size(name, shape)
+  return function(shape, num_outputs, seed)
 
 
-def _checked_shape(
-  name: str, input_shape: Sequence[int]
-) -> tuple[int, int, int]:
+def _checked_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
   if len(input_shape) != 3 or input_shape[2] not in (1, 3):
     raise _validate.InputError(
       'input_shape must be (height, width, 1 or 3 channels), '
@@ -99,6 +119,11 @@ def _checked_shape(
     )
   height, width, channels = input_shape
   _validate.positive_int(height=height, width=width)
+  return int(height), int(width), int(channels)
+
+
+def _check_size(name: str, shape: tuple[int, int, int]) -> None:
+  height, width, _ = shape
   smallest = _ENTRIES[name].min_size
   if min(height, width) < smallest:
     raise _validate.InputError(
@@ -106,7 +131,6 @@ def _checked_shape(
       f'pixels, got {height} x {width}; choose a larger image size or '
       f'another model ({", ".join(MODELS)})'
     )
-  return int(height), int(width), int(channels)
 
 
 def loss(multi_label: bool) -> tf.keras.losses.Loss:

@@ -43,6 +43,7 @@ def build_card(
   broken_units_are_published: bool = False,
   initial_model: Mapping[str, Any] | None = None,
   data_digest: str = '',
+  largest_group: int | None = None,
 ) -> dict[str, Any]:
   """Returns the card of a model.
 
@@ -61,6 +62,8 @@ def build_card(
       started from, if any. That model comes from other data: epsilon does not
       cover its training.
     data_digest: Digest that identifies the training data; keyed if private.
+    largest_group: Number of images in the largest group of nearly equal images,
+      if it is known.
 
   Raises:
     InputError: The ledger holds fewer charges than the rounds cost.
@@ -81,6 +84,12 @@ def build_card(
     not_covered.append(
       'The counts of broken units by round: they were published without noise.'
     )
+  if (
+    mechanism.privacy_unit == 'record'
+    and largest_group is not None
+    and largest_group > 1
+  ):
+    not_covered.append(_copies(largest_group))
   not_covered.extend(_of_earlier_data(initial_model))
   if not mechanism.is_private:
     not_covered = [NOTHING_PROMISED]
@@ -145,6 +154,17 @@ def _origin(initial_model: Mapping[str, Any] | None) -> dict[str, Any]:
   if initial_model is None:
     return created
   return {'initial_model': dict(initial_model), **created}
+
+
+def _copies(largest_group: int) -> str:
+  """Returns the sentence on copies; their number is rounded up, as it leaks."""
+  bound = 2 ** math.ceil(math.log2(largest_group))
+  return (
+    f'Copies of an image: up to {bound} images are nearly equal to each other (a '
+    'power of two, counted without noise). Epsilon is that of one record, and '
+    f'what {bound} of them share has up to {bound} times that epsilon, at a larger '
+    'delta.'
+  )
 
 
 def _of_earlier_data(

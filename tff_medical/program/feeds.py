@@ -22,14 +22,15 @@ of its charge, and that charge names the state that this round saves.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
+from typing import Any
 
 from absl import logging
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
+import tree
 
 from tff_medical import _validate
 from tff_medical import runtime
@@ -52,12 +53,15 @@ _UNREADABLE = (OSError, ValueError, KeyError, tf.errors.OpError)
 
 def read_client(
   clients: tff.simulation.datasets.ClientData, client_id: str
-) -> collections.OrderedDict[str, np.ndarray]:
+) -> Any:
   """Returns all examples of a client, stacked.
 
   Args:
-    clients: Client data whose examples are mappings of arrays.
+    clients: Client data whose examples are tensors, in any structure.
     client_id: Id of the client, one of `clients.client_ids`.
+
+  Returns:
+    Arrays [n, ...] in the structure of one example.
 
   Raises:
     OSError, ValueError, KeyError, tf.errors.OpError: The examples cannot be
@@ -67,21 +71,41 @@ def read_client(
     return clients.client_arrays(client_id)
   dataset = clients.create_tf_dataset_for_client(client_id)
   batches = list(dataset.batch(_READ_BATCH).as_numpy_iterator())
-  arrays = _no_examples(clients)
-  for name, empty in arrays.items():
-    if any(batch[name].dtype != empty.dtype for batch in batches):
-      raise ValueError(f'{name} is not {empty.dtype}')
-    arrays[name] = np.concatenate([empty, *(b[name] for b in batches)])
-  return arrays
+  none = _no_examples(clients)
+  for batch in batches:
+    _check_structure(none, batch)
+  names = [name for name, _ in _named(none)]
+  columns = zip(names, *(tf.nest.flatten(part) for part in (none, *batches)))
+  return tf.nest.pack_sequence_as(none, [_joined(*c) for c in columns])
 
 
-def _no_examples(
-  clients: tff.simulation.datasets.ClientData,
-) -> collections.OrderedDict[str, np.ndarray]:
-  return collections.OrderedDict(
-    (name, np.zeros((0, *spec.shape), spec.dtype.as_numpy_dtype))
-    for name, spec in clients.element_type_structure.items()
+def _check_structure(none: Any, batch: Any) -> None:
+  try:
+    tf.nest.assert_same_structure(none, batch)
+  except TypeError as error:
+    raise ValueError(f'an example has another structure: {error}') from error
+
+
+def _joined(name: str, none: np.ndarray, *parts: np.ndarray) -> np.ndarray:
+  """Returns the parts in one array of the type of `none`, which has no rows."""
+  if any(part.dtype != none.dtype for part in parts):
+    raise ValueError(f'{name} is not {none.dtype}')
+  return np.concatenate([none, *parts])
+
+
+def _no_examples(clients: tff.simulation.datasets.ClientData) -> Any:
+  return tf.nest.map_structure(
+    lambda spec: np.zeros((0, *spec.shape), spec.dtype.as_numpy_dtype),
+    clients.element_type_structure,
   )
+
+
+def _named(structure: Any) -> list[tuple[str, Any]]:
+  """Returns the leaves of an example with their names, as `x` or `x/age`."""
+  return [
+    ('/'.join(map(str, path)) or 'the example', leaf)
+    for path, leaf in tree.flatten_with_path(structure)
+  ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,8 +113,8 @@ class ClientFeed:
   """Feed of the whole training data of each drawn client, in batches.
 
   Attributes:
-    clients: Client data of this project, or of TFF with examples that are
-      mappings of arrays. An index is a position in `clients.client_ids`.
+    clients: Client data of this project or of TFF, whose examples are tensors
+      in any structure. An index is a position in `clients.client_ids`.
     batch_size: Number of images in one step on a client.
     epochs: Number of passes over a client's images in one round.
   """
@@ -103,12 +127,8 @@ class ClientFeed:
     _validate.positive_int(
       client_batch_size=self.batch_size, client_epochs=self.epochs
     )
-    for name, spec in self.clients.element_type_structure.items():
-      if not spec.shape.is_fully_defined():
-        raise _validate.InputError(
-          f'clients must have examples of one size, got {name} of shape '
-          f'{spec.shape}; resize them'
-        )
+    for name, spec in _named(self.clients.element_type_structure):
+      _check_spec(name, spec)
 
   @property
   def num_units(self) -> int:
@@ -152,13 +172,13 @@ class ClientFeed:
     dataset = runtime.tensor_dataset(
       arrays, batch_size=self.batch_size, epochs=self.epochs
     )
-    size = sum(values.nbytes for values in arrays.values())
+    size = sum(values.nbytes for values in tf.nest.flatten(arrays))
     if index not in cache.unreadable and cache.size + size <= _MAX_KEPT_BYTES:
       cache.kept[index] = dataset
       cache.size += size
     return dataset
 
-  def _arrays(self, index: int) -> collections.OrderedDict[str, np.ndarray]:
+  def _arrays(self, index: int) -> Any:
     """Returns the examples of a client; none if they cannot be read."""
     client_id = self.clients.client_ids[index]
     self._cache.tried.add(index)
@@ -179,6 +199,20 @@ class ClientFeed:
       return _no_examples(self.clients)
     self._cache.unreadable.discard(index)
     return arrays
+
+
+def _check_spec(name: str, spec: Any) -> None:
+  """Raises `InputError` unless examples of this spec stack into one array."""
+  if not isinstance(spec, tf.TensorSpec):
+    raise _validate.InputError(
+      f'clients must have examples of plain tensors, got {name} as a '
+      f'{type(spec).__name__}; make it dense and of one size, or leave it out'
+    )
+  if not spec.shape.is_fully_defined():
+    raise _validate.InputError(
+      f'clients must have examples of one size, got {name} of shape '
+      f'{spec.shape}; resize them, and do not batch them'
+    )
 
 
 class _ClientCache:

@@ -197,13 +197,13 @@ def render(sweep: sweeps.Sweep, figures: Sequence[sweep_plots.Plot]) -> str:
   settings = sweep.info.get('settings', {})
   dataset = str(settings.get('dataset', 'data'))
   sections = [
-    _section('Findings', _findings(sweep)),
-    _section('Figures', _figures(figures)),
-    _section('Every budget', _budget_table(sweep)),
-    _section('Whom the noise hurts', _part_tables(sweep)),
-    _section('What an attacker gets', _audits(sweep)),
-    _section('All cells', _cell_table(sweep)),
-    _section('How it was made', _provenance(sweep)),
+    report_style.section('Findings', _findings(sweep)),
+    report_style.section('Figures', _figures(figures)),
+    report_style.section('Every budget', _budget_table(sweep)),
+    report_style.section('Whom the noise hurts', _part_tables(sweep)),
+    report_style.section('What an attacker gets', _audits(sweep)),
+    report_style.section('All cells', _cell_table(sweep)),
+    report_style.section('How it was made', _provenance(sweep)),
   ]
   return report_style.page(
     title=f'Privacy and utility: {dataset}',
@@ -228,32 +228,15 @@ def _subtitle(settings: Mapping[str, Any]) -> str:
   )
 
 
-def _section(title: str, content: str) -> str:
-  if not content:
-    return ''
-  return f'<section><h2>{html.escape(title)}</h2>\n{content}\n</section>'
-
-
 def _findings(sweep: sweeps.Sweep) -> str:
-  items = ''.join(f'<li>{html.escape(line)}</li>' for line in headlines(sweep))
-  if not items:
-    return ''
-  return f'<ul class="findings">{items}</ul>{_note(_FINDINGS_NOTE)}'
-
-
-def _note(text: str) -> str:
-  return f'<p class="note">{html.escape(text)}</p>'
+  items = report_style.findings(headlines(sweep))
+  return f'{items}{report_style.note(_FINDINGS_NOTE)}' if items else ''
 
 
 def _figures(figures: Sequence[sweep_plots.Plot]) -> str:
-  if not figures:
-    return ''
-  elements = (
-    f'<figure>{plots.image(plot.figure, _alt(plot))}'
-    f'<figcaption>{html.escape(plot.caption)}</figcaption></figure>'
-    for plot in figures
+  return report_style.figures(
+    [(plots.image(plot.figure, _alt(plot)), plot.caption) for plot in figures]
   )
-  return f'<div class="figures">{"".join(elements)}</div>'
 
 
 def _alt(plot: sweep_plots.Plot) -> str:
@@ -272,9 +255,9 @@ def _budget_table(sweep: sweeps.Sweep) -> str:
   texts = pd.DataFrame({'seeds': groups.size().astype(str)})
   for name, title, text_of in _BUDGET_COLUMNS:
     texts[title] = groups[name].agg(text_of)
-  return table(
+  return report_style.table(
     ('', *texts.columns), texts.reset_index().to_numpy().tolist()
-  ) + _note('± is the standard deviation over seeds.')
+  ) + report_style.note('± is the standard deviation over seeds.')
 
 
 def _part_tables(sweep: sweeps.Sweep) -> str:
@@ -289,10 +272,10 @@ def _part_tables(sweep: sweeps.Sweep) -> str:
       [str(name), *map(_decimals, row)]
       for name, row in zip(means.index, means.to_numpy())
     ]
-    tables.append(table((what, *means.columns), rows))
+    tables.append(report_style.table((what, *means.columns), rows))
   if not tables:
     return ''
-  return '\n'.join((*tables, _note('Values are means over seeds.')))
+  return '\n'.join((*tables, report_style.note('Values are means over seeds.')))
 
 
 def _decimals(value: float) -> str:
@@ -328,13 +311,13 @@ def _audits(sweep: sweeps.Sweep) -> str:
     for name, values in audited.items()
   ]
   everything = (
-    _details(f'All values of the audit of {name}', _pairs(values))
+    report_style.details(f'All values of the audit of {name}', _pairs(values))
     for name, values in audited.items()
   )
   return '\n'.join(
     (
-      _note(_AUDIT_NOTE),
-      table(('cell', *(_AUDIT[key] for key in keys)), rows),
+      report_style.note(_AUDIT_NOTE),
+      report_style.table(('cell', *(_AUDIT[key] for key in keys)), rows),
       *everything,
     )
   )
@@ -354,7 +337,7 @@ def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 def _cell_table(sweep: sweeps.Sweep) -> str:
   rows = [cell.row() for cell in sweep.cells]
-  return table(
+  return report_style.table(
     tuple(_COLUMNS.values()),
     [[_short(row[name]) for name in _COLUMNS] for row in rows],
   )
@@ -388,11 +371,17 @@ def _provenance(sweep: sweeps.Sweep) -> str:
   return '\n'.join(
     (
       f'<pre><code>{command}</code></pre>',
-      _details('Settings that cells have in common', _pairs(settings)),
-      _details('Versions', _pairs(versions)),
-      _details('Data, by digest', table(('digest',), [[d] for d in data if d])),
-      _details(
-        'Privacy ledgers, by SHA-256', table(('cell', 'digest'), digests)
+      report_style.details(
+        'Settings that cells have in common', _pairs(settings)
+      ),
+      report_style.details('Versions', _pairs(versions)),
+      report_style.details(
+        'Data, by digest',
+        report_style.table(('digest',), [[d] for d in data if d]),
+      ),
+      report_style.details(
+        'Privacy ledgers, by SHA-256',
+        report_style.table(('cell', 'digest'), digests),
       ),
     )
   )
@@ -408,31 +397,6 @@ def _without_folders(command: str) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-  return table(('', ''), [[str(k), str(v)] for k, v in values.items()])
-
-
-def _details(title: str, content: str) -> str:
-  return f'<details><summary>{html.escape(title)}</summary>{content}</details>'
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Returns an HTML table, escaped, that scrolls within itself.
-
-  >>> table(('a',), [['<b>']])
-  '<div class="table"><table><thead><tr><th>a</th></tr></thead>\
-<tbody><tr><th>&lt;b&gt;</th></tr></tbody></table></div>'
-  """
-  head = ''.join(f'<th>{html.escape(name)}</th>' for name in header)
-  body = ''.join(
-    '<tr>'
-    + ''.join(
-      f'<{tag}>{html.escape(cell)}</{tag}>'
-      for tag, cell in zip(('th', *['td'] * len(row)), row)
-    )
-    + '</tr>'
-    for row in rows
-  )
-  columns = f'<thead><tr>{head}</tr></thead>' if any(header) else ''
-  return (
-    f'<div class="table"><table>{columns}<tbody>{body}</tbody></table></div>'
+  return report_style.table(
+    ('', ''), [[str(k), str(v)] for k, v in values.items()]
   )

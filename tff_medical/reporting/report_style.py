@@ -1,7 +1,8 @@
-"""The frame of a report: a page with its style, which loads nothing."""
+"""The frame and the parts of a report: HTML with its style, which loads nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import html
 
 # The page allows its own style and images inside of it, and nothing else.
@@ -99,3 +100,67 @@ def page(*, title: str, subtitle: str, body: str) -> str:
 </body>
 </html>
 """
+
+
+def section(title: str, content: str) -> str:
+  """Returns a part of the page under a heading; '' if it has no content.
+
+  Args:
+    title: Heading, not yet escaped.
+    content: The part, as HTML.
+  """
+  if not content:
+    return ''
+  return f'<section><h2>{html.escape(title)}</h2>\n{content}\n</section>'
+
+
+def findings(lines: Sequence[str]) -> str:
+  """Returns a list of sentences, escaped; '' of none."""
+  items = ''.join(f'<li>{html.escape(line)}</li>' for line in lines)
+  return f'<ul class="findings">{items}</ul>' if items else ''
+
+
+def note(text: str) -> str:
+  """Returns a paragraph in small print, escaped."""
+  return f'<p class="note">{html.escape(text)}</p>'
+
+
+def figures(images: Sequence[tuple[str, str]]) -> str:
+  """Returns figures side by side; '' of none.
+
+  Args:
+    images: Pairs of an image, as HTML, and its caption, not yet escaped.
+  """
+  elements = ''.join(
+    f'<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>'
+    for image, caption in images
+  )
+  return f'<div class="figures">{elements}</div>' if elements else ''
+
+
+def details(title: str, content: str) -> str:
+  """Returns HTML that unfolds from its title, which is not yet escaped."""
+  return f'<details><summary>{html.escape(title)}</summary>{content}</details>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns an HTML table, escaped, that scrolls within itself.
+
+  >>> table(('a',), [['<b>']])
+  '<div class="table"><table><thead><tr><th>a</th></tr></thead>\
+<tbody><tr><th>&lt;b&gt;</th></tr></tbody></table></div>'
+  """
+  head = ''.join(f'<th>{html.escape(name)}</th>' for name in header)
+  body = ''.join(
+    '<tr>'
+    + ''.join(
+      f'<{tag}>{html.escape(cell)}</{tag}>'
+      for tag, cell in zip(('th', *['td'] * len(row)), row)
+    )
+    + '</tr>'
+    for row in rows
+  )
+  columns = f'<thead><tr>{head}</tr></thead>' if any(header) else ''
+  return (
+    f'<div class="table"><table>{columns}<tbody>{body}</tbody></table></div>'
+  )

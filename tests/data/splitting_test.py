@@ -1,0 +1,97 @@
+"""Tests of splits that are made, and of near duplicates."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+
+from tff_medical.data import near_duplicates
+from tff_medical.data import splitting
+
+
+class SplittingTest(parameterized.TestCase):
+  def _split(self, count, seed=0):
+    groups = [f'patient {i // 3}' for i in range(count)]
+    strata = np.arange(count) // 3 % 4
+    return splitting.split(groups, strata, seed=seed), strata
+
+  def test_groups_are_never_divided(self):
+    splits, _ = self._split(900)
+    self.assertTrue((splits.reshape(-1, 3) == splits[::3, np.newaxis]).all())
+
+  def test_stays_as_it_is_when_images_are_added(self):
+    before, _ = self._split(3000)
+    after, _ = self._split(3300)
+    np.testing.assert_array_equal(after[:3000], before)
+
+  def test_shares_of_every_stratum(self):
+    splits, strata = self._split(30_000)
+    for stratum in range(4):
+      shares = np.bincount(splits[strata == stratum], minlength=3)
+      shares = shares / shares.sum()
+      # 2,500 groups: four standard deviations are .032.
+      np.testing.assert_allclose(shares, (0.7, 0.1, 0.2), atol=0.035)
+
+  def test_another_seed_gives_another_split(self):
+    self.assertFalse((self._split(900)[0] == self._split(900, seed=1)[0]).all())
+
+  @parameterized.parameters(*range(2, 40))
+  def test_small_tables_have_training_and_test(self, count):
+    splits = splitting.split(
+      [str(i) for i in range(count)], np.zeros(count, int), seed=count
+    )
+    counts = np.bincount(splits, minlength=3)
+    self.assertGreater(counts[0], 0)
+    self.assertGreater(counts[2], 0)
+    if count > 2:
+      self.assertGreater(counts[1], 0)
+
+  def test_strata_of_findings_and_sites(self):
+    labels = np.array([[1, 1], [1, 0], [0, 0], [1, 0]])
+    self.assertLen(set(splitting.strata(labels, None).tolist()), 3)
+    sites = np.array([0, 0, 0, 1])
+    self.assertLen(set(splitting.strata(labels, sites).tolist()), 4)
+    self.assertEqual(
+      splitting.strata(np.array([0, 1, 0]), None).tolist(), [0, 1, 0]
+    )
+
+
+class NearDuplicatesTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(20, 230, (30, 7, 7, 1))
+    self.images = np.kron(blocks, np.ones((1, 4, 4, 1))).astype(np.uint8)
+
+  def _count(self, later, exact=None):
+    exact = np.zeros(len(later), bool) if exact is None else exact
+    return near_duplicates.across(
+      near_duplicates.signatures(self.images),
+      near_duplicates.signatures(later),
+      exact,
+    )
+
+  @parameterized.product(turns=(0, 1, 2, 3), mirrored=(False, True))
+  def test_turned_mirrored_and_darker_copies(self, turns, mirrored):
+    later = np.rot90(self.images[:5], turns, axes=(1, 2))
+    later = later[:, :, ::-1] if mirrored else later
+    later = (later * 0.6 + 20).astype(np.uint8)
+    self.assertEqual(self._count(later), 5)
+
+  def test_other_images_do_not_count(self):
+    self.assertEqual(self._count(255 - self.images), 0)
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 255, self.images.shape).astype(np.uint8)
+    self.assertEqual(self._count(noise), 0)
+
+  def test_equal_images_do_not_count_twice(self):
+    exact = np.array([True, False, True])
+    self.assertEqual(self._count(self.images[:3], exact), 1)
+
+  def test_images_of_one_value_are_like_no_other(self):
+    flat = np.full((4, 28, 28, 1), 7, np.uint8)
+    found = near_duplicates.signatures(flat)
+    self.assertEqual(near_duplicates.across(found, found, [False] * 4), 0)
+
+
+if __name__ == '__main__':
+  absltest.main()

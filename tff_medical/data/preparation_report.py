@@ -1,0 +1,129 @@
+"""What `prepared.json` says of prepared images: counts, duplicates, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tff_medical.data import image_table
+from tff_medical.data import images
+from tff_medical.data import near_duplicates
+from tff_medical.data import preparation_parts
+
+_BATCH_BYTES = 2**24
+
+
+def describe(
+  table: image_table.ImageTable,
+  said: dict[int, preparation_parts.Said],
+  shape: tuple[int, ...],
+  columns: dict[str, np.ndarray],
+) -> dict[str, Any]:
+  """Returns the counts of prepared images, by split, class, site and rule.
+
+  Args:
+    table: What was prepared.
+    said: What was said of each file, by its number.
+    shape: (N, H, W, C) of the stored images.
+    columns: Labels, splits, sites and patients of the stored images.
+  """
+  names = table.site_names or ('all',)
+  sites = np.zeros(len(table), int) if table.sites is None else table.sites
+  rules: dict[str, dict[str, int]] = {name: {} for name in names}
+  warnings: dict[str, dict[str, int]] = {name: {} for name in names}
+  bad = dict.fromkeys(names, 0)
+  for number, entry in said.items():
+    site = names[sites[number]]
+    bad[site] += bool(entry.reason)
+    for texts, counted in (
+      (entry.rules, rules[site]),
+      (entry.warnings, warnings[site]),
+    ):
+      for text in texts:
+        counted[text] = counted.get(text, 0) + 1
+  return {
+    'shape': list(shape),
+    'class_names': list(table.class_names),
+    'multi_label': table.multi_label,
+    'site_names': list(table.site_names),
+    'files': len(said),
+    'rows': table.num_rows,
+    'ignored_files': table.ignored,
+    'bad_files': sum(bad.values()),
+    'bad_files_by_site': bad,
+    'images_by_split': _counts(columns['splits'], images.SPLIT_NAMES),
+    'images_by_class': _class_counts(columns['labels'], table.class_names),
+    'images_by_site': _counts(columns['sites'], table.site_names)
+    if 'sites' in columns
+    else {},
+    'patients': len(np.unique(columns['patients']))
+    if table.patients is not None
+    else None,
+    'rules_by_site': rules,
+    'warnings_by_site': warnings,
+    'notes': list(table.notes),
+  }
+
+
+def _counts(values: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
+  counts = np.bincount(values, minlength=len(names)).tolist()
+  return dict(zip(names, counts))
+
+
+def _class_counts(labels: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
+  if labels.ndim == 2:
+    return dict(zip(names, labels.sum(axis=0).tolist()))
+  return _counts(labels, names)
+
+
+def duplicates(pixels: np.ndarray, splits: np.ndarray) -> dict[str, Any]:
+  """Returns the counts of equal and of nearly equal images."""
+  by_split = {
+    name: pixels[slice(*np.searchsorted(splits, [i, i + 1]))]
+    for i, name in enumerate(images.SPLIT_NAMES)
+  }
+  exact = images.find_duplicates(by_split)
+  copies = near_duplicates.find(by_split)
+  near: dict[str, int | None] = {}
+  for i, name in enumerate(images.SPLIT_NAMES):
+    if (splits < i).any() and (splits == i).any():
+      count = copies.num_near_before(name)
+      near[name] = count if copies.is_complete else None
+  return {
+    'within': dict(exact.within),
+    'across': [[a, b, n] for (a, b), n in exact.across.items()],
+    'near_across': near,
+    'largest_group': int(np.bincount(copies.groups).max())
+    if copies.is_complete
+    else None,
+  }
+
+
+def sha256(path: pathlib.Path) -> str:
+  """Returns the SHA-256 of a file in hexadecimal."""
+  content = hashlib.sha256()
+  with open(path, 'rb') as file:
+    while block := file.read(_BATCH_BYTES):
+      content.update(block)
+  return content.hexdigest()
+
+
+def digest(info: dict[str, Any], columns: dict[str, np.ndarray]) -> str:
+  """Returns the digest of the data: content, table and policy."""
+  content = hashlib.sha256()
+  known = ('shape', 'class_names', 'multi_label', 'site_names', 'policy')
+  plain = {name: info[name] for name in (*known, 'pixels_sha256')}
+  content.update(json.dumps(plain, sort_keys=True).encode())
+  for name, values in sorted(columns.items()):
+    if name == 'patients':  # Who is who counts, not the salted numbers.
+      _, first, group = np.unique(
+        values, return_index=True, return_inverse=True
+      )
+      values = first[group]
+    content.update(f'{name} {values.shape} '.encode())
+    content.update(np.ascontiguousarray(values, '<i8').tobytes())
+  return f'sha256:{content.hexdigest()}'

@@ -1,0 +1,93 @@
+"""What an earlier preparation holds of the same files, which is copied.
+
+A prepared folder says by keyed hashes which of its rows come from which state of
+a file (path, size and time). Where files, table or labels changed in part, the
+images of the others need not be decoded again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from tff_medical import _files
+from tff_medical.data import preparation_parts
+from tff_medical.data import prepared
+from tff_medical.data import resizing
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Older:
+  """What an earlier preparation holds of some files.
+
+  Attributes:
+    folder: Its prepared images, or None if there are none.
+    rows: By the number of the file: the first row, and the number there.
+    columns: What `files.npz` holds.
+    texts: Rules and warnings by kind.
+  """
+
+  folder: prepared.Prepared | None
+  rows: dict[int, tuple[int, int]]
+  columns: dict[str, np.ndarray]
+  texts: list[tuple[list[str], list[str]]]
+
+  def said(self, row: int) -> preparation_parts.Said:
+    """Returns what was said of a file, by its number there."""
+    rules, warnings = self.texts[int(self.columns['kinds'][row])]
+    return preparation_parts.Said(
+      int(self.columns['counts'][row]),
+      int(self.columns['channels'][row]),
+      tuple(rules),
+      tuple(warnings),
+      '',
+    )
+
+  def copy_to(
+    self, pixels: np.ndarray, start_of: dict[int, int], channels: int
+  ) -> None:
+    """Copies the rows of its files to where they belong."""
+    if self.folder is None:
+      return
+    stored = prepared.open_pixels(self.folder.folder, self.folder.shape)
+    for number, (first, row) in self.rows.items():
+      count = int(self.columns['counts'][row])
+      start = start_of[number]
+      images_of_file = stored.rows(np.arange(first, first + count))
+      if images_of_file.shape[3] > channels:  # All channels are equal.
+        images_of_file = images_of_file[..., :channels]
+      pixels[start : start + count] = resizing.with_channels(
+        images_of_file, channels
+      )
+
+
+def read(
+  folder: pathlib.Path, decoding_key: str, number: dict[tuple[int, ...], int]
+) -> Older:
+  """Returns what a prepared folder holds of files.
+
+  Args:
+    folder: The prepared folder.
+    decoding_key: Stands for policy, size and channels; with another one there
+      is nothing.
+    number: The number of each file by its signature.
+  """
+  info = _files.read_json(folder / prepared.INFO)
+  if info.get('decoding_key') != decoding_key:
+    return nothing()
+  columns = prepared.read_npz(folder / prepared.FILES)
+  texts = [json.loads(text) for text in json.loads(columns['texts'].tobytes())]
+  rows = {}
+  for row, pair in enumerate(columns['signatures'].tolist()):
+    index = number.get(tuple(pair))
+    if index is not None:
+      rows[index] = (int(columns['starts'][row]), row)
+  return Older(prepared.load(folder), rows, columns, texts)
+
+
+def nothing() -> Older:
+  """Returns what there is where nothing was prepared."""
+  return Older(None, {}, {}, [])
