@@ -251,7 +251,7 @@ def _own_source(name: str) -> Source:
 def _catalogue_source(name: str) -> Source:
   catalogue.check_name(name)
 
-  def load_it(options: Options) -> images.ImageData:
+  def load_source(options: Options) -> images.ImageData:
     _refuse(f'{catalogue.PREFIX}{name}', 'difficulty', options)
     return catalogue.load(
       name,
@@ -261,7 +261,7 @@ def _catalogue_source(name: str) -> Source:
       keys=options.keys,
     )
 
-  return Source(None, None, None, load_it)
+  return Source(None, None, None, load_source)
 
 
 def _npz_source(file: str) -> Source:
@@ -270,14 +270,14 @@ def _npz_source(file: str) -> Source:
       f'dataset must be npz:FILE, got {npz_files.PREFIX + file!r}'
     )
 
-  def load_it(options: Options) -> images.ImageData:
+  def load_source(options: Options) -> images.ImageData:
     for option in ('tfds_dir', 'difficulty'):
       _refuse(f'{npz_files.PREFIX}{file}', option, options)
     return npz_files.load(
       file, options.data_dir, options.image_size, options.class_names
     )
 
-  return Source(None, None, None, load_it)
+  return Source(None, None, None, load_source)
 
 
 def _refuse(name: str, option: str, options: Options) -> None:
