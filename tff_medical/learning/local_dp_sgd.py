@@ -17,6 +17,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical.learning import augmentation as augmentation_lib
+from tff_medical.learning import exact_gradients
 from tff_medical.learning import optimizers
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
@@ -90,7 +91,12 @@ def build_local_dp_sgd(
     server_optimizer: Optimizer that takes the averaged update as a gradient.
       The default is SGD with learning rate 1, which adds the update.
     augmentation: Views over which each unit's gradient is averaged, if given.
+
+  Raises:
+    InputError: No way gives the exact gradients of the model (see
+      `exact_gradients`).
   """
+  way = exact_gradients.find_way(model)
 
   @tff.tensorflow.computation
   def initial_weights() -> Any:
@@ -105,7 +111,7 @@ def build_local_dp_sgd(
     initial_weights,
     tff.learning.templates.build_broadcast_process(weights_type),
     _client_work(
-      _LocalTraining(model, mechanism, client_optimizer, augmentation),
+      _LocalTraining(model, way, mechanism, client_optimizer, augmentation),
       weights_type,
       tff.SequenceType(tff.types.tensorflow_to_type(step_spec(model))),
     ),
@@ -126,11 +132,13 @@ class _LocalTraining:
   def __init__(
     self,
     model: tff.learning.models.FunctionalModel,
+    way: unit_gradients.Way,
     mechanism: local_dp_sgd_mechanism.LocalDpSgdMechanism,
     optimizer: tff.learning.optimizers.Optimizer,
     augmentation: augmentation_lib.Augmentation | None,
   ):
     self._model = model
+    self._way = way
     self._mechanism = mechanism
     self._optimizer = optimizer
     self._augmentation = augmentation
@@ -144,7 +152,7 @@ class _LocalTraining:
   ) -> unit_clipping.Gradients:
     """Returns the noised sum of clipped gradients, divided by `expected`."""
     gradients = unit_gradients.unit_gradients(
-      self._model, weights, batch, self._augmentation
+      self._model, self._way, weights, batch, self._augmentation
     )
     norms = unit_clipping.global_norms(gradients)
     finite = tf.math.is_finite(norms)
