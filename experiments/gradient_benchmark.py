@@ -118,7 +118,10 @@ def _rules(of: Any, weights: _Gradients, x: Any, y: Any) -> _Gradients:
   )
   return _clipped_sum(
     unit_gradients.unit_gradients(
-      of, tff.learning.models.ModelWeights(weights, ()), batch
+      of,
+      unit_gradients.by_rules,
+      tff.learning.models.ModelWeights(weights, ()),
+      batch,
     )
   )
 

@@ -9,9 +9,10 @@ weights are random, so that the check knows nothing of the clients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import textwrap
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -106,11 +107,15 @@ def _in_inference(
   model: tff.learning.models.FunctionalModel,
 ) -> tff.learning.models.FunctionalModel:
   """Returns the model with the output of inference in training."""
+
+  @tf.function
+  def predict(weights: Any, x: tf.Tensor, training: bool = True) -> tf.Tensor:
+    del training
+    return model.predict_on_batch(weights, x, False)
+
   return tff.learning.models.FunctionalModel(
     initial_weights=model.initial_weights,
-    predict_on_batch_fn=lambda weights, x, training=True: (
-      model.predict_on_batch(weights, x, False)
-    ),
+    predict_on_batch_fn=predict,
     loss_fn=model.loss,
     input_spec=model.input_spec,
   )
@@ -157,14 +162,15 @@ class _Reference:
       self._used = [i for i, g in enumerate(gradients) if g is not None]
       self._output_shape = output.shape
       used = [gradients[i] for i in self._used]
-      self._run = _callable(graph, [output, *used], weights, x, y)
-      self._outputs = _callable(graph, [output], weights, x)
+      session = _session(graph)
+    self._run = session.make_callable([output, *used], [*weights[0], x, y])
+    self._outputs = session.make_callable(output, [*weights[0], x])
 
   def is_random(self) -> bool:
     """Returns whether a second run on the same image differs."""
     weights, x, y = self._draw(_CHANGES[0])
     first, second = (
-      self._run(weights, x[0, 0, :1], y[0, :1]) for _ in range(2)
+      self._run(*weights, x[0, 0, :1], y[0, :1]) for _ in range(2)
     )
     return not all(
       np.allclose(a, b, _TOLERANCE, _ROUNDING, equal_nan=True)
@@ -201,7 +207,7 @@ class _Reference:
   def check_independence(self, sample: _Sample) -> None:
     """Raises `InputError` if an output depends on other images of the batch."""
     views = sample.x.reshape((-1, *sample.x.shape[3:]))
-    (outputs,) = self._outputs(sample.weights, views)
+    outputs = self._outputs(*sample.weights, views)
     alone = sample.outputs
     if outputs.shape != alone.shape or _excess(outputs, alone, alone) > 1:
       raise _validate.InputError(
@@ -229,7 +235,7 @@ class _Reference:
     outputs = []
     gradients = [np.zeros((units, *w.shape), w.dtype) for w in weights]
     for i, k, v in np.ndindex(*_LAYOUT):
-      output, *found = self._run(weights, x[i, k, v : v + 1], y[i, k : k + 1])
+      output, *found = self._run(*weights, x[i, k, v : v + 1], y[i, k : k + 1])
       outputs.append(output[0])
       for j, gradient in zip(self._used, found):
         gradients[j][i] += gradient * (_MASK[i, k] / _MASK[i].sum() / views)
@@ -255,10 +261,11 @@ def _fault(
       )
       mask = tf.compat.v1.placeholder(tf.float32, (None, None))
       gradients = way(model, weights, x, y, mask)
-      run = _callable(graph, gradients, weights, x, y, mask)
-    found = [run(s.weights, s.x, s.y, _MASK) for s in samples]
+      session = _session(graph)
+    run = session.make_callable(list(gradients), [*weights[0], x, y, mask])
+    found = [run(*s.weights, s.x, s.y, _MASK) for s in samples]
   except _FAILURES as error:
-    return f'{type(error).__name__}: {str(error).splitlines()[0]}'
+    return f'{type(error).__name__}: {_shortened(error)}'
   for sample, gradients in zip(samples, found):
     every = np.concatenate([g.ravel() for g in sample.gradients])
     for name, gradient, expected in zip(names, gradients, sample.gradients):
@@ -293,11 +300,16 @@ def _plain_gradients(
     gradients = tf.gradients(loss, weights)
   except LookupError as error:  # The message names the operation.
     raise _validate.InputError(
-      f'model must have a gradient, got: {str(error).splitlines()[0]}; replace '
-      'the operation'
+      f'model must have a gradient, got: {_shortened(error)}; replace the '
+      'operation'
     ) from error
   # The gradient of an embedding is sparse.
   return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+
+
+def _shortened(error: Exception) -> str:
+  """Returns an error's message on one line."""
+  return textwrap.shorten(str(error), 200)
 
 
 def _name(index: int, weight: tf.Tensor) -> str:
@@ -318,22 +330,15 @@ def _weight_placeholders(
   )
 
 
-def _callable(
-  graph: tf.Graph,
-  fetches: Sequence[tf.Tensor],
-  weights: unit_gradients.Weights,
-  *inputs: tf.Tensor,
-) -> Callable[..., Sequence[np.ndarray]]:
-  """Returns a function of the trainable weights and the inputs.
+def _session(graph: tf.Graph) -> tf.compat.v1.Session:
+  """Returns a session on the CPU, as GPUs may round to fewer bits.
 
-  It is a session's, as a Keras model that TFF made functional is only usable in
-  a plain graph. It runs on the CPU, as GPUs may round to fewer bits.
+  A Keras model that TFF made functional is only usable in a plain graph.
   """
-  session = tf.compat.v1.Session(
-    graph=graph, config=tf.compat.v1.ConfigProto(device_count={'GPU': 0})
-  )
-  run = session.make_callable(list(fetches), [*weights[0], *inputs])
-  return lambda values, *arguments: run(*values, *arguments)
+  config = tf.compat.v1.ConfigProto(device_count={'GPU': 0})
+  # Optimizing the graph takes longer than the few runs of it.
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  return tf.compat.v1.Session(graph=graph, config=config)
 
 
 def _changed(
@@ -345,9 +350,7 @@ def _changed(
   return np.where(weight == 0, offsets, weight * factors).astype(weight.dtype)
 
 
-def _random_inputs(
-  rng: np.random.Generator, spec: tf.TensorSpec
-) -> np.ndarray:
+def _random_inputs(rng: np.random.Generator, spec: tf.TensorSpec) -> np.ndarray:
   shape = (*_LAYOUT, *spec.shape[1:])
   if spec.dtype.is_floating:
     return rng.random(shape).astype(spec.dtype.as_numpy_dtype)

@@ -17,9 +17,7 @@ to 3.5 by `tf.vectorized_map`.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
 
@@ -186,6 +184,7 @@ def one_by_one(
   )
 
 
+@tf.autograph.experimental.do_not_convert
 def _gradient_of_unit(
   model: tff.learning.models.FunctionalModel,
   weights: Weights,
