@@ -147,7 +147,7 @@ WITHOUT_WEIGHTS = frozenset(
   RandomContrast RandomCrop RandomFlip RandomHeight RandomRotation
   RandomTranslation RandomWidth RandomZoom ReLU RepeatVector Rescaling
   Reshape Resizing Softmax SpatialDropout1D SpatialDropout2D
-  SpatialDropout3D StringLookup Subtract TextVectorization ThresholdedReLU
+  SpatialDropout3D StringLookup Subtract TextVectorization ThresholdedReLU UnitNormalization
   UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D
   ZeroPadding3D
   """.split()

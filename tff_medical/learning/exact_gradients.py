@@ -9,8 +9,10 @@ weights are random, so that the check knows nothing of the clients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
+import logging
 import textwrap
 from typing import Any
 
@@ -250,7 +252,7 @@ def _fault(
 ) -> str | None:
   """Returns why a way is not exact, or None if it is."""
   try:
-    with tf.Graph().as_default() as graph:
+    with tf.Graph().as_default() as graph, _no_logging():
       weights = _weight_placeholders(model)
       x, y = (
         tf.compat.v1.placeholder(spec.dtype, (None, None, *sizes))
@@ -273,6 +275,18 @@ def _fault(
         if _excess(unit, expected_unit, every) > 1:
           return f'a wrong one for {name}'
   return None
+
+
+@contextlib.contextmanager
+def _no_logging() -> Iterator[None]:
+  """Mutes TensorFlow, which logs whole graphs if it cannot vectorize a loop."""
+  logger = tf.get_logger()
+  level = logger.level
+  logger.setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
 
 
 def _excess(

@@ -175,12 +175,24 @@ def one_by_one(
   mask: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
   """Returns the gradients by `tf.map_fn`, one unit after the other."""
+  specs = [tf.TensorSpec(v.shape[1:], v.dtype) for v in (x, y, mask)]
+  every_weight = (*weights[0], *weights[1])
+  weight_specs = [tf.TensorSpec(w.shape, w.dtype) for w in every_weight]
+
+  def gradient(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    values, unit = arguments[:-3], arguments[-3:]
+    split = (values[: len(weights[0])], values[len(weights[0]) :])
+    return _gradient_of_unit(model, split, unit)
+
+  # A Keras model leaves placeholders behind, which TFF's own runtime would want
+  # to be fed inside of a loop.
+  with inlined_functions():
+    traced = tf.compat.v1.wrap_function(gradient, [*weight_specs, *specs])
+  pruned = traced.prune(traced.inputs, traced.outputs)
   return tf.map_fn(
-    functools.partial(_gradient_of_unit, model, weights),
+    lambda unit: tuple(pruned(*every_weight, *unit)),
     (x, y, mask),
-    fn_output_signature=tuple(
-      tf.TensorSpec(w.shape, w.dtype) for w in weights[0]
-    ),
+    fn_output_signature=tuple(weight_specs[: len(weights[0])]),
   )
 
 
