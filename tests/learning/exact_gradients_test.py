@@ -78,7 +78,7 @@ def _eager_gradients(keras_model, data):
 
 
 def _run(model, way, data):
-  """Returns the gradients of the units, and of each image as a unit."""
+  """Returns the gradients of the units, [units, ...] for each weight."""
   with tf.Graph().as_default() as graph:
     batch = collections.OrderedDict(
       (name, tf.compat.v1.placeholder(spec.dtype, spec.shape))
@@ -90,6 +90,11 @@ def _run(model, way, data):
     gradients = unit_gradients.unit_gradients(model, way, weights, batch)
     with tf.compat.v1.Session(graph=graph) as session:
       return session.run(gradients, {batch[k]: data[k] for k in batch})
+
+
+def _flat(gradients):
+  """Returns [units, parameters]."""
+  return np.concatenate([g.reshape(len(g), -1) for g in gradients], axis=1)
 
 
 def _records(data):
@@ -203,15 +208,16 @@ class KerasLayersTest(parameterized.TestCase):
 
 
 class FindWayTest(parameterized.TestCase):
-  @parameterized.product(predict=_LOOPS, images=(1, 3))
-  def test_weights_inside_of_loops(self, predict, images):
+  @parameterized.parameters(*_LOOPS)
+  def test_weights_inside_of_loops(self, predict):
     weights = _loop_weights()
     model = _functional(predict, weights)
-    data = unit_models.units(0, 4, images)
-    gradients = _run(model, exact_gradients.find_way(model), data)
-    expected = unit_models.gradients_one_by_one(weights, data, predict)
-    found = np.concatenate([g.reshape(4, -1) for g in gradients], axis=1)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    way = exact_gradients.find_way(model)
+    for images in (1, 3):
+      data = unit_models.units(0, 4, images)
+      expected = unit_models.gradients_one_by_one(weights, data, predict)
+      gradients = _flat(_run(model, way, data))
+      np.testing.assert_allclose(gradients, expected, rtol=1e-4, atol=1e-6)
 
   @parameterized.parameters(*_LOOPS)
   def test_rules_do_not_take_a_weight_in_a_loop_for_unused(self, predict):
@@ -223,9 +229,8 @@ class FindWayTest(parameterized.TestCase):
     data = unit_models.units(0, 4, 3)
     expected = unit_models.gradients_one_by_one(unit_models.weights(), data)
     for way in exact_gradients._WAYS:
-      gradients = _run(unit_models.model(), way, data)
-      found = np.concatenate([g.reshape(4, -1) for g in gradients], axis=1)
-      np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+      gradients = _flat(_run(unit_models.model(), way, data))
+      np.testing.assert_allclose(gradients, expected, rtol=1e-4, atol=1e-6)
 
   def test_takes_the_fastest_way(self):
     way = exact_gradients.find_way(unit_models.model())
@@ -256,9 +261,15 @@ class FindWayTest(parameterized.TestCase):
     with mock.patch.object(exact_gradients, '_WAYS', ways):
       way = exact_gradients.find_way(unit_models.model())
     self.assertIs(way, unit_gradients.vectorized)
+
+  def test_no_exact_way_is_refused(self):
+    def wrong(*arguments):
+      *gradients, last = unit_gradients.by_rules(*arguments)
+      return (*gradients, tf.zeros_like(last))
+
     with mock.patch.object(exact_gradients, '_WAYS', (wrong,)):
       with self.assertRaisesRegex(
-        _validate.InputError, 'exact gradient for each record.*wrong.*weight'
+        _validate.InputError, r'exact gradient for each record.*weight 4 \('
       ):
         exact_gradients.find_way(unit_models.model())
 
@@ -283,6 +294,16 @@ class FindWayTest(parameterized.TestCase):
     )
     way = exact_gradients.find_way(keras_layers.functional(keras_model))
     self.assertIs(way, unit_gradients.by_rules)
+
+  def test_random_weights_need_a_way_that_runs_in_training(self):
+    def predict(weights, x, training=True):
+      matrix, bias = weights[0]
+      if training:
+        matrix = tf.nn.dropout(matrix, 0.5)
+      return tf.reshape(x, (-1, 60)) @ matrix + bias
+
+    way = exact_gradients.find_way(_functional(predict, _loop_weights()))
+    self.assertIs(way, unit_gradients.vectorized)
 
   def test_is_the_same_in_every_process(self):
     """The check draws nothing from NumPy's or TensorFlow's shared generators."""
@@ -361,6 +382,13 @@ class RefusalTest(parameterized.TestCase):
       message,
       lambda w, x, training=True: _matrix(w, x),
       input_spec=collections.OrderedDict(x=spec, y=y),
+    )
+
+  def test_inputs_without_names(self):
+    self._assert_refused(
+      "mapping of 'x' and 'y'",
+      lambda w, x, training=True: _matrix(w, x),
+      input_spec=tuple(unit_models.model().input_spec.values()),
     )
 
 

@@ -9,7 +9,7 @@ weights are random, so that the check knows nothing of the clients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import logging
@@ -62,8 +62,8 @@ def find_way(
   """Returns the fastest way whose gradients are exact for the model.
 
   A model that draws random numbers in training, as dropout does, is compared in
-  inference. The loss need not depend on every weight; the gradient of a weight
-  without use is 0.
+  inference; in training the way only has to run. The loss need not depend on
+  every weight; the gradient of a weight without use is 0.
 
   Args:
     model: Functional model with one input x, float or integers (0 and 1 must be
@@ -74,14 +74,17 @@ def find_way(
       gradient does not exist or is not finite.
   """
   _check_specs(model)
+  compared = model
   reference = _Reference(model)
   if reference.is_random():
-    model = _in_inference(model)
-    reference = _Reference(model)
+    compared = _in_inference(model)
+    reference = _Reference(compared)
   samples = reference.samples()
   reference.check_independence(samples[0])
   for way in _WAYS:
-    fault = _fault(model, way, samples, reference.names)
+    fault = _fault(compared, way, samples, reference.names)
+    if fault is None and compared is not model:
+      fault = _failure(model, way, samples[:1])
     if fault is None:
       return way
   raise _validate.InputError(
@@ -91,6 +94,11 @@ def find_way(
 
 
 def _check_specs(model: tff.learning.models.FunctionalModel) -> None:
+  if not isinstance(model.input_spec, Mapping):
+    raise _validate.InputError(
+      "model.input_spec must be a mapping of 'x' and 'y', got "
+      f'{model.input_spec!r}; name its parts'
+    )
   for name in ('x', 'y'):
     spec = model.input_spec[name]
     if not isinstance(spec, tf.TensorSpec):
@@ -251,6 +259,34 @@ def _fault(
   names: Sequence[str],
 ) -> str | None:
   """Returns why a way is not exact, or None if it is."""
+  found = _run(model, way, samples)
+  if isinstance(found, str):
+    return found
+  for sample, gradients in zip(samples, found):
+    every = np.concatenate([g.ravel() for g in sample.gradients])
+    for name, gradient, expected in zip(names, gradients, sample.gradients):
+      for unit, expected_unit in zip(gradient, expected):
+        if _excess(unit, expected_unit, every) > 1:
+          return f'a wrong one for {name}'
+  return None
+
+
+def _failure(
+  model: tff.learning.models.FunctionalModel,
+  way: unit_gradients.Way,
+  samples: Sequence[_Sample],
+) -> str | None:
+  """Returns why a way cannot run, or None if it can."""
+  found = _run(model, way, samples)
+  return found if isinstance(found, str) else None
+
+
+def _run(
+  model: tff.learning.models.FunctionalModel,
+  way: unit_gradients.Way,
+  samples: Sequence[_Sample],
+) -> list[Sequence[np.ndarray]] | str:
+  """Returns the gradients of each sample, or why the way cannot run."""
   try:
     with tf.Graph().as_default() as graph, _no_logging():
       weights = _weight_placeholders(model)
@@ -265,16 +301,9 @@ def _fault(
       gradients = way(model, weights, x, y, mask)
       session = _session(graph)
     run = session.make_callable(list(gradients), [*weights[0], x, y, mask])
-    found = [run(*s.weights, s.x, s.y, _MASK) for s in samples]
+    return [run(*s.weights, s.x, s.y, _MASK) for s in samples]
   except _FAILURES as error:
     return f'{type(error).__name__}: {_shortened(error)}'
-  for sample, gradients in zip(samples, found):
-    every = np.concatenate([g.ravel() for g in sample.gradients])
-    for name, gradient, expected in zip(names, gradients, sample.gradients):
-      for unit, expected_unit in zip(gradient, expected):
-        if _excess(unit, expected_unit, every) > 1:
-          return f'a wrong one for {name}'
-  return None
 
 
 @contextlib.contextmanager
