@@ -186,8 +186,7 @@ def one_by_one(
 
   # A Keras model leaves placeholders behind, which TFF's own runtime would want
   # to be fed inside of a loop.
-  with inlined_functions():
-    traced = tf.compat.v1.wrap_function(gradient, [*weight_specs, *specs])
+  traced = tf.compat.v1.wrap_function(gradient, [*weight_specs, *specs])
   pruned = traced.prune(traced.inputs, traced.outputs)
   return tf.map_fn(
     lambda unit: tuple(pruned(*every_weight, *unit)),
@@ -205,7 +204,9 @@ def _gradient_of_unit(
   # New tensors, as the body of a loop only has copies of the outer ones.
   trainable = tuple(tf.identity(w) for w in weights[0])
   one_unit = (values[tf.newaxis] for values in unit)
-  loss = _losses(model, (trainable, weights[1]), *one_unit)
+  # Functions would be traced anew for each conversion to a batch.
+  with inlined_functions():
+    loss = _losses(model, (trainable, weights[1]), *one_unit)
   gradients = tf.gradients(loss, trainable, unconnected_gradients='zero')
   # The gradient of an embedding is sparse.
   return tuple(tf.convert_to_tensor(g) for g in gradients)
