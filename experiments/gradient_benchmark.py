@@ -124,7 +124,10 @@ def _rules(
   )
   return _clipped_sum(
     unit_gradients.unit_gradients(
-      network, tff.learning.models.ModelWeights(weights, ()), batch
+      network,
+      unit_gradients.by_rules,
+      tff.learning.models.ModelWeights(weights, ()),
+      batch,
     )
   )
 

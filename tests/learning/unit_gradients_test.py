@@ -11,11 +11,13 @@ import tensorflow_federated as tff
 from tests.learning import unit_models
 from tff_medical import models
 from tff_medical.learning import augmentation
+from tff_medical.learning import exact_gradients
 from tff_medical.learning import unit_gradients
 
 
 def _run(model, trainable, data, views=None):
   """Returns [units, parameters]."""
+  way = exact_gradients.find_way(model)
   with tf.Graph().as_default() as graph:
     batch = collections.OrderedDict(
       (name, tf.compat.v1.placeholder(spec.dtype, spec.shape))
@@ -24,7 +26,7 @@ def _run(model, trainable, data, views=None):
     weights = tff.learning.models.ModelWeights(
       tuple(tf.constant(w) for w in trainable), ()
     )
-    found = unit_gradients.unit_gradients(model, weights, batch, views)
+    found = unit_gradients.unit_gradients(model, way, weights, batch, views)
     with tf.compat.v1.Session(graph=graph) as session:
       found = session.run(found, {batch[name]: data[name] for name in batch})
   return np.concatenate([g.reshape(len(g), -1) for g in found], axis=1)

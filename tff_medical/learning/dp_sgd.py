@@ -25,6 +25,7 @@ import tensorflow_privacy as tfp
 
 from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
+from tff_medical.learning import exact_gradients
 from tff_medical.learning import optimizers
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
@@ -79,8 +80,9 @@ def build_dp_sgd(
       finite; see `aggregators.broken_units`. Epsilon does not cover this count.
 
   Raises:
-    InputError: The mechanism protects clients, or the model is not functional
-      or has several inputs or outputs.
+    InputError: The mechanism protects clients, the model is not functional or
+      has several inputs or outputs, or no way gives its exact gradients (see
+      `exact_gradients`).
   """
   unit_inputs.check_functional(model)
   if mechanism.privacy_unit == 'client':
@@ -90,6 +92,7 @@ def build_dp_sgd(
     )
   return _compose(
     model,
+    exact_gradients.find_way(model),
     _QuerySum(mechanism),
     server_optimizer
     or optimizers.build_server_optimizer('sgd', learning_rate=1.0),
@@ -168,6 +171,7 @@ class _QuerySum:
 
 def _site_sum(
   model: tff.learning.models.FunctionalModel,
+  way: unit_gradients.Way,
   query: _QuerySum,
   augmentation: augmentation_lib.Augmentation | None,
   params: Any,
@@ -179,7 +183,7 @@ def _site_sum(
   @tf.autograph.experimental.do_not_convert
   def add_batch(total: Any, batch: unit_gradients.Batch) -> Any:
     gradients = unit_gradients.unit_gradients(
-      model, weights, batch, augmentation
+      model, way, weights, batch, augmentation
     )
     is_unit = unit_gradients.is_unit(batch)
     norms = unit_clipping.global_norms(gradients)
@@ -196,6 +200,7 @@ def _site_sum(
 
 def _compose(
   model: tff.learning.models.FunctionalModel,
+  way: unit_gradients.Way,
   query: _QuerySum,
   server_optimizer: tff.learning.optimizers.Optimizer,
   augmentation: augmentation_lib.Augmentation | None,
@@ -231,7 +236,7 @@ def _compose(
     derive_params.type_signature.result, weights_type, data_type
   )
   def site_sum(params: Any, weights: Any, data: Any) -> Any:
-    return _site_sum(model, query, augmentation, params, weights, data)
+    return _site_sum(model, way, query, augmentation, params, weights, data)
 
   noised_mean = tff.tensorflow.computation(
     query.noised_mean, (site_sum.type_signature.result[0], query_type)

@@ -21,9 +21,10 @@ target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -51,6 +52,33 @@ def valid(labels: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
         allowed = tf.logical_and(allowed, tf.equal(labels, tf.floor(labels)))
       return allowed
   return tf.fill(tf.shape(labels)[:1], True)
+
+
+def random_valid(
+  rng: np.random.Generator,
+  counts: Sequence[int],
+  spec: tf.TensorSpec,
+  output: tf.TensorShape,
+) -> np.ndarray:
+  """Returns random valid labels, [*counts, ...] for `spec` of [N, ...].
+
+  Args:
+    rng: Generator of the labels.
+    counts: Sizes of the leading axes, in place of N.
+    spec: Spec of the labels.
+    output: Shape of the model's output, [N, K].
+  """
+  shape = (*counts, *spec.shape[1:])
+  dtype = spec.dtype.as_numpy_dtype
+  classes = output[1] if output.rank == 2 else None
+  in_column = spec.dtype.is_integer and shape[len(counts) :] == (1,)
+  if classes is not None and (spec.shape.rank == 1 or in_column):
+    if spec.dtype.is_integer or classes > 1:
+      return rng.integers(max(classes, 2), size=shape).astype(dtype)
+    return rng.random(shape).astype(dtype)
+  if spec.dtype.is_floating and spec.shape.rank == 1:
+    return rng.random(shape).astype(dtype)
+  return rng.integers(2, size=shape).astype(dtype)
 
 
 def cleaned(

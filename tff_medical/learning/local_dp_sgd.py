@@ -17,6 +17,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical.learning import augmentation as augmentation_lib
+from tff_medical.learning import exact_gradients
 from tff_medical.learning import optimizers
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
@@ -93,9 +94,11 @@ def build_local_dp_sgd(
     augmentation: Views over which each unit's gradient is averaged, if given.
 
   Raises:
-    InputError: The model is not functional or has several inputs or outputs.
+    InputError: The model is not functional, has several inputs or outputs, or
+      no way gives its exact gradients (see `exact_gradients`).
   """
   unit_inputs.check_functional(model)
+  way = exact_gradients.find_way(model)
 
   @tff.tensorflow.computation
   def initial_weights() -> Any:
@@ -110,7 +113,7 @@ def build_local_dp_sgd(
     initial_weights,
     tff.learning.templates.build_broadcast_process(weights_type),
     _client_work(
-      _LocalTraining(model, mechanism, client_optimizer, augmentation),
+      _LocalTraining(model, way, mechanism, client_optimizer, augmentation),
       weights_type,
       tff.SequenceType(tff.types.tensorflow_to_type(step_spec(model))),
     ),
@@ -131,11 +134,13 @@ class _LocalTraining:
   def __init__(
     self,
     model: tff.learning.models.FunctionalModel,
+    way: unit_gradients.Way,
     mechanism: local_dp_sgd_mechanism.LocalDpSgdMechanism,
     optimizer: tff.learning.optimizers.Optimizer,
     augmentation: augmentation_lib.Augmentation | None,
   ):
     self._model = model
+    self._way = way
     self._mechanism = mechanism
     self._optimizer = optimizer
     self._augmentation = augmentation
@@ -149,7 +154,7 @@ class _LocalTraining:
   ) -> unit_clipping.Gradients:
     """Returns the noised sum of clipped gradients, divided by `expected`."""
     gradients = unit_gradients.unit_gradients(
-      self._model, weights, batch, self._augmentation
+      self._model, self._way, weights, batch, self._augmentation
     )
     norms = unit_clipping.global_norms(gradients)
     finite = tf.math.is_finite(norms)

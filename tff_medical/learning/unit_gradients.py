@@ -3,9 +3,11 @@
 A unit is one image or all images of a patient. Its gradient is the gradient of
 the mean loss over its images (Abadi et al. 2016, arXiv 1607.00133, for
 records). The gradients of all units of a batch are computed at once. The model
-must not let images influence each other, as batch norm does. The rules of
-`layer_gradients` compute the gradients, or `tf.vectorized_map` for a model with
-other layers.
+must not let images influence each other, as batch norm does.
+
+There are three ways, from the fastest: the rules of `layer_gradients`,
+`tf.vectorized_map` and `tf.map_fn`. `exact_gradients.find_way` returns the
+first one that is exact for a model.
 
 Time relative to the plain gradient of the batch, with clipping, measured by
 `experiments.gradient_benchmark` on one CPU core: 1.1 to 1.3 by the rules, 1.9
@@ -15,8 +17,9 @@ to 3.5 by `tf.vectorized_map`.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import functools
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -26,8 +29,25 @@ from tff_medical.learning import labels as labels_lib
 from tff_medical.learning import layer_gradients
 from tff_medical.learning import unit_inputs
 
-_Weights = tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]
 Batch = collections.OrderedDict[str, tf.Tensor]
+Weights = tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]
+
+# A way takes the model, its weights, the views x [B, K, views, ...], y [B, K,
+# ...] and the mask [B, K]. It returns the gradients of `unit_gradients`.
+Way = Callable[
+  [
+    tff.learning.models.FunctionalModel,
+    Weights,
+    tf.Tensor,
+    tf.Tensor,
+    tf.Tensor,
+  ],
+  tuple[tf.Tensor, ...],
+]
+
+
+class NoRuleError(NotImplementedError):
+  """The model uses a weight in an operation that has no rule."""
 
 
 def batch_spec(
@@ -54,6 +74,7 @@ def batch_spec(
 
 def unit_gradients(
   model: tff.learning.models.FunctionalModel,
+  way: Way,
   weights: tff.learning.models.ModelWeights,
   batch: Batch,
   augmentation: augmentation_lib.Augmentation | None = None,
@@ -62,6 +83,7 @@ def unit_gradients(
 
   Args:
     model: Functional model with one output.
+    way: Way from `exact_gradients.find_way`.
     weights: Weights at which the gradient is taken.
     batch: Batch of B units in the layout of `batch_spec`.
     augmentation: Views over which the loss of an image is averaged, if given.
@@ -70,64 +92,133 @@ def unit_gradients(
     Gradients [B, ...] for each trainable weight. They are exactly 0 for units
     of padding, and not finite for units with an invalid label (see `labels`).
   """
-  # New tensors, so that their consumers are the uses of the weights here.
-  trainable = tuple(tf.identity(w) for w in weights.trainable)
   batch = _without_padding(batch)
   x = _views(batch['x'], augmentation)
-  every_weight = (trainable, tuple(weights.non_trainable))
-  arguments = (model, every_weight, x, batch['y'], batch['mask'])
-  by_rules = _by_rules(*arguments)
-  return _vectorized(*arguments) if by_rules is None else by_rules
+  every_weight = (tuple(weights.trainable), tuple(weights.non_trainable))
+  return way(model, every_weight, x, batch['y'], batch['mask'])
 
 
-def _by_rules(
+def by_rules(
   model: tff.learning.models.FunctionalModel,
-  weights: _Weights,
-  x: tf.Tensor,
-  y: tf.Tensor,
-  mask: tf.Tensor,
-) -> tuple[tf.Tensor, ...] | None:
-  """Returns the gradients, or None if the use of a weight has no rule."""
-  shape = tf.shape(x)
-  with _inlined_functions():
-    loss = tf.reduce_sum(_losses(model, weights, x, y, mask))
-  uses = [(i, op) for i, w in enumerate(weights[0]) for op in w.consumers()]
-  of_outputs = tf.gradients(loss, [op.outputs[0] for _, op in uses])
-  # A weight that is used several times has one part per use.
-  parts_by_weight: list[list[tf.Tensor]] = [[] for _ in weights[0]]
-  for (i, op), gradient in zip(uses, of_outputs):
-    if gradient is None:
-      continue
-    rule = layer_gradients.find_rule(op, weights[0][i])
-    if rule is None:
-      return None
-    units = (shape[0], shape[1] * shape[2])
-    parts_by_weight[i].append(rule(op, gradient, units))
-  return tuple(
-    tf.add_n(parts) if parts else tf.zeros((shape[0], *w.shape), w.dtype)
-    for parts, w in zip(parts_by_weight, weights[0])
-  )
-
-
-def _vectorized(
-  model: tff.learning.models.FunctionalModel,
-  weights: _Weights,
+  weights: Weights,
   x: tf.Tensor,
   y: tf.Tensor,
   mask: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
-  """Returns the gradients for any model, in about twice the time."""
+  """Returns the gradients by the rules of `layer_gradients`.
 
-  def gradient(unit: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-    one_unit = (values[tf.newaxis] for values in unit)
-    loss = _losses(model, weights, *one_unit)
-    return tuple(tf.gradients(loss, weights[0], unconnected_gradients='zero'))
+  Raises:
+    NoRuleError: The model uses a weight in an operation that has no rule.
+  """
+  # New tensors, so that their consumers are the uses of the weights here.
+  trainable = tuple(tf.identity(w) for w in weights[0])
+  shape = tf.shape(x)
+  with inlined_functions():
+    loss = tf.reduce_sum(_losses(model, (trainable, weights[1]), x, y, mask))
+  uses = [(i, op) for i, w in enumerate(trainable) for op in w.consumers()]
+  of_outputs = _gradients_of_outputs(loss, [op for _, op in uses])
+  # A weight that is used several times has one part per use.
+  parts_by_weight: list[list[tf.Tensor]] = [[] for _ in trainable]
+  for (i, op), gradients in zip(uses, of_outputs):
+    if not gradients:
+      continue
+    rule = layer_gradients.find_rule(op, trainable[i])
+    if rule is None:
+      raise NoRuleError(f'operation {op.name!r} ({op.type}) has no rule')
+    units = (shape[0], shape[1] * shape[2])
+    parts_by_weight[i].append(rule(op, gradients[0], units))
+  return tuple(
+    tf.add_n(parts) if parts else tf.zeros((shape[0], *w.shape), w.dtype)
+    for parts, w in zip(parts_by_weight, trainable)
+  )
 
+
+def _gradients_of_outputs(
+  loss: tf.Tensor, ops: Sequence[tf.Operation]
+) -> list[list[tf.Tensor]]:
+  """Returns the gradients of each op's outputs, without unused outputs.
+
+  The first output alone does not tell whether an op is used. That of a loop is
+  its counter, which has no gradient.
+  """
+  outputs = [
+    (i, output)
+    for i, op in enumerate(ops)
+    for output in op.outputs
+    if _carries_gradient(output.dtype)
+  ]
+  gradients = tf.gradients(loss, [output for _, output in outputs])
+  by_op: list[list[tf.Tensor]] = [[] for _ in ops]
+  for (i, _), gradient in zip(outputs, gradients):
+    if gradient is not None:
+      by_op[i].append(gradient)
+  return by_op
+
+
+def _carries_gradient(dtype: tf.DType) -> bool:
+  # Lists of tensors, which loops write, are variants.
+  return dtype.is_floating or dtype.is_complex or dtype == tf.variant
+
+
+def vectorized(
+  model: tff.learning.models.FunctionalModel,
+  weights: Weights,
+  x: tf.Tensor,
+  y: tf.Tensor,
+  mask: tf.Tensor,
+) -> tuple[tf.Tensor, ...]:
+  """Returns the gradients by `tf.vectorized_map`, in about twice the time."""
+  gradient = functools.partial(_gradient_of_unit, model, weights)
   return tf.vectorized_map(gradient, (x, y, mask))
 
 
+def one_by_one(
+  model: tff.learning.models.FunctionalModel,
+  weights: Weights,
+  x: tf.Tensor,
+  y: tf.Tensor,
+  mask: tf.Tensor,
+) -> tuple[tf.Tensor, ...]:
+  """Returns the gradients by `tf.map_fn`, one unit after the other."""
+  specs = [tf.TensorSpec(v.shape[1:], v.dtype) for v in (x, y, mask)]
+  every_weight = (*weights[0], *weights[1])
+  weight_specs = [tf.TensorSpec(w.shape, w.dtype) for w in every_weight]
+
+  def gradient(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    values, unit = arguments[:-3], arguments[-3:]
+    split = (values[: len(weights[0])], values[len(weights[0]) :])
+    return _gradient_of_unit(model, split, unit)
+
+  # A Keras model leaves placeholders behind, which TFF's own runtime would want
+  # to be fed inside of a loop.
+  traced = tf.compat.v1.wrap_function(gradient, [*weight_specs, *specs])
+  pruned = traced.prune(traced.inputs, traced.outputs)
+  return tf.map_fn(
+    lambda unit: tuple(pruned(*every_weight, *unit)),
+    (x, y, mask),
+    fn_output_signature=tuple(weight_specs[: len(weights[0])]),
+  )
+
+
+@tf.autograph.experimental.do_not_convert
+def _gradient_of_unit(
+  model: tff.learning.models.FunctionalModel,
+  weights: Weights,
+  unit: tuple[tf.Tensor, ...],
+) -> tuple[tf.Tensor, ...]:
+  # New tensors, as the body of a loop only has copies of the outer ones.
+  trainable = tuple(tf.identity(w) for w in weights[0])
+  one_unit = (values[tf.newaxis] for values in unit)
+  # Functions would be traced anew for each conversion to a batch.
+  with inlined_functions():
+    loss = _losses(model, (trainable, weights[1]), *one_unit)
+  gradients = tf.gradients(loss, trainable, unconnected_gradients='zero')
+  # The gradient of an embedding is sparse.
+  return tuple(tf.convert_to_tensor(g) for g in gradients)
+
+
 @contextlib.contextmanager
-def _inlined_functions() -> Iterator[None]:
+def inlined_functions() -> Iterator[None]:
   """Inlines each `tf.function` that is called inside into the calling graph.
 
   The rules need to see the operations that use a weight.
@@ -142,7 +233,7 @@ def _inlined_functions() -> Iterator[None]:
 
 def _losses(
   model: tff.learning.models.FunctionalModel,
-  weights: _Weights,
+  weights: Weights,
   x: tf.Tensor,
   y: tf.Tensor,
   mask: tf.Tensor,
