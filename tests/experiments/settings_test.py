@@ -52,6 +52,37 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(settings.used().get('epsilon_budget'), 8)
     self.assertAlmostEqual(settings.used().get('target_delta'), 300**-1.1)
 
+  def test_the_folder_of_a_file_is_no_part_of_its_name(self):
+    for arguments, data_dir in (
+      (['--dataset=npz:/data/mine.npz'], '/data'),
+      (['--dataset=npz:mine.npz', '--data_dir=/data'], '/data'),
+      (['--dataset=npz:sub/mine.npz', '--data_dir=/data'], '/data/sub'),
+      (['--dataset=npz:~/mine.npz'], os.path.expanduser('~')),
+      (['--dataset=npz:mine.npz'], None),
+    ):
+      settings = _read(
+        *arguments, '--class_names=a,"b, c"', '--clipping=none'
+      )
+      self.assertEqual(settings.data.dataset, 'npz:mine.npz')
+      self.assertEqual(settings.data.data_dir, data_dir)
+      self.assertEqual(settings.open_set.names(), ('a', 'b, c'))
+      self.assertEqual(settings.used()['class_names'], 'a,"b, c"')
+
+  def test_keys_are_for_the_catalogue_alone(self):
+    settings = _read(
+      '--dataset=tfds:malaria', '--label_key=grade', '--clipping=none'
+    )
+    self.assertEqual(settings.open_set.keys().label, 'grade')
+    self.assertNotIn('class_names', settings.used())
+    for dataset in ('synthetic', 'npz:mine.npz', 'folder'):
+      with self.assertRaisesRegex(
+        _validate.InputError, 'label_key=x would be ignored with dataset'
+      ):
+        _read(f'--dataset={dataset}', '--data_dir=y', '--label_key=x')
+    for dataset in ('tfds:', 'tfds:a b', 'npz:', 'tfsd:malaria'):
+      with self.assertRaisesRegex(_validate.InputError, 'dataset must be'):
+        _read(f'--dataset={dataset}')
+
   def test_defaults_without_privacy(self):
     settings = _read('--clipping=none').for_data(50, 50)
     self.assertIsNone(settings.used().get('clip_norm'))
