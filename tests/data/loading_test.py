@@ -119,7 +119,11 @@ class RejectsTest(parameterized.TestCase):
       dict(dataset='pneumoniamnist'),
       "did you mean 'medmnist/pneumoniamnist'",
     ),
-    ('three_dims', dict(dataset='medmnist/organmnist3d'), 'one of folder, medmnist/'),
+    (
+      'three_dims',
+      dict(dataset='medmnist/organmnist3d'),
+      'one of folder, medmnist/',
+    ),
     (
       'data_dir',
       dict(dataset='synthetic', data_dir='x'),

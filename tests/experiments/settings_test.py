@@ -10,9 +10,11 @@ from absl.testing import parameterized
 from experiments.config import fields
 from experiments.config import flags
 from experiments.config import settings as settings_lib
+from experiments.modes import base
 from experiments.modes import client_training as mode_training
 from tests.faults import flag_faults
 from tff_medical import _validate
+from tff_medical.learning import augmentation
 from tff_medical.learning import client_training
 
 
@@ -60,9 +62,7 @@ class SettingsTest(parameterized.TestCase):
       (['--dataset=npz:~/mine.npz'], os.path.expanduser('~')),
       (['--dataset=npz:mine.npz'], None),
     ):
-      settings = _read(
-        *arguments, '--class_names=a,"b, c"', '--clipping=none'
-      )
+      settings = _read(*arguments, '--class_names=a,"b, c"', '--clipping=none')
       self.assertEqual(settings.data.dataset, 'npz:mine.npz')
       self.assertEqual(settings.data.data_dir, data_dir)
       self.assertEqual(settings.open_set.names(), ('a', 'b, c'))
@@ -270,6 +270,35 @@ class SettingsTest(parameterized.TestCase):
         '--microbatch_size=10000',
         '--augmentations=100',
       )
+
+  def test_augmentations_are_those_of_the_library(self):
+    self.assertEqual(base.AUGMENTATIONS, augmentation.NAMES)
+
+  @parameterized.parameters(
+    (['--augment=flip,turn'], "one of .*got 'turn'"),
+    (['--augment=flip,flip'], 'each transformation once'),
+    (['--augment='], 'augment must not be blank'),
+    (
+      ['--augment=flip', '--privacy_unit=record'],
+      'augment=flip would be ignored with augmentations=0',
+    ),
+  )
+  def test_refuses_augmentations(self, arguments, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      _read('--clipping=none', *arguments)
+
+  def test_augmentations_at_both_levels(self):
+    client = _read('--clipping=none', '--augment=crop, flip').mode
+    self.assertEqual(client.augment_names, ('crop', 'flip'))
+    record = ('--clipping=none', '--privacy_unit=record', '--augmentations=3')
+    self.assertEqual(
+      _read(*record).mode.augmentation(),
+      augmentation.Augmentation(('shift',), views=3),
+    )
+    self.assertEqual(
+      _read(*record, '--augment=flip,rotate').mode.augmentation(),
+      augmentation.Augmentation(('flip', 'rotate'), views=3),
+    )
 
   def test_draws_of_a_round_fit_into_memory(self):
     settings = _read(
