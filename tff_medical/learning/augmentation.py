@@ -202,6 +202,7 @@ def augmented(
       f'{augmentation.views}'
     )
 
+  @tf.function
   def predict(weights: Any, x: tf.Tensor, training: bool = True) -> Any:
     seen = augmentation.views_of(x)[:, 0] if training else x
     return model.predict_on_batch(weights, seen, training)
