@@ -127,7 +127,7 @@ def load(folder: pathlib.Path) -> Prepared:
   try:
     info = _files.read_json(folder / INFO)
     table = read_npz(folder / TABLE)
-    columns = {name: table.get(name) for name in _COLUMNS}
+    columns: dict[str, Any] = {name: table.get(name) for name in _COLUMNS}
     found = Prepared(folder, info, **columns)
     if info['version'] != VERSION or len(found.labels) != found.shape[0]:
       raise _damaged(folder)
