@@ -57,8 +57,8 @@ def main(read_flags: Callable[[], settings_lib.Flags]) -> None:
   """Runs the command."""
   given = read_flags()
   folder = check(given)
-  settings, *others = given.resolve_data()
-  data = client_images.load(settings, *others)
+  settings, own, open_set = given.resolve_data()
+  data = client_images.load(settings, own, open_set)
   partition = client_images.partition(settings, data)
   overview = overview_lib.of(data)
   print(data_report.count_table(overview))

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Optional, TypeVar
 from experiments.config import fields
 import tff_medical as tfm
 from tff_medical import InputError
+from tff_medical import _validate
 from tff_medical.privacy import limits
 
 if typing.TYPE_CHECKING:
@@ -28,6 +29,8 @@ if typing.TYPE_CHECKING:
 
   from tff_medical.privacy import interface
   from tff_medical.privacy import mechanisms
+
+AUGMENTATIONS = ('flip', 'rotate', 'crop', 'shift', 'brightness')
 
 ModeT = TypeVar('ModeT', bound='Mode')
 _T = TypeVar('_T')
@@ -129,6 +132,19 @@ class Mode(abc.ABC):
     or_zero=True,
   )
 
+  augment: Optional[str] = fields.setting(
+    None,
+    'random transformations of training images, with commas, which leave ε as it '
+    f'is: {", ".join(AUGMENTATIONS)}',
+  )
+
+  @property
+  def augment_names(self) -> tuple[str, ...]:
+    """Names of the transformations, of `AUGMENTATIONS`."""
+    if self.augment is None:
+      return ()
+    return tuple(name.strip() for name in self.augment.split(','))
+
   @property
   def publishes_broken_units(self) -> bool:
     """Whether each round publishes the number of units that it left out."""
@@ -199,6 +215,13 @@ class Mode(abc.ABC):
           f'{name}={getattr(self, name)} would be ignored with no noise; leave '
           'it out'
         )
+
+    for name in self.augment_names:
+      _validate.one_of(AUGMENTATIONS, augment=name)
+    if len(set(self.augment_names)) < len(self.augment_names):
+      raise InputError(
+        f'augment must name each transformation once, got {self.augment}'
+      )
 
   def check_clients(self, num_clients: int) -> None:
     """Raises `InputError` unless the settings fit a number of clients.

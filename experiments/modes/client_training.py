@@ -106,6 +106,9 @@ class ClientTraining(base.Mode, abc.ABC):
       else None,
       server_optimizer=server_optimizer,
       count_broken=self.publishes_broken_units,
+      augmentation=tfm.learning.Augmentation(self.augment_names)
+      if self.augment_names
+      else None,
     )
 
   def _client_optimizer(

@@ -11,6 +11,7 @@ from absl import logging
 from experiments.config import fields
 from experiments.modes import base
 import tff_medical as tfm
+from tff_medical import InputError
 
 # Largest number of images in memory during a step.
 MAX_IMAGES_AT_ONCE = 1_000_000
@@ -35,7 +36,8 @@ class UnitTraining(base.Mode, abc.ABC):
   )
   augmentations: int = fields.setting(
     0,
-    'shifted views of each image whose gradients are averaged before clipping',
+    'random views of each image whose gradients are averaged before clipping, '
+    'shifted unless --augment says otherwise; 0 is the image itself',
     low=0,
     high=1_000,
   )
@@ -46,6 +48,15 @@ class UnitTraining(base.Mode, abc.ABC):
     low=1,
     high=10_000,
   )
+
+  def check(self) -> None:
+    """Raises `InputError` unless the settings fit together."""
+    super().check()
+    if self.augment is not None and not self.augmentations:
+      raise InputError(
+        f'augment={self.augment} would be ignored with augmentations=0; give the '
+        'number of views of each image as --augmentations'
+      )
 
   def for_data(
     self: base.ModeT, num_clients: int, num_units: int
@@ -82,7 +93,9 @@ class UnitTraining(base.Mode, abc.ABC):
     """Returns the views of an image; None without augmentation."""
     if not self.augmentations:
       return None
-    return tfm.learning.Augmentation(self.augmentations)
+    return tfm.learning.Augmentation(
+      self.augment_names or ('shift',), views=self.augmentations
+    )
 
   def with_canaries(
     self: base.ModeT, scale: float, present: float

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from tff_medical import _validate
 from tff_medical.data import catalogue
+from tff_medical.data import catalogue_records
 from tff_medical.data import loading
 from tff_medical.data import pixels
 from tff_medical.data import resizing
@@ -167,7 +168,7 @@ class CatalogueTest(parameterized.TestCase):
 
   def test_what_does_not_fit_in_memory_is_stored(self):
     expected = self._load('catalogue_three_splits')
-    with mock.patch.object(catalogue, 'MAX_ARRAY_BYTES', 1000):
+    with mock.patch.object(catalogue_records, 'MAX_ARRAY_BYTES', 1000):
       data = self._load('catalogue_three_splits')
     self.assertEqual(data.source_digest, expected.source_digest)
     for (_, split), (_, other) in zip(data.splits(), expected.splits()):
@@ -177,7 +178,7 @@ class CatalogueTest(parameterized.TestCase):
       )
     raw = list(pathlib.Path(self.tfds_dir).rglob('pixels_*'))
     self.assertLen(raw, 3)
-    with mock.patch.object(catalogue, 'MAX_ARRAY_BYTES', 1000):
+    with mock.patch.object(catalogue_records, 'MAX_ARRAY_BYTES', 1000):
       with mock.patch.object(resizing, 'to_uint8', side_effect=OSError('full')):
         with self.assertRaises(OSError):
           self._load('catalogue_three_splits', image_size=14)
@@ -193,7 +194,7 @@ class CatalogueTest(parameterized.TestCase):
   )
   def test_finds_the_keys_of(self, name, image, label, multi_label):
     builder = tfds.builder(name, data_dir=self.tfds_dir)
-    features = dict(catalogue._flat(builder.info.features))
+    features = dict(catalogue_records.flat(builder.info.features))
     labels = catalogue._labels(name, builder, features, None)
     self.assertEqual(catalogue._image_key(name, builder, features, None), image)
     self.assertEqual((labels.key, labels.multi_label), (label, multi_label))
@@ -212,6 +213,10 @@ class CatalogueTest(parameterized.TestCase):
   def test_refuses(self, name, keys, message):
     with self.assertRaisesRegex(_validate.InputError, message):
       self._load(name, keys=catalogue.Keys(**keys))
+
+  def test_refuses_a_folder_that_would_be_ignored(self):
+    with self.assertRaisesRegex(_validate.InputError, 'data_dir is not used'):
+      self._load('catalogue_findings', data_dir='x')
 
   def test_says_why_a_set_cannot_be_prepared(self):
     with mock.patch.object(

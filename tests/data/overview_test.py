@@ -59,7 +59,7 @@ class OverviewTest(absltest.TestCase):
   def test_grey_levels_are_those_of_all_values_of_a_site(self):
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 4, (6, 8, 8, 3), np.uint8) * 85
-    stored[1] = 255
+    stored[1] = 170
     split = images.Split(
       images=stored,
       labels=np.arange(6) % 2,

@@ -334,6 +334,7 @@ class PreparationTest(parameterized.TestCase):
     found, _ = self._prepare(rows=rows, task=task)
     self.assertEqual(str(found.duplicates), '1 in both train and test')
     self.assertEqual(found.info['duplicates']['near_across'], {'test': 1})
+    self.assertGreater(found.info['duplicates']['largest_group'], 1)
 
 
 if __name__ == '__main__':

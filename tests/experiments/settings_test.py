@@ -10,9 +10,11 @@ from absl.testing import parameterized
 from experiments.config import fields
 from experiments.config import flags
 from experiments.config import settings as settings_lib
+from experiments.modes import base
 from experiments.modes import client_training as mode_training
 from tests.faults import flag_faults
 from tff_medical import _validate
+from tff_medical.learning import augmentation
 from tff_medical.learning import client_training
 
 
@@ -51,6 +53,35 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(settings.used().get('server_momentum'), 0.9)
     self.assertEqual(settings.used().get('epsilon_budget'), 8)
     self.assertAlmostEqual(settings.used().get('target_delta'), 300**-1.1)
+
+  def test_the_folder_of_a_file_is_no_part_of_its_name(self):
+    for arguments, data_dir in (
+      (['--dataset=npz:/data/mine.npz'], '/data'),
+      (['--dataset=npz:mine.npz', '--data_dir=/data'], '/data'),
+      (['--dataset=npz:sub/mine.npz', '--data_dir=/data'], '/data/sub'),
+      (['--dataset=npz:~/mine.npz'], os.path.expanduser('~')),
+      (['--dataset=npz:mine.npz'], None),
+    ):
+      settings = _read(*arguments, '--class_names=a,"b, c"', '--clipping=none')
+      self.assertEqual(settings.data.dataset, 'npz:mine.npz')
+      self.assertEqual(settings.data.data_dir, data_dir)
+      self.assertEqual(settings.open_set.names(), ('a', 'b, c'))
+      self.assertEqual(settings.used()['class_names'], 'a,"b, c"')
+
+  def test_keys_are_for_the_catalogue_alone(self):
+    settings = _read(
+      '--dataset=tfds:malaria', '--label_key=grade', '--clipping=none'
+    )
+    self.assertEqual(settings.open_set.keys().label, 'grade')
+    self.assertNotIn('class_names', settings.used())
+    for dataset in ('synthetic', 'npz:mine.npz', 'folder'):
+      with self.assertRaisesRegex(
+        _validate.InputError, 'label_key=x would be ignored with dataset'
+      ):
+        _read(f'--dataset={dataset}', '--data_dir=y', '--label_key=x')
+    for dataset in ('tfds:', 'tfds:a b', 'npz:', 'tfsd:malaria'):
+      with self.assertRaisesRegex(_validate.InputError, 'dataset must be'):
+        _read(f'--dataset={dataset}')
 
   def test_defaults_without_privacy(self):
     settings = _read('--clipping=none').for_data(50, 50)
@@ -239,6 +270,35 @@ class SettingsTest(parameterized.TestCase):
         '--microbatch_size=10000',
         '--augmentations=100',
       )
+
+  def test_augmentations_are_those_of_the_library(self):
+    self.assertEqual(base.AUGMENTATIONS, augmentation.NAMES)
+
+  @parameterized.parameters(
+    (['--augment=flip,turn'], "one of .*got 'turn'"),
+    (['--augment=flip,flip'], 'each transformation once'),
+    (['--augment='], 'augment must not be blank'),
+    (
+      ['--augment=flip', '--privacy_unit=record'],
+      'augment=flip would be ignored with augmentations=0',
+    ),
+  )
+  def test_refuses_augmentations(self, arguments, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      _read('--clipping=none', *arguments)
+
+  def test_augmentations_at_both_levels(self):
+    client = _read('--clipping=none', '--augment=crop, flip').mode
+    self.assertEqual(client.augment_names, ('crop', 'flip'))
+    record = ('--clipping=none', '--privacy_unit=record', '--augmentations=3')
+    self.assertEqual(
+      _read(*record).mode.augmentation(),
+      augmentation.Augmentation(('shift',), views=3),
+    )
+    self.assertEqual(
+      _read(*record, '--augment=flip,rotate').mode.augmentation(),
+      augmentation.Augmentation(('flip', 'rotate'), views=3),
+    )
 
   def test_draws_of_a_round_fit_into_memory(self):
     settings = _read(

@@ -376,11 +376,20 @@ class TrainTest(parameterized.TestCase):
     ({'max_clients_per_round': 8}, 'dp_fed_avg'),
     ({'client_sampling': 'all', 'clients_per_round': None}, 'dp_fed_avg'),
     (
-      {'proximal_strength': 0.1, 'client_learning_rate_schedule': 'cosine'},
+      {
+        'proximal_strength': 0.1,
+        'client_learning_rate_schedule': 'cosine',
+        'augment': 'flip,rotate,crop,brightness',
+      },
       'dp_fed_avg',
     ),
     (
-      {'privacy_unit': 'record', 'clients_per_round': None, 'augmentations': 2},
+      {
+        'privacy_unit': 'record',
+        'clients_per_round': None,
+        'augmentations': 2,
+        'augment': 'flip,rotate,crop,brightness',
+      },
       'dp_sgd',
     ),
     (

@@ -11,7 +11,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tests.learning import unit_models
 from tff_medical import learning
+from tff_medical.learning import augmentation
 from tff_medical.learning import client_training
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import mechanisms
@@ -113,6 +115,28 @@ class BuildDpFedAvgTest(parameterized.TestCase):
     self.assertFalse(
       np.allclose(_weights(process, state), _weights(process, moved))
     )
+
+  def test_augmented_clients_train_and_keep_the_clip_norm(self):
+    data = unit_models.units(0, 8)
+    client = tf.data.Dataset.from_tensor_slices(
+      collections.OrderedDict(x=np.abs(data['x'][:, 0]) / 4, y=data['y'][:, 0])
+    ).batch(4)
+    steps = []
+    for names in (None, augmentation.NAMES, augmentation.NAMES):
+      process = learning.build_dp_fed_avg(
+        unit_models.model(),
+        _mechanism(mechanisms.FixedClipping(0.01), num_clients=1),
+        client_optimizer=_sgd(),
+        augmentation=names and augmentation.Augmentation(names),
+      )
+      state = process.initialize()
+      moved = _weights(process, process.next(state, [client]).state)
+      steps.append(moved - _weights(process, state))
+    for step in steps:
+      np.testing.assert_allclose(np.linalg.norm(step), 0.01, rtol=1e-3)
+    # Other images than the client's, and other views each time.
+    for first, second in ((0, 1), (1, 2)):
+      self.assertGreater(np.abs(steps[first] - steps[second]).max(), 1e-5)
 
   def test_clips_each_client(self):
     """Two clients, clip 0.01: the step is the mean of two clipped updates."""

@@ -12,6 +12,7 @@ from tests.learning import unit_models
 from tff_medical import _validate
 from tff_medical import learning
 from tff_medical import runtime
+from tff_medical.learning import augmentation
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
@@ -273,11 +274,30 @@ class BuildDpSgdTest(parameterized.TestCase):
     augmented = learning.build_dp_sgd(
       unit_models.model(),
       mechanism,
-      augmentation=learning.Augmentation(views=4),
+      augmentation=learning.Augmentation(
+        ('flip', 'rotate', 'crop', 'shift'), views=4
+      ),
     )
     np.testing.assert_allclose(
       _step(augmented, _sites(data)), _step(plain, _sites(data)), atol=1e-5
     )
+
+  def test_augmented_units_keep_the_clip_norm(self):
+    clip_norm = 0.01
+    for seed in range(5):
+      data = unit_models.units(seed, 1)
+      data['x'][:] = np.abs(data['x']) / 4
+      process = learning.build_dp_sgd(
+        unit_models.model(),
+        _mechanism(mechanisms.FixedClipping(clip_norm)),
+        augmentation=learning.Augmentation(augmentation.NAMES, views=3),
+      )
+      norms = [np.linalg.norm(_step(process, _sites(data))) for _ in range(2)]
+      unclipped = learning.build_dp_sgd(unit_models.model(), _mechanism(None))
+      scale = np.linalg.norm(_step(unclipped, _sites(data)))
+      self.assertGreater(scale, 10 * norms[0])
+      # The same for all views: the mean of the views was clipped, not each.
+      np.testing.assert_allclose(norms[0], norms[1], rtol=1e-4)
 
   def test_weights_can_be_set(self):
     process = learning.build_dp_sgd(unit_models.line(), _mechanism(None))

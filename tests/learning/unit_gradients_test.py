@@ -118,7 +118,7 @@ class UnitGradientsTest(parameterized.TestCase):
     data = unit_models.units(0, 2, images=2)
     data['x'][:] = np.arange(2)[:, None, None, None, None]
     weights = unit_models.weights()
-    views = augmentation.Augmentation(views=3, max_shift=2, mirror=True)
+    views = augmentation.Augmentation(('flip', 'shift'), views=3)
     found = _run(unit_models.model(), weights, data, views)
     expected = unit_models.gradients_one_by_one(weights, data)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)

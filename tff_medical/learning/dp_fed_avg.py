@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
+from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import client_training
 from tff_medical.learning import labels
 from tff_medical.learning import optimizers
@@ -40,6 +41,7 @@ def build_dp_fed_avg(
   client_learning_rate: client_training.Schedule | None = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
   count_broken: bool = False,
+  augmentation: augmentation_lib.Augmentation | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Returns a learning process that runs in any TFF context.
 
@@ -68,6 +70,8 @@ def build_dp_fed_avg(
     count_broken: Whether the metrics count the clients without data or with an
       update that is not finite; see `aggregators.broken_units`. Epsilon does
       not cover this count.
+    augmentation: Transformations of the images that clients train on, with one
+      view, if given; `model` must then be functional. Epsilon is unchanged.
 
   Raises:
     InputError: The model is a Keras model.
@@ -79,6 +83,8 @@ def build_dp_fed_avg(
       'tff.learning.models.functional_model_from_keras'
     )
   unweighted = aggregators.build_aggregator(mechanism)
+  if augmentation is not None:
+    model = augmentation_lib.augmented(model, augmentation)
   model = labels.guarded(model)
   aggregator = (
     aggregators.BrokenCountFactory(unweighted)
