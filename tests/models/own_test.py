@@ -154,7 +154,11 @@ class FindTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
     ('no_module', 'own_nets_no:build', 'no module own_nets_no in the working'),
-    ('function', 'own_nets_b:buildx', 'no buildx; did you mean own_nets_b:build'),
+    (
+      'function',
+      'own_nets_b:buildx',
+      'no buildx; did you mean own_nets_b:build',
+    ),
     ('no_function', 'own_nets_b:zzzz', 'own_nets_b has no zzzz$'),
     ('value', 'own_nets_b:size', 'size is a int; name a function'),
     ('broken', 'own_nets_c:build', r'imported \(SyntaxError: invalid'),
