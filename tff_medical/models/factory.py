@@ -28,8 +28,8 @@ batches of 32, three seeds): `cnn_small` .948 to .953, `cnn` .954 to .956, and
 >>> build('cnn_smal', input_shape=(28, 28, 1), num_outputs=2)
 Traceback (most recent call last):
 ...
-tff_medical._validate.InputError: model must be one of cnn, cnn_small, resnet, \
-scattering, module:function, got 'cnn_smal'; did you mean 'cnn_small'?
+tff_medical._validate.InputError: model must be one of cnn, cnn_small, \
+module:function, resnet, scattering, got 'cnn_smal'; did you mean 'cnn_small'?
 """
 
 from __future__ import annotations

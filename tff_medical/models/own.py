@@ -16,7 +16,7 @@ no_such_module.py lies
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import difflib
 import importlib
@@ -96,7 +96,7 @@ def _imported(name: str, module_name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _working_directory_first() -> Any:
+def _working_directory_first() -> Iterator[None]:
   """Lets imports find modules of the working directory, as `python -m` does."""
   before = list(sys.path)
   sys.path.insert(0, os.getcwd())

@@ -114,7 +114,7 @@ class Reporting:
       evaluated as well.
     release_managers: Receivers of each round's values, by round. After a
       restart they get the values of the last round again.
-    on_round: Callback after each round, for a progress line.
+    on_round: Callback after each round, for a progress line, or None.
     publish_broken_units: Whether to publish the number of units that each round
       left out, if the process was built with `count_broken`. The count has no
       noise: epsilon does not cover it.
@@ -123,7 +123,7 @@ class Reporting:
   evaluate: Evaluate
   rounds_per_eval: int = 10
   release_managers: Sequence[tff.program.ReleaseManager] = ()
-  on_round: Callable[[RoundReport], None] = lambda report: None
+  on_round: Callable[[RoundReport], None] | None = None
   publish_broken_units: bool = False
 
   def __post_init__(self) -> None:
@@ -229,7 +229,8 @@ def train(
         break
       report = dataclasses.replace(report, metrics=metrics)
       _release(reporting.release_managers, report.values(), round_num)
-      reporting.on_round(report)
+      if reporting.on_round is not None:
+        reporting.on_round(report)
   if not metrics and reason is not StopReason.INTERRUPTED:
     metrics = reporting.evaluate(weights)
   if _has_diverged(weights, metrics):
