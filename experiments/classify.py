@@ -50,7 +50,7 @@ import tensorflow as tf
 
 from tff_medical import _files
 from tff_medical import _validate
-from tff_medical.data import decoded
+from tff_medical.data.decoders import decoded
 from tff_medical.serving import encoded_images
 from tff_medical.serving import export
 from tff_medical.serving import image_files

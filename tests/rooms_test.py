@@ -11,6 +11,10 @@ _PACKAGES = ('tff_medical', 'experiments', 'tools')
 # From the lowest up; the rooms of one floor do not import each other.
 _FLOORS = (
   ('tff_medical._files', 'tff_medical._validate', 'tff_medical._lazy'),
+  ('tff_medical.data.decoders', 'tff_medical.data.pixels'),
+  ('tff_medical.data.images',),
+  ('tff_medical.data.tables',),
+  ('tff_medical.data.preparing',),
   (
     'tff_medical.data',
     'tff_medical.models',

@@ -12,11 +12,11 @@ from typing import Optional
 
 from experiments.config import fields
 from tff_medical import _validate
-from tff_medical.data import decoded
-from tff_medical.data import file_tables
-from tff_medical.data import image_table
-from tff_medical.data import label_cells
 from tff_medical.data import own_images
+from tff_medical.data.decoders import decoded
+from tff_medical.data.tables import file_tables
+from tff_medical.data.tables import image_table
+from tff_medical.data.tables import label_cells
 
 _OWN = {'dataset': own_images.NAMES}
 _FOLDER = {'dataset': (own_images.FOLDER,)}

@@ -14,7 +14,7 @@ from tff_medical.data import catalogue
 from tff_medical.data import catalogue_records
 from tff_medical.data import loading
 from tff_medical.data import pixels
-from tff_medical.data import resizing
+from tff_medical.data.decoders import resizing
 
 _COUNT = 60
 

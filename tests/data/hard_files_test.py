@@ -18,11 +18,11 @@ import numpy as np
 
 from experiments.config import own_image_settings
 from tff_medical import _validate
-from tff_medical.data import decoded
-from tff_medical.data import decoding
-from tff_medical.data import image_table
 from tff_medical.data import own_images
-from tff_medical.data import prepared
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import decoding
+from tff_medical.data.preparing import prepared
+from tff_medical.data.tables import image_table
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _FOLDER = _ROOT / '../shared/hard_files'

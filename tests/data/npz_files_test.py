@@ -8,7 +8,7 @@ import numpy as np
 
 from tff_medical import _validate
 from tff_medical.data import loading
-from tff_medical.data import resizing
+from tff_medical.data.decoders import resizing
 
 
 def _arrays(shape=(28, 28), counts=(60, 10, 20), num_classes=3):

@@ -10,11 +10,11 @@ import pandas
 
 from tests.data import dicom_writing
 from tff_medical import _validate
-from tff_medical.data import file_tables
-from tff_medical.data import folder_tables
-from tff_medical.data import image_paths
-from tff_medical.data import image_table
-from tff_medical.data import label_cells
+from tff_medical.data.tables import file_tables
+from tff_medical.data.tables import folder_tables
+from tff_medical.data.tables import image_paths
+from tff_medical.data.tables import image_table
+from tff_medical.data.tables import label_cells
 
 
 class _Files(parameterized.TestCase):

@@ -24,7 +24,7 @@ from experiments import classify
 from experiments.running import command
 from tests.data import dicom_writing
 from tff_medical import models
-from tff_medical.data import decoded
+from tff_medical.data.decoders import decoded
 from tff_medical.learning import evaluation
 from tff_medical.privacy import card_format
 from tff_medical.serving import export

@@ -16,9 +16,8 @@ from tff_medical import _lazy
 
 __all__ = [
   'clients',
-  'decoding',
+  'decoders',
   'examples',
-  'image_table',
   'images',
   'loading',
   'medmnist',
@@ -26,15 +25,16 @@ __all__ = [
   'partition',
   'phantoms',
   'pixels',
+  'preparing',
   'synthetic',
+  'tables',
   'units',
 ]
 
 if typing.TYPE_CHECKING:
   from tff_medical.data import clients as clients
-  from tff_medical.data import decoding as decoding
+  from tff_medical.data import decoders as decoders
   from tff_medical.data import examples as examples
-  from tff_medical.data import image_table as image_table
   from tff_medical.data import images as images
   from tff_medical.data import loading as loading
   from tff_medical.data import medmnist as medmnist
@@ -42,7 +42,9 @@ if typing.TYPE_CHECKING:
   from tff_medical.data import partition as partition
   from tff_medical.data import phantoms as phantoms
   from tff_medical.data import pixels as pixels
+  from tff_medical.data import preparing as preparing
   from tff_medical.data import synthetic as synthetic
+  from tff_medical.data import tables as tables
   from tff_medical.data import units as units
 else:  # A __getattr__ that type checkers see would allow any name.
   __getattr__, __dir__ = _lazy.attach(__name__, __all__)

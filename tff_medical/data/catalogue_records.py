@@ -17,10 +17,10 @@ from absl import logging
 import numpy as np
 
 from tff_medical import _validate
-from tff_medical.data import image_table
 from tff_medical.data import images
 from tff_medical.data import pixels as pixels_lib
-from tff_medical.data import resizing
+from tff_medical.data.decoders import resizing
+from tff_medical.data.tables import image_table
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds

@@ -34,8 +34,8 @@ import math
 import numpy as np
 
 from tff_medical import _validate
-from tff_medical.data import decoded
 from tff_medical.data import pixels
+from tff_medical.data.decoders import decoded
 
 SPLIT_NAMES = ('train', 'validation', 'test')
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tff_medical import _validate
 from tff_medical.data import images
-from tff_medical.data import splitting
+from tff_medical.data.tables import splitting
 
 _SEED = 0
 _SHARES = {

@@ -20,7 +20,7 @@ from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data import missing_splits
 from tff_medical.data import npz
-from tff_medical.data import resizing
+from tff_medical.data.decoders import resizing
 
 PREFIX = 'npz:'
 MAX_CLASSES = 10_000

@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from tff_medical.data import images
-from tff_medical.data import near_duplicates
+from tff_medical.data.preparing import near_duplicates
 
 # Of data without sites, for a table.
 ALL = 'all'

@@ -18,16 +18,16 @@ from absl import logging
 import numpy as np
 
 from tff_medical import _validate
-from tff_medical.data import decoded
-from tff_medical.data import decoding_worker
-from tff_medical.data import file_tables
-from tff_medical.data import folder_tables
-from tff_medical.data import image_table
 from tff_medical.data import images
-from tff_medical.data import label_cells
-from tff_medical.data import preparation
-from tff_medical.data import prepared
-from tff_medical.data import splitting
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import decoding_worker
+from tff_medical.data.preparing import preparation
+from tff_medical.data.preparing import prepared
+from tff_medical.data.tables import file_tables
+from tff_medical.data.tables import folder_tables
+from tff_medical.data.tables import image_table
+from tff_medical.data.tables import label_cells
+from tff_medical.data.tables import splitting
 
 FOLDER = 'folder'
 TABLE = 'table'

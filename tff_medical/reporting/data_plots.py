@@ -9,9 +9,9 @@ from matplotlib import figure as figure_lib
 import numpy as np
 
 from tff_medical.data import images
-from tff_medical.data import near_duplicates
 from tff_medical.data import overview as overview_lib
-from tff_medical.data import resizing
+from tff_medical.data.decoders import resizing
+from tff_medical.data.preparing import near_duplicates
 from tff_medical.reporting import plots
 
 # What the names of figures start with.

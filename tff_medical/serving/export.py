@@ -36,7 +36,7 @@ import tensorflow as tf
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import models
-from tff_medical.data import decoded
+from tff_medical.data.decoders import decoded
 from tff_medical.privacy import card_format
 from tff_medical.program import checkpoints
 from tff_medical.serving import image_files

@@ -1,6 +1,6 @@
 """Image files to what an exported model takes, decoded as in its training.
 
-A model of own images was trained on what `data.decoding` makes of PNG, JPEG,
+A model of own images was trained on what `data.decoders.decoding` makes of PNG, JPEG,
 TIFF, DICOM and NIfTI files, by choices that no file can make (which frames, which
 window). These choices travel with the model as the asset `decoding_policy.json`,
 and `read` follows them. It needs TensorFlow for nothing, and this package only on
@@ -20,9 +20,9 @@ import os
 import numpy as np
 
 from tff_medical import _validate
-from tff_medical.data import decoded
-from tff_medical.data import decoding
-from tff_medical.data import resizing
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import decoding
+from tff_medical.data.decoders import resizing
 
 POLICY_FILE = 'decoding_policy.json'
 
@@ -35,7 +35,7 @@ def read(
   """Returns the images of a file, as the model's training saw them.
 
   Args:
-    path: Image file of any kind that `data.decoding` knows.
+    path: Image file of any kind that `data.decoders.decoding` knows.
     policy: Choices that were made for the training images.
     shape: Height, width and channels of the model's images; height and width
       are equal.

@@ -33,15 +33,15 @@ import tqdm
 
 from tff_medical import _files
 from tff_medical import _validate
-from tff_medical.data import decoding_pool
-from tff_medical.data import decoding_worker
-from tff_medical.data import image_table
-from tff_medical.data import preparation_parts
-from tff_medical.data import preparation_report
-from tff_medical.data import preparation_reuse
-from tff_medical.data import prepared
-from tff_medical.data import resizing
-from tff_medical.data import splitting
+from tff_medical.data.decoders import decoding_pool
+from tff_medical.data.decoders import decoding_worker
+from tff_medical.data.decoders import resizing
+from tff_medical.data.preparing import preparation_parts
+from tff_medical.data.preparing import preparation_report
+from tff_medical.data.preparing import preparation_reuse
+from tff_medical.data.preparing import prepared
+from tff_medical.data.tables import image_table
+from tff_medical.data.tables import splitting
 
 _SALT = 'salt.secret'
 _LOCK = 'lock'

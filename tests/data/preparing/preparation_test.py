@@ -15,20 +15,20 @@ import numpy as np
 from PIL import Image
 
 from tff_medical import _validate
-from tff_medical.data import decoded
-from tff_medical.data import decoding_pool
-from tff_medical.data import decoding_worker
-from tff_medical.data import image_table
-from tff_medical.data import preparation
-from tff_medical.data import preparation_parts
-from tff_medical.data import prepared
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import decoding_pool
+from tff_medical.data.decoders import decoding_worker
+from tff_medical.data.preparing import preparation
+from tff_medical.data.preparing import preparation_parts
+from tff_medical.data.preparing import prepared
+from tff_medical.data.tables import image_table
 
 # Prepares in a process of its own, which may be killed.
 _PROGRAM = """
 import os, pathlib, signal, sys
 sys.path.insert(0, {root!r})
 from tests.data import preparation_test as test
-from tff_medical.data import preparation_parts
+from tff_medical.data.preparing import preparation_parts
 temp = pathlib.Path(sys.argv[1])
 preparation_parts._MAX_FILES = 4
 write = preparation_parts.Parts.write
@@ -192,7 +192,7 @@ class PreparationTest(parameterized.TestCase):
     self.assertNotEqual(other.folder.name, first.folder.name)
 
   def test_goes_on_after_being_killed(self):
-    root = str(pathlib.Path(__file__).resolve().parents[2])
+    root = str(pathlib.Path(__file__).resolve().parents[3])
     result = subprocess.run(
       [sys.executable, '-c', _PROGRAM.format(root=root), str(self.temp)],
       capture_output=True,

@@ -17,11 +17,11 @@ import pathlib
 
 from tff_medical import _files
 from tff_medical import _validate
-from tff_medical.data import decoded
-from tff_medical.data import dicom_files
-from tff_medical.data import image_paths
-from tff_medical.data import image_table
-from tff_medical.data import label_cells
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import dicom_files
+from tff_medical.data.tables import image_paths
+from tff_medical.data.tables import image_table
+from tff_medical.data.tables import label_cells
 
 MISSING_FILES = ('refuse', 'leave_out')
 _DELIMITERS = (',', ';', '\t', '|')

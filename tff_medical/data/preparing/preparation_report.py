@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tff_medical.data import image_table
 from tff_medical.data import images
-from tff_medical.data import near_duplicates
-from tff_medical.data import preparation_parts
+from tff_medical.data.preparing import near_duplicates
+from tff_medical.data.preparing import preparation_parts
+from tff_medical.data.tables import image_table
 
 _BATCH_BYTES = 2**24
 

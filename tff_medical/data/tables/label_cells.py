@@ -16,8 +16,8 @@ import dataclasses
 import re
 
 from tff_medical import _validate
-from tff_medical.data import image_paths
-from tff_medical.data import image_table
+from tff_medical.data.tables import image_paths
+from tff_medical.data.tables import image_table
 
 CHOICES = ('0', '1', 'leave_out')
 _BLANK = frozenset(('', 'nan', '<na>'))

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from tff_medical import _validate
-from tff_medical.data import decoded
-from tff_medical.data import decoding_pool
-from tff_medical.data import decoding_worker
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import decoding_pool
+from tff_medical.data.decoders import decoding_worker
 
 _TASK = decoding_worker.Task(decoded.DecodingPolicy(), 8, 1)
 

@@ -8,8 +8,8 @@ import nibabel
 from nibabel import orientations
 import numpy as np
 
-from tff_medical.data import decoded
-from tff_medical.data import nifti_files
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import nifti_files
 
 # Left to right, back to front, foot to head.
 _VOLUME = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)

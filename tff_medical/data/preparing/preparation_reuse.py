@@ -14,9 +14,9 @@ import pathlib
 import numpy as np
 
 from tff_medical import _files
-from tff_medical.data import preparation_parts
-from tff_medical.data import prepared
-from tff_medical.data import resizing
+from tff_medical.data.decoders import resizing
+from tff_medical.data.preparing import preparation_parts
+from tff_medical.data.preparing import prepared
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

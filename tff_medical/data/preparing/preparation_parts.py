@@ -18,9 +18,9 @@ import numpy as np
 
 from tff_medical import _files
 from tff_medical import _validate
-from tff_medical.data import decoding_worker
-from tff_medical.data import prepared
-from tff_medical.data import resizing
+from tff_medical.data.decoders import decoding_worker
+from tff_medical.data.decoders import resizing
+from tff_medical.data.preparing import prepared
 
 _MAX_FILES = 256
 _MAX_BYTES = 2**26

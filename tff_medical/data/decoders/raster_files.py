@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from PIL import ImageOps
 
-from tff_medical.data import decoded
+from tff_medical.data.decoders import decoded
 
 _TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 _PILLOW_STARTS = (

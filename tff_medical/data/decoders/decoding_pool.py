@@ -21,12 +21,12 @@ import time
 from types import TracebackType
 
 from tff_medical import _validate
-from tff_medical.data import decoding_worker
+from tff_medical.data.decoders import decoding_worker
 
 _POLL_SECONDS = 0.5
 # Not -m, which would give its classes other names than here.
 _PROGRAM = (
-  'import sys; from tff_medical.data import decoding_worker as w;'
+  'import sys; from tff_medical.data.decoders import decoding_worker as w;'
   ' w.main(int(sys.argv[1]))'
 )
 # Workers that die one after the other before the first answer of any.

@@ -22,7 +22,7 @@ import warnings as warnings_lib
 import numpy as np
 from PIL import Image
 
-from tff_medical.data import decoded
+from tff_medical.data.decoders import decoded
 
 _JPEG_BASELINE = '1.2.840.10008.1.2.4.50'
 _BIG_ENDIAN = '1.2.840.10008.1.2.2'

@@ -23,7 +23,7 @@ import zlib
 import numpy as np
 
 from tff_medical import _validate
-from tff_medical.data import decoded
+from tff_medical.data.decoders import decoded
 
 _MAGICS = (b'n+1\0', b'n+2\0')
 _HEADER_BYTES = 352

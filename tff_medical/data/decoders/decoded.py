@@ -12,7 +12,7 @@ file that asks for a choice raises `PolicyNeeded`, which ends the preparation.
 >>> choose('frames', '7', 5)
 Traceback (most recent call last):
 ...
-tff_medical.data.decoded.BadFile: has 5 frames, numbered from 0, and none is \
+tff_medical.data.decoders.decoded.BadFile: has 5 frames, numbered from 0, and none is \
 the frame 7
 """
 

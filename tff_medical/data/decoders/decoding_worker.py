@@ -15,9 +15,9 @@ import signal
 
 import numpy as np
 
-from tff_medical.data import decoded
-from tff_medical.data import decoding
-from tff_medical.data import resizing
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import decoding
+from tff_medical.data.decoders import resizing
 
 # Above the largest volume that is read (MAX_VOXELS), in all its copies.
 _MAX_MEMORY = 12 * 2**30

@@ -4,8 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from tff_medical.data import near_duplicates
-from tff_medical.data import splitting
+from tff_medical.data.tables import splitting
 
 
 class SplittingTest(parameterized.TestCase):
@@ -53,44 +52,6 @@ class SplittingTest(parameterized.TestCase):
     self.assertEqual(
       splitting.strata(np.array([0, 1, 0]), None).tolist(), [0, 1, 0]
     )
-
-
-class NearDuplicatesTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    rng = np.random.default_rng(0)
-    blocks = rng.integers(20, 230, (30, 7, 7, 1))
-    self.images = np.kron(blocks, np.ones((1, 4, 4, 1))).astype(np.uint8)
-
-  def _count(self, later, exact=None):
-    exact = np.zeros(len(later), bool) if exact is None else exact
-    return near_duplicates.across(
-      near_duplicates.signatures(self.images),
-      near_duplicates.signatures(later),
-      exact,
-    )
-
-  @parameterized.product(turns=(0, 1, 2, 3), mirrored=(False, True))
-  def test_turned_mirrored_and_darker_copies(self, turns, mirrored):
-    later = np.rot90(self.images[:5], turns, axes=(1, 2))
-    later = later[:, :, ::-1] if mirrored else later
-    later = (later * 0.6 + 20).astype(np.uint8)
-    self.assertEqual(self._count(later), 5)
-
-  def test_other_images_do_not_count(self):
-    self.assertEqual(self._count(255 - self.images), 0)
-    rng = np.random.default_rng(1)
-    noise = rng.integers(0, 255, self.images.shape).astype(np.uint8)
-    self.assertEqual(self._count(noise), 0)
-
-  def test_equal_images_do_not_count_twice(self):
-    exact = np.array([True, False, True])
-    self.assertEqual(self._count(self.images[:3], exact), 1)
-
-  def test_images_of_one_value_are_like_no_other(self):
-    flat = np.full((4, 28, 28, 1), 7, np.uint8)
-    found = near_duplicates.signatures(flat)
-    self.assertEqual(near_duplicates.across(found, found, [False] * 4), 0)
 
 
 if __name__ == '__main__':

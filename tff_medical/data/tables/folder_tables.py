@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import pathlib
 
 from tff_medical import _validate
-from tff_medical.data import decoded
-from tff_medical.data import dicom_files
-from tff_medical.data import image_paths
-from tff_medical.data import image_table
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import dicom_files
+from tff_medical.data.tables import image_paths
+from tff_medical.data.tables import image_table
 
 _LEVELS = ('class', 'site', 'split', 'patient', '*')
 # What lies beside images and is none; anything else is decoded, whatever it is

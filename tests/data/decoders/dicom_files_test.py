@@ -12,9 +12,9 @@ from pydicom import dataset as dataset_lib
 from pydicom import sequence
 
 from tests.data import dicom_writing
-from tff_medical.data import decoded
-from tff_medical.data import decoding
-from tff_medical.data import dicom_files
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import decoding
+from tff_medical.data.decoders import dicom_files
 
 _RAMP = np.arange(-400, 400, 10, dtype=np.int16).reshape(8, 10)
 _POLICY = decoded.DecodingPolicy()

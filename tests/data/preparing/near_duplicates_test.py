@@ -7,7 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from tff_medical.data import near_duplicates
+from tff_medical.data.preparing import near_duplicates
 
 _SIDE = 20
 
@@ -111,6 +111,41 @@ class NearDuplicatesTest(parameterized.TestCase):
     copies = near_duplicates.find({'train': _noise(1)})
     self.assertEqual(copies.groups.tolist(), [0])
     self.assertEmpty(copies.examples)
+
+
+class ManyCopiesTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(20, 230, (30, 7, 7, 1))
+    self.images = np.kron(blocks, np.ones((1, 4, 4, 1))).astype(np.uint8)
+
+  def _count(self, later):
+    copies = near_duplicates.find({'train': self.images, 'test': later})
+    return copies.num_near_before('test')
+
+  @parameterized.product(turns=(0, 1, 2, 3), mirrored=(False, True))
+  def test_turned_mirrored_and_darker_copies(self, turns, mirrored):
+    later = np.rot90(self.images[:5], turns, axes=(1, 2))
+    later = later[:, :, ::-1] if mirrored else later
+    later = (later * 0.6 + 20).astype(np.uint8)
+    self.assertEqual(self._count(later), 5)
+
+  def test_other_images_do_not_count(self):
+    self.assertEqual(self._count(255 - self.images), 0)
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 255, self.images.shape).astype(np.uint8)
+    self.assertEqual(self._count(noise), 0)
+
+  def test_equal_images_do_not_count_twice(self):
+    darker = (self.images[:3] * 0.6).astype(np.uint8)
+    later = np.concatenate([self.images[:2], darker])
+    self.assertEqual(self._count(later), 3)
+
+  def test_images_of_one_value_are_like_no_other(self):
+    flat = np.full((4, 28, 28, 1), 7, np.uint8)
+    copies = near_duplicates.find({'train': flat, 'test': flat + 1})
+    self.assertEqual(copies.num_near_before('test'), 0)
 
 
 if __name__ == '__main__':

@@ -28,8 +28,8 @@ import warnings as warnings_lib
 
 import numpy as np
 
-from tff_medical.data import decoded
-from tff_medical.data import dicom_pixels
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import dicom_pixels
 
 _PREAMBLE = 128
 _IMPLICIT = '1.2.840.10008.1.2'

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 import tifffile
 
-from tff_medical.data import decoded
-from tff_medical.data import raster_files
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import raster_files
 
 _POLICY = decoded.DecodingPolicy()
 _SCENE = np.tile(np.linspace(10, 240, 12), (8, 1)).astype(np.uint8)

@@ -6,7 +6,7 @@
 >>> decode(str(path), decoded.DecodingPolicy())
 Traceback (most recent call last):
 ...
-tff_medical.data.decoded.BadFile: is no image of a known kind
+tff_medical.data.decoders.decoded.BadFile: is no image of a known kind
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import os
 
 from tff_medical import _files
 from tff_medical import _validate
-from tff_medical.data import decoded
-from tff_medical.data import dicom_files
-from tff_medical.data import nifti_files
-from tff_medical.data import raster_files
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import dicom_files
+from tff_medical.data.decoders import nifti_files
+from tff_medical.data.decoders import raster_files
 
 MAX_BYTES = 2**31
 _START_BYTES = 2**14
