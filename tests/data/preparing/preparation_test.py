@@ -27,7 +27,7 @@ from tff_medical.data.tables import image_table
 _PROGRAM = """
 import os, pathlib, signal, sys
 sys.path.insert(0, {root!r})
-from tests.data import preparation_test as test
+from tests.data.preparing import preparation_test as test
 from tff_medical.data.preparing import preparation_parts
 temp = pathlib.Path(sys.argv[1])
 preparation_parts._MAX_FILES = 4
