@@ -7,7 +7,7 @@ The one place that says how pixels become numbers and how examples are laid out:
 | images | float32 [n, H, W, C] in 0..1 | [n] or [n, L]       | none           |
 | units  | float32 [n, K, H, W, C]      | [n, K] or [n, K, L] | float32 [n, K] |
 
-y is an int64 class index, or float32 0 and 1 of L findings. mask is 1 for images
+y is an int64 class index, or float32 0, 1 and `images.UNKNOWN` of L findings. mask is 1 for images
 and 0 for padding, K being the most images of one unit. Pixels are read and
 scaled once, and are held as uint8 until then.
 

@@ -235,8 +235,9 @@ def _gather(
 def _unit_labels(labels: np.ndarray, units: list[np.ndarray]) -> np.ndarray:
   """Returns one label a unit, as consecutive numbers from 0."""
   if labels.ndim == 2:
-    rarity = labels.sum(axis=0)
-    found = np.array([labels[unit].any(axis=0) for unit in units])
+    present = labels > 0  # Unknown findings count as little as absent ones.
+    rarity = present.sum(axis=0)
+    found = np.array([present[unit].any(axis=0) for unit in units])
     ranked = np.where(found, rarity, np.iinfo(np.int64).max)
     chosen = np.where(found.any(axis=1), ranked.argmin(axis=1), len(rarity))
   else:
