@@ -167,6 +167,32 @@ class ImageDataTest(parameterized.TestCase):
     )
     self.assertEqual(data.num_classes, 3)
 
+  def test_findings_may_be_unknown_in_some_images(self):
+    known = _split(labels=[[1, -1], [-1, 0], [-1, -1], [0, 1]])
+    nothing = _split(labels=[[-1, -1]] * 4)
+    splits = dict(train=known, validation=nothing, test=known)
+    data = _data(multi_label=True, **splits)
+    self.assertEqual(
+      images.has_label(data.train.labels).tolist(), [True, True, False, True]
+    )
+    self.assertTrue(images.has_label(np.zeros(2, np.int64)).all())
+    self.assertEmpty(images.has_label(np.zeros([0, 2], np.int64)))
+    for name in ('train', 'test'):
+      with self.assertRaisesRegex(
+        _validate.InputError, f'toy: {name} has 4 images but no known label'
+      ):
+        _data(multi_label=True, **{**splits, name: nothing})
+
+  def test_files_hold_unknown_findings_only_where_that_is_said(self):
+    labels = np.array([[0, 1], [-1, 1]])
+    images.check_labels('x', labels, 2, True, may_be_unknown=True)
+    with self.assertRaisesRegex(
+      _validate.InputError, r'in 0..1, got \[-1, 1\]'
+    ):
+      images.check_labels('x', labels, 2, True)
+    with self.assertRaisesRegex(_validate.InputError, 'in 0..1, got -1 in'):
+      images.check_labels('x', labels[1], 2, False, may_be_unknown=True)
+
   @parameterized.named_parameters(
     ('one_class', dict(class_names=('a',)), 'at least 2 classes'),
     (

@@ -274,6 +274,23 @@ class FileTableTest(_Files):
         'file,label,site\n0.png,a,x\n1.png,b,', file_tables.Columns(site='site')
       )
 
+  def test_masked_findings(self):
+    form = label_cells.LabelForm(('A', 'B'), uncertain='mask', blank='mask')
+    columns = file_tables.Columns()
+    text = 'file,A,B\n0.png,1,\n1.png,-1,0\n2.png,,-1.0\n'
+    table = self._read(text, columns, form)
+    self.assertEqual(table.labels.tolist(), [[1, -1], [-1, 0], [-1, -1]])
+    self.assertLen(table, 3)
+    self.assertEqual(
+      table.notes,
+      ('4 of 6 labels are unknown and masked; 1 images have no known label.',),
+    )
+    with self.assertRaisesRegex(
+      _validate.InputError,
+      r"row 3 and .*row 5 .* different unknown labels \(\['A'\] and \[\]\)",
+    ):
+      self._read(text + '1.png,0,0\n', columns, form)
+
   def test_parquet(self):
     frame = pandas.DataFrame(
       {
