@@ -284,7 +284,13 @@ class RunTest(absltest.TestCase):
     flags += ['--uncertain=mask', '--blank=mask', '--image_size=28']
     result = self._train(
       f'--data_dir={_FILES / row["path"]}',
-      *(*flags, '--clipping=fixed', '--noise_multiplier=1', '--rounds=2'),
+      *(
+        *flags,
+        '--clipping=fixed',
+        '--noise_multiplier=1',
+        '--target_delta=1e-5',
+      ),
+      '--rounds=2',
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertIn('4 of 8 labels are unknown and masked', result.stderr)
