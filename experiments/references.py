@@ -46,6 +46,7 @@ from experiments.config import assembly
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.data import clients as clients_lib
+from tff_medical.data import images as images_lib
 from tff_medical.learning import evaluation
 from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
@@ -179,10 +180,10 @@ def _metrics(task: tasks.Task, sites: Sequence[_Site]) -> dict[str, float]:
 def _fit(task: tasks.Task, rows: np.ndarray) -> tf.keras.Model:
   """Returns a model that was trained on some rows of the training images."""
   data = task.data
-  if not len(data.validation):
+  if not images_lib.has_label(data.validation.labels).any():
     raise _validate.InputError(
-      f'{data.name} has too few patients or images for a validation split, '
-      'which decides when to stop; give more data'
+      f'{data.name} has too few patients or images for a validation split with '
+      'labels, which decides when to stop; give more data'
     )
   tf.keras.utils.set_random_seed(task.seed)
   model = task.build_model()

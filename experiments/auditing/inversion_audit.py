@@ -76,10 +76,11 @@ def check(
       f'inversion_images needs a run with mechanism={allowed}, clipping and '
       f'noise, got a run with {actual}; give --inversion_images=0'
     )
-  if images > len(train):
+  most = len(_candidates(train))
+  if images > most:
     raise _validate.InputError(
-      f'inversion_images must be at most {len(train)}, the number of training '
-      f'images, got {images}'
+      f'inversion_images must be at most {most}, the number of training images '
+      f'with a label, got {images}'
     )
   if min(train.image_shape[:2]) < _MIN_PIXELS:
     raise _validate.InputError(
@@ -111,7 +112,7 @@ def invert(
   attack = inversion.InversionAttack(task.keras_model, loss)
   chosen = train.take(
     np.random.default_rng(run.settings.data.seed).choice(
-      len(train), images, False
+      _candidates(train), images, False
     )
   )
   blind = _mean_image(train)
@@ -157,6 +158,11 @@ def summary_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
   )
   return rows
+
+
+def _candidates(train: images_lib.Split) -> np.ndarray:
+  """Returns the rows of images that change an update, int64 [n]."""
+  return np.flatnonzero(images_lib.has_label(train.labels))
 
 
 def _mean_image(split: images_lib.Split) -> np.ndarray:

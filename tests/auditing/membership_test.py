@@ -76,6 +76,21 @@ class MembershipTest(parameterized.TestCase):
     self.assertEqual([a.name for a in found], ['threshold_attack'])
     self.assertEqual(found[0].auc, 1)
 
+  def test_unknown_findings_tell_nothing(self):
+    rng = np.random.default_rng(0)
+    inside, outside = rng.integers(0, 2, (2, 300, 4))
+    # Members have fewer known findings, of which the model knows nothing.
+    inside[:, 1:] = np.where(rng.random((300, 3)) < 0.8, -1, inside[:, 1:])
+    unsure = np.full((300, 4), 0.5)
+    self.assertEqual(
+      membership.attack(unsure, inside, unsure, outside)[0].auc, 0.5
+    )
+    # It remembers their known findings, and errs in the unknown ones.
+    outside[200:] = -1
+    sure = np.where(inside == 1, 0.9, np.where(inside == 0, 0.1, 0.999))
+    attack = membership.attack(sure, inside, unsure, outside)[0]
+    self.assertEqual((attack.auc, attack.members, attack.others), (1, 300, 200))
+
   def test_is_repeatable_and_leaves_the_global_generator(self):
     np.random.seed(5)
     before = np.random.get_state()[1].copy()

@@ -278,6 +278,30 @@ class RunTest(absltest.TestCase):
       self.assertIn(row['must_name'], line)
       self.assertStartsWith(line, row['path'])
 
+  def test_uncertain_and_blank_findings_are_masked(self):
+    (row,) = (r for r in _rows() if r['id'] == 'chex_asked')
+    flags = [f'--{name}={value}' for name, value in _flags(row).items()]
+    flags += ['--uncertain=mask', '--blank=mask', '--image_size=28']
+    result = self._train(
+      f'--data_dir={_FILES / row["path"]}',
+      *(
+        *flags,
+        '--clipping=fixed',
+        '--noise_multiplier=1',
+        '--target_delta=1e-5',
+      ),
+      '--rounds=2',
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertIn('4 of 8 labels are unknown and masked', result.stderr)
+    summary = json.loads((self.temp / 'run' / 'summary.json').read_text())
+    self.assertEqual(summary['rounds'], 2)
+    self.assertGreater(summary['metrics']['loss'], 0)
+    (info,) = self.temp.glob(f'prepared/*/{prepared.INFO}')
+    info = json.loads(info.read_text())
+    self.assertEqual(info['images_by_class'], {'Edema': 1, 'Effusion': 1})
+    self.assertEqual(info['unknown_by_class'], {'Edema': 2, 'Effusion': 2})
+
   def test_command_refuses_a_leak_in_one_line(self):
     (row,) = (r for r in _rows() if r['id'] == 'leak')
     flags = [f'--{name}={value}' for name, value in _flags(row).items()]

@@ -59,7 +59,8 @@ class SplitTest(parameterized.TestCase):
     ('rows', dict(labels=[0, 1]), 'labels has 2 rows but images has 4'),
     ('negative', dict(labels=[0, 0, -1, 0]), '0 or more, got -1'),
     ('dims', dict(labels=[[[0]]] * 4), 'labels must have 1 or 2 dimensions'),
-    ('multi', dict(labels=[[0, 2]] * 4), 'must be 0 or 1, got 2'),
+    ('multi', dict(labels=[[0, 2]] * 4), 'must be 0 or 1, .* got 2'),
+    ('below', dict(labels=[[0, -2]] * 4), '-1 where unknown, got -2'),
     ('sites', dict(sites=np.zeros(3, np.int64)), 'sites has 3 rows'),
     ('patients', dict(patients=np.zeros(4)), 'patients must be an int64'),
     ('shape', dict(sites=np.zeros([4, 1], np.int64)), 'sites must have 1 dim'),
@@ -165,6 +166,32 @@ class ImageDataTest(parameterized.TestCase):
       multi_label=True,
     )
     self.assertEqual(data.num_classes, 3)
+
+  def test_findings_may_be_unknown_in_some_images(self):
+    known = _split(labels=[[1, -1], [-1, 0], [-1, -1], [0, 1]])
+    nothing = _split(labels=[[-1, -1]] * 4)
+    splits = dict(train=known, validation=nothing, test=known)
+    data = _data(multi_label=True, **splits)
+    self.assertEqual(
+      images.has_label(data.train.labels).tolist(), [True, True, False, True]
+    )
+    self.assertTrue(images.has_label(np.zeros(2, np.int64)).all())
+    self.assertEmpty(images.has_label(np.zeros([0, 2], np.int64)))
+    for name in ('train', 'test'):
+      with self.assertRaisesRegex(
+        _validate.InputError, f'toy: {name} has 4 images but no known label'
+      ):
+        _data(multi_label=True, **{**splits, name: nothing})
+
+  def test_files_hold_unknown_findings_only_where_that_is_said(self):
+    labels = np.array([[0, 1], [-1, 1]])
+    images.check_labels('x', labels, 2, True, may_be_unknown=True)
+    with self.assertRaisesRegex(
+      _validate.InputError, r'in 0..1, got \[-1, 1\]'
+    ):
+      images.check_labels('x', labels, 2, True)
+    with self.assertRaisesRegex(_validate.InputError, 'in 0..1, got -1 in'):
+      images.check_labels('x', labels[1], 2, False, may_be_unknown=True)
 
   @parameterized.named_parameters(
     ('one_class', dict(class_names=('a',)), 'at least 2 classes'),

@@ -56,6 +56,14 @@ class OverviewTest(absltest.TestCase):
     self.assertEqual(view.images[0].tolist(), [3])
     self.assertIsNone(view.patients)
 
+  def test_unknown_findings_count_for_nothing(self):
+    split = _split([[1, -1], [0, -1], [-1, -1], [0, 0]])
+    view = overview.of(
+      images.ImageData('x', split, split, split, ('a', 'b'), multi_label=True)
+    )
+    self.assertEqual(view.counts[0].tolist(), [[1, 0, 1]])
+    self.assertEqual(view.images[0].tolist(), [4])
+
   def test_grey_levels_are_those_of_all_values_of_a_site(self):
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 4, (6, 8, 8, 3), np.uint8) * 85

@@ -274,6 +274,23 @@ class FileTableTest(_Files):
         'file,label,site\n0.png,a,x\n1.png,b,', file_tables.Columns(site='site')
       )
 
+  def test_masked_findings(self):
+    form = label_cells.LabelForm(('A', 'B'), uncertain='mask', blank='mask')
+    columns = file_tables.Columns()
+    text = 'file,A,B\n0.png,1,\n1.png,-1,0\n2.png,,-1.0\n'
+    table = self._read(text, columns, form)
+    self.assertEqual(table.labels.tolist(), [[1, -1], [-1, 0], [-1, -1]])
+    self.assertLen(table, 3)
+    self.assertEqual(
+      table.notes,
+      ('4 of 6 labels are unknown and masked; 1 images have no known label.',),
+    )
+    with self.assertRaisesRegex(
+      _validate.InputError,
+      r"row 3 and .*row 5 .* different unknown labels \(\['A'\] and \[\]\)",
+    ):
+      self._read(text + '1.png,0,0\n', columns, form)
+
   def test_parquet(self):
     frame = pandas.DataFrame(
       {
@@ -317,10 +334,17 @@ class LabelTest(parameterized.TestCase):
   def test_choices_of_findings(self, uncertain, blank):
     form = label_cells.LabelForm(('A', 'B'), uncertain=uncertain, blank=blank)
     found = self._read(form, ('1.0', '0'), ('-1', '1'), ('', '0'))
-    self.assertEqual(found[0], ('A',))
-    of = {'0': (), '1': ('A',), 'leave_out': None}
+    self.assertEqual(found[0], (('A',), ()))
+    of = {
+      '0': ((), ()),
+      '1': (('A',), ()),
+      'leave_out': None,
+      'mask': ((), ('A',)),
+    }
     expected = of[uncertain]
-    self.assertEqual(found[1], None if expected is None else (*expected, 'B'))
+    if expected is not None:
+      expected = ((*expected[0], 'B'), expected[1])
+    self.assertEqual(found[1], expected)
     self.assertEqual(found[2], of[blank])
 
   def test_both_choices_are_asked_for_at_once(self):
@@ -330,17 +354,29 @@ class LabelTest(parameterized.TestCase):
     ):
       self._read(form, ('-1', '0'), ('-1.0', '1'), ('', '1'))
 
+  @parameterized.parameters(
+    (dict(columns=('A', 'B')), '-1', '0, 1, leave_out, mask$'),
+    (dict(columns=('A', 'B')), '', '0, 1, leave_out, mask$'),
+    (dict(columns=('A', 'B'), one_hot=True), '', '=0, 1, leave_out$'),
+    (dict(columns=('A',)), '-1', '=0, 1, leave_out$'),
+    (dict(columns=('A',)), '', '=leave_out$'),
+  )
+  def test_what_may_be_chosen_is_said(self, form, cell, message):
+    form = label_cells.LabelForm(**form)
+    with self.assertRaisesRegex(_validate.InputError, message):
+      self._read(form, [cell] * len(form.columns))
+
   def test_findings_in_a_cell(self):
     form = label_cells.LabelForm(('L',), separator='|', no_finding='None')
     found = self._read(form, ('A|B',), ('none',), (' B | B ',))
-    self.assertEqual(found, [('A', 'B'), (), ('B',)])
+    self.assertEqual([row.present for row in found], [('A', 'B'), (), ('B',)])
     with self.assertRaisesRegex(_validate.InputError, "row 2.*'A|None'"):
       self._read(form, ('A|None',))
 
   @parameterized.parameters(('0', '0'), ('1', '1'))
   def test_one_hot_is_exactly_one(self, *cells):
     form = label_cells.LabelForm(('A', 'B'), one_hot=True)
-    self.assertEqual(self._read(form, ('0.0', '1.0')), [('B',)])
+    self.assertEqual(self._read(form, ('0.0', '1.0'))[0].present, ('B',))
     with self.assertRaisesRegex(_validate.InputError, 'row 3: [02] of the'):
       self._read(form, ('1', '0'), cells)
 
@@ -351,7 +387,13 @@ class LabelTest(parameterized.TestCase):
       self._read(label_cells.LabelForm(('A', 'B')), ('1', 'maybe'))
 
   @parameterized.parameters(
-    (dict(uncertain='ignore'), 'masks single findings'),
+    (dict(uncertain='ignore'), 'mask leaves the single finding out'),
+    (dict(uncertain='mask'), 'mask needs several label_columns .* got label;'),
+    (dict(blank='mask', separator='|'), 'blank=mask needs several'),
+    (
+      dict(columns=('A', 'B'), one_hot=True, blank='mask'),
+      'got A, B with one_hot; choose leave_out',
+    ),
     (dict(blank='2'), 'blank must be one of'),
     (dict(columns=()), 'label_columns'),
     (dict(columns=('A', 'A')), 'once'),

@@ -182,6 +182,13 @@ class DirichletTest(parameterized.TestCase):
     clients = _make('dirichlet', split, 12, alpha=0.001)
     kinds = [len(np.unique(labels[client], axis=0)) for client in clients]
     self.assertLess(np.mean(kinds), 2.0)
+    # Unknown findings count as little as absent ones.
+    unknown = np.repeat([[1, -1], [1, 1], [-1, 0]], [60, 20, 40], axis=0)
+    same = _make(
+      'dirichlet', images.Split(split.images, unknown), 12, alpha=0.001
+    )
+    for rows, expected in zip(same, clients):
+      np.testing.assert_array_equal(rows, expected)
 
 
 class QuantitySkewTest(absltest.TestCase):

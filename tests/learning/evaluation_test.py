@@ -64,6 +64,64 @@ class ByHandTest(parameterized.TestCase):
     self.assertAlmostEqual(found['balanced_accuracy'], (3 / 4 + 5 / 6) / 2)
     self.assertAlmostEqual(found['auc'], (2 / 4 + 3 / 3) / 2)
 
+  def test_unknown_findings_are_left_out(self):
+    logits = np.array(
+      [[1.0, -1.0, 2], [-1.0, 1.0, 1], [2.0, 2.0, 0], [0.0, -3.0, 9]]
+    )
+    labels = np.array([[1, -1, -1], [0, 0, -1], [-1, 1, 1], [0, 0, -1]])
+    found = evaluation.metrics(
+      logits, labels, class_names=('a', 'b', 'c'), multi_label=True
+    )
+    # Right: a of rows 0 and 1, b of rows 2 and 3, c of row 2.
+    self.assertAlmostEqual(found['accuracy'], 5 / 7)
+    margins = [1.0, 1.0, 0.0, -1.0, 2.0, 3.0, 0.0]
+    loss = np.mean(np.log1p(np.exp(-np.array(margins))))
+    self.assertAlmostEqual(found['loss'], loss)
+    self.assertAlmostEqual(found['sensitivity/a'], 1.0)
+    self.assertAlmostEqual(found['specificity/a'], 1 / 2)
+    self.assertAlmostEqual(found['sensitivity/b'], 1.0)
+    self.assertAlmostEqual(found['specificity/b'], 1 / 2)
+    self.assertAlmostEqual(found['sensitivity/c'], 1.0)
+    self.assertTrue(math.isnan(found['specificity/c']))
+    # c has labels of one kind alone.
+    self.assertAlmostEqual(found['balanced_accuracy'], 3 / 4)
+    self.assertAlmostEqual(found['auc'], (2 / 2 + 2 / 2) / 2)
+
+  def test_each_finding_is_as_if_the_unknown_images_were_not_there(self):
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(80, 3))
+    labels = rng.integers(-1, 2, (80, 3))
+    found = evaluation.metrics(
+      logits, labels, class_names=_names(3), multi_label=True
+    )
+    alone = []
+    for k in range(3):
+      known = labels[:, k] >= 0
+      part = evaluation.metrics(
+        logits[known, k : k + 1],
+        labels[known, k : k + 1],
+        class_names=(f'c{k}',),
+        multi_label=True,
+      )
+      alone.append(part['auc'])
+      for name in (f'sensitivity/c{k}', f'specificity/c{k}'):
+        self.assertEqual(found[name], part[name])
+    self.assertAlmostEqual(found['auc'], np.mean(alone))
+
+  def test_a_site_of_which_nothing_is_known_has_no_figures(self):
+    labels = np.array([[-1, -1], [0, 1]])
+    found = evaluation.by_group(
+      np.zeros((2, 2)),
+      labels,
+      np.array([0, 1]),
+      class_names=_BINARY,
+      multi_label=True,
+    )
+    of_site = [v for n, v in found.items() if n.startswith('site/0/')]
+    self.assertLen(of_site, 8)
+    self.assertTrue(all(map(math.isnan, of_site)))
+    self.assertAlmostEqual(found['site/1/loss'], np.log(2))
+
   def test_a_class_without_labels_is_nan_and_left_out(self):
     logits = np.array([[3.0, 0, 0], [0, 3, 0], [0, 0, 3], [0, 3, 0]])
     labels = np.array([0, 1, 1, 1])

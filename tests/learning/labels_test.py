@@ -11,6 +11,7 @@ import tensorflow_federated as tff
 from tests.learning import unit_models
 from tff_medical import learning
 from tff_medical import runtime
+from tff_medical.learning import labels
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import mechanisms
@@ -54,6 +55,24 @@ class _LocalContextTest(parameterized.TestCase):
     self.enter_context(tff.framework.get_context_stack().install(context))
 
 
+class ValidTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('findings', [[-1, 0], [1, -1]], np.float32, 2, [True, True]),
+    ('integer_findings', [[-1, 0], [1, -2]], np.int64, 2, [True, False]),
+    ('classes', [-1, 1], np.int64, 2, [False, True]),
+    ('classes_as_floats', [-1, 1], np.float32, 2, [False, True]),
+    ('classes_in_a_column', [[-1], [1]], np.int64, 2, [False, True]),
+    ('one_output', [[-1], [1]], np.int64, 1, [False, True]),
+  )
+  def test_unknown_is_a_label_of_findings_alone(
+    self, values, dtype, outputs, expected
+  ):
+    found = labels.valid(
+      tf.constant(np.array(values, dtype)), tf.zeros((2, outputs))
+    )
+    self.assertEqual(found.numpy().tolist(), expected)
+
+
 class DpSgdTest(_LocalContextTest):
   def _process(self, multi_label=False, clip=None):
     return learning.build_dp_sgd(
@@ -81,7 +100,7 @@ class DpSgdTest(_LocalContextTest):
   def test_finding_that_is_not_0_or_1(self):
     process = self._process(multi_label=True)
     data = unit_models.units(0, 6, multi_label=True)
-    for label in (-1, 2, 2**62):
+    for label in (-2, 2, 2**62):
       self._assert_leaves_out(process, data, 'y', (5, 0, 1), label)
 
   def test_labels_of_padding_are_no_fault(self):
@@ -259,7 +278,7 @@ class DpFedAvgTest(parameterized.TestCase):
     y = np.eye(4, 2, dtype=np.float32)
     context = runtime.create_local_context(client_threads=1)
     with tff.framework.get_context_stack().install(context):
-      for value, broken in ((1.0, 0), (1e6, 1), (-1.0, 1), (np.nan, 1)):
+      for value, broken in ((1.0, 0), (1e6, 1), (-2.0, 1), (np.nan, 1)):
         data = y.copy()
         data[2, 1] = value
         found, metrics = _moved(process, [_dataset({'x': x, 'y': data})])

@@ -5,10 +5,12 @@ from __future__ import annotations
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+from scipy import special
 import tensorflow as tf
 
 from tff_medical import _validate
 from tff_medical import models
+from tff_medical.data import images
 
 
 def _images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -116,6 +118,42 @@ class LossTest(absltest.TestCase):
     loss = models.loss(multi_label=True)(np.array([[1, 1], [0, 1]]), logits)
     expected = (3 * np.log(2.0) + np.log(4 / 3)) / 4
     self.assertAlmostEqual(float(loss), expected, places=6)
+
+  def test_unknown_findings_are_no_part_of_loss_or_gradient(self):
+    self.assertEqual(models.UNKNOWN, images.UNKNOWN)
+    labels = np.array([[1, -1, 0], [-1, -1, 1], [-1, -1, -1]])
+    # What is predicted of an unknown finding is of no effect, however extreme.
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 3)).astype(np.float32)
+    loss = models.loss(multi_label=True)
+    for unknown in (0.0, -1e30, 1e30):
+      logits = tf.Variable(np.where(labels == -1, np.float32(unknown), values))
+      with tf.GradientTape() as tape:
+        found = loss(labels, logits)
+      p = special.expit(values)
+      first = -(np.log(p[0, 0]) + np.log(1 - p[0, 2])) / 2
+      expected = (first - np.log(p[1, 2]) + 0) / 3
+      self.assertAlmostEqual(float(found), expected, places=6)
+      gradient = np.zeros((3, 3))
+      gradient[0, [0, 2]] = np.array([p[0, 0] - 1, p[0, 2]]) / 2
+      gradient[1, 2] = p[1, 2] - 1
+      np.testing.assert_allclose(
+        tape.gradient(found, logits), gradient / 3, atol=1e-7
+      )
+
+  def test_masking_a_finding_is_dropping_it(self):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(6, 4)).astype(np.float32)
+    labels = rng.integers(0, 2, (6, 4))
+    masked = labels.copy()
+    masked[:, 2] = models.UNKNOWN
+    loss = models.loss(multi_label=True)
+    kept = [0, 1, 3]
+    self.assertAlmostEqual(
+      float(loss(masked, logits)),
+      float(loss(labels[:, kept], logits[:, kept])),
+      places=6,
+    )
 
 
 if __name__ == '__main__':

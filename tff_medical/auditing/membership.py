@@ -130,9 +130,10 @@ def attack(
   Args:
     member_probabilities: Probabilities [N, K] for images that trained the
       model.
-    member_labels: Integer classes [N] or, multi-label, 0 and 1 [N, K].
+    member_labels: Integer classes [N] or, multi-label, 0, 1 and -1 (unknown)
+      [N, K]. An image without a known label takes no part.
     other_probabilities: Probabilities [M, K] for other images.
-    other_labels: Integer classes [M] or, multi-label, 0 and 1 [M, K].
+    other_labels: Labels of the other images, [M] or [M, K].
   """
   data = data_structures.AttackInputData(
     loss_train=_losses(member_probabilities, member_labels),
@@ -172,11 +173,17 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Returns the cross-entropy of each image, summed over its labels."""
+  """Returns the cross-entropy of each image, a mean over its known labels.
+
+  A sum would tell the number of known labels rather than who is a member.
+  """
   if labels.ndim == 1:
     return -_log(probabilities)[np.arange(len(labels)), labels]
+  is_used = images_lib.has_label(labels)
+  labels, probabilities = labels[is_used], probabilities[is_used]
   right = np.where(labels == 1, probabilities, 1 - probabilities)
-  return -_log(right).sum(axis=1)
+  is_known = labels != images_lib.UNKNOWN
+  return -_log(right).mean(axis=1, where=is_known)
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ This module alone defines how pixels are scaled and how examples are laid out:
 | images | float32 [n, H, W, C] in 0..1 | [n] or [n, L]       | none           |
 | units  | float32 [n, K, H, W, C]      | [n, K] or [n, K, L] | float32 [n, K] |
 
-y is an int64 class index, or float32 0 or 1 for each of L findings. mask is 1
-for an image and 0 for padding. K is the largest number of images of a unit.
-Pixels are held as uint8 until they are read and scaled, once.
+y is an int64 class index, or float32 0, 1 or `images.UNKNOWN` for each of L
+findings. mask is 1 for an image and 0 for padding. K is the largest number of
+images of a unit. Pixels are held as uint8 until they are read and scaled, once.
 
 >>> scaled(np.array([0, 51, 255], np.uint8)).tolist()
 [0.0, 0.20000000298023224, 1.0]

@@ -7,7 +7,7 @@ on no patient being in two splits. Nothing here imports TensorFlow.
 
 Images are uint8 [N, H, W, C] in 0..255 with C of 1 or 3. They are an array, or
 `pixels.Pixels` that are read on demand. Labels are int64 [N] class indices, or
-int64 [N, L] of 0 and 1 for multi-label data. Sites and patients are int64 [N]
+int64 [N, L] of 0, 1 and `UNKNOWN` for multi-label data. Sites and patients are int64 [N]
 or None. Sites index `ImageData.site_names`; patient numbers are unique over the
 whole data set.
 
@@ -37,6 +37,10 @@ from tff_medical import _validate
 from tff_medical.data import pixels
 from tff_medical.data.decoders import decoded
 
+# Label of a finding of which nothing is known. The loss and the metrics leave it
+# out; `models` has the same number.
+UNKNOWN = -1
+
 SPLIT_NAMES = ('train', 'validation', 'test')
 
 # Origins of a data set.
@@ -55,7 +59,7 @@ class Split:
     images: Pixels, uint8 [N, H, W, C] in 0..255, where C is 1 (grey) or 3
       (RGB); in memory, or stored as `pixels.Pixels`. `rows` and `batches` read
       both.
-    labels: Class indices, int64 [N], or 0 and 1, int64 [N, L].
+    labels: Class indices, int64 [N], or 0, 1 and `UNKNOWN`, int64 [N, L].
     sites: Index of each image's site (hospital, scanner), int64 [N], or None.
     patients: Patient number of each image, int64 [N]; None if unknown.
   """
@@ -68,14 +72,15 @@ class Split:
   def __post_init__(self) -> None:
     _check_images(self.images)
     _check_integers('labels', self.labels, len(self.images), dims=(1, 2))
-    if self.labels.size and self.labels.min() < 0:
-      raise _validate.InputError(
-        f'labels must be 0 or more, got {self.labels.min()}'
-      )
-    if self.labels.ndim == 2 and self.labels.size and self.labels.max() > 1:
-      raise _validate.InputError(
-        f'multi-label labels must be 0 or 1, got {self.labels.max()}'
-      )
+    if self.labels.size:
+      low, high = self.labels.min(), self.labels.max()
+      if self.labels.ndim == 1 and low < 0:
+        raise _validate.InputError(f'labels must be 0 or more, got {low}')
+      if self.labels.ndim == 2 and (low < UNKNOWN or high > 1):
+        raise _validate.InputError(
+          f'multi-label labels must be 0 or 1, or {UNKNOWN} where unknown, got '
+          f'{low if low < UNKNOWN else high}'
+        )
     for name in ('sites', 'patients'):
       values = getattr(self, name)
       if values is not None:
@@ -278,7 +283,15 @@ class ImageData:
         f'{where} images have shape {split.image_shape} but train images '
         f'{self.image_shape}; make all images the same size'
       )
-    check_labels(where, split.labels, self.num_classes, self.multi_label)
+    check_labels(
+      where,
+      split.labels,
+      self.num_classes,
+      self.multi_label,
+      may_be_unknown=True,
+    )
+    if name != 'validation':
+      check_has_label(where, split.labels)
     if split.sites is not None:
       if split.sites.min() < 0 or split.sites.max() >= len(self.site_names):
         raise _validate.InputError(
@@ -304,7 +317,12 @@ class ImageData:
 
 
 def check_labels(
-  where: str, labels: np.ndarray, num_classes: int, multi_label: bool
+  where: str,
+  labels: np.ndarray,
+  num_classes: int,
+  multi_label: bool,
+  *,
+  may_be_unknown: bool = False,
 ) -> None:
   """Raises `InputError` unless labels fit the classes.
 
@@ -313,6 +331,7 @@ def check_labels(
     labels: Integers [N], or [N, L] for multi-label data.
     num_classes: Number of classes, or of findings L.
     multi_label: Whether labels are the 0 and 1 of several findings.
+    may_be_unknown: Whether findings may be `UNKNOWN`.
   """
   if labels.ndim != (2 if multi_label else 1):
     expected = f'[N, {num_classes}]' if multi_label else '[N]'
@@ -324,16 +343,43 @@ def check_labels(
       f'{where} labels must have {num_classes} columns, one per finding, '
       f'got {labels.shape[1]}'
     )
+  lowest = UNKNOWN if multi_label and may_be_unknown else 0
   highest = 1 if multi_label else num_classes - 1
-  wrong = np.flatnonzero(
-    ((labels < 0) | (labels > highest)).reshape(len(labels), -1).any(axis=1)
-  )
+  is_wrong = (labels < lowest) | (labels > highest)
+  wrong = np.flatnonzero(is_wrong.reshape(len(labels), -1).any(axis=1))
   if wrong.size:
     row = int(wrong[0])
     raise _validate.InputError(
-      f'{where} labels must lie in 0..{highest}, got '
+      f'{where} labels must lie in {lowest}..{highest}, got '
       f'{labels[row].tolist()} in row {row} (and {wrong.size - 1} more '
       'rows); the file is not of this data set or is damaged'
+    )
+
+
+def has_label(labels: np.ndarray) -> np.ndarray:
+  """Returns which images have a known label, bool [N].
+
+  >>> has_label(np.array([[UNKNOWN, 0], [UNKNOWN, UNKNOWN]])).tolist()
+  [True, False]
+
+  Args:
+    labels: int64 [N], or int64 [N, L] with `UNKNOWN` findings.
+  """
+  is_known = labels != UNKNOWN
+  return is_known if labels.ndim == 1 else is_known.any(axis=1)
+
+
+def check_has_label(where: str, labels: np.ndarray) -> None:
+  """Raises `InputError` if all findings of all images are unknown.
+
+  Args:
+    where: What to call the images in the message.
+    labels: int64 [N], or int64 [N, L], N at least 1.
+  """
+  if not has_label(labels).any():
+    raise _validate.InputError(
+      f'{where} has {len(labels)} images but no known label; give the labels of '
+      'some of them'
     )
 
 

@@ -16,7 +16,7 @@ from tff_medical.data.preparing import near_duplicates
 
 # Of data without sites, for a table.
 ALL = 'all'
-# Of images without any finding.
+# Of images whose findings are all known to be absent.
 NO_FINDING = 'no finding'
 _LEVELS = 256
 
@@ -118,12 +118,13 @@ def by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
   Args:
     labels: int64 [N], or int64 [N, L], for which C is L + 1: the last column is
-      that of images without a finding.
+      that of images whose findings are all known to be absent. An unknown
+      finding counts for no column.
     num_classes: Number of classes, or L.
   """
   if labels.ndim == 1:
     return labels[:, np.newaxis] == np.arange(num_classes)
-  none = ~labels.any(axis=1, keepdims=True)
+  none = (labels == 0).all(axis=1, keepdims=True)
   return np.concatenate([labels > 0, none], axis=1)
 
 

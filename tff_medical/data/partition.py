@@ -247,8 +247,9 @@ def _gather(
 def _unit_labels(labels: np.ndarray, units: list[np.ndarray]) -> np.ndarray:
   """Returns one label per unit, as consecutive numbers from 0."""
   if labels.ndim == 2:
-    counts = labels.sum(axis=0)
-    has_finding = np.array([labels[unit].any(axis=0) for unit in units])
+    is_present = labels > 0  # An unknown finding counts as an absent one.
+    counts = is_present.sum(axis=0)
+    has_finding = np.array([is_present[unit].any(axis=0) for unit in units])
     ranked = np.where(has_finding, counts, np.iinfo(np.int64).max)
     chosen = np.where(
       has_finding.any(axis=1), ranked.argmin(axis=1), len(counts)

@@ -4,9 +4,11 @@ Scores [N, K] and labels give an ordered mapping of floats with flat, stable
 names: `loss`, `accuracy`, `balanced_accuracy`, `auc`, and for each class
 `sensitivity/CLASS` and `specificity/CLASS`. For each site the same metrics have
 the prefix `site/SITE/`. A metric that the labels do not determine, such as the
-sensitivity to a class without any label, is NaN and is left out of averages. If
+sensitivity to a class without any label, is NaN and is left out of averages.
+Findings that are unknown (`images.UNKNOWN`) are left out of every metric. If
 a score is not finite, as after diverged training, every metric is NaN.
 
+- loss: mean cross-entropy of the images; multi-label: of the known labels.
 - accuracy: share of correct classes; multi-label: share of correct labels.
 - balanced accuracy: mean sensitivity of the classes; multi-label: mean over the
   labels of (sensitivity + specificity) / 2.
@@ -40,6 +42,7 @@ import tensorflow as tf
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.data import examples
+from tff_medical.data import images as images_lib
 from tff_medical.data import pixels
 
 _EPSILON = 1e-15  # A probability of 0 costs a loss of 35, not infinity.
@@ -60,7 +63,8 @@ def evaluate(
   Args:
     model: Keras model from float32 [N, H, W, C] in 0..1 to logits [N, K].
     images: Images, uint8 [N, H, W, C], in memory or stored.
-    labels: Integer classes [N] or, multi-label, 0 and 1 [N, K].
+    labels: Integer classes [N] or, multi-label, 0, 1 and -1
+      (unknown) [N, K].
     class_names: Names of the K classes, which become part of metric names.
     multi_label: Whether the K outputs are independent labels.
     sites: Site of each image, [N], as numbers or names.
@@ -119,7 +123,8 @@ def metrics(
 
   Args:
     scores: Logits or probabilities [N, K], N at least 1.
-    labels: Integer classes [N] or, multi-label, 0 and 1 [N, K].
+    labels: Integer classes [N] or, multi-label, 0, 1 and -1
+      (unknown) [N, K].
     class_names: Names of the K classes, which become part of metric names.
     multi_label: Whether the K scores are independent labels.
     from_logits: Whether `scores` are logits rather than probabilities.
@@ -128,13 +133,13 @@ def metrics(
     The metrics of the module docstring.
   """
   labels = _checked_labels(scores, labels, class_names, multi_label)
-  truth = labels if multi_label else np.eye(len(class_names))[labels]
+  truth = labels if multi_label else np.eye(len(class_names), dtype=int)[labels]
   logits = scores.astype(np.float64)
   if not from_logits:
     logits = _logits(logits, multi_label)
   values = np.full(4 + 2 * len(class_names), np.nan)
   if np.isfinite(logits).all():
-    values = _values(logits, truth.astype(bool), multi_label)
+    values = _values(logits, truth, multi_label)
   names = ['loss', 'accuracy', 'balanced_accuracy', 'auc']
   names += [f'sensitivity/{name}' for name in class_names]
   names += [f'specificity/{name}' for name in class_names]
@@ -155,7 +160,8 @@ def by_group(
 
   Args:
     scores: Logits or probabilities [N, K].
-    labels: Integer classes [N] or, multi-label, 0 and 1 [N, K].
+    labels: Integer classes [N] or, multi-label, 0, 1 and -1
+      (unknown) [N, K].
     groups: Group of each image, [N], as numbers or names.
     class_names: Names of the K classes, which become part of metric names.
     multi_label: Whether the K scores are independent labels.
@@ -187,22 +193,24 @@ def by_group(
 def _values(
   logits: np.ndarray, truth: np.ndarray, multi_label: bool
 ) -> np.ndarray:
-  """Returns the metrics in order, from finite logits and bool truth [N, K]."""
+  """Returns the metrics in order, from finite logits and truth [N, K]."""
+  present, absent = truth == 1, truth == 0
   if multi_label:
     predicted = logits >= 0
-    losses = np.logaddexp(0, logits) - truth * logits
-    right = predicted == truth
+    is_known = present | absent
+    losses = (np.logaddexp(0, logits) - present * logits)[is_known]
+    right = (predicted == present)[is_known]
     ranks = logits
   else:
     choice = logits.argmax(axis=1)
     predicted = np.eye(truth.shape[1], dtype=bool)[choice]
     ranks = special.log_softmax(logits, axis=1)
-    losses = -ranks[truth]
-    right = predicted[truth]
-  sensitivity = _ratio((predicted & truth).sum(0), truth.sum(0))
-  specificity = _ratio((~predicted & ~truth).sum(0), (~truth).sum(0))
+    losses = -ranks[present]
+    right = predicted[present]
+  sensitivity = _ratio((predicted & present).sum(0), present.sum(0))
+  specificity = _ratio((~predicted & absent).sum(0), absent.sum(0))
   balanced = (sensitivity + specificity) / 2 if multi_label else sensitivity
-  overall = (losses.mean(), right.mean(), _mean(balanced), _auc(ranks, truth))
+  overall = (_mean(losses), _mean(right), _mean(balanced), _auc(ranks, truth))
   return np.concatenate([overall, sensitivity, specificity])
 
 
@@ -211,11 +219,13 @@ def _auc(ranks: np.ndarray, truth: np.ndarray) -> float:
 
   For two classes both columns have the same area, the one of class 1.
   """
-  areas = [
-    sklearn_metrics.roc_auc_score(truth[:, k], ranks[:, k])
-    for k in range(truth.shape[1])
-    if 0 < truth[:, k].sum() < len(truth)
-  ]
+  areas = []
+  for column, scores in zip(truth.T, ranks.T):
+    is_known = column != images_lib.UNKNOWN
+    if len(np.unique(column[is_known])) == 2:
+      areas.append(
+        sklearn_metrics.roc_auc_score(column[is_known], scores[is_known])
+      )
   return _mean(np.array(areas))
 
 
@@ -257,9 +267,11 @@ def _checked_labels(
       f'labels must be integers {list(shape)}, '
       f'got {labels.dtype} {list(labels.shape)}'
     )
+  lowest = images_lib.UNKNOWN if multi_label else 0
   highest = 1 if multi_label else classes - 1
-  if labels.min() < 0 or labels.max() > highest:
+  if labels.min() < lowest or labels.max() > highest:
     raise _validate.InputError(
-      f'labels must lie in 0..{highest}, got {labels.min()}..{labels.max()}'
+      f'labels must lie in {lowest}..{highest}, got '
+      f'{labels.min()}..{labels.max()}'
     )
   return labels.astype(np.int64)

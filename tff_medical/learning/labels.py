@@ -7,14 +7,15 @@ that holds one counts as broken.
 
 The shape of the labels, beside the model's output [N, K], gives their meaning.
 Labels [N] are classes 0 to K - 1 (0 or 1 if K is 1). Labels [N, K] are 0 or 1
-for each of several findings. A model without classes, with output [N] or [N, 1]
+for each of several findings, or -1 for a finding that is unknown and that the
+loss has to leave out, as `models.loss` does. A model without classes, with output [N] or [N, 1]
 and float labels, is left alone: one finding cannot be told from a regression
 target.
 
 >>> output = tf.zeros([3, 2])
 >>> valid(tf.constant([0, 1, 2]), output).numpy().tolist()
 [True, True, False]
->>> findings = tf.constant([[0.0, 1.0], [0.5, 0.0], [1.0, 1.0]])
+>>> findings = tf.constant([[0.0, 1.0], [0.5, 0.0], [1.0, -1.0]])
 >>> valid(findings, output).numpy().tolist()
 [True, False, True]
 """
@@ -28,6 +29,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_medical import models
+
 
 def valid(labels: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
   """Returns for which labels a loss can be computed, bool [N].
@@ -40,6 +43,8 @@ def valid(labels: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
     are_findings = labels.dtype.is_integer or output.shape[1] != 1
     if labels.shape[1] == output.shape[1] and are_findings:
       allowed = tf.logical_or(tf.equal(labels, 0), tf.equal(labels, 1))
+      if labels.shape[1] > 1:  # A column alone may be one of classes.
+        allowed = tf.logical_or(allowed, tf.equal(labels, models.UNKNOWN))
       return tf.reduce_all(allowed, axis=1)
     if labels.shape[1] == 1 and labels.dtype.is_integer:  # Classes in a column.
       return valid(labels[:, 0], output)

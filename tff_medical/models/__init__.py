@@ -11,6 +11,7 @@
 from tff_medical.models.checks import check_federated
 from tff_medical.models.checks import restore_eager
 from tff_medical.models.factory import MODELS
+from tff_medical.models.factory import UNKNOWN
 from tff_medical.models.factory import build
 from tff_medical.models.factory import find
 from tff_medical.models.factory import loss
@@ -19,6 +20,7 @@ from tff_medical.models.own import ModelFunction
 
 __all__ = [
   'MODELS',
+  'UNKNOWN',
   'InitialModel',
   'ModelFunction',
   'build',

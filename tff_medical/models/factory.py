@@ -133,18 +133,43 @@ def _check_size(name: str, shape: tuple[int, int, int]) -> None:
     )
 
 
+# Label of a finding of which nothing is known, as in `data.images`.
+UNKNOWN = -1
+
+
+class _KnownBinaryCrossentropy(tf.keras.losses.Loss):
+  """Binary cross-entropy of each record, a mean over its known findings."""
+
+  def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    y_true = tf.cast(y_true, y_pred.dtype)
+    is_known = tf.not_equal(y_true, tf.cast(UNKNOWN, y_true.dtype))
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(
+      labels=y_true, logits=y_pred
+    )
+    # No gradient passes to what is not chosen here.
+    losses = tf.where(is_known, losses, tf.zeros_like(losses))
+    return tf.math.divide_no_nan(
+      tf.reduce_sum(losses, axis=-1),
+      tf.reduce_sum(tf.cast(is_known, losses.dtype), axis=-1),
+    )
+
+
 def loss(multi_label: bool) -> tf.keras.losses.Loss:
-  """Returns the loss on logits, a mean over the batch and over any labels.
+  """Returns the loss on logits, a mean over the batch.
+
+  The loss of a multi-label record is the mean binary cross-entropy over its
+  known findings, and 0 if none is known. Unknown findings have no gradient.
 
   Args:
-    multi_label: Whether labels are 0/1 [N, K] instead of integer classes [N].
+    multi_label: Whether labels are 0, 1 and `UNKNOWN` [N, K] instead of integer
+      classes [N].
 
   Returns:
     Keras loss of (labels, logits [N, K]).
   """
   mean = tf.keras.losses.Reduction.SUM_OVER_BATCH_SIZE
   if multi_label:
-    return tf.keras.losses.BinaryCrossentropy(from_logits=True, reduction=mean)
+    return _KnownBinaryCrossentropy(reduction=mean)
   return tf.keras.losses.SparseCategoricalCrossentropy(
     from_logits=True, reduction=mean
   )

@@ -1,5 +1,6 @@
 """Tests of preparation: bad files, kills, changes, and what it gives away."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -182,6 +183,47 @@ class PreparationTest(parameterized.TestCase):
     self.assertEqual(asked, [])
     self.assertNotEqual(again.info['digest'], first.info['digest'])
     self.assertEqual(again.info['images_by_class']['c'], 1)
+
+  def _masked_table(self, unknown):
+    """Returns a table of two findings; those of row i are unknown[i % 2]."""
+    rows = [
+      image_table.Row(
+        row.where, row.path, (), row.site, row.patient,
+        split='train' if i < 12 else 'test', unknown=unknown[i % 2],
+      )
+      for i, row in enumerate(self.rows)
+    ]  # fmt: skip
+    rows = [dataclasses.replace(row, patient=row.path) for row in rows]
+    return image_table.build(
+      self.images, rows, multi_label=True, class_names=('a', 'b')
+    )
+
+  def test_unknown_findings_are_kept_and_counted_apart(self):
+    found = preparation.prepare(
+      self._masked_table((('a',), ())), options(self.temp)
+    )
+    self.assertEqual(found.info['images_by_class'], {'a': 0, 'b': 0})
+    self.assertEqual(found.info['unknown_by_class'], {'a': 9})
+    split = found.split(np.arange(18))
+    self.assertEqual((split.labels == -1).sum(axis=0).tolist(), [9, 0])
+    again = preparation.prepare(
+      self._masked_table(((), ())), options(self.temp)
+    )
+    self.assertNotEqual(again.info['digest'], found.info['digest'])
+    self.assertNotEqual(again.folder, found.folder)
+
+  def test_a_split_of_which_nothing_is_known_is_refused_before_decoding(self):
+    patched, asked = self._decoded()
+    with (
+      patched,
+      self.assertRaisesRegex(
+        _validate.InputError, 'train has 12 images but no known label'
+      ),
+    ):
+      preparation.prepare(
+        self._masked_table((('a', 'b'), ('a', 'b'))), options(self.temp)
+      )
+    self.assertEqual(asked, [])
 
   def test_the_digest_is_that_of_the_data(self):
     first, _ = self._prepare()

@@ -53,6 +53,13 @@ class SplittingTest(parameterized.TestCase):
       splitting.strata(np.array([0, 1, 0]), None).tolist(), [0, 1, 0]
     )
 
+  def test_unknown_findings_make_no_strata(self):
+    known = np.array([[1, 1], [1, 0], [0, 0], [1, 0], [0, 0]])
+    unknown = np.array([[1, 1], [1, -1], [-1, 0], [1, -1], [-1, -1]])
+    np.testing.assert_array_equal(
+      splitting.strata(unknown, None), splitting.strata(known, None)
+    )
+
 
 if __name__ == '__main__':
   absltest.main()

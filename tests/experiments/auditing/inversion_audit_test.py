@@ -1,6 +1,7 @@
 """Tests of gradient inversion in the audit, on tiny runs."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -26,6 +27,7 @@ from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.auditing import inversion
+from tff_medical.data import images
 
 _CLIENT = {
   'num_clients': 12,
@@ -179,6 +181,15 @@ class InversionAuditTest(parameterized.TestCase):
     inversion_audit.check(run, train, 60)
     with self.assertRaisesRegex(_validate.InputError, 'at most 60'):
       inversion_audit.check(run, train, 61)
+
+  def test_images_without_a_known_label_are_not_attacked(self):
+    run = self._unfinished(**_RECORD)
+    labels = np.full((60, 2), images.UNKNOWN)
+    labels[[3, 7, 20], 1] = 0
+    train = dataclasses.replace(run.load_data().train, labels=labels)
+    inversion_audit.check(run, train, 3)
+    with self.assertRaisesRegex(_validate.InputError, 'at most 3'):
+      inversion_audit.check(run, train, 4)
 
   def test_wrong_flag(self):
     command = '-m experiments.audit --run_dir=nowhere --inversion_images=-1'

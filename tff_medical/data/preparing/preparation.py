@@ -33,6 +33,7 @@ import tqdm
 
 from tff_medical import _files
 from tff_medical import _validate
+from tff_medical.data import images
 from tff_medical.data.decoders import decoding_pool
 from tff_medical.data.decoders import decoding_worker
 from tff_medical.data.decoders import resizing
@@ -126,6 +127,7 @@ class _Preparation:
     self._salt = _salt(options.prepared_dir)
     self._states = [_state(table.root / path, path) for path in table.paths]
     self._splits, self._split_rule = _splits(table)
+    self._check_labels()
     self._decoding_key = self._keyed('decoding', _plain_task(options.task))
     self._folder = options.prepared_dir / self._key()
     self._partial = self._folder.with_name(self._folder.name + _PARTIAL)
@@ -151,6 +153,14 @@ class _Preparation:
     os.rename(self._partial, self._folder)
     _files.sync_folder(self._folder.parent)
     return prepared.load(self._folder)
+
+  def _check_labels(self) -> None:
+    """Refuses splits that nothing is known of before an image is decoded."""
+    for name in ('train', 'test'):
+      number = images.SPLIT_NAMES.index(name)
+      labels = self._table.labels[self._splits == number]
+      if len(labels):
+        images.check_has_label(name, labels)
 
   # The keys and numbers that stand for names.
 

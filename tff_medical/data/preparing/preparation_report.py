@@ -57,6 +57,7 @@ def describe(
     'bad_files_by_site': bad,
     'images_by_split': _counts(columns['splits'], images.SPLIT_NAMES),
     'images_by_class': _class_counts(columns['labels'], table.class_names),
+    'unknown_by_class': _unknown_counts(columns['labels'], table.class_names),
     'images_by_site': _counts(columns['sites'], table.site_names)
     if 'sites' in columns
     else {},
@@ -76,8 +77,18 @@ def _counts(values: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
 
 def _class_counts(labels: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
   if labels.ndim == 2:
-    return dict(zip(names, labels.sum(axis=0).tolist()))
+    return dict(zip(names, (labels == 1).sum(axis=0).tolist()))
   return _counts(labels, names)
+
+
+def _unknown_counts(
+  labels: np.ndarray, names: tuple[str, ...]
+) -> dict[str, int]:
+  """Returns the number of unknown labels of each finding that has some."""
+  if labels.ndim == 1:
+    return {}
+  counts = (labels == images.UNKNOWN).sum(axis=0).tolist()
+  return {name: count for name, count in zip(names, counts) if count}
 
 
 def duplicates(pixels: np.ndarray, splits: np.ndarray) -> dict[str, Any]:

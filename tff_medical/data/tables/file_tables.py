@@ -100,7 +100,8 @@ def read(
       image_table.Row(
         where=where,
         path=found,
-        labels=label,
+        labels=label.present,
+        unknown=label.unknown,
         site=_cell(cells, columns.site),
         patient=_patient(
           files.root, found, where, cells, columns.patient, dicom_patients

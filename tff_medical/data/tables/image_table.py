@@ -42,6 +42,8 @@ _NO_PATIENT = frozenset(
   'anonymized anonymised anon not_available'.split()
 ) | {'', '#n/a', '<na>', 'not available', 'not known'}
 MISSING_PATIENTS = ('refuse', 'own', 'leave_out')
+# Fields of rows that errors call otherwise.
+_SAID = {'unknown': 'unknown labels'}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -52,6 +54,8 @@ class Row:
     where: What an error calls the row.
     path: The file, relative to the folder of the images.
     labels: Names of its classes: one, or any number with several findings.
+    unknown: Names of findings that are neither known to be there nor known not
+      to be; with several findings only.
     site: Name of the site, or None where sites are unknown.
     patient: Text that tells patients of a site apart, or None where none are
       known.
@@ -64,6 +68,7 @@ class Row:
   site: str | None = None
   patient: str | None = None
   split: str | None = None
+  unknown: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -73,7 +78,8 @@ class ImageTable:
   Attributes:
     root: The folder of the images.
     paths: Files relative to it, [N].
-    labels: int64 [N] class indices, or int64 [N, L] of 0 and 1.
+    labels: int64 [N] class indices, or int64 [N, L] of 0, 1 and
+      `images.UNKNOWN`.
     class_names: One name a class or finding.
     multi_label: Whether an image may have several findings, or none.
     sites: int64 [N] indices of `site_names`, or None where sites are unknown.
@@ -158,6 +164,7 @@ def build(
       f'images need at least 2 classes, got {", ".join(map(repr, class_names))}; '
       'check the column or the folders of the labels'
     )
+  labels = _numbered_labels(rows, class_names, multi_label)
   sites, site_names = _numbered_sites(rows)
   splits = _numbered_splits(rows)
   patients = None
@@ -168,7 +175,7 @@ def build(
   return ImageTable(
     root=root,
     paths=tuple(row.path for row in rows),
-    labels=_numbered_labels(rows, class_names, multi_label),
+    labels=labels,
     class_names=tuple(class_names),
     multi_label=multi_label,
     sites=sites,
@@ -177,7 +184,7 @@ def build(
     splits=splits,
     num_rows=num_rows,
     ignored=ignored,
-    notes=(*notes, *more),
+    notes=(*notes, *more, *_notes_of_unknown(labels)),
   )
 
 
@@ -262,16 +269,16 @@ def _merged(rows: Sequence[Row]) -> list[Row]:
     other = kept.setdefault(row.path, row)
     if other is row:
       continue
-    for name in ('labels', 'site', 'patient', 'split'):
+    for name in ('labels', 'unknown', 'site', 'patient', 'split'):
       first, second = getattr(other, name), getattr(row, name)
-      if name == 'labels':
+      if name in ('labels', 'unknown'):
         first, second = sorted(first), sorted(second)
       if first != second:
         # Neither value is shown where it tells who the patient is.
         values = '' if name == 'patient' else f' ({first!r} and {second!r})'
         raise _validate.InputError(
           f'{other.where} and {row.where} name the same image with different '
-          f'{name}{values}; keep the right one'
+          f'{_SAID.get(name, name)}{values}; keep the right one'
         )
   return list(kept.values())
 
@@ -352,7 +359,20 @@ def _numbered_labels(
   for i, row in enumerate(rows):
     for name in row.labels:
       labels[i, number[name]] = 1
+    for name in row.unknown:
+      labels[i, number[name]] = images.UNKNOWN
   return labels
+
+
+def _notes_of_unknown(labels: np.ndarray) -> tuple[str, ...]:
+  unknown = int((labels == images.UNKNOWN).sum())
+  if not unknown:
+    return ()
+  without = int((~images.has_label(labels)).sum())
+  return (
+    f'{unknown} of {labels.size} labels are unknown and masked; {without} images '
+    'have no known label.',
+  )
 
 
 def _check_one_split(

@@ -3,10 +3,14 @@
 One column with a class a row; one column with several findings in a cell, by a
 separator, with a word for none; several columns of 0 and 1, either findings or,
 with `one_hot`, classes of which each row has exactly one. Uncertain (-1) and
-blank cells are a choice that is asked for: as 0, as 1, or the image left out.
+blank cells are a choice that is asked for: as 0, as 1, the image left out, or,
+among several columns of findings, the single finding masked. A masked finding
+is unknown: the loss and the metrics leave it out (U-Ignore of Irvin et al. 2019,
+arXiv 1901.07031).
 
-No loss of this project masks single findings, so that `ignore`, which others
-offer, is refused by name.
+>>> form = LabelForm(('Edema', 'Effusion'), uncertain='mask')
+>>> read(form, [('row 2', {'Edema': '-1', 'Effusion': '1'})])
+[Labels(present=('Effusion',), unknown=('Edema',))]
 """
 
 from __future__ import annotations
@@ -14,16 +18,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import dataclasses
 import re
+from typing import NamedTuple
 
 from tff_medical import _validate
 from tff_medical.data.tables import image_paths
 from tff_medical.data.tables import image_table
 
-CHOICES = ('0', '1', 'leave_out')
+MASK = 'mask'
+CHOICES = ('0', '1', 'leave_out', MASK)
 _BLANK = frozenset(('', 'nan', '<na>'))
 _NUMBERS = {
   '0': 0, '0.0': 0, 'false': 0, 'no': 0, '1': 1, '1.0': 1, 'true': 1, 'yes': 1,
 }  # fmt: skip
+
+
+class Labels(NamedTuple):
+  """Labels of a row.
+
+  Attributes:
+    present: Names of its classes: one, or any number with several findings.
+    unknown: Names of the findings that are masked.
+  """
+
+  present: tuple[str, ...]
+  unknown: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +90,7 @@ class LabelForm:
         'label_separator; leave it out'
       )
     for name in ('uncertain', 'blank'):
-      _check_choice(name, getattr(self, name))
+      self._check_choice(name, getattr(self, name))
 
   @property
   def multi_label(self) -> bool:
@@ -86,18 +104,39 @@ class LabelForm:
     """The classes, if the columns name them; else ()."""
     return self.columns if len(self.columns) > 1 else ()
 
+  @property
+  def can_mask(self) -> bool:
+    """Whether cells are single findings, which may be masked one by one."""
+    return len(self.columns) > 1 and not self.one_hot
 
-def _check_choice(name: str, choice: str | None) -> None:
-  if choice is None or choice in CHOICES:
-    return
-  hint = ''
-  if choice == 'ignore':
-    hint = (
-      '; no loss here masks single findings: leave_out leaves the image out'
-    )
-  raise _validate.InputError(
-    f'{name} must be one of {", ".join(CHOICES)}, got {choice!r}{hint}'
-  )
+  def choices(self, kind: str) -> tuple[str, ...]:
+    """Returns what cells may count as.
+
+    Args:
+      kind: `uncertain` or `blank`.
+    """
+    if self.can_mask:
+      return CHOICES
+    if kind == 'uncertain' or len(self.columns) > 1:
+      return tuple(choice for choice in CHOICES if choice != MASK)
+    return ('leave_out',)
+
+  def _check_choice(self, name: str, choice: str | None) -> None:
+    if choice is None:
+      return
+    if choice not in CHOICES:
+      hint = (
+        f'; {MASK} leaves the single finding out' if choice == 'ignore' else ''
+      )
+      raise _validate.InputError(
+        f'{name} must be one of {", ".join(CHOICES)}, got {choice!r}{hint}'
+      )
+    if choice == MASK and not self.can_mask:
+      raise _validate.InputError(
+        f'{name}={MASK} needs several label_columns that are findings, got '
+        f'{", ".join(self.columns)}{" with one_hot" if self.one_hot else ""}; '
+        'choose leave_out, which leaves the image out'
+      )
 
 
 # Cells that the form may say how to read, as an error calls them.
@@ -115,7 +154,7 @@ class Problem:
 
 def read(
   form: LabelForm, rows: Sequence[tuple[str, Mapping[str, str]]]
-) -> list[tuple[str, ...] | None]:
+) -> list[Labels | None]:
   """Returns the labels of each row, or None for a row that is left out.
 
   Args:
@@ -149,8 +188,7 @@ def _refuse(form: LabelForm, problems: list[Problem]) -> None:
       places = image_table.named_rows(
         [f'{p.where}, column {p.column!r}' for p in cells]
       )
-      several = kind == 'uncertain' or len(form.columns) > 1
-      allowed = ', '.join(CHOICES) if several else 'leave_out'
+      allowed = ', '.join(form.choices(kind))
       parts.append(
         f'{len(cells)} labels are {_ASKED[kind]} ({places}): choose what they '
         f'count as with --{kind}={allowed}'
@@ -163,7 +201,7 @@ def _of_cell(
   where: str,
   cells: Mapping[str, str],
   problems: list[Problem],
-) -> tuple[str, ...] | None:
+) -> Labels | None:
   """Reads the one column of labels."""
   column = form.columns[0]
   text = image_paths.normal(cells[column])
@@ -177,13 +215,13 @@ def _of_cell(
   if text == '-1':
     if form.uncertain is None:
       problems.append(Problem(where, 'uncertain', column))
-    return (form.uncertain,) if form.uncertain in ('0', '1') else None
-  return (text,)
+    return Labels((form.uncertain,)) if form.uncertain in ('0', '1') else None
+  return Labels((text,))
 
 
 def _of_findings(
   form: LabelForm, where: str, text: str, problems: list[Problem]
-) -> tuple[str, ...]:
+) -> Labels:
   """Reads several findings in a cell."""
   names = [image_paths.normal(n) for n in text.split(form.separator or '|')]
   names = [_plain_number(name) for name in names if name]
@@ -198,7 +236,7 @@ def _of_findings(
         form.columns[0],
       )
     )
-  return tuple(dict.fromkeys(found))
+  return Labels(tuple(dict.fromkeys(found)))
 
 
 def _of_columns(
@@ -206,9 +244,10 @@ def _of_columns(
   where: str,
   cells: Mapping[str, str],
   problems: list[Problem],
-) -> tuple[str, ...] | None:
+) -> Labels | None:
   """Reads several columns of 0 and 1."""
   found: list[str] = []
+  unknown: list[str] = []
   is_left_out = False
   for column in form.columns:
     text = cells[column].strip().casefold()
@@ -216,6 +255,8 @@ def _of_columns(
     if value is None:
       choice = _choice(form, where, column, cells[column], problems)
       is_left_out |= choice == 'leave_out'
+      if choice == MASK:
+        unknown.append(column)
       value = int(choice == '1')
     if value:
       found.append(column)
@@ -231,7 +272,7 @@ def _of_columns(
         form.columns[0],
       )
     )
-  return tuple(found)
+  return Labels(tuple(found), tuple(unknown))
 
 
 def _choice(

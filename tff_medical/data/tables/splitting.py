@@ -75,9 +75,11 @@ def strata(labels: np.ndarray, sites: np.ndarray | None) -> np.ndarray:
     sites: int64 [N], or None.
   """
   if labels.ndim == 2:
-    rarity = np.where(labels > 0, labels.sum(axis=0), len(labels) + 1)
+    # Unknown findings count as little as absent ones.
+    present = labels > 0
+    rarity = np.where(present, present.sum(axis=0), len(labels) + 1)
     labels = np.where(
-      labels.any(axis=1), rarity.argmin(axis=1), labels.shape[1]
+      present.any(axis=1), rarity.argmin(axis=1), labels.shape[1]
     )
   keys = labels if sites is None else labels * (sites.max() + 1) + sites
   return np.unique(keys, return_inverse=True)[1].astype(np.int64)
