@@ -97,10 +97,10 @@ EXACT = {
     _SEQUENCE,
     lambda x: layers.MultiHeadAttention(2, 3)(x, x),
   ),
-  'p_relu': (_IMAGE, lambda x: layers.PReLU()(x - 0.5)),
+  'p_relu': (_IMAGE, lambda x: layers.PReLU()(_centred(x))),
   'p_relu_shared': (
     _IMAGE,
-    lambda x: layers.PReLU(shared_axes=(1, 2))(x - 0.5),
+    lambda x: layers.PReLU(shared_axes=(1, 2))(_centred(x)),
   ),
   'recurrent_cells': (
     _SEQUENCE,
@@ -154,8 +154,16 @@ WITHOUT_WEIGHTS = frozenset(
 )
 
 
+# Keras layers alone: a model with a TensorFlow operation cannot be built in
+# eager mode after TFF has built another one in a graph.
+
+
 def _twice(layer, x):
-  return layer(tf.nn.tanh(layer(x)))
+  return layer(layers.Activation('tanh')(layer(x)))
+
+
+def _centred(x):
+  return layers.Rescaling(1.0, offset=-0.5)(x)
 
 
 def keras_model(shape, apply):
