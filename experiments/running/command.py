@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 import sys
 import typing
 
-from absl import app
 from absl import flags
 from absl import logging
 
@@ -78,10 +77,11 @@ def run(
   (`endings`). `main` returns the exit code, or None for 0.
   """
   endings.install()
-  app.run(
-    lambda argv: call(main, argv[1:]) if takes_arguments else call(main),
-    flags_parser=lambda argv: parse(takes_arguments=takes_arguments),
-  )
+  rest = parse(takes_arguments=takes_arguments)[1:]
+  logging.use_absl_handler()
+  # Not by absl's app.run, within which Keras models cannot be built if `main` is
+  # the first to import TensorFlow.
+  sys.exit(call(main, rest) if takes_arguments else call(main))
 
 
 def call(main: Callable[..., int | None], *arguments: Sequence[str]) -> int:

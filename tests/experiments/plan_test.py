@@ -4,6 +4,8 @@ import contextlib
 import csv
 import io
 import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 from absl import flags as absl_flags
@@ -28,6 +30,18 @@ def _run(*arguments):
 
 
 class PlanTest(parameterized.TestCase):
+  def test_the_command_counts_the_parameters_of_the_model(self):
+    done = subprocess.run(
+      [sys.executable, '-m', 'experiments.plan', '--epsilons=8', '--rounds=5'],
+      cwd=pathlib.Path(__file__).resolve().parents[2],
+      capture_output=True,
+      check=False,
+      text=True,
+    )
+    self.assertEqual((done.returncode, done.stderr), (0, ''))
+    expected = _run('--epsilons=8', '--num_parameters=14260', '--rounds=5')
+    self.assertEqual(done.stdout, expected)
+
   def test_a_line_for_each_unit_and_epsilon(self):
     printed = _run('--epsilons=2,1', '--num_parameters=5000', '--rounds=20')
     lines = [x.split() for x in printed.splitlines()]
