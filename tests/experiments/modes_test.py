@@ -80,6 +80,8 @@ def _other_value(field):
   if field.metadata['choices']:
     return next(c for c in field.metadata['choices'] if c != default)
   low, high = field.metadata['low'], field.metadata['high']
+  if field.name == 'augment':
+    return 'flip'
   whole = isinstance(low, int)
   value = default / 2 if default else min(2, high / 2)
   if whole:
@@ -95,6 +97,8 @@ def _needed(mode, name):
     if fields.of(mode)[other].default not in allowed:
       choices = fields.of(mode)[other].metadata['choices'] or allowed
       found[other] = next(a for a in allowed if a in choices)
+  if name == 'augment' and 'augmentations' in fields.of(mode):
+    found['augmentations'] = 2
   return found
 
 

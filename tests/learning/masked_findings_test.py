@@ -18,6 +18,7 @@ from tff_medical import learning
 from tff_medical import models
 from tff_medical import runtime
 from tff_medical.data import images
+from tff_medical.learning import exact_gradients
 from tff_medical.learning import unit_gradients
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import mechanisms
@@ -66,14 +67,20 @@ def _gradients_of_layer(weights, x, y):
 
 def _unit_gradients(model, data):
   """Returns [units, parameters] at the initial weights."""
+  way = exact_gradients.find_way(model)
   with tf.Graph().as_default() as graph:
-    batch = tf.nest.map_structure(tf.constant, data)
+    batch = collections.OrderedDict(
+      (name, tf.compat.v1.placeholder(spec.dtype, spec.shape))
+      for name, spec in unit_gradients.batch_spec(model).items()
+    )
     weights = tff.learning.models.ModelWeights(
       tuple(tf.constant(w) for w in model.initial_weights[0]), ()
     )
-    gradients = unit_gradients.unit_gradients(model, weights, batch)
+    gradients = unit_gradients.unit_gradients(model, way, weights, batch)
     with tf.compat.v1.Session(graph=graph) as session:
-      found = session.run(gradients)
+      found = session.run(
+        gradients, {batch[name]: data[name] for name in batch}
+      )
   return np.concatenate([g.reshape(len(g), -1) for g in found], axis=1)
 
 

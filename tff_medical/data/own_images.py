@@ -183,11 +183,11 @@ def _warn(found: prepared.Prepared) -> None:
       info['files'],
       found.folder / prepared.BAD_FILES,
     )
-  if info['split'] == 'made by image':
+  if info['split'] in (splitting.BY_IMAGE, splitting.BY_COPIES):
     logging.warning(
-      'The split is made by image, as no patients are known: images of one '
-      'patient may be in train and in test. Give the column or the folder of '
-      'the patients.'
+      'The split is %s, as no patients are known: images of one patient may be in '
+      'train and in test. Give the column or the folder of the patients.',
+      info['split'],
     )
   if info['patients'] is None and found.patients is not None:
     logging.warning(

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tff_medical import _validate
+from tff_medical.data import images
 from tff_medical.data.decoders import decoded
 from tff_medical.data.decoders import decoding_pool
 from tff_medical.data.decoders import decoding_worker
@@ -23,6 +24,7 @@ from tff_medical.data.preparing import preparation
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.preparing import prepared
 from tff_medical.data.tables import image_table
+from tff_medical.data.tables import splitting
 
 # Prepares in a process of its own, which may be killed.
 _PROGRAM = """
@@ -377,6 +379,72 @@ class PreparationTest(parameterized.TestCase):
     self.assertEqual(str(found.duplicates), '1 in both train and test')
     self.assertEqual(found.info['duplicates']['near_across'], {'test': 1})
     self.assertGreater(found.info['duplicates']['largest_group'], 1)
+
+
+class SplitByCopiesTest(absltest.TestCase):
+  """Images without patients, of which some are copies of others."""
+
+  def _prepare(self, groups, copies):
+    """Returns what is prepared of groups of copies, and each row's group."""
+    temp = pathlib.Path(self.create_tempdir().full_path)
+    (temp / 'images').mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(groups):
+      original = np.kron(rng.integers(9, 240, (6, 6)), np.ones((4, 4)))
+      for copy in range(copies):
+        turned = np.rot90(original, copy)
+        # The group is to be seen in a corner that decides nothing.
+        turned[0, 0] = number
+        path = f'{copy} {number}.png'
+        Image.fromarray(turned.astype(np.uint8)).save(temp / 'images' / path)
+        label = 'ab'[(number if groups > 1 else copy) % 2]
+        rows.append(
+          image_table.Row(
+            where=f'row {len(rows) + 2}', path=path, labels=(label,)
+          )
+        )
+    task = decoding_worker.Task(decoded.DecodingPolicy(), 24, None)
+    found = prepare(temp, rows, task=task)
+    return found, _pixels(found)[:, 0, 0, 0]
+
+  def test_no_group_is_divided(self):
+    found, group = self._prepare(groups=40, copies=3)
+    self.assertEqual(found.info['split'], splitting.BY_COPIES)
+    self.assertEqual(sum(found.info['duplicates']['near_across'].values()), 0)
+    splits = {}
+    for number, split in zip(group.tolist(), found.splits.tolist()):
+      self.assertEqual(splits.setdefault(number, split), split)
+    counts = np.bincount(list(splits.values()), minlength=3)
+    self.assertLen(splits, 40)
+    # 28, 4 and 8 are expected; the hash is fixed.
+    self.assertTrue((counts >= [20, 1, 3]).all(), counts)
+    for i, name in enumerate(images.SPLIT_NAMES):
+      rows = np.flatnonzero(found.splits == i)
+      stored = found.split(rows)
+      np.testing.assert_array_equal(
+        stored.rows(np.arange(len(rows)))[:, 0, 0, 0], group[rows], name
+      )
+      np.testing.assert_array_equal(stored.labels, group[rows] % 2)
+
+  def test_a_group_stays_when_images_are_added(self):
+    before, group = self._prepare(groups=40, copies=2)
+    splits = dict(zip(group.tolist(), before.splits.tolist()))
+    after, group = self._prepare(groups=50, copies=3)
+    moved = {
+      number
+      for number, split in zip(group.tolist(), after.splits.tolist())
+      if splits.get(number, split) != split
+    }
+    self.assertEmpty(moved)
+
+  def test_too_few_groups_are_split_by_image(self):
+    found, _ = self._prepare(groups=1, copies=18)
+    self.assertEqual(found.info['split'], splitting.BY_IMAGE)
+    # A quarter of the images are equal.
+    self.assertGreater(
+      sum(n for *_, n in found.info['duplicates']['across']), 0
+    )
 
 
 if __name__ == '__main__':

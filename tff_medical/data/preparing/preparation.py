@@ -34,9 +34,11 @@ import tqdm
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import pixels as pixels_lib
 from tff_medical.data.decoders import decoding_pool
 from tff_medical.data.decoders import decoding_worker
 from tff_medical.data.decoders import resizing
+from tff_medical.data.preparing import near_duplicates
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.preparing import preparation_report
 from tff_medical.data.preparing import preparation_reuse
@@ -333,24 +335,56 @@ class _Preparation:
       pixels[rows[is_kept]] = resizing.with_channels(stored[is_kept], channels)
     older.copy_to(pixels, start_of, channels)
     pixels.flush()
+    written = prepared.open_pixels(self._partial, shape)
     file_of_row = np.repeat(good, counts)
     columns = self._columns(file_of_row, several=bool((counts > 1).any()))
+    rule = self._split_rule
+    if rule == splitting.BY_IMAGE and 'patients' not in columns:
+      rule = self._split_by_copies(written, file_of_row, columns)
     self._write_npz(prepared.TABLE, columns)
     self._write_files(good, counts, starts, said)
     info = {
       'version': prepared.VERSION,
       'decoding_key': self._decoding_key,
       'policy': _plain_task(self._options.task),
-      'split': self._split_rule,
+      'split': rule,
       **preparation_report.describe(self._table, said, shape, columns),
     }
     info['duplicates'] = preparation_report.duplicates(
-      pixels, columns['splits']
+      written, columns['splits']
     )
     info['pixels_sha256'] = preparation_report.sha256(path)
     info['digest'] = preparation_report.digest(info, columns)
     del pixels
     _files.write_json(self._partial / prepared.INFO, info)
+
+  def _split_by_copies(
+    self,
+    stored: pixels_lib.StoredPixels,
+    files: np.ndarray,
+    columns: dict[str, np.ndarray],
+  ) -> str:
+    """Splits by groups of near copies, in place; returns the rule of the split.
+
+    A copy in another split than its original would make metrics too good. A
+    group has the hash of its first file, so that it stays where it is when
+    images are added behind it.
+    """
+    copies = near_duplicates.find({'all': stored})
+    if not copies.is_complete:
+      return splitting.BY_IMAGE
+    # Not the group's first row: rows are in the order of another split.
+    first_file = np.full(len(files), len(self._table.paths))
+    np.minimum.at(first_file, copies.groups, files)
+    names = [
+      self._table.paths[number] for number in first_file[copies.groups].tolist()
+    ]
+    strata = splitting.strata(columns['labels'], columns.get('sites'))
+    splits = splitting.split(names, strata, seed=_SPLIT_SEED)
+    if len(np.unique(splits)) < len(images.SPLIT_NAMES):
+      return splitting.BY_IMAGE  # There are too few groups.
+    columns['splits'] = splits
+    return splitting.BY_COPIES
 
   def _columns(
     self, files: np.ndarray, *, several: bool
@@ -438,13 +472,13 @@ def _pair(keyed: str) -> tuple[int, int]:
 def _splits(table: image_table.ImageTable) -> tuple[np.ndarray, str]:
   """Returns the split of each file, and where it comes from."""
   if table.splits is not None:
-    return table.splits, 'given'
+    return table.splits, splitting.GIVEN
   strata = splitting.strata(table.labels, table.sites)
   if table.patients is None:
     groups = list(table.paths)
   else:
     groups = ['\0'.join(patient) for patient in table.patients]
-  rule = 'made by image' if table.patients is None else 'made by patient'
+  rule = splitting.BY_IMAGE if table.patients is None else splitting.BY_PATIENT
   return splitting.split(groups, strata, seed=_SPLIT_SEED), rule
 
 

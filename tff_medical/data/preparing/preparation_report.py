@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tff_medical.data import images
+from tff_medical.data import pixels
 from tff_medical.data.preparing import near_duplicates
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.tables import image_table
@@ -91,10 +92,12 @@ def _unknown_counts(
   return {name: count for name, count in zip(names, counts) if count}
 
 
-def duplicates(pixels: np.ndarray, splits: np.ndarray) -> dict[str, Any]:
+def duplicates(
+  stored: pixels.StoredPixels, splits: np.ndarray
+) -> dict[str, Any]:
   """Returns the counts of equal and of nearly equal images."""
   by_split = {
-    name: pixels[slice(*np.searchsorted(splits, [i, i + 1]))]
+    name: pixels.select(stored, np.flatnonzero(splits == i))
     for i, name in enumerate(images.SPLIT_NAMES)
   }
   exact = images.find_duplicates(by_split)

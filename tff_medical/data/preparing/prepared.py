@@ -4,7 +4,7 @@ What `preparation` leaves, and `load` reads:
 
 | file | what it holds |
 |---|---|
-| `pixels.raw` | uint8 [N, H, W, C], rows of a split beside each other |
+| `pixels.raw` | uint8 [N, H, W, C], images of a file beside each other |
 | `table.npz` | labels, sites, salted patient numbers, splits: numbers alone |
 | `files.npz` | which rows come from which state of a file, as keyed hashes |
 | `prepared.json` | shape, names, counts by rule and site, duplicates, digests |
@@ -58,7 +58,7 @@ class Prepared:
     folder: Where it lies.
     info: What `prepared.json` says.
     labels: int64 [N] or [N, L].
-    splits: int64 [N], indices of `images.SPLIT_NAMES`, ascending.
+    splits: int64 [N], indices of `images.SPLIT_NAMES`.
     sites: int64 [N], or None.
     patients: int64 [N], salted numbers, or None.
   """

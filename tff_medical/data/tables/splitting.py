@@ -22,6 +22,12 @@ import numpy as np
 
 from tff_medical.data import images
 
+# Where the splits of own images come from.
+GIVEN = 'given'
+BY_PATIENT = 'made by patient'
+BY_COPIES = 'made by group of near copies'
+BY_IMAGE = 'made by image'
+
 VALIDATION_SHARE = 0.1
 TEST_SHARE = 0.2
 _TRAIN, _VALIDATION, _TEST = range(len(images.SPLIT_NAMES))
