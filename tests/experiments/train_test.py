@@ -329,7 +329,7 @@ class TrainTest(parameterized.TestCase):
     self._run(initial_model=public, rounds=1)
     own = str(self.output / 'saved_model')
     again = self.temp / 'again'
-    with self.assertRaisesRegex(_validate.InputError, 'breastmnist, too'):
+    with self.assertRaisesRegex(_validate.InputError, 'breastmnist as well'):
       self._run(initial_model=own, output_dir=str(again))
     self.assertFalse(again.exists())
     self._run(
