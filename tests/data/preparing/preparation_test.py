@@ -312,7 +312,7 @@ class PreparationTest(parameterized.TestCase):
     self.assertEqual(is_red.all(axis=(1, 2)).sum(), 1)
 
   def test_gives_no_patient_away(self):
-    with self.assertLogs(level='INFO') as logs:
+    with self.assertLogs('absl', level='INFO') as logs:
       found, _ = self._prepare()
     said = [' '.join(logs.output), json.dumps(found.info), repr(found)]
     for file in (self.temp / 'prepared').rglob('*'):
