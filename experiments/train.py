@@ -253,7 +253,9 @@ def show(given: settings_lib.Flags) -> None:
   print(dry_run.describe(parts))
 
 
-def main(read_flags: Callable[[], settings_lib.Flags], is_dry: bool) -> int:
+def main(
+  read_flags: Callable[[], settings_lib.Flags], is_dry: bool = False
+) -> int:
   """Runs the command; returns its exit code."""
   if is_dry:
     show(read_flags())

@@ -9,7 +9,7 @@ weights are random, so that the check knows nothing of the clients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import logging
@@ -23,6 +23,7 @@ import tensorflow_federated as tff
 from tff_medical import _validate
 from tff_medical.learning import labels as labels_lib
 from tff_medical.learning import unit_gradients
+from tff_medical.learning import unit_inputs
 
 _WAYS = (
   unit_gradients.by_rules,
@@ -94,18 +95,7 @@ def find_way(
 
 
 def _check_specs(model: tff.learning.models.FunctionalModel) -> None:
-  if not isinstance(model.input_spec, Mapping):
-    raise _validate.InputError(
-      "model.input_spec must be a mapping of 'x' and 'y', got "
-      f'{model.input_spec!r}; name its parts'
-    )
-  for name in ('x', 'y'):
-    spec = model.input_spec[name]
-    if not isinstance(spec, tf.TensorSpec):
-      raise _validate.InputError(
-        f'model.input_spec[{name!r}] must be one TensorSpec, got {spec!r}; '
-        'join its parts into one tensor'
-      )
+  for name, spec in zip(('x', 'y'), unit_inputs.of_model(model)):
     if spec.shape.rank is None or not spec.shape[1:].is_fully_defined():
       raise _validate.InputError(
         f'model.input_spec[{name!r}] must state every size after the batch, '
@@ -159,14 +149,10 @@ class _Reference:
       weights = _weight_placeholders(model)
       x, y = (
         tf.compat.v1.placeholder(spec.dtype, (None, *spec.shape[1:]))
-        for spec in (model.input_spec['x'], model.input_spec['y'])
+        for spec in unit_inputs.of_model(model)
       )
       output = model.predict_on_batch(weights, x, True)
-      if not tf.is_tensor(output):
-        raise _validate.InputError(
-          f'model must have one output, got {output!r}; join its outputs into '
-          'one tensor'
-        )
+      unit_inputs.check_output(output)
       gradients = _plain_gradients(model.loss(output, y), weights[0])
       self.names = tuple(_name(i, w) for i, w in enumerate(weights[0]))
       self._used = [i for i, g in enumerate(gradients) if g is not None]
@@ -233,10 +219,9 @@ class _Reference:
       _changed(rng, np.asarray(w), change)
       for w in self._model.initial_weights[0]
     )
-    x = _random_inputs(rng, self._model.input_spec['x'])
-    y = labels_lib.random_valid(
-      rng, _LAYOUT[:2], self._model.input_spec['y'], self._output_shape
-    )
+    x_spec, y_spec = unit_inputs.of_model(self._model)
+    x = _random_inputs(rng, x_spec)
+    y = labels_lib.random_valid(rng, _LAYOUT[:2], y_spec, self._output_shape)
     return weights, x, y
 
   def _sample(self, change: float) -> _Sample:
@@ -292,9 +277,9 @@ def _run(
       weights = _weight_placeholders(model)
       x, y = (
         tf.compat.v1.placeholder(spec.dtype, (None, None, *sizes))
-        for spec, sizes in (
-          (model.input_spec['x'], samples[0].x.shape[2:]),
-          (model.input_spec['y'], samples[0].y.shape[2:]),
+        for spec, sizes in zip(
+          unit_inputs.of_model(model),
+          (samples[0].x.shape[2:], samples[0].y.shape[2:]),
         )
       )
       mask = tf.compat.v1.placeholder(tf.float32, (None, None))
