@@ -229,6 +229,8 @@ class _Task:
       is_public=False,
       described='stand-in',
       name='stand-in',
+      largest_group=None,
+      decoding_policy=None,
     )
 
   def evaluate(self, weights: Any) -> dict[str, float]:
