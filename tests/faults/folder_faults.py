@@ -103,7 +103,7 @@ def _make_comparison(folder: pathlib.Path) -> None:
     run = run_folder.RunFolder(cells.cell_folder(folder, name))
     run.path.mkdir(parents=True)
     run.write_summary(_summary(auc=0.5 + 0.1 * number))
-    run_folder.files.write_json(run.config, _config())
+    run_folder._files.write_json(run.config, _config())
 
 
 def _config() -> dict[str, Any]:
