@@ -72,7 +72,8 @@ class OwnImageSettings:
   )
   split_column: Optional[str] = fields.setting(
     None,
-    'column of train, validation or test [split by patient, or else by image]',
+    'column of train, validation or test [split by patient, else by groups of '
+    'near copies, else by image]',
     only_if=_TABLE,
   )
   image_dir: Optional[str] = fields.setting(

@@ -41,6 +41,7 @@ from typing import Any
 import dp_accounting
 
 from tff_medical import _validate
+from tff_medical.privacy import interface
 from tff_medical.privacy import limits
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
@@ -157,19 +158,12 @@ class DistributedDpMechanism:
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""
-    return {
-      'mechanism': self.name,
-      'privacy_unit': self.privacy_unit,
-      'neighboring_relation': self.neighboring_relation.name.lower(),
-      'noise_multiplier': self.noise_multiplier,
-      'clip_steps': self.clip_steps,
-      'secure_summation': 'simulated',
-      'clipping': self.clipping.name,
-      **dataclasses.asdict(self.clipping),
-      'sampling': self.sampling.name,
-      'sampling_rate': self.sampling.rate,
-      **dataclasses.asdict(self.sampling),
-    }
+    return interface.described(
+      self,
+      self.clipping,
+      clip_steps=self.clip_steps,
+      secure_summation='simulated',
+    )
 
 
 def skellam_event(

@@ -189,15 +189,8 @@ class DpFtrlMechanism:
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""
-    return {
-      'mechanism': self.name,
-      'privacy_unit': self.privacy_unit,
-      'neighboring_relation': self.neighboring_relation.name.lower(),
-      'noise_multiplier': self.noise_multiplier,
-      'tree_height': self.tree_height,
-      'clipping': self.clipping.name,
-      **dataclasses.asdict(self.clipping),
-      'sampling': self.sampling.name,
-      'sampling_rate': self.sampling.rate,
-      **dataclasses.asdict(self.sampling),
-    }
+    return interface.described(
+      self,
+      self.clipping,
+      tree_height=self.tree_height,
+    )

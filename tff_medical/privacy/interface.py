@@ -7,6 +7,7 @@ and described like the others.
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from typing import Any, Protocol, TypeVar
 
@@ -62,6 +63,10 @@ class Sampler(Protocol):
 
 class Mechanism(Protocol):
   """States what is released, whom the guarantee protects, and the cost."""
+
+  @property
+  def name(self) -> str:
+    """Name of the algorithm in the ledger and the card."""
 
   @property
   def sampling(self) -> Sampler:
@@ -121,3 +126,28 @@ class ClientMechanism(Mechanism, Protocol):
 
 
 MechanismT = TypeVar('MechanismT', bound=Mechanism)
+
+
+def described(
+  mechanism: Mechanism, clipping: Any, **details: Any
+) -> dict[str, Any]:
+  """Returns what the description of every mechanism holds.
+
+  Args:
+    mechanism: Mechanism whose sampler is a dataclass with a `rate`.
+    clipping: Dataclass with a `name`, or None without clipping.
+    **details: Values of this mechanism alone.
+  """
+  sampling: Any = mechanism.sampling
+  return {
+    'mechanism': mechanism.name,
+    'privacy_unit': mechanism.privacy_unit,
+    'neighboring_relation': mechanism.neighboring_relation.name.lower(),
+    'noise_multiplier': mechanism.noise_multiplier,
+    **details,
+    'clipping': clipping.name if clipping else 'none',
+    **(dataclasses.asdict(clipping) if clipping else {}),
+    'sampling': sampling.name,
+    'sampling_rate': sampling.rate,
+    **dataclasses.asdict(sampling),
+  }

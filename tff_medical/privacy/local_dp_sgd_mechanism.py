@@ -30,6 +30,7 @@ import dp_accounting
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.privacy import interface
 from tff_medical.privacy import limits
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling as sampling_lib
@@ -149,15 +150,8 @@ class LocalDpSgdMechanism:
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""
-    return {
-      'mechanism': self.name,
-      'privacy_unit': self.privacy_unit,
-      'neighboring_relation': self.neighboring_relation.name.lower(),
-      'noise_multiplier': self.noise_multiplier,
-      'clipping': self.clipping.name if self.clipping else 'none',
-      **(dataclasses.asdict(self.clipping) if self.clipping else {}),
-      'sampling': self.sampling.name,
-      'sampling_rate': self.sampling.rate,
-      'epsilon_is_per_site': True,
-      **dataclasses.asdict(self.sampling),
-    }
+    return interface.described(
+      self,
+      self.clipping,
+      epsilon_is_per_site=True,
+    )

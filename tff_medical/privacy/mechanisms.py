@@ -215,16 +215,8 @@ class GaussianMechanism:
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""
-    clipping = self.clipping
-    return {
-      'mechanism': self.name,
-      'privacy_unit': self.privacy_unit,
-      'neighboring_relation': self.neighboring_relation.name.lower(),
-      'noise_multiplier': self.noise_multiplier,
-      'value_noise_multiplier': self.value_noise_multiplier,
-      'clipping': clipping.name if clipping else 'none',
-      **(dataclasses.asdict(clipping) if clipping else {}),
-      'sampling': self.sampling.name,
-      'sampling_rate': self.sampling.rate,
-      **dataclasses.asdict(self.sampling),
-    }
+    return interface.described(
+      self,
+      self.clipping,
+      value_noise_multiplier=self.value_noise_multiplier,
+    )
