@@ -308,6 +308,7 @@ def _with_canaries(
     model=task.model,
     seed=task.seed,
     initial_model=task.initial_model,
+    features=task.features,
     wrap=functools.partial(
       canaries_lib.with_canaries,
       canaries=canaries,
@@ -320,7 +321,7 @@ def _with_canaries(
   feed = canaries_lib.CanaryFeed(
     inner,
     canaries,
-    task.data.image_shape,
+    task.data.input_shape,
     (task.data.num_classes,) if task.data.multi_label else (),
     keeps_absent=mode.keeps_absent,
   )

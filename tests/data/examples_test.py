@@ -53,7 +53,8 @@ class ExamplesTest(parameterized.TestCase):
 
   def test_padding_is_not_read(self):
     split = mock.Mock(wraps=_split())
-    split.labels, split.image_shape = np.arange(6), (3, 2, 1)
+    split.labels, split.input_shape = np.arange(6), (3, 2, 1)
+    split.features = None
     examples.of_units(split, np.array([[2, examples.PADDING], [4, 5]]))
     ((rows,), _) = split.rows.call_args
     np.testing.assert_array_equal(rows, [2, 4, 5])

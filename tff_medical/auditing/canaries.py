@@ -1,8 +1,8 @@
 """Canaries: units whose contribution is a random direction of the auditor.
 
 Canaries enter a run as data. So the audited client work, clipping, noise and
-server are those of every run. The image of canary i has the value -i - 1 in
-every pixel, which no real image has. `with_canaries` returns a model whose loss
+server are those of every run. The image (or features) of canary i has the value
+-10**6 - i everywhere, which no real image has. `with_canaries` returns a model whose loss
 on such an image is linear in the weights. The gradient of that loss points
 along direction i and is far longer than the clip norm. A canary therefore sends
 its direction at the clip norm. This holds for the update of a client (Andrew et
@@ -35,7 +35,9 @@ from tff_medical.program import feeds
 # Length of a canary's contribution over the clip norm. It is large because
 # adaptive clipping may raise the clip norm during training.
 _OVER_CLIP_NORM = 1000.0
-_MAX_CANARIES = 2**24  # Float32 pixels are exact integers up to this number.
+_LOWEST = -1e6  # No pixel and no feature is as low as the value of a canary.
+# Float32 holds each integer of the values of so many canaries.
+_MAX_CANARIES = 2**24 + int(_LOWEST)
 _MAX_CHUNK_FLOATS = 2**23
 
 
@@ -65,13 +67,14 @@ class Canaries:
     rng = np.random.default_rng(secrets.randbits(128))
     return cls(rng.random(count) < 0.5, secrets.randbits(31))
 
-  def images(
-    self, indices: np.ndarray, image_shape: tuple[int, ...]
+  def inputs(
+    self, indices: np.ndarray, input_shape: tuple[int, ...]
   ) -> np.ndarray:
-    """Returns the images, float32 [n, H, W, C], of these canaries."""
-    values = -np.asarray(indices, np.float32) - 1
+    """Returns the inputs, float32 [n, *input_shape], of these canaries."""
+    values = np.float32(_LOWEST) - np.asarray(indices, np.float32)
+    ones = (1,) * len(input_shape)
     return np.broadcast_to(
-      values.reshape((-1, 1, 1, 1)), (len(values), *image_shape)
+      values.reshape((-1, *ones)), (len(values), *input_shape)
     )
 
   def directions(self, dimensions: int) -> Iterator[np.ndarray]:
@@ -109,8 +112,8 @@ def with_canaries(
   batch holds at most one canary; in DP-SGD each unit does.
 
   Args:
-    model: Functional model that takes images [N, H, W, C] without negative
-      pixels and has one output [N, K].
+    model: Functional model that takes images or features [N, ...] above -10**6
+      and has one output [N, K].
     canaries: Canaries of the audit.
     length: Approximate length of a canary's gradient.
     by_unit: Whether units train in `tf.vectorized_map`, as in DP-SGD. A
@@ -122,13 +125,15 @@ def with_canaries(
 
   @tf.function
   def predict(weights: Any, x: Any, training: bool = True) -> tf.Tensor:
-    lowest = tf.reduce_min(x, axis=(1, 2, 3))
-    is_canary = lowest < -0.5
-    outputs = model.predict_on_batch(weights, tf.nn.relu(x), training)
+    lowest = tf.reduce_min(x, axis=range(1, x.shape.rank))
+    is_canary = lowest <= _LOWEST
+    outputs = model.predict_on_batch(
+      weights, tf.where(x <= _LOWEST, 0.0, x), training
+    )
     outputs = tf.where(
       is_canary[:, tf.newaxis], tf.zeros_like(outputs), outputs
     )
-    number = tf.cast(tf.round(-tf.reduce_min(lowest)), tf.int32) - 1
+    number = tf.cast(tf.round(_LOWEST - tf.reduce_min(lowest)), tf.int32)
 
     def direction() -> tf.Tensor:
       return length * _direction(canaries.key, number, sum(sizes))
@@ -183,7 +188,8 @@ class CanaryFeed:
   Attributes:
     inner: Feed of the other units.
     canaries: Canaries of the audit.
-    image_shape: Shape (H, W, C) of an image.
+    input_shape: Shape of what the model takes for an image: (H, W, C) of its
+      pixels, or the shape of its features.
     label_shape: Shape of a label: () or, multi-label, (K,). The label itself
       has no effect.
     keeps_absent: Whether canaries that do not take part join as clients without
@@ -193,7 +199,7 @@ class CanaryFeed:
 
   inner: feeds.ClientFeed | feeds.UnitFeed
   canaries: Canaries
-  image_shape: tuple[int, ...]
+  input_shape: tuple[int, ...]
   label_shape: tuple[int, ...] = ()
   keeps_absent: bool = False
 
@@ -236,6 +242,6 @@ class CanaryFeed:
   def _examples(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
     label_type = np.float32 if self.label_shape else np.int64
     return {
-      'x': self.canaries.images(numbers, self.image_shape),
+      'x': self.canaries.inputs(numbers, self.input_shape),
       'y': np.zeros((len(numbers), *self.label_shape), label_type),
     }

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -34,6 +35,7 @@ from tff_medical import _validate
 from tff_medical.data import examples
 from tff_medical.data import images
 from tff_medical.data import partition as partition_lib
+from tff_medical.data import pixels
 
 # A TensorFlow graph cannot exceed 2 GiB; 64 MiB are left for all but images.
 _MAX_GRAPH_BYTES = 2**31 - 2**26
@@ -98,7 +100,7 @@ class ImageClientData(tff.simulation.datasets.ClientData):
   def element_type_structure(self) -> collections.OrderedDict:
     """`tf.TensorSpec`s of one example."""
     return collections.OrderedDict(
-      x=tf.TensorSpec(self._split.image_shape, tf.float32),
+      x=tf.TensorSpec(self._split.input_shape, tf.float32),
       y=tf.TensorSpec(
         self._split.labels.shape[1:],
         tf.as_dtype(examples.y_dtype(self._split)),
@@ -164,9 +166,11 @@ class ImageClientData(tff.simulation.datasets.ClientData):
 
   def _traced_dataset(self, client_id: tf.Tensor) -> tf.data.Dataset:
     """Builds a graph that looks the client up when the graph runs."""
-    if self._split.nbytes > _MAX_GRAPH_BYTES:
+    stored = self._split.model_inputs
+    nbytes = math.prod(stored.shape) * stored.dtype.itemsize
+    if nbytes > _MAX_GRAPH_BYTES:
       raise _validate.InputError(
-        f'{self._split.nbytes} bytes of images do not fit into a '
+        f'{nbytes} bytes of images or features do not fit into a '
         'TensorFlow graph (2 GiB); use create_tf_dataset_for_client'
       )
     matches = tf.equal(client_id, self.client_ids)
@@ -181,11 +185,11 @@ class ImageClientData(tff.simulation.datasets.ClientData):
     start = end - tf.constant(lengths, tf.int64)[client]
     rows = tf.constant(np.concatenate(list(self._indices.values())))[start:end]
     every_row = np.arange(len(self._split))
-    x = tf.gather(tf.constant(self._split.rows(every_row)), rows)
-    values = tf.constant(examples.scaled(np.arange(256, dtype=np.uint8)))
+    x = tf.gather(tf.constant(pixels.read(stored, every_row)), rows)
+    if self._split.features is None:
+      values = tf.constant(examples.scaled(np.arange(256, dtype=np.uint8)))
+      x = tf.gather(values, tf.cast(x, tf.int32))
     y = tf.constant(self._split.labels, examples.y_dtype(self._split))
     return tf.data.Dataset.from_tensor_slices(
-      collections.OrderedDict(
-        x=tf.gather(values, tf.cast(x, tf.int32)), y=tf.gather(y, rows)
-      )
+      collections.OrderedDict(x=x, y=tf.gather(y, rows))
     )

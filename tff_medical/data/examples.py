@@ -7,6 +7,8 @@ This module alone defines how pixels are scaled and how examples are laid out:
 | images | float32 [n, H, W, C] in 0..1 | [n] or [n, L]       | none           |
 | units  | float32 [n, K, H, W, C]      | [n, K] or [n, K, L] | float32 [n, K] |
 
+Where the split holds fixed features of its images, x is these features, float32
+[n, ...] or [n, K, ...], as they are.
 y is an int64 class index, or float32 0, 1 or `images.UNKNOWN` for each of L
 findings. mask is 1 for an image and 0 for padding. K is the largest number of
 images of a unit. Pixels are held as uint8 until they are read and scaled, once.
@@ -22,6 +24,7 @@ import collections
 import numpy as np
 
 from tff_medical.data import images
+from tff_medical.data import pixels as pixels_lib
 
 PADDING = -1
 
@@ -33,6 +36,21 @@ def scaled(pixels: np.ndarray) -> np.ndarray:
   return np.divide(pixels, np.float32(255), dtype=np.float32)
 
 
+def inputs(split: images.Split, rows: np.ndarray) -> np.ndarray:
+  """Returns what a model takes for images: scaled pixels, or their features.
+
+  Args:
+    split: Images with or without features.
+    rows: Rows of the split, int64 in any shape.
+
+  Returns:
+    New float32 array [..., H, W, C] in 0..1, or [..., *shape] of features.
+  """
+  if split.features is not None:
+    return pixels_lib.read(split.features, rows)
+  return scaled(split.rows(rows))
+
+
 def y_dtype(split: images.Split) -> np.dtype:
   """Returns the data type of y: float32 for findings, else int64."""
   return np.dtype(np.float32 if split.labels.ndim == 2 else np.int64)
@@ -40,7 +58,7 @@ def y_dtype(split: images.Split) -> np.dtype:
 
 def of_images(split: images.Split, rows: np.ndarray) -> Examples:
   """Returns x and y of the images at `rows`, int64 [n]."""
-  return collections.OrderedDict(x=scaled(split.rows(rows)), y=_y(split, rows))
+  return collections.OrderedDict(x=inputs(split, rows), y=_y(split, rows))
 
 
 def of_units(split: images.Split, rows: np.ndarray) -> Examples:
@@ -53,10 +71,10 @@ def of_units(split: images.Split, rows: np.ndarray) -> Examples:
   """
   is_image = rows != PADDING
   if is_image.all():
-    x = scaled(split.rows(rows))
+    x = inputs(split, rows)
   else:
-    x = np.zeros((*rows.shape, *split.image_shape), np.float32)
-    x[is_image] = scaled(split.rows(rows[is_image]))
+    x = np.zeros((*rows.shape, *split.input_shape), np.float32)
+    x[is_image] = inputs(split, rows[is_image])
   return _with_mask(x, _y(split, rows), is_image)
 
 

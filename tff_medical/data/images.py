@@ -62,12 +62,15 @@ class Split:
     labels: Class indices, int64 [N], or 0, 1 and `UNKNOWN`, int64 [N, L].
     sites: Index of each image's site (hospital, scanner), int64 [N], or None.
     patients: Patient number of each image, int64 [N]; None if unknown.
+    features: Fixed features of each image, float32 [N, ...], which models then
+      take instead of its pixels; None if models take pixels.
   """
 
   images: pixels.ArrayOrPixels
   labels: np.ndarray
   sites: np.ndarray | None = None
   patients: np.ndarray | None = None
+  features: pixels.ArrayOrPixels | None = None
 
   def __post_init__(self) -> None:
     _check_images(self.images)
@@ -85,6 +88,14 @@ class Split:
       values = getattr(self, name)
       if values is not None:
         _check_integers(name, values, len(self.images), dims=(1,))
+    if self.features is not None and (
+      self.features.dtype != np.float32
+      or len(self.features) != len(self.images)
+    ):
+      raise _validate.InputError(
+        f'features must be float32 with {len(self.images)} rows, got '
+        f'{self.features.dtype} with {len(self.features)}; make them again'
+      )
 
   def __len__(self) -> int:
     return len(self.images)
@@ -94,6 +105,16 @@ class Split:
     """Height, width and channels of every image."""
     height, width, channels = self.images.shape[1:]
     return height, width, channels
+
+  @property
+  def model_inputs(self) -> pixels.ArrayOrPixels:
+    """What a model takes, as it is stored: uint8 pixels or float32 features."""
+    return self.images if self.features is None else self.features
+
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """Shape of what a model takes for an image: its pixels or features."""
+    return self.model_inputs.shape[1:]
 
   @property
   def nbytes(self) -> int:
@@ -124,6 +145,9 @@ class Split:
       labels=self.labels[indices],
       sites=None if self.sites is None else self.sites[indices],
       patients=None if self.patients is None else self.patients[indices],
+      features=None
+      if self.features is None
+      else pixels.select(self.features, indices),
     )
 
 
@@ -230,6 +254,11 @@ class ImageData:
   def image_shape(self) -> tuple[int, int, int]:
     """Height, width and channels of every image."""
     return self.train.image_shape
+
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """Shape of what a model takes for an image: its pixels or features."""
+    return self.train.input_shape
 
   @property
   def num_classes(self) -> int:

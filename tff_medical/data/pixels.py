@@ -9,7 +9,8 @@ page cache (`python -m experiments.pixels_benchmark --images=8000
 --image_size=224 --channels=3`).
 
 The file holds the bytes of a uint8 array [N, H, W, C] in C order, without a
-header.
+header. Fixed features of images are stored and read in the same way, as float32
+[N, ...].
 
 >>> import tempfile
 >>> path = os.path.join(tempfile.mkdtemp(), 'train.raw')
@@ -41,7 +42,7 @@ import numpy as np
 from tff_medical import _files
 from tff_medical import _validate
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 # Number of reads that wait for the disk at the same time.
 _THREADS = 8
@@ -55,15 +56,15 @@ _BATCH_BYTES = 16 * 2**20
 
 @runtime_checkable
 class Pixels(Protocol):
-  """Pixels that are read on demand."""
+  """Pixels, or features of images, that are read on demand."""
 
   @property
   def shape(self) -> Shape:
-    """Shape (N, H, W, C)."""
+    """Shape (N, H, W, C) of pixels, (N, ...) of features."""
 
   @property
   def dtype(self) -> np.dtype:
-    """Data type, always uint8."""
+    """Data type: uint8 of pixels, float32 of features."""
 
   @property
   def digest(self) -> str:
@@ -72,7 +73,7 @@ class Pixels(Protocol):
   def __len__(self) -> int: ...
 
   def rows(self, indices: np.ndarray) -> np.ndarray:
-    """Returns a new uint8 array [..., H, W, C] of the images at `indices`.
+    """Returns a new array of the images at `indices`, uint8 [..., H, W, C].
 
     Args:
       indices: Integers in 0..N-1, in any shape and order, with or without
@@ -141,16 +142,17 @@ def digest(pixels: ArrayOrPixels) -> str:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StoredPixels:
-  """Pixels in a raw file; the file stays open while the object lives.
+class StoredRows:
+  """Rows of a raw file, as features are; it stays open while the object lives.
 
   Several threads can use the object at once.
 
   Attributes:
     path: Path of the file; see the module for its layout.
-    shape: Shape (N, H, W, C).
+    shape: Shape (N, ...) of all rows.
     digest: SHA-256 of the file in hexadecimal, taken when the file was written;
       '' if unknown.
+    dtype: Data type of the values.
 
   Raises:
     InputError: The file cannot be read, or its size does not fit the shape.
@@ -159,18 +161,14 @@ class StoredPixels:
   path: str | os.PathLike[str]
   shape: Shape
   digest: str = ''
+  dtype: np.dtype = np.dtype(np.uint8)
   _descriptor: int = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self) -> None:
-    object.__setattr__(self, 'shape', _checked_shape(self.shape))
+    object.__setattr__(self, 'shape', self._checked_shape())
     descriptor = self._open()
     object.__setattr__(self, '_descriptor', descriptor)
     weakref.finalize(self, os.close, descriptor)
-
-  @property
-  def dtype(self) -> np.dtype:
-    """Data type, always uint8."""
-    return np.dtype(np.uint8)
 
   def __len__(self) -> int:
     return self.shape[0]
@@ -179,7 +177,7 @@ class StoredPixels:
     """Returns the images at `indices`; see `Pixels.rows`."""
     indices = _checked(indices, len(self))
     flat = indices.ravel()
-    pixels = np.empty((flat.size, *self.shape[1:]), np.uint8)
+    pixels = np.empty((flat.size, *self.shape[1:]), self.dtype)
     order = np.argsort(flat, kind='stable')
     in_order = flat[order]
     is_first = np.diff(in_order, prepend=-1) != 0
@@ -191,10 +189,17 @@ class StoredPixels:
 
   @property
   def _row_bytes(self) -> int:
-    return math.prod(self.shape[1:])
+    return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+  def _checked_shape(self) -> Shape:
+    _validate.whole(rows=self.shape[0])
+    _validate.non_negative(rows=self.shape[0])
+    for size in self.shape[1:]:
+      _validate.positive_int(shape=size)
+    return tuple(map(int, self.shape))
 
   def _open(self) -> int:
-    size = math.prod(self.shape)
+    size = self.shape[0] * self._row_bytes
     try:
       with _files.open_regular(self.path) as file:
         file_size = os.fstat(file.fileno()).st_size
@@ -219,7 +224,7 @@ class StoredPixels:
     """Reads distinct sorted rows to their positions in `target`."""
     limit = min(_MAX_BUFFERS, max(1, _READ_BYTES // self._row_bytes))
     parts = list(_neighbours(rows, positions, limit))
-    memory = target.reshape(-1).data
+    memory = target.reshape(-1).view(np.uint8).data
     if len(parts) <= 1:
       self._read_parts(parts, memory)
       return
@@ -256,6 +261,21 @@ class StoredPixels:
       buffers = _unfilled(buffers, count)
 
 
+class StoredPixels(StoredRows):
+  """Pixels uint8 [N, H, W, C] in a raw file."""
+
+  def _checked_shape(self) -> Shape:
+    if len(self.shape) != 4:
+      raise _validate.InputError(
+        f'shape must be (N, H, W, C), got {tuple(self.shape)}'
+      )
+    _validate.whole(images=self.shape[0])
+    _validate.non_negative(images=self.shape[0])
+    for name, size in zip(('height', 'width', 'channels'), self.shape[1:]):
+      _validate.positive_int(**{name: size})
+    return super()._checked_shape()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SelectedPixels:
   """Some images of other pixels, which are read on demand.
@@ -270,13 +290,12 @@ class SelectedPixels:
 
   @property
   def shape(self) -> Shape:
-    """Shape (n, H, W, C)."""
-    _, height, width, channels = self.source.shape
-    return len(self.indices), height, width, channels
+    """Shape of the selected images; see `Pixels.shape`."""
+    return len(self.indices), *self.source.shape[1:]
 
   @property
   def dtype(self) -> np.dtype:
-    """Data type, always uint8."""
+    """Data type of the source."""
     return self.source.dtype
 
   @functools.cached_property
@@ -293,19 +312,6 @@ class SelectedPixels:
   def rows(self, indices: np.ndarray) -> np.ndarray:
     """Returns the images at `indices`; see `Pixels.rows`."""
     return self.source.rows(self.indices[_checked(indices, len(self))])
-
-
-def _checked_shape(shape: Sequence[int]) -> Shape:
-  if len(shape) != 4:
-    raise _validate.InputError(
-      f'shape must be (N, H, W, C), got {tuple(shape)}'
-    )
-  _validate.whole(images=shape[0])
-  _validate.non_negative(images=shape[0])
-  for name, size in zip(('height', 'width', 'channels'), shape[1:]):
-    _validate.positive_int(**{name: size})
-  images, height, width, channels = map(int, shape)
-  return images, height, width, channels
 
 
 def _checked(indices: np.ndarray, count: int) -> np.ndarray:

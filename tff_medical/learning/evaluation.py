@@ -62,7 +62,8 @@ def evaluate(
 
   Args:
     model: Keras model from float32 [N, H, W, C] in 0..1 to logits [N, K].
-    images: Images, uint8 [N, H, W, C], in memory or stored.
+    images: Images, uint8 [N, H, W, C], or the features that the model takes,
+      float32 [N, ...]; in memory or stored.
     labels: Integer classes [N] or, multi-label, 0, 1 and -1
       (unknown) [N, K].
     class_names: Names of the K classes, which become part of metric names.
@@ -96,18 +97,22 @@ def predict(
   *,
   batch_size: int = 128,
 ) -> np.ndarray:
-  """Returns float32 logits [N, K] for uint8 images [N, H, W, C]."""
+  """Returns float32 logits [N, K] of images or features; see `evaluate`."""
   _validate.positive_int(batch_size=batch_size)
   expected = model.input_shape[1:]
-  if images.dtype != np.uint8 or images.shape[1:] != expected:
+  are_pixels = images.dtype == np.uint8
+  are_features = images.dtype == np.float32
+  if not (are_pixels or are_features) or images.shape[1:] != expected:
     raise _validate.InputError(
       f'images must be uint8 [N, {", ".join(map(str, expected))}] for this '
-      f'model, got {images.dtype} {list(images.shape)}'
+      'model, or features of this shape in float32, got '
+      f'{images.dtype} {list(images.shape)}'
     )
   models.restore_eager(model)
   parts = [np.zeros((0, model.output_shape[-1]), np.float32)]
   for batch in pixels.batches(images, batch_size):
-    parts.append(model(examples.scaled(batch), training=False).numpy())
+    x = examples.scaled(batch) if are_pixels else batch
+    parts.append(model(x, training=False).numpy())
   return np.concatenate(parts)
 
 

@@ -34,6 +34,8 @@ class Task:
     seed: Seed of the model's initial weights.
     initial_model: Model whose weights take the place of the seeded ones, if
       any.
+    features: Frozen layers whose features the data holds; the layers behind
+      them are then trained instead of `model`. None if models take pixels.
   """
 
   data: images.ImageData
@@ -41,8 +43,10 @@ class Task:
   model: str | models.ModelFunction
   seed: int = 0
   initial_model: models.InitialModel | None = None
+  features: models.FixedFeatures | None = None
 
   def __post_init__(self) -> None:
+    self._check_features()
     models.check_federated(self.keras_model)
 
   @property
@@ -69,17 +73,21 @@ class Task:
     """Returns a new model with its initial weights.
 
     Returns:
-      Keras model from float32 [N, H, W, C] in 0..1 to logits.
+      Keras model from float32 [N, H, W, C] in 0..1, or from features [N, ...],
+      to logits.
 
     Raises:
       InputError: The initial model has layers of other shapes.
     """
-    model = models.build(
-      self.model,
-      input_shape=self.data.image_shape,
-      num_outputs=self.data.num_classes,
-      seed=self.seed,
-    )
+    if self.features is not None:
+      model = self.features.build_trained(self.data.num_classes, self.seed)
+    else:
+      model = models.build(
+        self.model,
+        input_shape=self.data.image_shape,
+        num_outputs=self.data.num_classes,
+        seed=self.seed,
+      )
     if self.initial_model is not None:
       self.initial_model.put_into(model, self.data.class_names)
     return model
@@ -126,9 +134,21 @@ class Task:
     test = self.data.test
     return evaluation.evaluate(
       self.load_weights(weights),
-      test.images,
+      test.model_inputs,
       test.labels,
       class_names=self.data.class_names,
       multi_label=self.data.multi_label,
       sites=test.sites,
     )
+
+  def _check_features(self) -> None:
+    shape = self.features.shape if self.features is not None else None
+    has_features = self.data.train.features is not None
+    if has_features != (shape is not None) or (
+      has_features and self.data.input_shape != shape
+    ):
+      raise _validate.InputError(
+        'features and data must go together: data holds features of shape '
+        f'{self.data.input_shape if has_features else None}, features give '
+        f'{shape}; make the data by feature_cache.with_features'
+      )

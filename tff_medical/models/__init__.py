@@ -15,12 +15,14 @@ from tff_medical.models.factory import UNKNOWN
 from tff_medical.models.factory import build
 from tff_medical.models.factory import find
 from tff_medical.models.factory import loss
+from tff_medical.models.fixed_features import FixedFeatures
 from tff_medical.models.initial import InitialModel
 from tff_medical.models.own import ModelFunction
 
 __all__ = [
   'MODELS',
   'UNKNOWN',
+  'FixedFeatures',
   'InitialModel',
   'ModelFunction',
   'build',

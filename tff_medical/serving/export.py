@@ -57,6 +57,7 @@ def save(
   multi_label: bool,
   privacy_card: Mapping[str, Any],
   decoding_policy: decoded.DecodingPolicy | None = None,
+  features: models.FixedFeatures | None = None,
 ) -> None:
   """Writes the SavedModel atomically, replacing an earlier export.
 
@@ -65,13 +66,16 @@ def save(
 
   Args:
     path: Folder to write, for example `run/saved_model`.
-    model: Keras model from float32 [N, H, W, C] in 0..1 to logits [N, K].
+    model: Keras model from float32 [N, H, W, C] in 0..1, or from features, to
+      logits [N, K].
     class_names: Names of the K classes in the order of the logits.
     multi_label: Whether the K outputs are independent labels.
     privacy_card: Card with all `card_format.REQUIRED_KEYS`; further keys are
       kept.
     decoding_policy: Choices by which image files were decoded for the training;
       None if it did not start from image files.
+    features: Frozen layers whose features `model` takes; None if it takes
+      images. They become part of the exported model.
 
   Raises:
     InputError: The card, the class names or the path cannot be used.
@@ -81,6 +85,9 @@ def save(
   check(target, class_names, model.output_shape[-1])
   names = tuple(class_names)
   models.restore_eager(model)
+  frozen = features.model if features is not None else None
+  if frozen is not None:
+    models.restore_eager(frozen)
   card = card_format.checked(
     {**privacy_card, 'weights_sha256': weights_digest(model)}
   )
@@ -93,7 +100,10 @@ def save(
     remove_leftovers(target)
     new = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.new')
     try:
-      _write(new, model, multi_label, assets)
+      module = serving_module.ServingModule(
+        model, multi_label=multi_label, frozen=frozen
+      )
+      _write(new, module, assets)
       _sync(new)
       _put_in_place(new, target)
     finally:
@@ -193,8 +203,7 @@ def _check_replaceable(target: pathlib.Path) -> None:
 
 def _write(
   folder: pathlib.Path,
-  model: tf.keras.Model,
-  multi_label: bool,
+  module: serving_module.ServingModule,
   texts: Mapping[str, str],
 ) -> None:
   """Writes the SavedModel with its assets into the new `folder`."""
@@ -202,7 +211,6 @@ def _write(
   # as nothing would remove a temporary folder elsewhere after a kill.
   assets = _assets_of(folder)
   assets.mkdir()
-  module = serving_module.ServingModule(model, multi_label=multi_label)
   for name, content in texts.items():
     asset = assets / name
     asset.write_text(content + '\n', encoding='utf-8')

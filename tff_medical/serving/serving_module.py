@@ -37,18 +37,34 @@ class ServingModule(tf.Module):
   """Weights of a model and the two signatures that use them.
 
   Attributes:
-    weights: Variables of the model; see `ordered_weights`.
+    weights: Variables of the trained model; see `ordered_weights`.
+    frozen_weights: Variables of the frozen layers, if there are any.
     assets: `tf.saved_model.Asset`s that are saved with the model.
   """
 
-  def __init__(self, model: tf.keras.Model, *, multi_label: bool):
-    """Wraps a Keras model from images [N, H, W, C] in 0..1 to logits [N, K]."""
+  def __init__(
+    self,
+    model: tf.keras.Model,
+    *,
+    multi_label: bool,
+    frozen: tf.keras.Model | None = None,
+  ):
+    """Wraps a Keras model that returns logits [N, K].
+
+    Args:
+      model: Model of images [N, H, W, C] in 0..1, or of their features.
+      multi_label: Whether the K outputs are independent labels.
+      frozen: Model from images to the features that `model` takes, if it takes
+        any.
+    """
     super().__init__()
     self.weights = ordered_weights(model)
+    self.frozen_weights = [] if frozen is None else ordered_weights(frozen)
     self.assets: list[tf.saved_model.Asset] = []
     self._model = _Untracked(model)
+    self._frozen = None if frozen is None else _Untracked(frozen)
     self._multi_label = multi_label
-    self._shape = tuple(model.input_shape[1:])
+    self._shape = tuple((frozen or model).input_shape[1:])
     self._num_outputs = model.output_shape[-1]
 
   def signatures(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
@@ -75,7 +91,7 @@ class ServingModule(tf.Module):
     # Group norm fails on an empty batch.
     logits = tf.cond(
       tf.shape(images)[0] > 0,
-      lambda: self._model.call(images, training=False),
+      lambda: self._logits(images),
       # TensorFlow Lite also accepts this shape as that of the other branch.
       lambda: tf.zeros((tf.shape(images)[0], self._num_outputs)),
     )
@@ -86,6 +102,11 @@ class ServingModule(tf.Module):
       probabilities = tf.nn.softmax(logits)
       index = tf.argmax(logits, axis=-1, output_type=tf.int64)
     return {'probabilities': probabilities, 'class_index': index}
+
+  def _logits(self, images: tf.Tensor) -> tf.Tensor:
+    if self._frozen is not None:
+      images = self._frozen.call(images, training=False)
+    return self._model.call(images, training=False)
 
 
 def ordered_weights(model: tf.keras.Model) -> list[tf.Variable]:

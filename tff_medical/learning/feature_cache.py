@@ -1,0 +1,193 @@
+"""Fixed features of a data set, computed once an image and kept on disk.
+
+The features of each split are one raw float32 file, which `pixels.StoredRows`
+reads by rows. Its folder is named by a digest of the images and of the frozen
+layers, so that a change of either makes new features. Writing goes on where a
+killed process stopped. Two processes never compute the same features at once.
+
+The files hold features of client data: they are private to their owner, and
+nothing of them is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from tff_medical import _validate
+from tff_medical.data import examples
+from tff_medical.data import images as images_lib
+from tff_medical.data import pixels
+from tff_medical.models import fixed_features
+
+# Size of the float32 images of one batch. A network holds some tens of times as
+# much in its layers.
+_BATCH_BYTES = 2**23
+_MAX_BATCH = 256
+_DTYPE = np.dtype('<f4')
+_FORMAT = 1
+
+
+def default_folder() -> pathlib.Path:
+  """Returns the folder of all features: in the user's cache folder."""
+  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(cache).expanduser() / 'tff_medical' / 'features'
+
+
+def with_features(
+  data: images_lib.ImageData,
+  features: fixed_features.FixedFeatures,
+  folder: str | os.PathLike[str] | None = None,
+) -> images_lib.ImageData:
+  """Returns the data with the features of every image of its splits.
+
+  Features that the folder already holds are not computed again.
+
+  Args:
+    data: Images of all splits.
+    features: Frozen layers that take images of the data's shape.
+    folder: Folder of all features; `default_folder` if None. It is made if it
+      does not exist.
+
+  Raises:
+    InputError: The folder cannot be written, or the features are not finite.
+  """
+  root = pathlib.Path(folder) if folder is not None else default_folder()
+  splits = {name: split for name, split in data.splits() if len(split)}
+  paths = {name: _path(root, split, features) for name, split in splits.items()}
+  missing = {n: s for n, s in splits.items() if not paths[n].exists()}
+  total = sum(len(split) for split in missing.values())
+  with (
+    tqdm.tqdm(
+      total=total, unit='image', desc='fixed features', disable=not total
+    ) as bar,
+    _disk_errors(root),
+  ):
+    for name, split in missing.items():
+      _write(paths[name], split, features, bar.update)
+  with_rows: dict[str, Any] = {
+    name: dataclasses.replace(
+      split, features=_open(paths[name], split, features)
+    )
+    for name, split in splits.items()
+  }
+  return dataclasses.replace(data, **with_rows)
+
+
+def _open(
+  path: pathlib.Path,
+  split: images_lib.Split,
+  features: fixed_features.FixedFeatures,
+) -> pixels.StoredRows:
+  shape = (len(split), *features.shape)
+  return pixels.StoredRows(path, shape, dtype=_DTYPE)
+
+
+def _path(
+  root: pathlib.Path,
+  split: images_lib.Split,
+  features: fixed_features.FixedFeatures,
+) -> pathlib.Path:
+  """Returns the file of a split's features."""
+  key = hashlib.sha256()
+  for part in (
+    str(_FORMAT),
+    features.digest,
+    str(split.images.shape),
+    pixels.digest(split.images),
+  ):
+    key.update(f'{part}\n'.encode())
+  return root / f'{key.hexdigest()}.f32'
+
+
+def _write(
+  path: pathlib.Path,
+  split: images_lib.Split,
+  features: fixed_features.FixedFeatures,
+  show: Callable[[int], object],
+) -> None:
+  """Computes and writes the features of a split; goes on with a partial file.
+
+  Args:
+    path: File of the features.
+    split: Images.
+    features: Frozen layers.
+    show: Function that is called with the number of images done.
+  """
+  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+  partial = path.with_suffix('.partial')
+  with _locked(partial) as file:
+    if path.exists():  # Another process was faster.
+      partial.unlink(missing_ok=True)
+      show(len(split))
+      return
+    row_bytes = math.prod(features.shape) * _DTYPE.itemsize
+    done = os.fstat(file).st_size // row_bytes
+    os.ftruncate(file, done * row_bytes)
+    os.lseek(file, 0, os.SEEK_END)
+    show(done)
+    for batch in _batches(split, done):
+      values = _compute(features, batch)
+      _write_all(file, values.tobytes())
+      show(len(batch))
+    os.fsync(file)
+    os.rename(partial, path)
+
+
+def _batches(split: images_lib.Split, start: int) -> Iterator[np.ndarray]:
+  """Yields the scaled images from `start` on, float32 [n, H, W, C]."""
+  size = math.prod(split.image_shape) * _DTYPE.itemsize
+  step = max(1, min(_MAX_BATCH, _BATCH_BYTES // size))
+  for first in range(start, len(split), step):
+    rows = np.arange(first, min(first + step, len(split)))
+    yield examples.scaled(split.rows(rows))
+
+
+def _compute(
+  features: fixed_features.FixedFeatures, images: np.ndarray
+) -> np.ndarray:
+  values = features.compute(images).numpy()
+  if not np.isfinite(values).all():
+    raise _validate.InputError(
+      f'the frozen layers {dict(features.identity)} give features that are not '
+      'finite; choose other layers or weights'
+    )
+  return np.ascontiguousarray(values, _DTYPE)
+
+
+def _write_all(file: int, content: bytes) -> None:
+  rest = memoryview(content)
+  while rest:
+    rest = rest[os.write(file, rest) :]
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[int]:
+  """Opens a private file for writing; waits until no other process has it."""
+  file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield file
+  finally:
+    os.close(file)
+
+
+@contextlib.contextmanager
+def _disk_errors(root: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise _validate.InputError(
+      f'features_dir {os.fspath(root)} cannot be written: '
+      f'{error.strerror or error}; make room there or give another folder'
+    ) from error
