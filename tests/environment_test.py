@@ -17,6 +17,7 @@ from packaging import requirements
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _RUN = 'requirements.txt'
 _DEV = 'requirements-dev.txt'
+_BACKBONE = 'requirements-backbone.txt'
 # What is asked for, but not needed: see the comments of requirements.txt.
 _LEFT_OUT = {'tf-models-official'}
 
@@ -55,6 +56,12 @@ class LockTest(absltest.TestCase):
     both = _pins(_RUN, _DEV)
     needs = {need for name in both for need in _needs(name)}
     self.assertEqual(needs - both - _LEFT_OUT, set())
+
+  def test_weights_of_backbones_need_nothing(self):
+    names = _pins(_BACKBONE)
+    self.assertNotEmpty(names)
+    self.assertEqual({n for name in names for n in _needs(name)}, set())
+    self.assertEqual(names & _pins(_RUN, _DEV), set())
 
   def test_sources_import_nothing_of_what_only_develops(self):
     imported = set()

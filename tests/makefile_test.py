@@ -64,7 +64,7 @@ class SetUpTest(parameterized.TestCase):
       text=True,
     )
 
-  def test_installs_both_locks_with_the_first_python_that_suits(self):
+  def test_installs_the_locks_with_the_first_python_that_suits(self):
     self._python('python3', '3.13')
     self._python('python3.11', '3.11', suits=False)  # Debian's, without venv.
     self._python('python3.10', '3.10')
@@ -73,7 +73,11 @@ class SetUpTest(parameterized.TestCase):
     self.assertIn('3.10.0', done.stdout)
     asked = (self.folder / 'log').read_text()
     self.assertIn('--no-deps', asked)
-    self.assertIn('-r requirements.txt -r requirements-dev.txt', asked)
+    self.assertIn(
+      '-r requirements.txt -r requirements-dev.txt '
+      '-r requirements-backbone.txt',
+      asked,
+    )
 
   def test_a_changed_lock_installs_again(self):
     self._python('python3', '3.11')

@@ -21,6 +21,7 @@ _FLOORS = (
     'tff_medical.privacy',
     'tff_medical.runtime',
   ),
+  ('tff_medical.models.backbones',),
   ('tff_medical.learning',),
   ('tff_medical.program',),
   ('tff_medical.serving', 'tff_medical.reporting'),

