@@ -120,6 +120,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
       cohort_seed_was_given=settings.run.cohort_seed is not None,
       broken_units_are_published=settings.mode.publishes_broken_units,
       initial_model=task.provenance,
+      backbone=task.backbone,
       data_digest=config.data_digest,
       largest_group=task.data.largest_group,
     )
@@ -164,6 +165,7 @@ def _finish(
       multi_label=task.data.multi_label,
       privacy_card=card,
       decoding_policy=task.data.decoding_policy,
+      features=task.features,
     )
   elif has_diverged and folder.saved_model.exists():
     run_folder_lib.remove(folder.saved_model)

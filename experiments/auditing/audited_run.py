@@ -265,6 +265,7 @@ def repeat_with_canaries(
       dataset=parts.task.data.described,
       test_metrics={},
       initial_model=parts.task.provenance,
+      backbone=parts.task.backbone,
       largest_group=parts.task.data.largest_group,
     )
     epsilon = ledger.epsilon

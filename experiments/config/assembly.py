@@ -13,11 +13,11 @@ import functools
 from absl import logging
 import tensorflow_federated as tff
 
+from experiments.config import backbone_features
 from experiments.config import client_images
 from experiments.config import settings as settings_lib
 from experiments.modes import base
-from tff_medical import _validate
-from tff_medical import models
+from tff_medical.learning import feature_cache
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
@@ -147,28 +147,28 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     InputError: Data, partition or initial model cannot be used.
   """
   data_settings = settings.data
-  models.find(settings.model.model)  # A wrong name is refused before the data.
+  # A wrong name is refused before the data is loaded.
+  backbone_features.check(settings)
   initial_model = None
   if settings.model.initial_model is not None:
     initial_model = pretrained.load(settings.model.initial_model)
     if settings.mode.is_private:
-      _refuse_same_data(initial_model, data_settings.dataset)
+      backbone_features.refuse_same_data(
+        f'initial_model {initial_model.name}',
+        initial_model.datasets,
+        data_settings.dataset,
+      )
   data = client_images.load(data_settings, settings.own, settings.open_set)
+  features = backbone_features.load(settings, data.image_shape)
+  if features is not None:
+    data = feature_cache.with_features(
+      data, features, settings.model.features_dir
+    )
   return tasks.Task(
     data=data,
     partition=client_images.partition(data_settings, data),
     model=settings.model.model,
     seed=data_settings.seed,
     initial_model=initial_model,
+    features=features,
   )
-
-
-def _refuse_same_data(initial: models.InitialModel, dataset: str) -> None:
-  """Refuses to state an epsilon for data that was trained on before."""
-  # A card may append to the name that the file is not the official one.
-  if any(f'{name} '.startswith(f'{dataset} ') for name in initial.datasets):
-    raise _validate.InputError(
-      f'initial_model {initial.name} was trained on {dataset} as well, so the ε '
-      'of this run alone would not hold; start from a model of other data, go '
-      'on in the output_dir of that run, or give up privacy with clipping=none'
-    )

@@ -20,7 +20,7 @@ optimizer=adam; leave it out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 import dataclasses
 import math
 import os
@@ -34,6 +34,16 @@ _KINDS = (bool, int, float, str)
 _NONE: Mapping[str, Any] = {}
 
 
+class _Given:
+  """Every value but None, for `only_if`."""
+
+  def __contains__(self, value: object) -> bool:
+    return value is not None
+
+
+GIVEN = _Given()
+
+
 def setting(
   default: Any,
   help_text: str,
@@ -41,7 +51,7 @@ def setting(
   choices: tuple[str, ...] = (),
   low: float | None = None,
   high: float | None = None,
-  only_if: Mapping[str, tuple[Any, ...]] | None = None,
+  only_if: Mapping[str, Container[Any]] | None = None,
   may_change: bool = False,
   or_zero: bool = False,
   is_path: bool = False,
@@ -58,7 +68,7 @@ def setting(
     high: Largest allowed number.
     only_if: Values of other settings with which the setting has a use, by name.
       The others are earlier fields of the group, or settings of another group
-      that `read` is given.
+      that `read` is given. `GIVEN` stands for every value but None.
     may_change: Whether a run may go on with another value.
     or_zero: Whether 0 is allowed as well.
     is_path: Whether the value is a path of this machine, whose `~` is expanded.
@@ -161,7 +171,8 @@ def unused_because(
   """
   for other, allowed in of(group)[name].metadata['only_if'].items():
     if values[other] not in allowed:
-      return f'{other}={values[other]}'
+      value = values[other]
+      return f'no {other}' if value is None else f'{other}={value}'
   return ''
 
 

@@ -95,13 +95,49 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-  """Settings of the network."""
+  """Settings of the network: a backbone with a new head, or a whole model."""
 
+  backbone: Optional[str] = fields.setting(
+    None,
+    'frozen network whose features are computed once an image: scattering '
+    '(wavelets), efficientnet-lite0, keras:NAME of keras.applications, or '
+    'savedmodel:FOLDER',
+  )
+  backbone_weights: Optional[str] = fields.setting(
+    None,
+    "file of the backbone's weights [those of the backbone's authors]",
+    only_if={'backbone': fields.GIVEN},
+    may_change=True,  # The path may change, but not the digest of the weights.
+    is_path=True,
+  )
+  backbone_layers: Optional[str] = fields.setting(
+    None,
+    'layers of the backbone whose features are taken, with commas [depends on '
+    'the backbone]',
+    only_if={'backbone': fields.GIVEN},
+  )
+  backbone_image_size: Optional[int] = fields.setting(
+    None,
+    'height and width in pixels to which images are resized for the backbone '
+    '[96 to 224, by the size of the images]',
+    only_if={'backbone': fields.GIVEN},
+    low=8,
+    high=1024,
+  )
+  features_dir: Optional[str] = fields.setting(
+    None,
+    'folder that keeps the features of the images [~/.cache/tff_medical/'
+    'features]',
+    only_if={'backbone': fields.GIVEN},
+    may_change=True,
+    is_path=True,
+  )
   model: str = fields.setting(
     'cnn_small',
-    'network: cnn_small, cnn, resnet or scattering; or module:function, your '
+    'network: cnn_small, cnn or resnet; or module:function, your '
     'own function of (input_shape, num_outputs, seed) that returns a Keras '
     'model and is imported from the working directory',
+    only_if={'backbone': (None,)},
   )
   initial_model: Optional[str] = fields.setting(
     None,
@@ -349,6 +385,12 @@ class Flags:
     settings = Settings(
       data, own, open_set, model, mode.read(self._part(mode)), run
     )
+    if model.backbone is not None and settings.mode.augments:
+      raise _validate.InputError(
+        f'{settings.mode.augments} would be ignored with '
+        f'backbone={model.backbone}, whose features are computed once an image; '
+        'leave it out'
+      )
     if settings.data.num_clients is not None:
       settings.mode.check_clients(settings.data.num_clients)
     if settings.run.output_dir is None:

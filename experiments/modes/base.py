@@ -146,6 +146,11 @@ class Mode(abc.ABC):
     return tuple(name.strip() for name in self.augment.split(','))
 
   @property
+  def augments(self) -> str:
+    """The setting that transforms training images, or ''."""
+    return '' if self.augment is None else f'augment={self.augment}'
+
+  @property
   def publishes_broken_units(self) -> bool:
     """Whether each round publishes the number of units that it left out."""
     return bool(getattr(self, 'publish_broken_units', False))

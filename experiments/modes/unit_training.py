@@ -49,6 +49,11 @@ class UnitTraining(base.Mode, abc.ABC):
     high=10_000,
   )
 
+  @property
+  def augments(self) -> str:
+    """The setting that transforms training images, or ''."""
+    return f'augmentations={self.augmentations}' if self.augmentations else ''
+
   def check(self) -> None:
     """Raises `InputError` unless the settings fit together."""
     super().check()

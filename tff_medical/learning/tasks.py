@@ -7,6 +7,7 @@ and the metrics of the model's weights on the held-out test images.
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -58,6 +59,11 @@ class Task:
   def provenance(self) -> dict[str, Any] | None:
     """Entry of a card on the initial model, if there is one."""
     return self.initial_model.provenance if self.initial_model else None
+
+  @property
+  def backbone(self) -> Mapping[str, Any] | None:
+    """Entry of a card on the frozen layers, if there are any."""
+    return self.features.provenance if self.features else None
 
   @functools.cached_property
   def clients(self) -> clients_lib.ImageClientData:

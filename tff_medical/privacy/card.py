@@ -29,6 +29,8 @@ NOT_COVERED = (
   'which grow with the cohorts.',
 )
 
+# What a backbone without learned weights was trained on.
+NOTHING = 'nothing'
 NOTHING_PROMISED = 'Everything: no noise was added, so nothing is promised.'
 
 
@@ -42,6 +44,7 @@ def build_card(
   cohort_seed_was_given: bool = False,
   broken_units_are_published: bool = False,
   initial_model: Mapping[str, Any] | None = None,
+  backbone: Mapping[str, Any] | None = None,
   data_digest: str = '',
   largest_group: int | None = None,
 ) -> dict[str, Any]:
@@ -61,6 +64,8 @@ def build_card(
     initial_model: `models.InitialModel.provenance` of the model that training
       started from, if any. That model comes from other data: epsilon does not
       cover its training.
+    backbone: `models.FixedFeatures.provenance` of the frozen layers, if any.
+      Epsilon does not cover their training.
     data_digest: Digest that identifies the training data; keyed if private.
     largest_group: Number of images in the largest group of nearly equal images,
       if it is known.
@@ -91,6 +96,11 @@ def build_card(
   ):
     not_covered.append(_copies(largest_group))
   not_covered.extend(_of_earlier_data(initial_model))
+  if backbone is not None and backbone['trained_on'] != NOTHING:
+    not_covered.append(
+      f'The data that the backbone {backbone["name"]} was trained on '
+      f'({backbone["trained_on"]}).'
+    )
   if not mechanism.is_private:
     not_covered = [NOTHING_PROMISED]
   return {
@@ -113,7 +123,7 @@ def build_card(
     'dataset': dataset,
     'data_digest': data_digest,
     'test_metrics': test_metrics,
-    **_origin(initial_model),
+    **_origin(initial_model, backbone),
   }
 
 
@@ -122,6 +132,7 @@ def build_open_card(
   dataset: str,
   test_metrics: dict[str, float],
   initial_model: Mapping[str, Any] | None = None,
+  backbone: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns the card of a model trained on pooled images without privacy.
 
@@ -129,6 +140,7 @@ def build_open_card(
     dataset: Name of the data set.
     test_metrics: Metrics on held-out images.
     initial_model: Provenance of the initial model, if any; see `build_card`.
+    backbone: Provenance of the frozen layers, if any; see `build_card`.
   """
   return {
     'epsilon': math.inf,
@@ -143,17 +155,21 @@ def build_open_card(
     'not_covered': [NOTHING_PROMISED],
     'dataset': dataset,
     'test_metrics': test_metrics,
-    **_origin(initial_model),
+    **_origin(initial_model, backbone),
   }
 
 
-def _origin(initial_model: Mapping[str, Any] | None) -> dict[str, Any]:
-  """Returns the keys on a model's creation time and initial model."""
+def _origin(
+  initial_model: Mapping[str, Any] | None, backbone: Mapping[str, Any] | None
+) -> dict[str, Any]:
+  """Returns the keys on a model's creation time and the models before it."""
+  origin: dict[str, Any] = {}
+  if initial_model is not None:
+    origin['initial_model'] = dict(initial_model)
+  if backbone is not None:
+    origin['backbone'] = dict(backbone)
   now = datetime.datetime.now(datetime.timezone.utc)
-  created = {'created': now.isoformat(timespec='seconds')}
-  if initial_model is None:
-    return created
-  return {'initial_model': dict(initial_model), **created}
+  return {**origin, 'created': now.isoformat(timespec='seconds')}
 
 
 def _copies(largest_group: int) -> str:
