@@ -246,8 +246,8 @@ class Mode(abc.ABC):
       num_units: Number of units that the guarantee protects.
 
     Raises:
-      InputError: A cohort is not below the population, or `target_delta` has no
-        allowed default.
+      InputError: A cohort is too large for the population, or `target_delta`
+        has no allowed default.
     """
     if not self.is_private:
       return self
@@ -350,19 +350,18 @@ def known(value: _T | None) -> _T:
   return value
 
 
-def check_below(name: str, value: float, limit: int, units: str) -> None:
-  """Raises `InputError` unless a cohort is below its population.
+def check_below(name: str, value: float, num_clients: int) -> None:
+  """Raises `InputError` unless a cohort is below the number of clients.
 
   Args:
     name: Name of the setting of the cohort.
     value: Expected cohort size.
-    limit: Size of the population.
-    units: Noun for the units of the population, in the plural.
+    num_clients: Number of clients.
   """
-  if value >= limit:
+  if value >= num_clients:
     raise InputError(
-      f'{name} must be below the {limit} {units}, got {value:g}; lower it'
-      + (' or choose client_sampling=all' if units == 'clients' else '')
+      f'{name} must be below the {num_clients} clients, got {value:g}; lower '
+      'it or choose client_sampling=all'
     )
 
 

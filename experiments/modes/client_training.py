@@ -55,7 +55,7 @@ class ClientTraining(base.Mode, abc.ABC):
     """Raises `InputError` unless the settings fit a number of clients."""
     cohort = getattr(self, 'clients_per_round', None)
     if cohort is not None:
-      base.check_below('clients_per_round', cohort, num_clients, 'clients')
+      base.check_below('clients_per_round', cohort, num_clients)
     cohort_size = (
       {'num_clients': num_clients}
       if cohort is None

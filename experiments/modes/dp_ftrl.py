@@ -55,7 +55,7 @@ class DpFtrl(client_training.ClientTraining):
     mode = super().for_data(num_clients, num_units)
     mode = mode.with_default(clients_per_round=float(max(1, num_clients // 10)))
     cohort = base.known(mode.clients_per_round)
-    base.check_below('clients_per_round', cohort, num_clients, 'clients')
+    base.check_below('clients_per_round', cohort, num_clients)
     return mode.with_default(
       rounds_per_tree=min(self.rounds, int(num_clients // cohort))
     )

@@ -104,11 +104,14 @@ def _model(parts: assembly.Assembly) -> str:
 
 def _training(parts: assembly.Assembly) -> str:
   mode, sampling = parts.settings.mode, parts.mechanism.sampling
-  return (
-    f'{mode.name}, {mode.rounds:,} rounds; {sampling.name} sampling of '
-    f'{sampling.expected_cohort:g} of {parts.feed.num_units:,} '
-    f'{mode.privacy_unit}s per round'
+  population = f'{parts.feed.num_units:,} {mode.privacy_unit}s'
+  cohort = (
+    f'all {population} in every round, without amplification by sampling'
+    if sampling.expected_cohort == parts.feed.num_units
+    else f'{sampling.name} sampling of {sampling.expected_cohort:g} of '
+    f'{population} per round'
   )
+  return f'{mode.name}, {mode.rounds:,} rounds; {cohort}'
 
 
 def _noise(parts: assembly.Assembly) -> str:

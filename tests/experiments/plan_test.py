@@ -106,6 +106,10 @@ class PlanTest(parameterized.TestCase):
     with mock.patch.dict(loading.DATASETS, {'new': new}):
       printed = _run('--epsilons=8', '--dataset=new', '--model=cnn_small')
     self.assertIn('25 of 500 records expected', printed)
+    printed = _run(
+      '--num_records=500', '--expected_batch_size=500', '--num_parameters=100'
+    )
+    self.assertIn('record level: all 500 records in each of', printed)
     parameters = plan.count_parameters('cnn_small', 28, new)
     self.assertIn(f'{parameters:,} parameters', printed)
 

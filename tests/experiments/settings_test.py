@@ -137,6 +137,15 @@ class SettingsTest(parameterized.TestCase):
       'clients_per_round=3.0 would be ignored with privacy_unit=record',
     ),
     (['--expected_batch_size=3'], 'expected_batch_size.*ignored'),
+    (['--unit_sampling=all'], 'unit_sampling=all would be ignored'),
+    (
+      [
+        '--privacy_unit=record',
+        '--unit_sampling=all',
+        '--expected_batch_size=3',
+      ],
+      'expected_batch_size.*ignored with unit_sampling=all',
+    ),
     (
       ['--privacy_unit=record', '--max_images_per_patient=3'],
       'max_images_per_patient.*ignored',
@@ -207,17 +216,50 @@ class SettingsTest(parameterized.TestCase):
     self.assertIsNone(settings.used().get('clients_per_round'))
     self.assertAlmostEqual(settings.used().get('target_delta'), 4000**-1.1)
 
+  def test_all_records_by_number_are_all_records_by_name(self):
+    record = ('--target_epsilon=8', '--privacy_unit=record')
+    for more in ((), ('--mechanism=local_dp_sgd', '--local_steps=2')):
+      by_number, by_name = (
+        _read(*record, *more, flag).for_data(8, 100)
+        for flag in ('--expected_batch_size=100', '--unit_sampling=all')
+      )
+      self.assertEqual(by_number, by_name)
+      self.assertEqual(by_number.used()['unit_sampling'], 'all')
+      self.assertNotIn('expected_batch_size', by_number.used())
+      self.assertEqual(by_number.mode.mechanism(100).sampling.rate, 1)
+      below = _read(*record, *more, '--expected_batch_size=99').for_data(8, 100)
+      self.assertEqual(below.mode.mechanism(100).sampling.rate, 0.99)
+
+  def test_all_units_of_all_local_steps_fit_into_memory(self):
+    settings = _read(
+      '--privacy_unit=record',
+      '--mechanism=local_dp_sgd',
+      '--target_epsilon=8',
+      '--unit_sampling=all',
+      '--local_steps=5',
+    )
+    settings.for_data(8, 200_000)
+    with self.assertRaisesRegex(_validate.InputError, 'local_steps .*memory'):
+      settings.for_data(8, 200_001)
+
   @parameterized.parameters(
     ([], 20, 20, '--clients_per_round=20', 'clients_per_round.*below the 20'),
     (
       ['--privacy_unit=record'],
       8,
       100,
-      '--expected_batch_size=100',
-      'expected_batch_size must be below the 100 records',
+      '--expected_batch_size=101',
+      'expected_batch_size must be at most the 100 records.*unit_sampling=all',
+    ),
+    (
+      ['--privacy_unit=patient', '--mechanism=local_dp_sgd'],
+      8,
+      100,
+      '--expected_batch_size=101',
+      'expected_batch_size must be at most the 100 patients',
     ),
   )
-  def test_cohort_is_below_the_population(
+  def test_cohort_is_not_above_the_population(
     self, arguments, num_clients, num_units, cohort, message
   ):
     settings = _read('--target_epsilon=8', cohort, *arguments)

@@ -26,6 +26,7 @@ from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
+from tff_medical.auditing import verification
 from tff_medical.data import loading
 from tff_medical.privacy import accounting
 from tff_medical.program import checkpoints
@@ -470,6 +471,76 @@ class TrainTest(parameterized.TestCase):
     self.assertTrue(
       all(np.all(np.isfinite(w)) for w in outcome.weights.trainable)
     )
+
+  @parameterized.parameters(
+    ({'privacy_unit': 'record'}, 'all', 60),
+    (
+      {
+        'privacy_unit': 'patient',
+        'partition': 'natural_site',
+        'dataset': 'synthetic',
+        'data_dir': None,
+      },
+      'all',
+      None,
+    ),
+    (
+      {
+        'privacy_unit': 'record',
+        'mechanism': 'local_dp_sgd',
+        'num_clients': 3,
+        'local_steps': 2,
+      },
+      'local_all',
+      60,
+    ),
+  )
+  def test_all_units_in_every_round(self, changed, sampler, population):
+    flags = {'clients_per_round': None, 'num_clients': None, **changed}
+    self._run(rounds=3, noise_multiplier=3.0, unit_sampling='all', **flags)
+    card = export.load_card(self.output / 'saved_model')
+    self.assertEqual(card['sampling'], sampler)
+    self.assertEqual(card['mechanism']['sampling_rate'], 1)
+    if population:
+      self.assertEqual(card['mechanism']['population'], population)
+    self.assertEqual(
+      card['charge_event'], 'GaussianDpEvent(noise_multiplier=3.0)'
+    )
+    self.assertNotIn('who took part', ' '.join(card['not_covered']))
+    # Composed Gaussians are one Gaussian.
+    charges = 3 * changed.get('local_steps', 1)
+    exact = dp_accounting.get_epsilon_gaussian(
+      3.0 / charges**0.5, card['delta']
+    )
+    self.assertBetween(card['epsilon'], exact, exact + 1e-3)
+    checks = {c.what: c for c in verification.verify(self.output)}
+    self.assertTrue(all(c.is_right for c in checks.values()), checks)
+    rate = checks['ledger: sampling_rate of mechanism and event']
+    self.assertEqual(rate.found, '1.0 and 1.0')
+
+  def test_all_records_take_the_same_steps_whatever_the_cohort_seed(self):
+    plain = {
+      'privacy_unit': 'record',
+      'clients_per_round': None,
+      'noise_multiplier': None,
+      'clipping': 'none',
+    }
+    weights = [
+      self._run(
+        **plain, **batch, cohort_seed=seed, output_dir=str(self.temp / name)
+      ).weights.trainable
+      for seed, name, batch in (
+        (1, 'a', {'unit_sampling': 'all'}),
+        (2, 'b', {'expected_batch_size': 60.0}),
+        (3, 'c', {'expected_batch_size': 59.0}),
+      )
+    ]
+    for a, b in zip(weights[0], weights[1]):
+      np.testing.assert_allclose(a, b, atol=1e-6)
+    difference = max(
+      np.abs(a - c).max() for a, c in zip(weights[0], weights[2])
+    )
+    self.assertGreater(difference, 1e-4)
 
   def test_runs_on_tff_s_own_runtime_in_a_process_of_its_own(self):
     log = self.temp / 'log'

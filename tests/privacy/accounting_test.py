@@ -9,6 +9,7 @@ from dp_accounting import pld
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import sampling
 
 
 def _poisson(rate, noise_multiplier):
@@ -64,6 +65,23 @@ class PldEpsilonTest(parameterized.TestCase):
     self.assertAlmostEqual(
       accounting.pld_epsilon(event, rounds=9, delta=1e-5), exact, delta=1e-3
     )
+
+  @parameterized.product(
+    total=(20.0, 4.0, 0.7), rounds=(1, 30, 1000), delta=(1e-3, 1e-6)
+  )
+  def test_full_participation_is_one_gaussian_of_all_rounds(
+    self, total, rounds, delta
+  ):
+    """Gaussians with z in T rounds are one with z / sqrt(T), exactly."""
+    everybody = sampling.FullParticipation(1000)
+    event = everybody.event(
+      dp_accounting.GaussianDpEvent(total * math.sqrt(rounds))
+    )
+    exact = dp_accounting.get_epsilon_gaussian(total, delta)
+    stated = accounting.pld_epsilon(event, rounds=rounds, delta=delta)
+    self.assertGreaterEqual(stated, exact - 1e-9)
+    # The grid overstates small epsilons; see the module's docstring.
+    self.assertLess(stated, exact + (1e-3 if exact > 0.5 else 1e-2))
 
   def test_no_noise_is_no_guarantee_and_no_round_costs_nothing(self):
     event = dp_accounting.NonPrivateDpEvent()

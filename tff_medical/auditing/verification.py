@@ -190,9 +190,11 @@ def _header_fits(
 ) -> Iterator[Check]:
   """Yields checks of the described mechanism against the charged event."""
   inner = getattr(event, 'event', event)
+  # A plain Gaussian is the event of all units in every round.
+  everybody = 1.0 if isinstance(event, dp_accounting.GaussianDpEvent) else None
   for name, stated in (
     ('noise_multiplier', getattr(inner, 'noise_multiplier', None)),
-    ('sampling_rate', getattr(event, 'sampling_probability', None)),
+    ('sampling_rate', getattr(event, 'sampling_probability', everybody)),
   ):
     # The events of trees and of discrete noise have other parameters.
     if stated is not None and 'tree_height' not in header:
