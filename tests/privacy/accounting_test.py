@@ -5,7 +5,9 @@ import math
 from absl.testing import absltest
 from absl.testing import parameterized
 import dp_accounting
+from dp_accounting import dp_event
 from dp_accounting import pld
+from dp_accounting import rdp
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
@@ -173,6 +175,98 @@ class RdpEpsilonTest(absltest.TestCase):
 class DefaultDeltaTest(absltest.TestCase):
   def test_is_below_one_over_the_population(self):
     self.assertAlmostEqual(accounting.default_delta(1000), 1000**-1.1)
+
+
+class ComposedEpsilonTest(parameterized.TestCase):
+  def test_gaussians_compose_to_the_closed_form(self):
+    # 4 / 2**2 + 9 / 6**2 + 2 / 4**2 = 1 / 0.8528...**2
+    events = ((2.0, 4), (6.0, 9), (4.0, 2))
+    charges = [(dp_accounting.GaussianDpEvent(z), n) for z, n in events]
+    total = sum(n / z**2 for z, n in events) ** -0.5
+    exact = dp_accounting.get_epsilon_gaussian(total, 1e-5)
+    stated = accounting.composed_epsilon(charges, delta=1e-5)
+    self.assertBetween(stated, exact - 1e-9, exact + 1e-3)
+
+  def test_different_events_cost_what_the_finer_accountant_says(self):
+    charges = [
+      (_poisson(0.1, 1.0), 100),
+      (_poisson(0.05, 0.8), 50),
+      (dp_accounting.GaussianDpEvent(8.0), 10),
+    ]
+    accountant = pld.PLDAccountant()
+    for event, count in charges:
+      accountant.compose(event, count)
+    finer = accountant.get_epsilon(1e-4)
+    stated = accounting.composed_epsilon(charges, delta=1e-4)
+    self.assertBetween(stated, finer - 1e-9, finer + 1e-3)
+    self.assertEqual(
+      accounting.composed_epsilon(reversed(charges), delta=1e-4), stated
+    )
+
+  @parameterized.parameters(1, 3)
+  def test_equal_events_cost_what_their_number_does(self, runs):
+    event = _poisson(0.1, 1.0)
+    self.assertEqual(
+      accounting.composed_epsilon([(event, 50)] * runs, delta=1e-3),
+      accounting.epsilon(event, rounds=50 * runs, delta=1e-3),
+    )
+
+  @parameterized.parameters((4, 2.20), (8, 3.30), (24, 6.37))
+  def test_trainings_at_epsilon_1_compose_to_the_stated_prices(
+    self, trials, expected
+  ):
+    """All records of PneumoniaMNIST in every round, by each training."""
+    delta = accounting.default_delta(4708)
+    noise = dp_accounting.get_sigma_gaussian(1.0, delta)
+    event = dp_accounting.GaussianDpEvent(noise * 10)
+    price = accounting.composed_epsilon([(event, 100)] * trials, delta=delta)
+    exact = dp_accounting.get_epsilon_gaussian(noise / trials**0.5, delta)
+    self.assertBetween(price, exact - 1e-9, exact + 1e-3)
+    self.assertAlmostEqual(price, expected, delta=0.01)
+
+  def test_composed_events_are_those_that_they_are_composed_of(self):
+    first, second = _poisson(0.1, 1.0), _poisson(0.2, 2.0)
+    event = dp_event.ComposedDpEvent(
+      [dp_event.SelfComposedDpEvent(first, 20), second]
+    )
+    expected = accounting.composed_epsilon(
+      [(first, 40), (second, 2)], delta=1e-3
+    )
+    self.assertEqual(accounting.epsilon(event, rounds=2, delta=1e-3), expected)
+    self.assertEqual(accounting.parse_event(repr(event)), event)
+    self.assertEqual(accounting.accountant_of(event), 'PLD')
+
+  def test_hardly_any_noise_beside_much_stays_within_memory(self):
+    charges = [(_poisson(0.1, 0.01), 10), (_poisson(0.1, 1.0), 1000)]
+    bound = sum(n / e.event.noise_multiplier**2 for e, n in charges) ** -0.5
+    stated = accounting.composed_epsilon(charges, delta=1e-5)
+    self.assertLessEqual(
+      stated, dp_accounting.get_epsilon_gaussian(bound, 1e-5)
+    )
+    alone = accounting.epsilon(charges[0][0], rounds=10, delta=1e-5)
+    self.assertGreaterEqual(stated, alone * (1 - 1e-6))
+
+  def test_one_run_without_noise_leaves_no_guarantee(self):
+    charges = [(_poisson(0.1, 1.0), 5), (dp_accounting.NonPrivateDpEvent(), 1)]
+    self.assertEqual(accounting.composed_epsilon(charges, delta=1e-3), math.inf)
+
+  def test_a_selected_run_is_composed_by_rdp(self):
+    inner = dp_event.SelfComposedDpEvent(_poisson(0.05, 2.0), 100)
+    selected = dp_event.RepeatAndSelectDpEvent(inner, 10, 1.0)
+    other = _poisson(0.1, 1.0)
+    accountant = rdp.RdpAccountant()
+    accountant.compose(selected).compose(other, 20)
+    self.assertEqual(accounting.accountant_of(selected), 'RDP')
+    self.assertEqual(
+      accounting.composed_epsilon([(selected, 1), (other, 20)], delta=1e-5),
+      accountant.get_epsilon(1e-5),
+    )
+    self.assertEqual(accounting.parse_event(repr(selected)), selected)
+
+  def test_a_number_of_charges_that_no_run_has_is_refused(self):
+    event = dp_event.SelfComposedDpEvent(_poisson(0.1, 1.0), 10**9)
+    with self.assertRaisesRegex(_validate.InputError, 'more than any run'):
+      accounting.epsilon(event, rounds=1, delta=1e-3)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ smaller one. Time and memory are bounded for every noise multiplier.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import functools
 import importlib.metadata
@@ -30,6 +30,7 @@ import warnings
 
 from absl import logging
 import dp_accounting
+from dp_accounting import dp_event
 from dp_accounting import rdp
 from dp_accounting.pld import common
 from dp_accounting.pld import privacy_loss_distribution
@@ -44,7 +45,14 @@ _EVENTS = (
   'PoissonSampledDpEvent',
   'TruncatedSubsampledGaussianDpEvent',
   'ZCDpEvent',
+  'SelfComposedDpEvent',
+  'ComposedDpEvent',
+  'RepeatAndSelectDpEvent',
 )
+# Events whose Renyi divergence alone is known.
+_RDP_EVENTS = (dp_accounting.ZCDpEvent, dp_event.RepeatAndSelectDpEvent)
+# No run has as many charges; computing epsilon for 1e9 would never end.
+_MAX_COUNT = 10**7
 # The exponential of a larger interval overflows in dp-accounting.
 _MAX_DISCRETIZATION = 256.0
 # Points of the grids of one round and of all rounds: some seconds and 200 MB.
@@ -142,7 +150,8 @@ def _composed_points(
 
 def accountant_of(event: dp_accounting.DpEvent) -> str:
   """Returns the accountant that `epsilon` uses for an event: PLD or RDP."""
-  return 'RDP' if isinstance(event, dp_accounting.ZCDpEvent) else 'PLD'
+  by_rdp = any(isinstance(part, _RDP_EVENTS) for part in _parts([(event, 1)]))
+  return 'RDP' if by_rdp else 'PLD'
 
 
 def epsilon(
@@ -158,9 +167,76 @@ def epsilon(
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
   """
-  if accountant_of(event) == 'RDP':
-    return rdp_epsilon(event, rounds=rounds, delta=delta)
-  return pld_epsilon(event, rounds=rounds, delta=delta)
+  return composed_epsilon([(event, rounds)], delta=delta)
+
+
+def composed_epsilon(
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]], *, delta: float
+) -> float:
+  """Returns the stated epsilon at `delta` of different events together.
+
+  The loss distributions of all events are convolved. If the Renyi divergence
+  alone is known of one of them, all are composed by RDP.
+
+  >>> z1, z2 = map(dp_accounting.GaussianDpEvent, (3.0, 4.0))
+  >>> both = composed_epsilon([(z1, 1), (z2, 1)], delta=1e-5)
+  >>> one = epsilon(dp_accounting.GaussianDpEvent(2.4), rounds=1, delta=1e-5)
+  >>> both == one  # 1/2.4**2 = 1/3**2 + 1/4**2
+  True
+
+  Args:
+    charges: Pairs of an event and the number, 0 or more, of such events.
+    delta: Probability, in (0, 1), with which epsilon may be exceeded.
+  """
+  pairs = list(charges)
+  if any(isinstance(part, _RDP_EVENTS) for part in _parts(pairs)):
+    return _rdp_epsilon(pairs, delta)
+  return _pld_epsilon(pairs, delta)
+
+
+def _parts(
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]],
+) -> Mapping[dp_accounting.DpEvent, int]:
+  """Returns the number of each event, none of them composed of others."""
+  parts: dict[dp_accounting.DpEvent, int] = {}
+  for event, count in _flat(charges):
+    if count:
+      parts[event] = parts.get(event, 0) + count
+  if sum(parts.values()) > _MAX_COUNT:
+    raise _validate.InputError(
+      f'{sum(parts.values())} charges are more than any run has '
+      f'({_MAX_COUNT:,}); restore the file that states them'
+    )
+  gaussians = {
+    e: n
+    for e, n in parts.items()
+    if isinstance(e, dp_accounting.GaussianDpEvent)
+  }
+  if len(gaussians) > 1:
+    # Gaussians compose to a Gaussian, exactly.
+    for event in gaussians:
+      del parts[event]
+    parts[dp_accounting.GaussianDpEvent(_total_noise(gaussians))] = 1
+  # In one order, so that the order of runs does not change the last digits.
+  return dict(sorted(parts.items(), key=repr))
+
+
+def _flat(
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]],
+) -> Iterator[tuple[dp_accounting.DpEvent, int]]:
+  for event, count in charges:
+    if isinstance(event, dp_accounting.SelfComposedDpEvent):
+      yield from _flat([(event.event, event.count * count)])
+    elif isinstance(event, dp_accounting.ComposedDpEvent):
+      yield from _flat((inner, count) for inner in event.events)
+    else:
+      yield event, count
+
+
+def _total_noise(parts: Mapping[dp_accounting.DpEvent, int]) -> float:
+  """Returns the multiplier of a Gaussian no more private than all events."""
+  precision = sum(n / _noise_to_sensitivity(e) ** 2 for e, n in parts.items())
+  return float(precision**-0.5)
 
 
 def pld_epsilon(
@@ -174,26 +250,51 @@ def pld_epsilon(
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
   """
+  return _pld_epsilon([(event, rounds)], delta)
+
+
+def _pld_epsilon(
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]], delta: float
+) -> float:
   _validate.in_range(0, 1, delta=delta)
-  if rounds == 0:
+  parts = _parts(charges)
+  if not parts:
     return 0.0
-  if isinstance(event, dp_accounting.NonPrivateDpEvent):
+  if any(isinstance(e, dp_accounting.NonPrivateDpEvent) for e in parts):
     return math.inf
-  interval = _interval(event, rounds)
+  interval = _common_interval(parts)
   epsilon_on_grid = math.inf
   if interval <= _MAX_DISCRETIZATION:
-    composed = _round_distribution(event, interval).self_compose(
-      rounds, _TAIL_MASS
+    composed = functools.reduce(
+      lambda first, second: first.compose(second, _TAIL_MASS),
+      (
+        _round_distribution(event, interval).self_compose(count, _TAIL_MASS)
+        for event, count in parts.items()
+      ),
     )
     epsilon_on_grid = float(composed.get_epsilon_for_delta(delta))
   if interval == _DISCRETIZATION:
     return epsilon_on_grid
   # A coarse grid may overstate epsilon more than a bound without amplification
   # by sampling does.
-  noise = _noise_to_sensitivity(event) / math.sqrt(rounds)
   return min(
-    epsilon_on_grid, float(dp_accounting.get_epsilon_gaussian(noise, delta))
+    epsilon_on_grid,
+    float(dp_accounting.get_epsilon_gaussian(_total_noise(parts), delta)),
   )
+
+
+def _common_interval(parts: Mapping[dp_accounting.DpEvent, int]) -> float:
+  """Returns the finest interval at which all events fit memory together."""
+  interval = max(_interval(event, count) for event, count in parts.items())
+  while len(parts) > 1 and interval <= _MAX_DISCRETIZATION:
+    points = sum(
+      _composed_points(_round_distribution(event, interval), count)
+      for event, count in parts.items()
+    )
+    if points <= _MAX_COMPOSED_POINTS:
+      break
+    interval *= 2
+  return interval
 
 
 def rdp_epsilon(
@@ -208,19 +309,27 @@ def rdp_epsilon(
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
   """
+  return _rdp_epsilon([(event, rounds)], delta)
+
+
+def _rdp_epsilon(
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]], delta: float
+) -> float:
   _validate.in_range(0, 1, delta=delta)
-  if rounds == 0:
+  parts = _parts(charges)
+  if not parts:
     return 0.0
   # The theorems behind our ZCDpEvents hold for whole orders.
-  whole = isinstance(event, dp_accounting.ZCDpEvent)
+  whole = any(isinstance(e, dp_accounting.ZCDpEvent) for e in parts)
   accountant = rdp.RdpAccountant(
     orders=range(2, 1025) if whole else None,
     neighboring_relation=_ADD_OR_REMOVE,
   )
-  if not accountant.supports(event):
+  if not all(accountant.supports(event) for event in parts):
     return math.inf
   with _quiet():
-    accountant.compose(event, rounds)
+    for event, count in parts.items():
+      accountant.compose(event, count)
     return float(accountant.get_epsilon(delta))
 
 
@@ -265,8 +374,10 @@ def _event_of(node: ast.expr) -> Any:
   if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
     if node.func.id not in _EVENTS or node.args:
       raise ValueError(node.func.id)
-    kind = getattr(dp_accounting, node.func.id)
+    kind = getattr(dp_event, node.func.id)
     return kind(**{str(k.arg): _event_of(k.value) for k in node.keywords})
+  if isinstance(node, ast.List):
+    return [_event_of(part) for part in node.elts]
   value = ast.literal_eval(node)
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise ValueError(value)

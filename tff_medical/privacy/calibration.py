@@ -16,10 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable
 import math
 
+import dp_accounting
+
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
 from tff_medical.privacy import limits
+
+# Function of the event of one charge and the number of charges.
+Price = Callable[[dp_accounting.DpEvent, int], float]
 
 # Relative width of the bracket at which the search ends.
 _TOLERANCE = 1e-3
@@ -34,6 +39,7 @@ def calibrate(
   delta: float,
   rounds: int,
   progress: Callable[[str], None] | None = None,
+  price: Price | None = None,
 ) -> interface.MechanismT:
   """Returns the mechanism with the noise that `target_epsilon` needs.
 
@@ -46,6 +52,8 @@ def calibrate(
     delta: Delta, in (0, 1), at which epsilon is stated.
     rounds: Number of planned rounds.
     progress: Callback that gets one line after every step of the search.
+    price: Epsilon, at `delta`, of everything that has to stay within the target
+      if these rounds are a part of it. By default it is that of the rounds.
 
   Raises:
     InputError: No noise multiplier that the mechanism allows is enough.
@@ -56,7 +64,10 @@ def calibrate(
 
   def epsilon(noise_multiplier: float) -> float:
     event = mechanism.with_noise(noise_multiplier).charge_event()
-    result = accounting.epsilon(event, rounds=charges, delta=delta)
+    if price is None:
+      result = accounting.epsilon(event, rounds=charges, delta=delta)
+    else:
+      result = price(event, charges)
     if progress:
       progress(f'noise multiplier {noise_multiplier:.4f}: ε {result:.4f}')
     return result

@@ -20,10 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import errno
-import fcntl
 import hashlib
-import io
 import json
 import math
 import os
@@ -32,12 +29,21 @@ import secrets
 import types
 from typing import Any
 
+import dp_accounting
+
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import interface
+from tff_medical.privacy import ledger_file
 
 _FORMAT = 2
+_REMEDY = 'choose another output_dir'
+_CHANGE_REMEDY = (
+  'while the run went on; no further round is run. Leave the file alone and '
+  'start the same command again: what it has lost is charged again from the '
+  'checkpoint'
+)
 # Number of lines that a ledger may lose and still be recognised as the same.
 _HISTORY = 256
 _SHORT_DIGEST = 16
@@ -89,9 +95,9 @@ class Entry:
       ValueError: A value is out of range.
     """
     entry = cls(
-      round_num=_whole(record['round']),
-      attempt=_whole(record['attempt']),
-      charges=_whole(record['charges']),
+      round_num=ledger_file.whole(record['round']),
+      attempt=ledger_file.whole(record['attempt']),
+      charges=ledger_file.whole(record['charges']),
       epsilon=float(record['epsilon']),
       state_digest=str(record.get('state_sha256', '')),
       restored_from=str(record.get('restored_from', '')),
@@ -130,16 +136,12 @@ class Contents:
     run_id: Identity of the run, in hexadecimal.
     header_digest: Digest of the first line.
     entries: Entries of all further lines.
-    size: Size in bytes of all complete lines; a torn last line is left out.
-    last_line: Last complete line.
   """
 
   header: Mapping[str, Any]
   run_id: str
   header_digest: str
   entries: tuple[Entry, ...]
-  size: int
-  last_line: bytes
 
   @property
   def digest(self) -> str:
@@ -154,7 +156,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
     FileNotFoundError: There is no such file.
     InputError: The file is no ledger of this version, or was changed.
   """
-  return _parse(pathlib.Path(path), _files.read_bytes(path))
+  return _contents(pathlib.Path(path), ledger_file.read(path, _REMEDY))
 
 
 def is_one_history(
@@ -222,13 +224,19 @@ class PrivacyLedger:
     self._sampling = mechanism.sampling
     self._delta = delta
     self._budget = epsilon_budget
+    self._max_charges: int | None = None
     self._entries: list[Entry] = []
     self._last_round = 0
     self._run_id = self._header_digest = ''
-    self._size, self._last_line, self._changed_at = 0, b'', 0
-    self._file = _open_regular(self._path)
     try:
-      self._lock()
+      self._file = ledger_file.LedgerFile(
+        self._path, remedy=_REMEDY, change_remedy=_CHANGE_REMEDY
+      )
+    except BlockingIOError:
+      raise _validate.InputError(
+        f'{self._path} is in use by another run; wait for it or {_REMEDY}'
+      ) from None
+    try:
       header = {
         'format': _FORMAT,
         'delta': delta,
@@ -299,6 +307,15 @@ class PrivacyLedger:
     """Epsilon of all charges."""
     return self._epsilon_of(self.charges)
 
+  @property
+  def event(self) -> dp_accounting.DpEvent:
+    """Event of one charge."""
+    return self._event
+
+  def limit(self, max_charges: int) -> None:
+    """Refuses from now on to charge more than a data ledger has reserved."""
+    self._max_charges = max_charges
+
   def rdp_epsilon(self) -> float:
     """Returns the epsilon of all charges by RDP."""
     return accounting.rdp_epsilon(
@@ -368,6 +385,11 @@ class PrivacyLedger:
       raise BudgetExceededError(
         f'round {round_num} would bring ε to {epsilon:.4f}, above the budget '
         f'of {self._budget:g} at δ {self._delta:.3g}'
+      )
+    if self._max_charges is not None and charges > self._max_charges:
+      raise BudgetExceededError(
+        f'round {round_num} would be charge {charges} of this run, and its data '
+        f'ledger has reserved {self._max_charges}'
       )
     self._append(
       Entry(
@@ -442,98 +464,24 @@ class PrivacyLedger:
   def _epsilon_of(self, charges: int) -> float:
     return accounting.epsilon(self._event, rounds=charges, delta=self._delta)
 
-  def _lock(self) -> None:
-    try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise _validate.InputError(
-        f'{self._path} is in use by another run; wait for it or choose '
-        'another output_dir'
-      ) from None
-
   def _append(self, entry: Entry) -> None:
-    self._check_unchanged()
-    self._write(entry.record())
-    self._keep(dataclasses.replace(entry, digest=_digest_of(self._last_line)))
+    digest = self._file.append(entry.record())
+    self._keep(dataclasses.replace(entry, digest=digest))
 
   def _keep(self, entry: Entry) -> None:
     self._entries.append(entry)
     self._last_round = max(self._last_round, entry.round_num)
 
-  def _write(self, record: Mapping[str, Any]) -> None:
-    """Appends a sealed line; it is on disk when this returns."""
-    line = _seal(record, _digest_of(self._last_line))
-    try:
-      if self._file.write(line) != len(line):
-        raise OSError(errno.ENOSPC, 'No space left on device', self._path)
-      os.fsync(self._file.fileno())
-    except OSError:
-      self._file.truncate(self._size)
-      raise
-    self._size += len(line)
-    self._last_line = line
-    self._changed_at = os.fstat(self._file.fileno()).st_mtime_ns
-
-  def _check_unchanged(self) -> None:
-    """Refuses to write to a file that is no longer the one that was read.
-
-    An editor or rsync puts a new file under the name. A charge would then go to
-    a file that no longer has a name.
-    """
-    problem = ''
-    open_file = os.fstat(self._file.fileno())
-    try:
-      named_file = os.stat(self._path)
-    except OSError:
-      problem = 'was removed'
-    else:
-      if not os.path.samestat(named_file, open_file):
-        problem = 'was replaced by another file'
-      elif open_file.st_size != self._size or not self._is_as_written(
-        open_file
-      ):
-        problem = 'was changed'
-    if problem:
-      raise _validate.InputError(
-        f'{self._path} {problem} while the run went on; no further round is '
-        'run. Leave the file alone and start the same command again: what it '
-        'has lost is charged again from the checkpoint'
-      )
-
-  def _is_as_written(self, status: os.stat_result) -> bool:
-    """Returns whether the file still holds what was read and written.
-
-    The whole file is read only if its modification time has changed. So the
-    time of a charge does not grow with the number of charges.
-    """
-    read_all = status.st_mtime_ns != self._changed_at
-    length = self._size if read_all else len(self._last_line)
-    content = os.pread(self._file.fileno(), length, self._size - length)
-    if not content.endswith(self._last_line):
-      return False
-    if read_all:
-      try:
-        _parse(self._path, content)
-      except _validate.InputError:
-        return False
-      self._changed_at = status.st_mtime_ns
-    return True
-
   def _start_or_resume(
     self, header: Mapping[str, Any], run_id: str | None
   ) -> None:
-    self._file.seek(0)
-    contents = _parse(self._path, self._file.read())
-    self._size, self._last_line = contents.size, contents.last_line
-    # Cuts off a line that a crash tore while it was written: its round never
-    # ran.
-    self._file.truncate(self._size)
+    contents = _contents(self._path, self._file.load())
     if not contents.header:
       # Two runs with the same settings must not have the same digests.
       self._run_id = run_id or secrets.token_hex(16)
-      self._write({**header, 'run_id': self._run_id})
-      _files.sync_folder(self._path.parent)
-      self._header_digest = _digest_of(self._last_line)
+      self._header_digest = self._file.append(
+        {**header, 'run_id': self._run_id}
+      )
       return
     _refuse_other_run(
       self._path, contents.header, json.loads(json.dumps(header))
@@ -550,67 +498,26 @@ class PrivacyLedger:
       self._keep(entry)
 
 
-def _open_regular(path: pathlib.Path) -> io.FileIO:
-  """Opens the ledger to read and append; creates it if it is missing."""
-  # Without O_NONBLOCK, opening a FIFO may wait for its other end.
-  flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
-  try:
-    descriptor = os.open(path, flags, 0o666)
-  except OSError as error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-      raise
-    raise _validate.InputError(
-      f'{path} cannot be opened ({error.strerror}); put the ledger itself '
-      'there or choose another output_dir'
-    ) from None
-  try:
-    _files.check_regular(path, descriptor)
-  except BaseException:
-    os.close(descriptor)
-    raise
-  # Unbuffered: closing the file must not retry a failed write.
-  return os.fdopen(descriptor, 'a+b', buffering=0)
-
-
-def _parse(path: pathlib.Path, content: bytes) -> Contents:
-  """Returns the contents of a ledger from its bytes."""
-  lines = content.splitlines(keepends=True)
-  if lines and lines[-1].startswith(b'{') and not lines[-1].endswith(b'\n'):
-    lines.pop()
+def _contents(path: pathlib.Path, chain: ledger_file.Chain) -> Contents:
+  """Returns the contents of a ledger from its lines."""
   header: dict[str, Any] = {}
   entries: list[Entry] = []
-  header_digest = digest = ''
-  for number, line in enumerate(lines, start=1):
-    record = _check(path, number, line, digest)
-    digest = _digest_of(line)
-    if number == 1:
-      _check_format(path, record)
-      header, header_digest = record, digest
+  header_digest = ''
+  for line in chain.lines:
+    if line.number == 1:
+      ledger_file.check_format(path, line.record, _FORMAT, _REMEDY)
+      header, header_digest = line.record, line.digest
       continue
     try:
-      entries.append(_follows(Entry.of(record, digest), entries))
+      entries.append(_follows(Entry.of(line.record, line.digest), entries))
     except (KeyError, TypeError, ValueError) as error:
-      raise _validate.InputError(
-        f'{path} line {number} is not a ledger entry ({error}); restore the '
-        'file or choose another output_dir'
-      ) from None
+      raise ledger_file.no_entry(path, line.number, error, _REMEDY) from None
   return Contents(
     header=header,
     run_id=str(header.pop('run_id', '')),
     header_digest=header_digest,
     entries=tuple(entries),
-    size=sum(map(len, lines)),
-    last_line=lines[-1] if lines else b'',
   )
-
-
-def _check_format(path: pathlib.Path, header: Mapping[str, Any]) -> None:
-  if header.get('format') != _FORMAT:
-    raise _validate.InputError(
-      f'{path} is of format {header.get("format")!r}, this version writes '
-      f'{_FORMAT}; go on with the version that it was started with or choose '
-      'another output_dir'
-    )
 
 
 def _follows(entry: Entry, before: list[Entry]) -> Entry:
@@ -625,47 +532,6 @@ def _follows(entry: Entry, before: list[Entry]) -> Entry:
   if entry.round_num < 1 or entry.charges < 1:
     raise ValueError('a round of 1 or more must have a charge')
   return entry
-
-
-def _check(
-  path: pathlib.Path, number: int, line: bytes, previous_digest: str
-) -> dict[str, Any]:
-  """Returns the record of a line whose digest follows from the previous one."""
-  try:
-    record = json.loads(line)
-    record.pop('digest')
-    sealed = _seal(record, previous_digest)
-  except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-    raise _validate.InputError(
-      f'{path} line {number} is not a ledger entry; restore the file '
-      'or choose another output_dir'
-    ) from None
-  if sealed != line:
-    raise _validate.InputError(
-      f'{path} was changed at or before line {number}: its digest '
-      'does not match; restore the file or choose another output_dir'
-    )
-  return record
-
-
-def _seal(record: Mapping[str, Any], previous_digest: str) -> bytes:
-  """Returns the record as a line, with a digest of it and all lines before."""
-  body = json.dumps(record, sort_keys=True, ensure_ascii=False)
-  digest = hashlib.sha256((previous_digest + body).encode()).hexdigest()
-  sealed = json.dumps(
-    {**record, 'digest': digest}, sort_keys=True, ensure_ascii=False
-  )
-  return sealed.encode() + b'\n'
-
-
-def _digest_of(line: bytes) -> str:
-  return json.loads(line)['digest'] if line else ''
-
-
-def _whole(value: object) -> int:
-  if isinstance(value, bool) or not isinstance(value, int):
-    raise ValueError(f'{value!r} is not a whole number')
-  return value
 
 
 def _refuse_other_run(
