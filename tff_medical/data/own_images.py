@@ -21,6 +21,7 @@ from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data.decoders import decoded
 from tff_medical.data.decoders import decoding_worker
+from tff_medical.data.preparing import archives
 from tff_medical.data.preparing import preparation
 from tff_medical.data.preparing import prepared
 from tff_medical.data.tables import file_tables
@@ -44,7 +45,7 @@ class OwnImages:
     folder_levels: As for `folder_tables.read`.
     columns: The columns of a table.
     labels: How labels stand in a table.
-    image_dir: The folder of a table's images; that of the table if None.
+    image_dir: Folder or archive of a table's images; the table's if None.
     dicom_patients: Whether DICOM headers tell patients apart.
     missing_files: As for `file_tables.read`.
     missing_patients: As for `image_table.build`.
@@ -91,7 +92,7 @@ def load(
 
   Args:
     name: `FOLDER` or `TABLE`.
-    data_dir: The folder, or the file of the table.
+    data_dir: Folder or archive of the images, or file of the table.
     image_size: Height and width that images are resized to.
     own: The choices.
 
@@ -122,11 +123,11 @@ def load(
 def read_table(
   name: str, data_dir: str | None, own: OwnImages
 ) -> image_table.ImageTable:
-  """Returns the checked table of own images; decodes none.
+  """Returns the checked table of own images; unpacks archives, decodes none.
 
   Args:
     name: `FOLDER` or `TABLE`.
-    data_dir: The folder, or the file of the table.
+    data_dir: Folder or archive of the images, or file of the table.
     own: The choices.
 
   Raises:
@@ -141,22 +142,34 @@ def read_table(
   path = pathlib.Path(data_dir).expanduser()
   if name == FOLDER:
     return folder_tables.read(
-      path,
+      _unpacked('data_dir', path, own),
       levels=own.folder_levels,
       dicom_patients=own.dicom_patients,
       missing_patients=own.missing_patients,
+      may_be_wrapped=archives.is_archive(path),
     )
+  image_dir = None
+  if own.image_dir is not None:
+    image_dir = pathlib.Path(own.image_dir).expanduser()
+    if archives.is_archive(image_dir):  # It may take long.
+      file_tables.check_columns(path, own.columns, own.labels)
+    image_dir = _unpacked('image_dir', image_dir, own)
   return file_tables.read(
     path,
     own.columns,
     own.labels,
-    image_dir=None
-    if own.image_dir is None
-    else pathlib.Path(own.image_dir).expanduser(),
+    image_dir=image_dir,
     dicom_patients=own.dicom_patients,
     missing_files=own.missing_files,
     missing_patients=own.missing_patients,
   )
+
+
+def _unpacked(flag: str, path: pathlib.Path, own: OwnImages) -> pathlib.Path:
+  """Returns the folder of an archive's files; any other path as it is."""
+  if not archives.is_archive(path):
+    return path
+  return archives.unpacked(flag, path, _prepared_dir(own))
 
 
 def _prepared_dir(own: OwnImages) -> pathlib.Path:

@@ -7,6 +7,9 @@ import typing
 from tff_medical import _lazy
 
 __all__ = [
+  'archive_members',
+  'archives',
+  'locking',
   'near_duplicates',
   'preparation',
   'preparation_parts',
@@ -16,6 +19,9 @@ __all__ = [
 ]
 
 if typing.TYPE_CHECKING:
+  from tff_medical.data.preparing import archive_members as archive_members
+  from tff_medical.data.preparing import archives as archives
+  from tff_medical.data.preparing import locking as locking
   from tff_medical.data.preparing import near_duplicates as near_duplicates
   from tff_medical.data.preparing import preparation as preparation
   from tff_medical.data.preparing import preparation_parts as preparation_parts

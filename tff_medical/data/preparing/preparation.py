@@ -15,10 +15,8 @@ Patients become numbers, salted by a secret beside the folders.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
@@ -38,6 +36,7 @@ from tff_medical.data import pixels as pixels_lib
 from tff_medical.data.decoders import decoding_pool
 from tff_medical.data.decoders import decoding_worker
 from tff_medical.data.decoders import resizing
+from tff_medical.data.preparing import locking
 from tff_medical.data.preparing import near_duplicates
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.preparing import preparation_report
@@ -47,7 +46,6 @@ from tff_medical.data.tables import image_table
 from tff_medical.data.tables import splitting
 
 _SALT = 'salt.secret'
-_LOCK = 'lock'
 _PARTIAL = '.partial'
 # A preparation in which so many files are bad, and too many, need not go on.
 _HOPELESS_BAD = 100
@@ -94,30 +92,8 @@ def prepare(
     InputError: A file asks for a choice, too many cannot be used, or the folder
       cannot be written.
   """
-  try:
-    options.prepared_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(options.prepared_dir):
-      return _Preparation(table, options).run()
-  except OSError as error:
-    raise _validate.InputError(
-      f'prepared_dir {str(options.prepared_dir)!r} cannot be used: '
-      f'{error.strerror or error}; make room there, or give another folder'
-    ) from error
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-  """Lets one process prepare in a folder at a time."""
-  descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-  try:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      logging.warning('Waiting for another preparation in %s.', folder)
-      fcntl.flock(descriptor, fcntl.LOCK_EX)
-    yield
-  finally:
-    os.close(descriptor)
+  with locking.locked(options.prepared_dir):
+    return _Preparation(table, options).run()
 
 
 class _Preparation:

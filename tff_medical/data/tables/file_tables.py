@@ -80,7 +80,7 @@ def read(
       f'dicom_patients would be ignored with patient_column={columns.patient}; '
       'leave one of them out'
     )
-  lines = _read_lines(path, {**columns.named()}, form)
+  lines = _read_lines(path, columns.named(), form)
   files = image_paths.scan(image_dir or path.parent)
   paths, notes = _found_files(lines, columns.file, files, path, missing_files)
   kept = [
@@ -121,13 +121,24 @@ def read(
   return dataclasses.replace(table, num_rows=len(lines))
 
 
+def check_columns(
+  path: pathlib.Path, columns: Columns, form: label_cells.LabelForm
+) -> None:
+  """Raises `InputError` for a file that cannot be read or lacks a column."""
+  _read_lines(path, columns.named(), form)
+
+
 def _read_lines(
   path: pathlib.Path,
   named: dict[str, str],
   form: label_cells.LabelForm,
 ) -> list[tuple[str, dict[str, str]]]:
   """Returns the name of each row and its cells by wanted column."""
-  image_paths.check_no_archive(path)
+  if image_paths.is_archive(path):
+    raise _validate.InputError(
+      f'data_dir {str(path)!r} is an archive; unpack the table first and give '
+      'it, and the archive as --image_dir if it holds the images'
+    )
   if path.suffix.lower() in ('.xls', '.xlsx', '.xlsm', '.ods', '.numbers'):
     raise _validate.InputError(
       f'data_dir {str(path)!r} is a spreadsheet; save its sheet as CSV'

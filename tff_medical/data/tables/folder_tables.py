@@ -13,6 +13,7 @@ without their pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 
 from tff_medical import _validate
@@ -58,6 +59,7 @@ def read(
   levels: str | None = None,
   dicom_patients: bool = False,
   missing_patients: str = 'refuse',
+  may_be_wrapped: bool = False,
 ) -> image_table.ImageTable:
   """Returns the table of a folder.
 
@@ -67,11 +69,16 @@ def read(
       splits or not, are all there is.
     dicom_patients: Whether patients are told apart by the headers of DICOM.
     missing_patients: As for `image_table.build`.
+    may_be_wrapped: Whether one folder more than `levels` names may be around
+      all others, as archives have it.
 
   Raises:
     InputError: The folder cannot be understood.
   """
   files = image_paths.scan(root)
+  if may_be_wrapped and (wrapping := _wrapping(files.paths, levels)):
+    root = root / wrapping
+    files = dataclasses.replace(image_paths.scan(root), ignored=files.ignored)
   if files.linked_folders:
     raise _validate.InputError(
       f'data_dir holds {len(files.linked_folders)} links to folders, which are not '
@@ -107,6 +114,28 @@ def read(
     ignored=files.ignored + len(skipped),
     notes=[f'The class folder {folder!r} holds no image.' for folder in empty],
   )
+
+
+def _wrapping(paths: Sequence[str], levels: str | None) -> str:
+  """Returns the one folder that is around all others and means nothing.
+
+  It is '' where there is none, or where it stands for something.
+  """
+  parts = [p.split('/') for p in paths if not p.lower().endswith(_NO_IMAGES)]
+  tops = {part[0] for part in parts if len(part) > 1}
+  depths = {len(part) - 1 for part in parts}
+  if len(tops) != 1 or len(depths) != 1:
+    return ''
+  (top,), (depth,) = tops, depths
+  if levels is not None:
+    is_wrapped = depth == len(parse_levels(levels)) + 1
+  elif depth == 2:
+    is_wrapped = top.casefold() not in image_table.SPLIT_WORDS
+  else:
+    is_wrapped = depth == 3 and {p[1].casefold() for p in parts} <= set(
+      image_table.SPLIT_WORDS
+    )
+  return top if is_wrapped else ''
 
 
 def _recognized(root: pathlib.Path, paths: Sequence[str]) -> tuple[str, ...]:

@@ -137,7 +137,12 @@ def scan(root: pathlib.Path) -> ImageFiles:
   Raises:
     InputError: It is no folder, an archive, or cannot be read.
   """
-  check_no_archive(root)
+  if is_archive(root):
+    raise _validate.InputError(
+      f'{str(root)!r} is an archive of a kind that is not unpacked here; unpack '
+      'it first, and give the folder that was in it, or pack it as .zip, .tar '
+      'or .tar.gz'
+    )
   if not root.is_dir():
     raise _validate.InputError(
       f'data_dir must be a folder with images, got {str(root)!r}, which is none'
@@ -157,13 +162,9 @@ def scan(root: pathlib.Path) -> ImageFiles:
   )
 
 
-def check_no_archive(path: pathlib.Path) -> None:
-  """Raises `InputError` for an archive, which must be unpacked first."""
-  if path.name.lower().endswith(_ARCHIVES) and path.is_file():
-    raise _validate.InputError(
-      f'data_dir {str(path)!r} is an archive; unpack it first, and give the '
-      'folder or the table that was in it'
-    )
+def is_archive(path: pathlib.Path) -> bool:
+  """Returns whether a path is a file with the name of an archive."""
+  return path.name.lower().endswith(_ARCHIVES) and path.is_file()
 
 
 def normal(text: str) -> str:
