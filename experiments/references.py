@@ -135,7 +135,9 @@ def _train_central(
         dataset=task.data.described,
         **card_lib.metrics_of(split_name, metrics),
         initial_model=task.provenance,
+        backbone=task.backbone,
       ),
+      features=task.features,
     )
   return 'completed', 'one model trained on all images', metrics
 

@@ -67,11 +67,13 @@ class FinishedRun:
     """
     task = assembly.load_task(self.settings)
     self._check_data(task.data)
-    initial = task.initial_model.digest if task.initial_model else None
-    if initial != self.config.initial_model_sha256:
-      raise self._other(
-        'initial model', self.config.initial_model_sha256, initial
-      )
+    for name, filed, earlier in (
+      ('initial model', self.config.initial_model_sha256, task.initial_model),
+      ('backbone', self.config.backbone_sha256, task.features),
+    ):
+      now = earlier.digest if earlier else None
+      if now != filed:
+        raise self._other(name, filed, now)
     return task
 
   def load_data(self) -> images_lib.ImageData:

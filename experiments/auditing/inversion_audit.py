@@ -66,6 +66,12 @@ def check(
     InputError: The run does not add one noise to the sum of clipped updates, or
       has fewer training images, or the images are too small for SSIM.
   """
+  if run.settings.model.backbone is not None:
+    raise _validate.InputError(
+      'inversion_images reconstructs the pixels that a model was trained on, got '
+      f'a run on the features of backbone {run.settings.model.backbone}; give '
+      '--inversion_images=0'
+    )
   mode = run.settings.mode
   if not mode.has_one_noise or not mode.is_private:
     actual = f'mechanism={mode.name}' if mode.is_private else 'no noise'

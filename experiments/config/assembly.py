@@ -126,6 +126,7 @@ def claim(
     initial_model_digest=task.initial_model.digest
     if task.initial_model
     else None,
+    backbone_digest=task.features.digest if task.features else None,
   )
 
 
@@ -160,6 +161,8 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
       )
   data = client_images.load(data_settings, settings.own, settings.open_set)
   features = backbone_features.load(settings, data.image_shape)
+  if initial_model is not None:
+    backbone_features.check_initial_model(initial_model, features)
   if features is not None:
     data = feature_cache.with_features(
       data, features, settings.model.features_dir

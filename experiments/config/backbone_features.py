@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from experiments.config import settings as settings_lib
 from tff_medical import _validate
@@ -58,6 +59,32 @@ def load(
     provenance=provenance,
     trained_part=fixed_features.linear,
   )
+
+
+def check_initial_model(
+  initial: models.InitialModel, features: models.FixedFeatures | None
+) -> None:
+  """Refuses an initial model that takes other features.
+
+  Raises:
+    InputError: The initial model was trained behind another backbone.
+  """
+  before = initial.card.get('backbone')
+  now = dict(features.provenance) if features is not None else None
+  if before != now:
+    raise _validate.InputError(
+      f'initial_model {initial.name} was trained with backbone '
+      f'{_described(before)}, and the run has {_described(now)}; choose the same '
+      'backbone, layers and image size'
+    )
+
+
+def _described(provenance: Mapping[str, Any] | None) -> str:
+  if provenance is None:
+    return 'none'
+  text = f'{provenance["name"]}, layers {", ".join(provenance["layers"])}'
+  height, width = provenance['image_size']
+  return f'{text}, at {height} x {width}, {provenance["sha256"][:8]}'
 
 
 def refuse_same_data(

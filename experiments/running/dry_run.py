@@ -96,8 +96,11 @@ def _data(parts: assembly.Assembly) -> str:
 def _model(parts: assembly.Assembly) -> str:
   weights = parts.task.keras_model.trainable_weights
   number = sum(math.prod(w.shape) for w in weights)
+  model = parts.task.model
+  if parts.task.features is not None:
+    model = f'a dense layer on {parts.task.features.shape} features'
   return (
-    f'{parts.task.model}: {number:,} trainable weights, '
+    f'{model}: {number:,} trainable weights, '
     f'{_size(number * _BYTES_A_WEIGHT)} as float32 each way'
   )
 

@@ -22,6 +22,8 @@ import tensorflow_federated as tff
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.learning import evaluation
+from tff_medical.models import backbones
+from tff_medical.models import fixed_features
 from tff_medical.privacy import card_format
 from tff_medical.program import checkpoints
 from tff_medical.serving import export
@@ -124,6 +126,39 @@ class ServingTest(_InFolder):
         )
         np.testing.assert_array_equal(found[f'{signature}_class_index'], index)
         self.assertEqual(found[f'{signature}_class_index'].dtype, np.int64)
+
+  def test_frozen_layers_and_what_is_trained_are_one_model(self):
+    backbone = backbones.load('scattering', image_shape=(28, 28, 1))
+    features = models.FixedFeatures(
+      backbone.model, {}, {}, fixed_features.linear
+    )
+    head = features.build_trained(3, seed=1)
+    images = _images(1)
+    kept = backbone.model(images.astype(np.float32) / 255).numpy()
+    expected = special.softmax(evaluation.predict(head, kept), 1)
+    names = ('a', 'b', 'c')
+    _save(self.path, head, class_names=names, features=features)
+    np.save(self.folder / 'images.npy', images)
+    subprocess.run(
+      [sys.executable, '-c', _SERVE, self.path]
+      + [self.folder / 'images.npy', self.folder / 'found.npz'],
+      check=True,
+      cwd=self.folder,
+    )
+    with np.load(self.folder / 'found.npz') as found:
+      for signature in ('float', 'bytes'):
+        np.testing.assert_allclose(
+          found[f'{signature}_probabilities'], expected, atol=1e-6
+        )
+    # The digest of the card is that of the trained weights alone.
+    self.assertEqual(
+      export.load_card(self.path)['weights_sha256'],
+      checkpoints.weights_digest(head.get_weights()),
+    )
+    for weight, read in zip(
+      head.get_weights(), pretrained.read_weights(self.path), strict=True
+    ):
+      np.testing.assert_array_equal(weight, read)
 
   def test_any_number_of_images(self):
     _save(self.path)

@@ -67,6 +67,7 @@ class Config:
     initial_model_sha256: Digest of the initial model; None without one.
     versions: Versions of Python and of the packages that affect the results.
     run_id: Identity of the run, in hexadecimal.
+    backbone_sha256: Digest of the frozen layers; None without any.
   """
 
   settings: Mapping[str, Any]
@@ -74,6 +75,7 @@ class Config:
   initial_model_sha256: str | None
   versions: Mapping[str, str]
   run_id: str
+  backbone_sha256: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +223,7 @@ class RunFolder:
     data_digest: str,
     data_is_public: bool,
     initial_model_digest: str | None,
+    backbone_digest: str | None = None,
   ) -> Config:
     """Claims the folder for this run, or checks that it belongs to the run.
 
@@ -230,6 +233,7 @@ class RunFolder:
       data_digest: Digest that identifies the data.
       data_is_public: Whether this digest may be published as it is.
       initial_model_digest: Digest of the initial model; None without one.
+      backbone_digest: Digest of the frozen layers; None without any.
 
     Returns:
       The configuration that the run was started with.
@@ -256,6 +260,7 @@ class RunFolder:
       initial_model_sha256=initial_model_digest,
       versions=versions(),
       run_id=filed.run_id if has_begun else secrets.token_hex(16),
+      backbone_sha256=backbone_digest,
     )
     if not has_begun:
       _files.write_json(self.config, dataclasses.asdict(now))
@@ -298,6 +303,7 @@ class RunFolder:
       and isinstance(config.data_digest, str)
       and isinstance(config.run_id, str)
       and isinstance(config.initial_model_sha256, (str, type(None)))
+      and isinstance(config.backbone_sha256, (str, type(None)))
     ):
       raise _validate.InputError(
         f'{self.config} is damaged (a value is of another type); {DAMAGED}'
@@ -488,6 +494,7 @@ def _refuse_other_run(
   for what, before, after in (
     ('data', filed.data_digest, now.data_digest),
     ('--initial_model', filed.initial_model_sha256, now.initial_model_sha256),
+    ('--backbone', filed.backbone_sha256, now.backbone_sha256),
   ):
     if before != after:
       changed.append(f'{what} ({before} there, {after} now)')
