@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
 import hashlib
+import os
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tff_medical import _files
 from tff_medical import _validate
 
 # Number of names that an error lists.
@@ -73,7 +75,7 @@ class Backbone:
   def provenance(self) -> dict[str, Any]:
     """Entry on the backbone in a privacy card, fit for JSON."""
     origin = self.origin
-    stated = {
+    stated: dict[str, Any] = {
       'name': self.name,
       'layers': list(self.layers),
       'image_size': list(self.image_size),
@@ -173,7 +175,7 @@ class Request:
 
 
 def check_layer(backbone: str, layer: str, names: Sequence[str]) -> None:
-  """Raises `InputError`, with near names, unless `layer` is among `names`."""
+  """Raises `InputError`, with the nearest name, unless `layer` is among `names`."""
   if layer in names:
     return
   near = difflib.get_close_matches(layer, names, n=1)
@@ -197,7 +199,7 @@ def digest_of(weights: Sequence[np.ndarray]) -> str:
   return sha256.hexdigest()
 
 
-def digest_of_file(path: str) -> str:
+def digest_of_file(path: str | os.PathLike[str]) -> str:
   """Returns the SHA-256 of a file.
 
   Raises:
@@ -205,7 +207,7 @@ def digest_of_file(path: str) -> str:
   """
   sha256 = hashlib.sha256()
   try:
-    with open(path, 'rb') as file:
+    with _files.open_regular(path) as file:
       for block in iter(lambda: file.read(1 << 20), b''):
         sha256.update(block)
   except OSError as error:

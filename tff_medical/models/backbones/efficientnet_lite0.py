@@ -147,7 +147,7 @@ def load_weights(
 ) -> tuple[dict[str, np.ndarray], backbone.Origin]:
   """Returns the weights that are asked for, and where they come from."""
   path = pathlib.Path(request.weights) if request.weights else find_weights()
-  digest = backbone.digest_of_file(str(path))
+  digest = backbone.digest_of_file(path)
   weights = read_weights(path)
   is_known = digest == SHA256
   return weights, backbone.Origin(
