@@ -67,14 +67,9 @@ def load(
     InputError: A name is unknown, the weights cannot be used, or a size is too
       small.
   """
-  request = backbone.Request(
-    name=name,
-    image_shape=tuple(int(n) for n in image_shape),  # type: ignore[arg-type]
-    layers=None if layers is None else tuple(layers),
-    weights=weights,
-    image_size=image_size,
+  return find(name)(
+    backbone.request(name, image_shape, layers, weights, image_size)
   )
-  return find(name)(request)
 
 
 def find(name: str) -> backbone.Loader:
