@@ -48,6 +48,21 @@ class RulesTest(parameterized.TestCase):
       _random(*kernel, channels, 4),
     )
 
+  @parameterized.product(
+    multiplier=(1, 2),
+    strides=(1, 2, 3),
+    padding=('SAME', 'VALID'),
+    kernel=((1, 1), (3, 3), (2, 5)),
+  )
+  def test_depthwise_convolution(self, multiplier, strides, padding, kernel):
+    _check(
+      lambda x, w: tf.nn.depthwise_conv2d(
+        x, w, (1, strides, strides, 1), padding
+      ),
+      _random(6, 9, 10, 3),
+      _random(*kernel, 3, multiplier),
+    )
+
   @parameterized.parameters(
     (lambda x, w: x + w,),
     (lambda x, w: w + x,),
@@ -66,6 +81,12 @@ class RulesTest(parameterized.TestCase):
     (lambda x, w: tf.nn.conv2d(x, w, 1, 'SAME', dilations=2), (3, 3, 4, 2)),
     (lambda x, w: tf.nn.conv2d(x, w, 1, 'SAME'), (3, 3, 2, 2)),
     (lambda x, w: tf.nn.conv2d(x, w, 1, [(0, 0)] * 4), (3, 3, 4, 2)),
+    (
+      lambda x, w: tf.nn.depthwise_conv2d(
+        x, w, [1] * 4, [(0, 0), (1, 1), (1, 1), (0, 0)]
+      ),
+      (3, 3, 4, 2),
+    ),
     (lambda x, w: x * w, (5, 4)),
     (lambda x, w: w * w, (4,)),
     (lambda x, w: w + tf.ones((4, 4)), (4,)),

@@ -5,8 +5,8 @@ unit, and spends thousands of small operations on shapes. Images do not
 influence each other, so the gradient with respect to a layer's output is
 computed for the whole batch at once. From this gradient and the layer's input
 one batched product gives each unit's gradient of the weight (as in Rochette et
-al. 2019, arXiv 1912.06015). The rules cover the operations of convolutions,
-dense layers, biases and normalisations.
+al. 2019, arXiv 1912.06015). The rules cover the operations of convolutions
+(depthwise ones as well), dense layers, biases and normalisations.
 
 >>> x = tf.random.normal([2, 5, 5, 3])
 >>> patches(x, (3, 3), (2, 2), (3, 3)).shape
@@ -60,15 +60,28 @@ def patches(
     of the outputs.
   """
   channels = images.shape[3]
+  features = kernel[0] * kernel[1] * channels
+  copied = images
+  if (*kernel, *strides) != (1, 1, 1, 1):
+    copy = _by_convolution if channels <= _FEW_CHANNELS else _by_gather
+    padded = _padded(images, kernel, strides, outputs)
+    copied = copy(padded, kernel, strides, outputs)
+  return tf.reshape(copied, (-1, outputs[0] * outputs[1], features))
+
+
+def _padded(
+  images: tf.Tensor,
+  kernel: Sequence[int],
+  strides: Sequence[int],
+  outputs: Sequence[int],
+) -> tf.Tensor:
+  """Returns images with the zeros around them that the outputs need."""
   zeros = [
     max((outputs[i] - 1) * strides[i] + kernel[i] - images.shape[1 + i], 0)
     for i in range(2)
   ]
   around = [(0, 0), *((n // 2, n - n // 2) for n in zeros), (0, 0)]
-  features = kernel[0] * kernel[1] * channels
-  copy = _by_convolution if channels <= _FEW_CHANNELS else _by_gather
-  copied = copy(tf.pad(images, around), kernel, strides, outputs)
-  return tf.reshape(copied, (-1, outputs[0] * outputs[1], features))
+  return tf.pad(images, around)
 
 
 def _by_convolution(
@@ -142,6 +155,43 @@ def _convolution(
   return tf.reshape(product, (units[0], *kernel.shape))
 
 
+def _is_depthwise(op: tf.Operation, weight: tf.Tensor) -> bool:
+  images, kernel = op.inputs
+  return (
+    kernel is weight
+    and op.get_attr('data_format') == b'NHWC'
+    and op.get_attr('padding') in (b'SAME', b'VALID')
+    and list(op.get_attr('dilations')) == [1, 1, 1, 1]
+    and images.shape[1:].is_fully_defined()
+  )
+
+
+def _depthwise(
+  op: tf.Operation, gradient: tf.Tensor, units: tf.Tensor
+) -> tf.Tensor:
+  images, kernel = op.inputs
+  height, width, channels, multiplier = kernel.shape
+  strides = op.get_attr('strides')[1:3]
+  outputs = op.outputs[0].shape[1:3]
+  padded = _padded(images, (height, width), strides, outputs)
+  gradient = tf.reshape(gradient, (-1, *outputs, channels, multiplier))
+
+  # Each tap of the kernel sees the image at an offset of its own.
+  def tap(row: int, column: int) -> tf.Tensor:
+    seen = padded[
+      :,
+      row : row + (outputs[0] - 1) * strides[0] + 1 : strides[0],
+      column : column + (outputs[1] - 1) * strides[1] + 1 : strides[1],
+    ]
+    by_image = tf.reduce_sum(seen[..., tf.newaxis] * gradient, axis=(1, 2))
+    return tf.reduce_sum(
+      tf.reshape(by_image, (*units, channels, multiplier)), axis=1
+    )
+
+  taps = [tap(i, j) for i in range(height) for j in range(width)]
+  return tf.reshape(tf.stack(taps, axis=1), (units[0], *kernel.shape))
+
+
 def _is_product(op: tf.Operation, weight: tf.Tensor) -> bool:
   return (
     op.inputs[1] is weight
@@ -195,6 +245,7 @@ def _scale(index: int) -> _Rule:
 
 _RULES = {
   'Conv2D': ((_convolution, _is_convolution),),
+  'DepthwiseConv2dNative': ((_depthwise, _is_depthwise),),
   'MatMul': ((_product, _is_product),),
   'BiasAdd': ((_sum, _is_by_channel),),
   'Add': ((_sum, _is_by_channel),),

@@ -21,6 +21,7 @@ import inspect
 import tensorflow as tf
 
 from tff_medical import _validate
+from tff_medical.models import frozen_layers
 
 _OF_EVERY_LAYER = {'self', 'name', 'trainable', 'dtype', 'dynamic'}
 
@@ -97,7 +98,8 @@ def _check_layer(layer: tf.keras.layers.Layer) -> None:
       f'layer {layer.name!r} ({kind}) keeps state between '
       'batches, which TFF would lose; use a layer without state'
     )
-  if layer.non_trainable_weights:
+  is_frozen = isinstance(layer, frozen_layers.Frozen)
+  if layer.non_trainable_weights and not is_frozen:
     raise _validate.InputError(
       f'layer {layer.name!r} ({kind}) has weights that are '
       'not trained, which TFF would never update; make it trainable or use '

@@ -1,4 +1,4 @@
-"""Frozen networks that turn images into features, chosen by name.
+"""Networks that were trained before, as features or to be trained further.
 
 >>> from tff_medical.models import backbones
 >>> scattering = backbones.load('scattering', image_shape=(28, 28, 1))
@@ -8,12 +8,20 @@
 
 from tff_medical.models.backbones.backbone import Backbone
 from tff_medical.models.backbones.backbone import Origin
+from tff_medical.models.backbones.backbone import Split
+from tff_medical.models.backbones.fine_tuning import PARTS
+from tff_medical.models.backbones.fine_tuning import check_part
+from tff_medical.models.backbones.fine_tuning import trainable
 from tff_medical.models.backbones.loading import BACKBONES
 from tff_medical.models.backbones.loading import load
 
 __all__ = [
   'BACKBONES',
+  'PARTS',
   'Backbone',
   'Origin',
+  'Split',
+  'check_part',
   'load',
+  'trainable',
 ]

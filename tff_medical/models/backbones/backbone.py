@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
 import hashlib
+import os
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tff_medical import _files
 from tff_medical import _validate
 
 # Number of names that an error lists.
@@ -72,17 +74,57 @@ class Backbone:
   @property
   def provenance(self) -> dict[str, Any]:
     """Entry on the backbone in a privacy card, fit for JSON."""
-    origin = self.origin
-    stated = {
-      'name': self.name,
-      'layers': list(self.layers),
-      'image_size': list(self.image_size),
-      'source': origin.source,
-      'sha256': origin.sha256,
-      'license': origin.license,
-      'trained_on': origin.trained_on,
-    }
-    return stated if origin.card is None else {**stated, 'card': origin.card}
+    return _stated(self.name, self.layers, self.image_size, self.origin)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+  """A network with a classifier, of which a part is trained.
+
+  Attributes:
+    name: Name that the backbone was loaded by.
+    part: What is trained: 'head', 'last_block', 'norms' or 'all'.
+    origin: Where the weights of the backbone come from.
+    layers: Names of the layers whose features the classifier gets.
+    image_size: Height and width in pixels that the network gets.
+    frozen: Keras model from float32 images [N, H, W, C] in 0..1 to what
+      `trained` takes: features [N, D] or maps [N, h, w, c]. None if `trained`
+      takes the images themselves.
+    trained: Keras model to logits [N, num_outputs], which TFF can train. With
+      its initial weights the features are those of the frozen backbone.
+  """
+
+  name: str
+  part: str
+  origin: Origin
+  layers: tuple[str, ...]
+  image_size: tuple[int, int]
+  frozen: tf.keras.Model | None
+  trained: tf.keras.Model
+
+  @property
+  def provenance(self) -> dict[str, Any]:
+    """Entry on the backbone in a privacy card, fit for JSON."""
+    stated = _stated(self.name, self.layers, self.image_size, self.origin)
+    return {**stated, 'trained_part': self.part}
+
+
+def _stated(
+  name: str,
+  layers: Sequence[str],
+  image_size: Sequence[int],
+  origin: Origin,
+) -> dict[str, Any]:
+  stated: dict[str, Any] = {
+    'name': name,
+    'layers': list(layers),
+    'image_size': list(image_size),
+    'source': origin.source,
+    'sha256': origin.sha256,
+    'license': origin.license,
+    'trained_on': origin.trained_on,
+  }
+  return stated if origin.card is None else {**stated, 'card': origin.card}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +214,26 @@ class Request:
     return tuple(name for name in names if name in self.layers)
 
 
+def request(
+  name: str,
+  image_shape: Sequence[int],
+  layers: Sequence[str] | None,
+  weights: str | None,
+  image_size: int | None,
+) -> Request:
+  """Returns the `Request` of these values, with sequences made tuples."""
+  shape = tuple(image_shape)
+  return Request(
+    name=name,
+    image_shape=shape,  # type: ignore[arg-type]
+    layers=None if layers is None else tuple(layers),
+    weights=weights,
+    image_size=image_size,
+  )
+
+
 def check_layer(backbone: str, layer: str, names: Sequence[str]) -> None:
-  """Raises `InputError`, with near names, unless `layer` is among `names`."""
+  """Raises `InputError`, with the nearest name, unless `layer` is among `names`."""
   if layer in names:
     return
   near = difflib.get_close_matches(layer, names, n=1)
@@ -197,7 +257,7 @@ def digest_of(weights: Sequence[np.ndarray]) -> str:
   return sha256.hexdigest()
 
 
-def digest_of_file(path: str) -> str:
+def digest_of_file(path: str | os.PathLike[str]) -> str:
   """Returns the SHA-256 of a file.
 
   Raises:
@@ -205,7 +265,7 @@ def digest_of_file(path: str) -> str:
   """
   sha256 = hashlib.sha256()
   try:
-    with open(path, 'rb') as file:
+    with _files.open_regular(path) as file:
       for block in iter(lambda: file.read(1 << 20), b''):
         sha256.update(block)
   except OSError as error:
@@ -217,3 +277,7 @@ def digest_of_file(path: str) -> str:
 
 # Makes a backbone of one kind.
 Loader = Callable[[Request], Backbone]
+# Returns logits [N, num_outputs] of features [N, D], both Keras tensors.
+Classifier = Callable[[tf.Tensor], tf.Tensor]
+# Of (request, part, classifier); makes the model that trains a part.
+Splitter = Callable[[Request, str, Classifier], Split]

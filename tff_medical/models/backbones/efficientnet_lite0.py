@@ -142,12 +142,60 @@ def load(request: backbone.Request) -> backbone.Backbone:
   )
 
 
+def split(
+  request: backbone.Request, part: str, logits: backbone.Classifier
+) -> backbone.Split:
+  """Returns the network as a frozen and a trained part.
+
+  Args:
+    request: Request, with one layer at most: the one that ends the network.
+    part: 'last_block', 'norms' or 'all'.
+    logits: Function that adds the classifier.
+
+  Raises:
+    InputError: As `load` raises it.
+  """
+  (end,) = request.chosen(LAYER_NAMES, LAYER_NAMES[-1:])
+  side = request.side(STRIDE, STRIDE)
+  weights, origin = load_weights(request)
+  names = LAYER_NAMES[: LAYER_NAMES.index(end) + 1]
+  cut = _last_block(end) if part == 'last_block' else 0
+  inputs, x = features.rgb_images(request.image_shape, side)
+  x = normalised(x)
+  frozen = None
+  if part == 'last_block':
+    maps = apply(x, weights, names[:cut], convolutions.folded)
+    frozen = tf.keras.Model(inputs, maps[names[cut - 1]] if cut else x)
+    inputs = x = tf.keras.Input(frozen.output_shape[1:], name='maps')
+  build = convolutions.norm_trained if part == 'norms' else convolutions.trained
+  maps = apply(x, weights, names[cut:], build)
+  trained = tf.keras.Model(inputs, logits(features.of_maps([maps[end]])))
+  return backbone.Split(
+    name=request.name,
+    part=part,
+    origin=origin,
+    layers=(end,),
+    image_size=(side, side),
+    frozen=frozen,
+    trained=trained,
+  )
+
+
+def _last_block(end: str) -> int:
+  """Returns the number of layers before the last block.
+
+  The head is a convolution of the last block's output, and counts to it.
+  """
+  index = LAYER_NAMES.index(end)
+  return index - 1 if end == LAYER_NAMES[-1] else index
+
+
 def load_weights(
   request: backbone.Request,
 ) -> tuple[dict[str, np.ndarray], backbone.Origin]:
   """Returns the weights that are asked for, and where they come from."""
   path = pathlib.Path(request.weights) if request.weights else find_weights()
-  digest = backbone.digest_of_file(str(path))
+  digest = backbone.digest_of_file(path)
   weights = read_weights(path)
   is_known = digest == SHA256
   return weights, backbone.Origin(

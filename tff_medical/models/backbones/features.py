@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 import tensorflow as tf
 
@@ -21,7 +22,7 @@ import tensorflow as tf
 class Resized(tf.keras.layers.Layer):
   """Bilinear resizing of images, without aliasing where they shrink."""
 
-  def __init__(self, height: int, width: int, **kwargs):
+  def __init__(self, height: int, width: int, **kwargs: Any):
     super().__init__(**kwargs)
     self.height = height
     self.width = width
@@ -31,7 +32,7 @@ class Resized(tf.keras.layers.Layer):
     shrinks = inputs.shape[1] > self.height or inputs.shape[2] > self.width
     return tf.image.resize(inputs, (self.height, self.width), antialias=shrinks)
 
-  def get_config(self) -> dict[str, object]:
+  def get_config(self) -> dict[str, Any]:
     """Returns the arguments of `__init__`, from which Keras clones a layer."""
     return {
       **super().get_config(),

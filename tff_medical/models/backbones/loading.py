@@ -4,12 +4,15 @@
 |----------------------|----------------------------------------|--------------|
 | `scattering`         | wavelets, see `models.scattering`      | none         |
 | `efficientnet-lite0` | EfficientNet-Lite0 of ImageNet         | a wheel      |
+| `keras:NAME`         | function NAME of keras.applications    | Keras, a file |
+| `savedmodel:DIR`     | SavedModel in the folder DIR           | the folder   |
 
 >>> load('scatering', image_shape=(28, 28, 1))
 Traceback (most recent call last):
 ...
 tff_medical._validate.InputError: backbone must be one of efficientnet-lite0, \
-scattering, got 'scatering'; did you mean 'scattering'?
+keras:NAME, savedmodel:DIR, scattering, got 'scatering'; did you mean \
+'scattering'?
 """
 
 from __future__ import annotations
@@ -19,13 +22,23 @@ from collections.abc import Sequence
 from tff_medical import _validate
 from tff_medical.models.backbones import backbone
 from tff_medical.models.backbones import efficientnet_lite0
+from tff_medical.models.backbones import keras_applications
+from tff_medical.models.backbones import saved_models
 from tff_medical.models.backbones import wavelets
 
 _PLAIN: dict[str, backbone.Loader] = {
   wavelets.NAME: wavelets.load,
   efficientnet_lite0.NAME: efficientnet_lite0.load,
 }
-BACKBONES = tuple(_PLAIN)
+_PREFIXED: dict[str, backbone.Loader] = {
+  keras_applications.PREFIX: keras_applications.load,
+  saved_models.PREFIX: saved_models.load,
+}
+BACKBONES = (
+  *_PLAIN,
+  f'{keras_applications.PREFIX}:NAME',
+  f'{saved_models.PREFIX}:DIR',
+)
 
 
 def load(
@@ -54,12 +67,20 @@ def load(
     InputError: A name is unknown, the weights cannot be used, or a size is too
       small.
   """
-  request = backbone.Request(
-    name=name,
-    image_shape=tuple(int(n) for n in image_shape),  # type: ignore[arg-type]
-    layers=None if layers is None else tuple(layers),
-    weights=weights,
-    image_size=image_size,
+  return find(name)(
+    backbone.request(name, image_shape, layers, weights, image_size)
   )
-  _validate.one_of(BACKBONES, backbone=name)
-  return _PLAIN[name](request)
+
+
+def find(name: str) -> backbone.Loader:
+  """Returns the function that loads a backbone, without loading it.
+
+  Raises:
+    InputError: The name is of no kind of the table above.
+  """
+  prefix, colon, argument = name.partition(':')
+  if colon and argument and prefix in _PREFIXED:
+    return _PREFIXED[prefix]
+  if name not in _PLAIN:
+    _validate.one_of(BACKBONES, backbone=name)
+  return _PLAIN[name]

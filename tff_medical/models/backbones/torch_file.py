@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tff_medical import _files
 from tff_medical import _validate
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -28,7 +29,10 @@ _REMEDY = (
   'give a state dictionary that torch.save wrote with '
   '_use_new_zipfile_serialization=False'
 )
-_DTYPES = {'FloatStorage': np.dtype('<f4'), 'LongStorage': np.dtype('<i8')}
+_DTYPES: dict[str, np.dtype] = {
+  'FloatStorage': np.dtype('<f4'),
+  'LongStorage': np.dtype('<i8'),
+}
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -45,7 +49,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       tensors.
   """
   try:
-    with open(path, 'rb') as file:
+    with _files.open_regular(path) as file:
       return _read(file)
   except OSError as error:
     raise _validate.InputError(
