@@ -11,11 +11,10 @@ from experiments.config import fields
 from experiments.config import flags
 from experiments.config import settings as settings_lib
 from experiments.modes import base
-from experiments.modes import client_training as mode_training
 from tests.faults import flag_faults
 from tff_medical import _validate
 from tff_medical.learning import augmentation
-from tff_medical.learning import client_training
+from tff_medical.learning import schedules
 
 
 def _read(*arguments):
@@ -156,6 +155,36 @@ class SettingsTest(parameterized.TestCase):
       ['--server_optimizer=yogi', '--server_momentum=.9'],
       'server_momentum.*ignored.*yogi',
     ),
+    (
+      ['--clipping=none', '--server_optimizer=adam_bc'],
+      'adam_bc.*there is no noise.*choose adam',
+    ),
+    (
+      [
+        '--noise_multiplier=0',
+        '--clipping=fixed',
+        '--server_optimizer=adam_bc',
+      ],
+      'adam_bc.*there is no noise',
+    ),
+    (['--server_optimizer=adam_bc'], 'adam_bc.*the noise follows the adaptive'),
+    (
+      ['--server_optimizer=adam_bc', '--mechanism=dp_ftrl'],
+      'adam_bc.*the noise of a tree',
+    ),
+    (
+      [
+        '--server_optimizer=adam_bc',
+        '--mechanism=local_dp_sgd',
+        '--privacy_unit=record',
+      ],
+      'adam_bc.*each site adds noise',
+    ),
+    (
+      ['--adam_bc_floor=.1'],
+      'adam_bc_floor.*ignored with server_optimizer=sgd',
+    ),
+    (['--server_learning_rate_schedule=step'], 'schedule must be one of'),
     (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
     (['--partition=random'], 'partition must be one of'),
     (['--privacy_unit=site'], 'privacy_unit must be one of'),
@@ -274,7 +303,7 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(settings.used().get('rounds_per_tree'), 10)
 
   def test_schedules_are_those_of_the_library(self):
-    self.assertEqual(mode_training.SCHEDULES, client_training.SCHEDULES)
+    self.assertEqual(base.SCHEDULES, schedules.SCHEDULES)
 
   def test_every_number_has_bounds_that_its_default_keeps(self):
     for name, groups in settings_lib.owners().items():

@@ -1,6 +1,7 @@
 """Federated learning processes: `build_*` functions made of TFF's own parts."""
 
 from tff_medical.learning import evaluation
+from tff_medical.learning import schedules
 from tff_medical.learning import tasks
 from tff_medical.learning import weight_averaging
 from tff_medical.learning.augmentation import Augmentation
@@ -19,6 +20,7 @@ __all__ = [
   'build_local_dp_sgd',
   'build_server_optimizer',
   'evaluation',
+  'schedules',
   'step_arrays',
   'tasks',
   'weight_averaging',
