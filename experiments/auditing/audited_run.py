@@ -308,6 +308,8 @@ def _with_canaries(
     model=task.model,
     seed=task.seed,
     initial_model=task.initial_model,
+    label_smoothing=task.label_smoothing,
+    class_weights=task.class_weights,
     wrap=functools.partial(
       canaries_lib.with_canaries,
       canaries=canaries,

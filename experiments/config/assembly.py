@@ -160,6 +160,8 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     model=settings.model.model,
     seed=data_settings.seed,
     initial_model=initial_model,
+    label_smoothing=settings.mode.label_smoothing,
+    class_weights=settings.mode.class_weight_values,
   )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import typing
 from typing import Any, ClassVar, Optional, TypeVar
 
@@ -149,6 +150,18 @@ class Mode(abc.ABC):
     or_zero=True,
   )
 
+  label_smoothing: float = fields.setting(
+    0.0,
+    'part of the uniform distribution in each label of the loss, in [0, 1)',
+    low=1e-6,
+    high=0.999,
+    or_zero=True,
+  )
+  class_weights: Optional[str] = fields.setting(
+    None,
+    "weights of the classes in a record's loss, positive numbers with commas, "
+    'which are scaled to a mean of 1',
+  )
   augment: Optional[str] = fields.setting(
     None,
     'random transformations of training images, with commas, which leave ε as it '
@@ -161,6 +174,29 @@ class Mode(abc.ABC):
     if self.augment is None:
       return ()
     return tuple(name.strip() for name in self.augment.split(','))
+
+  @property
+  def class_weight_values(self) -> tuple[float, ...] | None:
+    """Weights of the classes as given, if there are any.
+
+    Raises:
+      InputError: A weight is no positive number.
+    """
+    if self.class_weights is None:
+      return None
+    values = []
+    for text in self.class_weights.split(','):
+      try:
+        value = float(text)
+      except ValueError:
+        value = math.nan
+      if not 0 < value < math.inf:
+        raise InputError(
+          f'class_weights must be positive numbers, separated by commas, got '
+          f'{text.strip()!r}'
+        )
+      values.append(value)
+    return tuple(values)
 
   @property
   def publishes_broken_units(self) -> bool:
@@ -234,6 +270,7 @@ class Mode(abc.ABC):
         )
     if self.server_optimizer == 'adam_bc':
       self._check_adam_bc()
+    _ = self.class_weight_values
     for name in self.augment_names:
       _validate.one_of(AUGMENTATIONS, augment=name)
     if len(set(self.augment_names)) < len(self.augment_names):

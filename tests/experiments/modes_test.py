@@ -82,6 +82,8 @@ def _other_value(field):
   low, high = field.metadata['low'], field.metadata['high']
   if field.name == 'augment':
     return 'flip'
+  if field.name == 'class_weights':
+    return '1,2'
   whole = isinstance(low, int)
   value = default / 2 if default else min(2, high / 2)
   if whole:

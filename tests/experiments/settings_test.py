@@ -184,6 +184,11 @@ class SettingsTest(parameterized.TestCase):
       ['--adam_bc_floor=.1'],
       'adam_bc_floor.*ignored with server_optimizer=sgd',
     ),
+    (['--label_smoothing=1'], 'label_smoothing must lie between'),
+    (['--class_weights=1,x'], "class_weights must be positive.*got 'x'"),
+    (['--class_weights=1,0'], "class_weights must be positive.*got '0'"),
+    (['--class_weights=1,inf'], 'class_weights must be positive'),
+    (['--class_weights='], 'class_weights must not be blank'),
     (['--server_learning_rate_schedule=step'], 'schedule must be one of'),
     (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
     (['--partition=random'], 'partition must be one of'),
@@ -301,6 +306,15 @@ class SettingsTest(parameterized.TestCase):
     settings = settings.for_data(300, 300)
     self.assertEqual(settings.used().get('clients_per_round'), 30)
     self.assertEqual(settings.used().get('rounds_per_tree'), 10)
+
+  def test_a_schedule_fixes_the_number_of_rounds(self):
+    for flag, fixed in (
+      ('--server_learning_rate_schedule=constant', False),
+      ('--server_learning_rate_schedule=linear', True),
+      ('--client_learning_rate_schedule=cosine', True),
+    ):
+      names = _read('--noise_multiplier=1', flag).may_change()
+      self.assertEqual('rounds' not in names, fixed, flag)
 
   def test_schedules_are_those_of_the_library(self):
     self.assertEqual(base.SCHEDULES, schedules.SCHEDULES)

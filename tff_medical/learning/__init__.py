@@ -1,5 +1,6 @@
 """Federated learning processes: `build_*` functions made of TFF's own parts."""
 
+from tff_medical.learning import client_training
 from tff_medical.learning import evaluation
 from tff_medical.learning import schedules
 from tff_medical.learning import tasks
@@ -19,6 +20,7 @@ __all__ = [
   'build_dp_sgd',
   'build_local_dp_sgd',
   'build_server_optimizer',
+  'client_training',
   'evaluation',
   'schedules',
   'step_arrays',
