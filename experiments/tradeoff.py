@@ -132,7 +132,10 @@ def _flags(
 
 def without_privacy(given: settings_lib.Flags) -> settings_lib.Flags:
   """Returns flags without clipping, noise, and the settings that need them."""
-  return given.changed(**given.mode().baseline()).without_ignored()
+  plain = given.changed(**given.mode().baseline())
+  if plain.server_optimizer == 'adam_bc':  # It has no noise to subtract.
+    plain = plain.changed(server_optimizer='adam')
+  return plain.without_ignored()
 
 
 def check_strictest(planned: Sequence[_Planned]) -> None:

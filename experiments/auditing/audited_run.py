@@ -312,6 +312,8 @@ def _with_canaries(
     seed=task.seed,
     initial_model=task.initial_model,
     features=task.features,
+    label_smoothing=task.label_smoothing,
+    class_weights=task.class_weights,
     wrap=functools.partial(
       canaries_lib.with_canaries,
       canaries=canaries,

@@ -174,4 +174,6 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     seed=data_settings.seed,
     initial_model=initial_model,
     features=features,
+    label_smoothing=settings.mode.label_smoothing,
+    class_weights=settings.mode.class_weight_values,
   )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import typing
 from typing import Any, ClassVar, Optional, TypeVar
 
@@ -30,6 +31,7 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import interface
   from tff_medical.privacy import mechanisms
 
+SCHEDULES = ('constant', 'linear', 'cosine')
 AUGMENTATIONS = ('flip', 'rotate', 'crop', 'shift', 'brightness')
 
 ModeT = TypeVar('ModeT', bound='Mode')
@@ -53,6 +55,9 @@ class Mode(abc.ABC):
   default_clients: ClassVar[int]
   # Reason why the training cannot be repeated with canaries; '' if it can.
   refuses_canaries: ClassVar[str] = ''
+  # Reason why the noise of an update is not the same in every round; '' if it
+  # is the same with fixed clipping.
+  noise_varies: ClassVar[str] = ''
   # Whether an absent client must take part in a round without data.
   keeps_absent: ClassVar[bool] = False
   # Whether a release is the sum of clipped updates with one noise.
@@ -109,11 +114,24 @@ class Mode(abc.ABC):
   )
   server_optimizer: str = fields.setting(
     'sgd',
-    'optimizer that applies the aggregated update',
-    choices=('sgd', 'adam', 'yogi'),
+    'optimizer that applies the aggregated update; adam_bc is Adam that '
+    "subtracts the noise's variance from its second moment (DP-AdamBC)",
+    choices=('sgd', 'adam', 'yogi', 'adam_bc'),
   )
   server_learning_rate: float = fields.setting(
     1.0, 'learning rate of the server optimizer', low=1e-10, high=1e30
+  )
+  server_learning_rate_schedule: str = fields.setting(
+    'constant',
+    "decay of the server optimizer's learning rate to 0 over the rounds",
+    choices=SCHEDULES,
+  )
+  adam_bc_floor: float = fields.setting(
+    0.5,
+    "smallest second moment of adam_bc, as a fraction of the noise's variance",
+    only_if={'server_optimizer': ('adam_bc',)},
+    low=1e-6,
+    high=1e6,
   )
   server_momentum: float = fields.setting(
     0.9,
@@ -132,6 +150,18 @@ class Mode(abc.ABC):
     or_zero=True,
   )
 
+  label_smoothing: float = fields.setting(
+    0.0,
+    'part of the uniform distribution in each label of the loss, in [0, 1)',
+    low=1e-6,
+    high=0.999,
+    or_zero=True,
+  )
+  class_weights: Optional[str] = fields.setting(
+    None,
+    "weights of the classes in a record's loss, positive numbers with commas, "
+    'which are scaled to a mean of 1',
+  )
   augment: Optional[str] = fields.setting(
     None,
     'random transformations of training images, with commas, which leave ε as it '
@@ -149,6 +179,29 @@ class Mode(abc.ABC):
   def augments(self) -> str:
     """The setting that transforms training images, or ''."""
     return '' if self.augment is None else f'augment={self.augment}'
+
+  @property
+  def class_weight_values(self) -> tuple[float, ...] | None:
+    """Weights of the classes as given, if there are any.
+
+    Raises:
+      InputError: A weight is no positive number.
+    """
+    if self.class_weights is None:
+      return None
+    values = []
+    for text in self.class_weights.split(','):
+      try:
+        value = float(text)
+      except ValueError:
+        value = math.nan
+      if not 0 < value < math.inf:
+        raise InputError(
+          f'class_weights must be positive numbers, separated by commas, got '
+          f'{text.strip()!r}'
+        )
+      values.append(value)
+    return tuple(values)
 
   @property
   def publishes_broken_units(self) -> bool:
@@ -220,12 +273,27 @@ class Mode(abc.ABC):
           f'{name}={getattr(self, name)} would be ignored with no noise; leave '
           'it out'
         )
-
+    if self.server_optimizer == 'adam_bc':
+      self._check_adam_bc()
+    _ = self.class_weight_values
     for name in self.augment_names:
       _validate.one_of(AUGMENTATIONS, augment=name)
     if len(set(self.augment_names)) < len(self.augment_names):
       raise InputError(
         f'augment must name each transformation once, got {self.augment}'
+      )
+
+  def _check_adam_bc(self) -> None:
+    """Refuses to subtract the variance of noise that is not constant."""
+    reason = self.noise_varies
+    if not self.is_private:
+      reason = 'there is no noise, whose variance it would subtract'
+    elif self.clipping == 'adaptive':
+      reason = 'the noise follows the adaptive clip norm'
+    if reason:
+      raise InputError(
+        f'server_optimizer must not be adam_bc with mechanism={self.name} and '
+        f'clipping={self.clipping}: {reason}; choose adam'
       )
 
   def check_clients(self, num_clients: int) -> None:
@@ -302,6 +370,17 @@ class Mode(abc.ABC):
       self.server_optimizer,
       learning_rate=self.server_learning_rate,
       momentum=self.server_momentum if self.server_optimizer == 'sgd' else 0.0,
+      noise_stddev=mechanism.mean_stddev
+      if self.server_optimizer == 'adam_bc'
+      else None,
+      noise_floor=self.adam_bc_floor,
+      schedule=tfm.learning.schedules.build_schedule(
+        self.server_learning_rate_schedule,
+        learning_rate=self.server_learning_rate,
+        rounds=self.rounds,
+      )
+      if self.server_learning_rate_schedule != 'constant'
+      else None,
     )
     if not self.ema_decay:
       return self.process(task, mechanism, optimizer)

@@ -24,6 +24,9 @@ class DpFtrl(client_training.ClientTraining):
   """A client joins each tree at most once; rounds of a tree share its noise."""
 
   name: ClassVar[str] = 'dp_ftrl'
+  noise_varies: ClassVar[str] = (
+    'the noise of a tree is not independent from round to round'
+  )
 
   clipping: str = fields.setting(
     'fixed', "kind of clipping of a client's update", choices=('fixed',)

@@ -32,6 +32,9 @@ class LocalDpSgd(unit_training.UnitTraining):
 
   name: ClassVar[str] = 'local_dp_sgd'
   refuses_canaries: ClassVar[str] = 'each site adds its own noise'
+  noise_varies: ClassVar[str] = (
+    'each site adds noise to its own steps, and which sites are averaged varies'
+  )
 
   server_learning_rate: float = fields.redefine(
     base.Mode, 'server_learning_rate', 1.0

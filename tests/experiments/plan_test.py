@@ -101,15 +101,20 @@ class PlanTest(parameterized.TestCase):
     if parameters:
       self.assertEqual(plan.count_parameters('cnn_small', 28, data), parameters)
 
+  def test_a_batch_of_all_records_is_named_so(self):
+    printed = _run(
+      '--epsilons=8',
+      '--num_records=500',
+      '--expected_batch_size=500',
+      '--num_parameters=100',
+    )
+    self.assertIn('record level: all 500 records in each of', printed)
+
   def test_a_new_data_set_is_a_line_in_one_place(self):
     new = loading.Source(500, 3, ('healthy', 'ill'), load=None)
     with mock.patch.dict(loading.DATASETS, {'new': new}):
       printed = _run('--epsilons=8', '--dataset=new', '--model=cnn_small')
     self.assertIn('25 of 500 records expected', printed)
-    printed = _run(
-      '--num_records=500', '--expected_batch_size=500', '--num_parameters=100'
-    )
-    self.assertIn('record level: all 500 records in each of', printed)
     parameters = plan.count_parameters('cnn_small', 28, new)
     self.assertIn(f'{parameters:,} parameters', printed)
 

@@ -11,11 +11,10 @@ from experiments.config import fields
 from experiments.config import flags
 from experiments.config import settings as settings_lib
 from experiments.modes import base
-from experiments.modes import client_training as mode_training
 from tests.faults import flag_faults
 from tff_medical import _validate
 from tff_medical.learning import augmentation
-from tff_medical.learning import client_training
+from tff_medical.learning import schedules
 
 
 def _read(*arguments):
@@ -156,6 +155,41 @@ class SettingsTest(parameterized.TestCase):
       ['--server_optimizer=yogi', '--server_momentum=.9'],
       'server_momentum.*ignored.*yogi',
     ),
+    (
+      ['--clipping=none', '--server_optimizer=adam_bc'],
+      'adam_bc.*there is no noise.*choose adam',
+    ),
+    (
+      [
+        '--noise_multiplier=0',
+        '--clipping=fixed',
+        '--server_optimizer=adam_bc',
+      ],
+      'adam_bc.*there is no noise',
+    ),
+    (['--server_optimizer=adam_bc'], 'adam_bc.*the noise follows the adaptive'),
+    (
+      ['--server_optimizer=adam_bc', '--mechanism=dp_ftrl'],
+      'adam_bc.*the noise of a tree',
+    ),
+    (
+      [
+        '--server_optimizer=adam_bc',
+        '--mechanism=local_dp_sgd',
+        '--privacy_unit=record',
+      ],
+      'adam_bc.*each site adds noise',
+    ),
+    (
+      ['--adam_bc_floor=.1'],
+      'adam_bc_floor.*ignored with server_optimizer=sgd',
+    ),
+    (['--label_smoothing=1'], 'label_smoothing must lie between'),
+    (['--class_weights=1,x'], "class_weights must be positive.*got 'x'"),
+    (['--class_weights=1,0'], "class_weights must be positive.*got '0'"),
+    (['--class_weights=1,inf'], 'class_weights must be positive'),
+    (['--class_weights='], 'class_weights must not be blank'),
+    (['--server_learning_rate_schedule=step'], 'schedule must be one of'),
     (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
     (['--partition=random'], 'partition must be one of'),
     (['--privacy_unit=site'], 'privacy_unit must be one of'),
@@ -273,8 +307,17 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(settings.used().get('clients_per_round'), 30)
     self.assertEqual(settings.used().get('rounds_per_tree'), 10)
 
+  def test_a_schedule_fixes_the_number_of_rounds(self):
+    for flag, fixed in (
+      ('--server_learning_rate_schedule=constant', False),
+      ('--server_learning_rate_schedule=linear', True),
+      ('--client_learning_rate_schedule=cosine', True),
+    ):
+      names = _read('--noise_multiplier=1', flag).may_change()
+      self.assertEqual('rounds' not in names, fixed, flag)
+
   def test_schedules_are_those_of_the_library(self):
-    self.assertEqual(mode_training.SCHEDULES, client_training.SCHEDULES)
+    self.assertEqual(base.SCHEDULES, schedules.SCHEDULES)
 
   def test_every_number_has_bounds_that_its_default_keeps(self):
     for name, groups in settings_lib.owners().items():

@@ -38,6 +38,8 @@ class Task:
       any.
     features: Frozen layers whose features the data holds; the layers behind
       them are then trained instead of `model`. None if models take pixels.
+    label_smoothing: Label smoothing of the loss, in [0, 1); see `models.loss`.
+    class_weights: Weight of each class in the loss, if given.
   """
 
   data: images.ImageData
@@ -46,9 +48,18 @@ class Task:
   seed: int = 0
   initial_model: models.InitialModel | None = None
   features: models.FixedFeatures | None = None
+  label_smoothing: float = 0.0
+  class_weights: tuple[float, ...] | None = None
 
   def __post_init__(self) -> None:
     self._check_features()
+    weights = self.class_weights
+    if weights is not None and len(weights) != self.data.num_classes:
+      raise _validate.InputError(
+        f'class_weights must be one number for each of the '
+        f'{self.data.num_classes} classes, got {len(weights)}'
+      )
+    _ = self.loss  # A wrong value is refused before anything is built.
     models.check_federated(self.keras_model)
 
   @property
@@ -65,6 +76,19 @@ class Task:
   def backbone(self) -> Mapping[str, Any] | None:
     """Entry of a card on the frozen layers, if there are any."""
     return self.features.provenance if self.features else None
+
+  @functools.cached_property
+  def loss(self) -> tf.keras.losses.Loss:
+    """Loss on logits; see `models.loss`.
+
+    Raises:
+      InputError: Label smoothing or class weights cannot be used.
+    """
+    return models.loss(
+      self.data.multi_label,
+      label_smoothing=self.label_smoothing,
+      class_weights=self.class_weights,
+    )
 
   @functools.cached_property
   def clients(self) -> clients_lib.ImageClientData:
@@ -117,7 +141,7 @@ class Task:
     try:
       return tff.learning.models.functional_model_from_keras(
         self.keras_model,
-        loss_fn=models.loss(self.data.multi_label),
+        loss_fn=self.loss,
         input_spec=self.input_spec,
       )
     except tff.learning.models.functional.KerasFunctionalModelError as error:
