@@ -18,6 +18,7 @@ from experiments.config import settings as settings_lib
 from experiments.modes import base
 from tff_medical import _validate
 from tff_medical import models
+from tff_medical.data import own_images
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
@@ -75,7 +76,9 @@ def assemble(
   feed = settings.mode.feed(task)
   settings = settings.for_data(task.num_clients, feed.num_units)
   mechanism = build_mechanism(settings, feed.num_units, progress)
-  return Assembly(settings, task, feed, mechanism)
+  parts = Assembly(settings, task, feed, mechanism)
+  _refuse_epsilon_zero(parts)
+  return parts
 
 
 def build_mechanism(
@@ -129,6 +132,27 @@ def claim(
   )
 
 
+def _refuse_epsilon_zero(parts: Assembly) -> None:
+  """Refuses a δ at which the planned rounds would state ε 0.
+
+  A card may not state ε 0, as a trained model depends on its data.
+  """
+  mechanism, rounds = parts.mechanism, parts.settings.mode.rounds
+  if not mechanism.is_private:
+    return
+  epsilon = accounting.epsilon(
+    mechanism.charge_event(),
+    rounds=mechanism.charges_for(rounds),
+    delta=parts.delta,
+  )
+  if epsilon == 0:
+    raise _validate.InputError(
+      f'target_delta must be smaller for {parts.feed.num_units} units: at '
+      f'{parts.delta:.3g}, {rounds} rounds would state ε 0, which no trained '
+      f'model has; give --target_delta far below {1 / parts.feed.num_units:.3g}'
+    )
+
+
 def warn_of_large_delta(delta: float, population: int) -> None:
   """Warns unless delta is below one over the population."""
   if delta >= 1 / population:
@@ -152,7 +176,12 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
   if settings.model.initial_model is not None:
     initial_model = pretrained.load(settings.model.initial_model)
     if settings.mode.is_private:
-      _refuse_same_data(initial_model, data_settings.dataset)
+      _refuse_same_data(
+        initial_model,
+        own_images.stated_name(
+          data_settings.dataset, settings.own.dataset_name
+        ),
+      )
   data = client_images.load(data_settings, settings.own, settings.open_set)
   return tasks.Task(
     data=data,
@@ -165,10 +194,16 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
 
 def _refuse_same_data(initial: models.InitialModel, dataset: str) -> None:
   """Refuses to state an epsilon for data that was trained on before."""
-  # A card may append to the name that the file is not the official one.
-  if any(f'{name} '.startswith(f'{dataset} ') for name in initial.datasets):
+  for earlier in initial.datasets:
+    # A card may append to the name that the file is not the official one.
+    is_same = f'{earlier} '.startswith(f'{dataset} ')
+    if not is_same and not own_images.may_be_same(earlier, dataset):
+      continue
+    hint = ''
+    if own_images.may_be_same(earlier, dataset):
+      hint = ' (two sets of own images need a different --dataset_name each)'
     raise _validate.InputError(
-      f'initial_model {initial.name} was trained on {dataset} as well, so the ε '
-      'of this run alone would not hold; start from a model of other data, go '
-      'on in the output_dir of that run, or give up privacy with clipping=none'
+      f'initial_model {initial.name} was trained on {earlier} as well{hint}, so '
+      'the ε of this run alone would not hold; start from a model of other data, '
+      'go on in the output_dir of that run, or give up privacy with clipping=none'
     )
