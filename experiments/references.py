@@ -137,7 +137,7 @@ def _train_central(
         initial_model=task.provenance,
         backbone=task.backbone,
       ),
-      features=task.features,
+      transfer=task.transfer,
     )
   return 'completed', 'one model trained on all images', metrics
 

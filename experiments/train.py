@@ -196,7 +196,7 @@ def _finish(
       multi_label=task.data.multi_label,
       privacy_card=card,
       decoding_policy=task.data.decoding_policy,
-      features=task.features,
+      transfer=task.transfer,
     )
   elif has_diverged and folder.saved_model.exists():
     run_folder_lib.remove(folder.saved_model)

@@ -69,7 +69,7 @@ class FinishedRun:
     self._check_data(task.data)
     for name, filed, earlier in (
       ('initial model', self.config.initial_model_sha256, task.initial_model),
-      ('backbone', self.config.backbone_sha256, task.features),
+      ('backbone', self.config.backbone_sha256, task.transfer),
     ):
       now = earlier.digest if earlier else None
       if now != filed:
@@ -311,7 +311,7 @@ def _with_canaries(
     model=task.model,
     seed=task.seed,
     initial_model=task.initial_model,
-    features=task.features,
+    transfer=task.transfer,
     label_smoothing=task.label_smoothing,
     class_weights=task.class_weights,
     wrap=functools.partial(

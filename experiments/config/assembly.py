@@ -17,6 +17,8 @@ from experiments.config import backbone_features
 from experiments.config import client_images
 from experiments.config import settings as settings_lib
 from experiments.modes import base
+from tff_medical import _validate
+from tff_medical.data import own_images
 from tff_medical.learning import feature_cache
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
@@ -75,7 +77,9 @@ def assemble(
   feed = settings.mode.feed(task)
   settings = settings.for_data(task.num_clients, feed.num_units)
   mechanism = build_mechanism(settings, feed.num_units, progress)
-  return Assembly(settings, task, feed, mechanism)
+  parts = Assembly(settings, task, feed, mechanism)
+  _refuse_epsilon_zero(parts)
+  return parts
 
 
 def build_mechanism(
@@ -126,8 +130,29 @@ def claim(
     initial_model_digest=task.initial_model.digest
     if task.initial_model
     else None,
-    backbone_digest=task.features.digest if task.features else None,
+    backbone_digest=task.transfer.digest if task.transfer else None,
   )
+
+
+def _refuse_epsilon_zero(parts: Assembly) -> None:
+  """Refuses a δ at which the planned rounds would state ε 0.
+
+  A card may not state ε 0, as a trained model depends on its data.
+  """
+  mechanism, rounds = parts.mechanism, parts.settings.mode.rounds
+  if not mechanism.is_private:
+    return
+  epsilon = accounting.epsilon(
+    mechanism.charge_event(),
+    rounds=mechanism.charges_for(rounds),
+    delta=parts.delta,
+  )
+  if epsilon == 0:
+    raise _validate.InputError(
+      f'target_delta must be smaller for {parts.feed.num_units} units: at '
+      f'{parts.delta:.3g}, {rounds} rounds would state ε 0, which no trained '
+      f'model has; give --target_delta far below {1 / parts.feed.num_units:.3g}'
+    )
 
 
 def warn_of_large_delta(delta: float, population: int) -> None:
@@ -157,15 +182,17 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
       backbone_features.refuse_same_data(
         f'initial_model {initial_model.name}',
         initial_model.datasets,
-        data_settings.dataset,
+        own_images.stated_name(
+          data_settings.dataset, settings.own.dataset_name
+        ),
       )
   data = client_images.load(data_settings, settings.own, settings.open_set)
-  features = backbone_features.load(settings, data.image_shape)
+  transfer = backbone_features.load(settings, data)
   if initial_model is not None:
-    backbone_features.check_initial_model(initial_model, features)
-  if features is not None:
+    backbone_features.check_initial_model(initial_model, transfer)
+  if transfer is not None and transfer.frozen is not None:
     data = feature_cache.with_features(
-      data, features, settings.model.features_dir
+      data, transfer, settings.model.features_dir
     )
   return tasks.Task(
     data=data,
@@ -173,7 +200,7 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     model=settings.model.model,
     seed=data_settings.seed,
     initial_model=initial_model,
-    features=features,
+    transfer=transfer,
     label_smoothing=settings.mode.label_smoothing,
     class_weights=settings.mode.class_weight_values,
   )

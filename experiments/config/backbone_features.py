@@ -8,8 +8,9 @@ from typing import Any
 from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import models
+from tff_medical.data import images
+from tff_medical.data import own_images
 from tff_medical.models import backbones
-from tff_medical.models import fixed_features
 
 
 def check(settings: settings_lib.Settings) -> None:
@@ -17,19 +18,18 @@ def check(settings: settings_lib.Settings) -> None:
   if settings.model.backbone is None:
     models.find(settings.model.model)
   else:
-    name, colon, _ = settings.model.backbone.partition(':')
-    if not colon:
-      _validate.one_of(backbones.BACKBONES, backbone=name)
+    backbones.find(settings.model.backbone)
+    backbones.check_part(settings.model.backbone, settings.model.trainable)
 
 
 def load(
-  settings: settings_lib.Settings, image_shape: tuple[int, int, int]
-) -> models.FixedFeatures | None:
-  """Returns the frozen layers; None if the whole model is trained.
+  settings: settings_lib.Settings, data: images.ImageData
+) -> models.Transfer | None:
+  """Returns the network that starts from a backbone; None without backbone.
 
   Args:
     settings: Settings of the run.
-    image_shape: Shape (H, W, C) of the images.
+    data: Images that the network takes.
 
   Raises:
     InputError: The backbone cannot be loaded, or was trained on the data whose
@@ -39,30 +39,33 @@ def load(
   if chosen.backbone is None:
     return None
   layers = chosen.backbone_layers
-  backbone = backbones.load(
-    chosen.backbone,
-    image_shape=image_shape,
-    layers=None if layers is None else [n.strip() for n in layers.split(',')],
-    weights=chosen.backbone_weights,
-    image_size=chosen.backbone_image_size,
-  )
-  if settings.mode.is_private:
-    refuse_same_data(
-      f'backbone {backbone.name}',
-      backbone.origin.datasets,
-      settings.data.dataset,
+
+  def split(num_outputs: int, seed: int | None) -> backbones.Split:
+    return backbones.trainable(
+      chosen.backbone or '',
+      chosen.trainable,
+      image_shape=data.image_shape,
+      num_outputs=num_outputs,
+      seed=seed,
+      layers=None if layers is None else [n.strip() for n in layers.split(',')],
+      weights=chosen.backbone_weights,
+      image_size=chosen.backbone_image_size,
     )
-  provenance = backbone.provenance
-  return models.FixedFeatures(
-    model=backbone.model,
-    identity={**provenance, 'image_shape': list(image_shape)},
+
+  first = split(data.num_classes, seed=0)
+  if settings.mode.is_private:
+    refuse_same_data(f'backbone {first.name}', first.origin.datasets, data.name)
+  provenance = first.provenance
+  return models.Transfer(
+    frozen=first.frozen,
+    identity={**provenance, 'image_shape': list(data.image_shape)},
     provenance=provenance,
-    trained_part=fixed_features.linear,
+    build_trained=lambda n, seed: split(n, seed).trained,
   )
 
 
 def check_initial_model(
-  initial: models.InitialModel, features: models.FixedFeatures | None
+  initial: models.InitialModel, transfer: models.Transfer | None
 ) -> None:
   """Refuses an initial model that takes other features.
 
@@ -70,7 +73,7 @@ def check_initial_model(
     InputError: The initial model was trained behind another backbone.
   """
   before = initial.card.get('backbone')
-  now = dict(features.provenance) if features is not None else None
+  now = dict(transfer.provenance) if transfer is not None else None
   if before != now:
     raise _validate.InputError(
       f'initial_model {initial.name} was trained with backbone '
@@ -101,10 +104,17 @@ def refuse_same_data(
   Raises:
     InputError: The data set is among them.
   """
-  # A card may append to the name that the file is not the official one.
-  if any(f'{name} '.startswith(f'{dataset} ') for name in trained_on):
+  for earlier in trained_on:
+    # A card may append to the name that the file is not the official one.
+    is_same = f'{earlier} '.startswith(f'{dataset} ')
+    may_be_same = own_images.may_be_same(earlier, dataset)
+    if not is_same and not may_be_same:
+      continue
+    hint = ''
+    if may_be_same:
+      hint = ' (two sets of own images need a different --dataset_name each)'
     raise _validate.InputError(
-      f'{model} was trained on {dataset} as well, so the ε '
-      'of this run alone would not hold; start from a model of other data, go '
-      'on in the output_dir of that run, or give up privacy with clipping=none'
+      f'{model} was trained on {earlier} as well{hint}, so '
+      'the ε of this run alone would not hold; start from a model of other data, '
+      'go on in the output_dir of that run, or give up privacy with clipping=none'
     )

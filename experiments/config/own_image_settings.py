@@ -27,6 +27,12 @@ _TABLE = {'dataset': (own_images.TABLE,)}
 class OwnImageSettings:
   """Places of labels, patients and sites, and choices for decoding."""
 
+  dataset_name: Optional[str] = fields.setting(
+    None,
+    'name of the images in the published card and report; a model of one named '
+    'set may be the --initial_model for another one [none]',
+    only_if=_OWN,
+  )
   folder_levels: Optional[str] = fields.setting(
     None,
     'meaning of the folder levels, e.g. site/class or class/patient/* '
@@ -180,6 +186,7 @@ class OwnImageSettings:
   def options(self) -> own_images.OwnImages:
     """Returns the choices as the library takes them."""
     return own_images.OwnImages(
+      dataset_name=self.dataset_name,
       decoding=decoded.DecodingPolicy(
         frames=self.frames,
         slice_axis=self.slice_axis,

@@ -125,11 +125,18 @@ class ModelSettings:
     low=8,
     high=1024,
   )
+  trainable: str = fields.setting(
+    'head',
+    'part of the backbone that is trained: a dense head on its features, its '
+    'last block, its norms, or all of it, with the head',
+    only_if={'backbone': fields.GIVEN},
+    choices=('head', 'last_block', 'norms', 'all'),
+  )
   features_dir: Optional[str] = fields.setting(
     None,
     'folder that keeps the features of the images [~/.cache/tff_medical/'
     'features]',
-    only_if={'backbone': fields.GIVEN},
+    only_if={'backbone': fields.GIVEN, 'trainable': ('head', 'last_block')},
     may_change=True,
     is_path=True,
   )
@@ -401,7 +408,8 @@ class Flags:
     settings = Settings(
       data, own, open_set, model, mode.read(self._part(mode)), run
     )
-    if model.backbone is not None and settings.mode.augments:
+    is_frozen = model.trainable in ('head', 'last_block')
+    if model.backbone is not None and is_frozen and settings.mode.augments:
       raise _validate.InputError(
         f'{settings.mode.augments} would be ignored with '
         f'backbone={model.backbone}, whose features are computed once an image; '

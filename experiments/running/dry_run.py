@@ -97,8 +97,9 @@ def _model(parts: assembly.Assembly) -> str:
   weights = parts.task.keras_model.trainable_weights
   number = sum(math.prod(w.shape) for w in weights)
   model = parts.task.model
-  if parts.task.features is not None:
-    model = f'a dense layer on {parts.task.features.shape} features'
+  backbone = parts.task.backbone
+  if backbone is not None:
+    model = f'{backbone["trained_part"]} of {backbone["name"]}'
   return (
     f'{model}: {number:,} trainable weights, '
     f'{_size(number * _BYTES_A_WEIGHT)} as float32 each way'

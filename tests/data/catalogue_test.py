@@ -129,8 +129,8 @@ class CatalogueTest(parameterized.TestCase):
     self.assertLess(data.train.patients.max(), _COUNT // 2)
     again = self._load('catalogue_one_split')
     np.testing.assert_array_equal(data.test.images, again.test.images)
-    self.assertEqual(data.preparation.rules, {
-      'all': {'20 x 30 pixels of 8 bits': _COUNT}
+    self.assertEqual(data.preparation.sizes, {
+      'all': {'20 x 30': _COUNT}
     })  # fmt: skip
 
   def test_images_are_resized_as_own_images_are(self):
@@ -177,12 +177,51 @@ class CatalogueTest(parameterized.TestCase):
         split.rows(np.arange(len(split))), other.images
       )
     raw = list(pathlib.Path(self.tfds_dir).rglob('pixels_*'))
-    self.assertLen(raw, 3)
+    self.assertLen(raw, 2 * 3)
     with mock.patch.object(catalogue_records, 'MAX_ARRAY_BYTES', 1000):
       with mock.patch.object(resizing, 'to_uint8', side_effect=OSError('full')):
         with self.assertRaises(OSError):
           self._load('catalogue_three_splits', image_size=14)
     self.assertCountEqual(pathlib.Path(self.tfds_dir).rglob('pixels_*'), raw)
+
+  @parameterized.parameters('catalogue_three_splits', 'catalogue_one_split')
+  def test_stored_pixels_are_written_once(self, name):
+    with mock.patch.object(catalogue_records, 'MAX_ARRAY_BYTES', 1000):
+      first = self._load(name)
+      with mock.patch.object(
+        catalogue_records.Reader, '_image', side_effect=AssertionError
+      ):
+        again = self._load(name)
+    self.assertEqual(again.source_digest, first.source_digest)
+    self.assertEqual(again.preparation, first.preparation)
+    for (_, split), (_, other) in zip(again.splits(), first.splits()):
+      np.testing.assert_array_equal(split.labels, other.labels)
+      rows = np.arange(len(split))
+      np.testing.assert_array_equal(split.rows(rows), other.rows(rows))
+
+  @parameterized.parameters('records', 'raw', 'note', 'removed_note')
+  def test_stored_pixels_are_written_again_after_a_change_of(self, changed):
+    with mock.patch.object(catalogue_records, 'MAX_ARRAY_BYTES', 1000):
+      first = self._load('catalogue_three_splits')
+      rows = np.arange(len(first.train))
+      expected = first.train.rows(rows)
+      folder = pathlib.Path(first.train.images.path).parent
+      raw = folder / 'pixels_16_train.raw'
+      note = folder / 'pixels_16_train.json'
+      if changed == 'records':
+        for path in folder.glob('*train.tfrecord*'):
+          os.utime(path, ns=(1, 1))
+      elif changed == 'raw':
+        raw.write_bytes(bytes(raw.stat().st_size))
+      elif changed == 'note':
+        note.write_text('{"source": 1}')
+      else:
+        note.unlink()
+      again = self._load('catalogue_three_splits')
+      self.assertEqual(again.source_digest, first.source_digest)
+      self.assertGreater(raw.stat().st_mtime_ns, 1)
+      np.testing.assert_array_equal(again.train.rows(rows), expected)
+      self.assertEqual(again.preparation, first.preparation)
 
   @parameterized.parameters(
     ('patch_camelyon', 'image', 'label', False),

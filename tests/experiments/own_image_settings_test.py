@@ -12,12 +12,14 @@ import numpy as np
 from PIL import Image
 
 from experiments import train
+from experiments.config import assembly
 from experiments.config import flags
 from experiments.config import settings as settings_lib
 from experiments.running import exit_codes
 from tff_medical import _validate
 from tff_medical.data import loading
 from tff_medical.data import own_images
+from tff_medical.serving import export
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TABLE = ('--dataset=table', '--data_dir=list.csv')
@@ -66,6 +68,11 @@ class FlagsTest(parameterized.TestCase):
     ([*_FOLDER, '--value_range=5'], 'value_range must be LOW,HIGH'),
     ([*_FOLDER, '--value_range=5,1'], 'LOW below HIGH'),
     ([*_FOLDER, '--channels=2'], 'channels must be 1'),
+    (
+      [*_FOLDER, '--dataset_name=own:a'],
+      'dataset_name must be 1 to 64 letters',
+    ),
+    (['--dataset_name=a'], 'dataset_name=a would be .*dataset=synthetic'),
     ([*_FOLDER, '--max_bad_fraction=2'], 'max_bad_fraction'),
     ([*_TABLE, '--uncertain=ignore'], 'uncertain must be one of'),
     ([*_TABLE, '--one_hot'], 'several columns'),
@@ -74,6 +81,21 @@ class FlagsTest(parameterized.TestCase):
   def test_refuses(self, arguments, message):
     with self.assertRaisesRegex(_validate.InputError, message):
       _read(*arguments)
+
+  @parameterized.parameters(
+    ('folder', 'folder', True),
+    ('folder', 'table', True),
+    ('folder', 'own:a', True),
+    ('own:a', 'table', True),
+    ('own:a', 'own:a', True),
+    ('own:a', 'own:b', False),
+    ('own:a', 'own:ab', False),
+    ('synthetic', 'folder', False),
+    ('own:a', 'medmnist/pathmnist (not the official file)', False),
+  )
+  def test_own_images_are_told_apart_by_their_names(self, one, other, same):
+    self.assertEqual(own_images.may_be_same(one, other), same)
+    self.assertEqual(own_images.may_be_same(other, one), same)
 
   def test_are_recorded_for_own_images_alone(self):
     self.assertNotIn('frames', _read().used())
@@ -135,6 +157,48 @@ class TrainTest(absltest.TestCase):
     )
     with self.assertRaisesRegex(_validate.InputError, 'data'):
       train.run(settings_lib.Flags.of(**{**self.flags, 'rounds': 4}))
+
+  def test_a_named_set_may_start_from_another_named_one(self):
+    train.run(settings_lib.Flags.of(**self.flags, dataset_name='first'))
+    model = str(self.temp / 'run' / 'saved_model')
+    card = export.load_card(model)
+    self.assertEqual(card['dataset'], 'own:first')
+    given = {
+      **self.flags,
+      'initial_model': model,
+      'output_dir': str(self.temp / 'second'),
+    }
+    for name in (None, 'first'):
+      settings = settings_lib.Flags.of(**given, dataset_name=name).resolve()
+      with self.assertRaisesRegex(
+        _validate.InputError, 'on own:first as well .*--dataset_name'
+      ):
+        assembly.load_task(settings)
+    settings = settings_lib.Flags.of(**given, dataset_name='second').resolve()
+    task = assembly.load_task(settings)
+    self.assertEqual(task.data.name, 'own:second')
+    self.assertEqual(task.provenance['dataset'], 'own:first')
+
+  def test_two_records_at_the_default_delta_are_refused_before_training(self):
+    folder = self.temp / 'few'
+    for split in ('train', 'test'):
+      for name, light in (('ill', 250), ('well', 5)):
+        (folder / split / name).mkdir(parents=True)
+        pixels = np.full((9, 9), light + (split == 'test'), np.uint8)
+        Image.fromarray(pixels).save(folder / split / name / '1.png')
+    given = {
+      **self.flags,
+      'data_dir': str(folder),
+      'folder_levels': None,
+      'partition': 'iid',
+      'num_clients': 1,
+      'noise_multiplier': 20.0,
+    }
+    with self.assertRaisesRegex(
+      _validate.InputError, 'target_delta must be smaller for 2 units'
+    ):
+      train.run(settings_lib.Flags.of(**given))
+    self.assertFalse((self.temp / 'run').exists())
 
   def test_prepared_images_are_kept_elsewhere(self):
     inside = str(self.temp / 'scans' / 'prepared')

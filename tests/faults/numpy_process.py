@@ -218,7 +218,7 @@ class _Task:
   """Stands in for a `tasks.Task`."""
 
   num_clients = CLIENTS
-  initial_model = provenance = features = backbone = None
+  initial_model = provenance = transfer = backbone = None
 
   def __init__(self) -> None:
     self.data = types.SimpleNamespace(

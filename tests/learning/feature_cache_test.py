@@ -14,12 +14,13 @@ import numpy as np
 import tensorflow as tf
 
 from tff_medical import _validate
+from tff_medical import models
 from tff_medical.data import examples
 from tff_medical.data import images
 from tff_medical.data import partition
 from tff_medical.learning import feature_cache
 from tff_medical.learning import tasks
-from tff_medical.models import fixed_features
+from tff_medical.models import transfer
 
 _SIZE = 6
 
@@ -46,11 +47,12 @@ def _features(factor=1.0, **identity):
   inputs = tf.keras.Input((_SIZE, _SIZE, 1))
   x = tf.keras.layers.Flatten()(inputs)
   x = tf.keras.layers.Rescaling(factor)(x[:, 3:10])
-  return fixed_features.FixedFeatures(
-    model=tf.keras.Model(inputs, x),
+  model = tf.keras.Model(inputs, x)
+  return models.Transfer(
+    frozen=model,
     identity={'name': 'seven pixels', 'factor': factor, **identity},
     provenance={},
-    trained_part=fixed_features.linear,
+    build_trained=lambda n, seed: transfer.linear(model, n, seed),
   )
 
 
@@ -182,12 +184,12 @@ class FeatureTaskTest(absltest.TestCase):
       'iid', data.train, num_clients=2, rng=np.random.default_rng(0)
     )
     with self.assertRaisesRegex(_validate.InputError, 'must go together'):
-      tasks.Task(data, clients, 'cnn_small', features=features)
+      tasks.Task(data, clients, 'cnn_small', transfer=features)
     folder = self.create_tempdir().full_path
     held = feature_cache.with_features(data, features, folder)
     with self.assertRaisesRegex(_validate.InputError, 'must go together'):
       tasks.Task(held, clients, 'cnn_small')
-    task = tasks.Task(held, clients, 'unused', features=features)
+    task = tasks.Task(held, clients, 'unused', transfer=features)
     self.assertEqual(task.keras_model.input_shape, (None, 7))
     self.assertEqual(task.keras_model.count_params(), 16)
 

@@ -126,6 +126,10 @@ class DataReportTest(absltest.TestCase):
       bad_files={'north': 3, 'south': 0},
       rules={'north': {'PNG 8 bits': 41}, 'south': {'window LINEAR': 46}},
       warnings={'north': {}, 'south': {'may name a patient': 5}},
+      sizes={
+        'north': {f'{i} x 9': 100 - i for i in range(30, 55)},
+        'south': {'30 x 9': 7, '54 x 9': 2},
+      },
       largest_group=None,
     )
     self.assertNotIn('How files were decoded', self._page_with(None))
@@ -133,6 +137,13 @@ class DataReportTest(absltest.TestCase):
     self.assertIn('may name a patient', page)
     self.assertIn('<th>window LINEAR</th><td>0</td><td>46</td>', page)
     self.assertIn('prepared images</th><td>3</td><td>0</td>', page)
+    self.assertIn('<th>30 x 9</th><td>70</td><td>7</td>', page)
+    self.assertNotIn('<th>54 x 9</th>', page)
+    others = sum(100 - i for i in range(50, 55))
+    self.assertIn(f'<th>5 others</th><td>{others}</td><td>2</td>', page)
+    rows = {(r['site'], r['height x width']): r for r in self._rows('sizes')}
+    self.assertLen(rows, 27)
+    self.assertEqual(rows['south', '54 x 9']['images'], '2')
 
   def _page_with(self, preparation):
     data = _data()

@@ -23,7 +23,7 @@ from tff_medical import _validate
 from tff_medical import models
 from tff_medical.learning import evaluation
 from tff_medical.models import backbones
-from tff_medical.models import fixed_features
+from tff_medical.models import transfer
 from tff_medical.privacy import card_format
 from tff_medical.program import checkpoints
 from tff_medical.serving import export
@@ -129,15 +129,13 @@ class ServingTest(_InFolder):
 
   def test_frozen_layers_and_what_is_trained_are_one_model(self):
     backbone = backbones.load('scattering', image_shape=(28, 28, 1))
-    features = models.FixedFeatures(
-      backbone.model, {}, {}, fixed_features.linear
-    )
-    head = features.build_trained(3, seed=1)
+    head = transfer.linear(backbone.model, 3, seed=1)
+    network = models.Transfer(backbone.model, {}, {}, lambda n, s: head)
     images = _images(1)
     kept = backbone.model(images.astype(np.float32) / 255).numpy()
     expected = special.softmax(evaluation.predict(head, kept), 1)
     names = ('a', 'b', 'c')
-    _save(self.path, head, class_names=names, features=features)
+    _save(self.path, head, class_names=names, transfer=network)
     np.save(self.folder / 'images.npy', images)
     subprocess.run(
       [sys.executable, '-c', _SERVE, self.path]

@@ -1,7 +1,9 @@
 """Reads the records of a set of TFDS's catalogue into images and labels.
 
 Pixels that take more than `MAX_ARRAY_BYTES` go into a raw file beside the records
-and are read from there; see `pixels`. `catalogue` says which features are read.
+and are read from there; see `pixels`. A later start reads them from there without
+decoding, as long as neither the records nor the raw file changed. `catalogue` says
+which features are read.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Union
 from absl import logging
 import numpy as np
 
+from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data import pixels as pixels_lib
@@ -26,10 +29,9 @@ if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
 MAX_ARRAY_BYTES = 2**31
+_RAW_PREFIX = 'pixels_'
 # Of TFDS: a class that is not known.
 _NO_LABEL = -1
-# Most of the sizes that are counted apart.
-_NUM_SIZES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,22 @@ class _ArraySink:
     """Nothing is left behind in memory."""
 
 
+class _Stored:
+  """Images that an earlier start left in a raw file."""
+
+  def __init__(self, pixels: pixels_lib.StoredPixels):
+    self._pixels = pixels
+
+  def add(self, image: object) -> None:
+    """Nothing is decoded."""
+
+  def close(self) -> pixels_lib.ArrayOrPixels:
+    return self._pixels
+
+  def discard(self) -> None:
+    """The file stays for the next start."""
+
+
 class _FileSink:
   """Collects images in a raw file, which appears when all are there."""
 
@@ -114,7 +132,7 @@ class _FileSink:
     self._partial.unlink()
 
 
-_Sink = Union[_ArraySink, _FileSink]
+_Sink = Union[_ArraySink, _FileSink, _Stored]
 
 
 class Reader:
@@ -137,6 +155,7 @@ class Reader:
     self._patient_key = patient_key
     self._channels = dict(flat(builder.info.features))[image_key].shape[-1]
     self._sizes: dict[str, int] = {}
+    self._bits: dict[str, int] = {}
     total = sum(info.num_examples for info in builder.info.splits.values())
     row_bytes = image_size * image_size * self._channels
     self._in_memory = total * row_bytes <= MAX_ARRAY_BYTES
@@ -188,40 +207,36 @@ class Reader:
 
   def preparation(self) -> images.Preparation:
     """Returns the sizes of the images that were read."""
-    most = sorted(self._sizes, key=self._sizes.__getitem__, reverse=True)
-    rules = {text: self._sizes[text] for text in most[:_NUM_SIZES]}
-    others = sum(self._sizes[text] for text in most[_NUM_SIZES:])
-    if others:
-      rules['other sizes'] = others
     return images.Preparation(
       files=sum(self._sizes.values()),
       bad_files={'all': 0},
-      rules={'all': rules},
+      rules={'all': self._bits},
       warnings={'all': {}},
+      sizes={'all': self._sizes},
       largest_group=None,
     )
 
   def _read(self, split: str, name: str) -> Content:
     import tensorflow_datasets as tfds
 
+    count = self._builder.info.splits[name].num_examples
+    shape = (count, self._side, self._side, self._channels)
+    sizes, bits = dict(self._sizes), dict(self._bits)
+    sink = self._sink(split, name, shape)
+    is_stored = isinstance(sink, _Stored)
     dataset = self._builder.as_dataset(
       split=name,
+      decoders=self._undecoded() if is_stored else None,
       read_config=tfds.ReadConfig(
         interleave_cycle_length=1, try_autocache=False
       ),
-    )
-    count = self._builder.info.splits[name].num_examples
-    shape = (count, self._side, self._side, self._channels)
-    sink: _Sink = (
-      _ArraySink(shape)
-      if self._in_memory
-      else _FileSink(self._path(split), shape)
     )
     labels: list[np.ndarray] = []
     patients: list[Any] = []
     try:
       for example in tfds.as_numpy(dataset):
-        sink.add(self._image(_at(example, self._image_key)))
+        if not is_stored:
+          sink.add(self._image(_at(example, self._image_key)))
         where = f'{self.name}: {name}'
         labels.append(self._labels.row(where, _at(example, self._labels.key)))
         if self._patient_key is not None:
@@ -229,25 +244,105 @@ class Reader:
     except BaseException:
       sink.discard()
       raise
+    content = sink.close()
+    if isinstance(content, pixels_lib.StoredPixels) and not is_stored:
+      self._note(split, name, content, (sizes, bits))
     return Content(
-      sink.close(),
+      content,
       np.stack(labels).astype(np.int64),
       np.array(patients) if self._patient_key is not None else None,
     )
 
+  def _sink(self, split: str, name: str, shape: pixels_lib.Shape) -> _Sink:
+    """Returns where the images of a split go, or where they are already."""
+    if self._in_memory:
+      return _ArraySink(shape)
+    path = self._path(split)
+    try:
+      note = _files.read_json(_note_path(path))
+      if note.get('source') == self._source(name) and (
+        note.get('raw') == _file_state(path)
+      ):
+        pixels = pixels_lib.StoredPixels(path, shape, note['sha256'])
+        _add(self._sizes, note['sizes'])
+        _add(self._bits, note['bits'])
+        return _Stored(pixels)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
+      pass  # Nothing is stored, or the note is damaged: images are read again.
+    return _FileSink(path, shape)
+
+  def _note(
+    self,
+    split: str,
+    name: str,
+    stored: pixels_lib.StoredPixels,
+    before: tuple[dict[str, int], dict[str, int]],
+  ) -> None:
+    """Writes beside a raw file what a later start has to know of it."""
+    sizes, bits = (
+      {text: count - earlier.get(text, 0) for text, count in now.items()}
+      for earlier, now in zip(before, (self._sizes, self._bits))
+    )
+    note = {
+      'source': self._source(name),
+      'raw': _file_state(pathlib.Path(stored.path)),
+      'sha256': stored.digest,
+      'sizes': {text: count for text, count in sizes.items() if count},
+      'bits': {text: count for text, count in bits.items() if count},
+    }
+    _files.write_json(_note_path(self._path(split)), note)
+
+  def _source(self, name: str) -> list[Any]:
+    """Returns what the pixels of a split are made from, as plain JSON."""
+    folder = pathlib.Path(os.fspath(self._builder.data_path))
+    return [
+      self._builder.info.full_name,
+      name,
+      self._image_key,
+      self._side,
+      [
+        [path.name, *_file_state(path)]
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(_RAW_PREFIX)
+      ],
+    ]
+
+  def _undecoded(self) -> Any:
+    """Returns decoders by which TFDS leaves the image as it is."""
+    import tensorflow_datasets as tfds
+
+    decoders: Any = tfds.decode.SkipDecoding()
+    for part in reversed(self._image_key.split('/')):
+      decoders = {part: decoders}
+    return decoders
+
   def _path(self, split: str) -> pathlib.Path:
     folder = pathlib.Path(os.fspath(self._builder.data_path))
-    return folder / f'pixels_{self._side}_{split}.raw'
+    return folder / f'{_RAW_PREFIX}{self._side}_{split}.raw'
 
   def _image(self, image: np.ndarray) -> np.ndarray:
     """Returns uint8 [s, s, C]."""
     height, width = image.shape[:2]
-    text = f'{height} x {width} pixels of {image.dtype.itemsize * 8} bits'
-    self._sizes[text] = self._sizes.get(text, 0) + 1
+    _add(self._sizes, {images.size_text(height, width): 1})
+    _add(self._bits, {f'{image.dtype.itemsize * 8} bits': 1})
     if (height, width) == (self._side,) * 2 and image.dtype == np.uint8:
       return image
     scaled = image.astype(np.float32) / np.iinfo(image.dtype).max
     return resizing.to_uint8(scaled, self._side, self._channels)
+
+
+def _note_path(raw: pathlib.Path) -> pathlib.Path:
+  return raw.with_suffix('.json')
+
+
+def _file_state(path: pathlib.Path) -> list[int]:
+  status = path.stat()
+  return [status.st_size, status.st_mtime_ns]
+
+
+def _add(counted: dict[str, int], more: Mapping[str, int]) -> None:
+  for text, count in more.items():
+    counted[text] = counted.get(text, 0) + count
 
 
 def _at(example: Mapping[str, Any], key: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
+import re
 from typing import Any
 
 from absl import logging
@@ -33,6 +34,9 @@ from tff_medical.data.tables import splitting
 FOLDER = 'folder'
 TABLE = 'table'
 NAMES = (FOLDER, TABLE)
+# Names of own images in cards and reports start so, if they have a name.
+_PREFIX = 'own:'
+_NAME = re.compile(r'[\w.-]{1,64}')
 _SPLIT_SEED = 0
 
 
@@ -41,6 +45,7 @@ class OwnImages:
   """The choices for own images; see the modules that they are of.
 
   Attributes:
+    dataset_name: Name of the images that is published, or None.
     decoding: The choices that image files cannot make.
     folder_levels: As for `folder_tables.read`.
     columns: The columns of a table.
@@ -56,6 +61,7 @@ class OwnImages:
     file_seconds: Seconds that a file may take.
   """
 
+  dataset_name: str | None = None
   decoding: decoded.DecodingPolicy = decoded.DecodingPolicy()
   folder_levels: str | None = None
   columns: file_tables.Columns = file_tables.Columns()
@@ -71,6 +77,11 @@ class OwnImages:
   file_seconds: float = 60.0
 
   def __post_init__(self) -> None:
+    if self.dataset_name is not None and not _NAME.fullmatch(self.dataset_name):
+      raise _validate.InputError(
+        'dataset_name must be 1 to 64 letters, digits, ., _ and -, got '
+        f'{self.dataset_name!r}'
+      )
     if self.folder_levels is not None:
       folder_tables.parse_levels(self.folder_levels)
     _validate.one_of(
@@ -117,7 +128,36 @@ def load(
     ),
   )
   _warn(found)
-  return _image_data(name, found, own.decoding)
+  return _image_data(stated_name(name, own.dataset_name), found, own.decoding)
+
+
+def stated_name(dataset: str, dataset_name: str | None) -> str:
+  """Returns the name of a data set in its card.
+
+  >>> stated_name('folder', 'north-2023'), stated_name('folder', None)
+  ('own:north-2023', 'folder')
+
+  Args:
+    dataset: Name of any data set, e.g. `FOLDER`.
+    dataset_name: Name that own images were given, or None.
+  """
+  return dataset if dataset_name is None else f'{_PREFIX}{dataset_name}'
+
+
+def may_be_same(earlier: str, later: str) -> bool:
+  """Returns whether two sets of own images may hold the same images.
+
+  Their digests are secret, so that names alone can tell them apart: two sets are
+  different if both were given a name, and the names differ.
+
+  Args:
+    earlier: Name of a data set in its card, own images or not.
+    later: The other name.
+  """
+  names = [earlier.split(' ')[0], later.split(' ')[0]]
+  if not all(n in NAMES or n.startswith(_PREFIX) for n in names):
+    return False
+  return names[0] == names[1] or any(name in NAMES for name in names)
 
 
 def read_table(
@@ -264,8 +304,8 @@ def _preparation(info: Mapping[str, Any]) -> images.Preparation:
     bad_files=info['bad_files_by_site'],
     rules=info['rules_by_site'],
     warnings=info['warnings_by_site'],
-    # Folders prepared by an earlier version lack it.
-    largest_group=info['duplicates'].get('largest_group'),
+    sizes=info['sizes_by_site'],
+    largest_group=info['duplicates']['largest_group'],
   )
 
 

@@ -25,10 +25,10 @@ import numpy as np
 import tqdm
 
 from tff_medical import _validate
+from tff_medical import models
 from tff_medical.data import examples
 from tff_medical.data import images as images_lib
 from tff_medical.data import pixels
-from tff_medical.models import fixed_features
 
 # Size of the float32 images of one batch. A network holds some tens of times as
 # much in its layers.
@@ -46,7 +46,7 @@ def default_folder() -> pathlib.Path:
 
 def with_features(
   data: images_lib.ImageData,
-  features: fixed_features.FixedFeatures,
+  transfer: models.Transfer,
   folder: str | os.PathLike[str] | None = None,
 ) -> images_lib.ImageData:
   """Returns the data with the features of every image of its splits.
@@ -55,7 +55,7 @@ def with_features(
 
   Args:
     data: Images of all splits.
-    features: Frozen layers that take images of the data's shape.
+    transfer: Network with a frozen part that takes images of the data's shape.
     folder: Folder of all features; `default_folder` if None. It is made if it
       does not exist.
 
@@ -64,7 +64,7 @@ def with_features(
   """
   root = pathlib.Path(folder) if folder is not None else default_folder()
   splits = {name: split for name, split in data.splits() if len(split)}
-  paths = {name: _path(root, split, features) for name, split in splits.items()}
+  paths = {name: _path(root, split, transfer) for name, split in splits.items()}
   missing = {n: s for n, s in splits.items() if not paths[n].exists()}
   total = sum(len(split) for split in missing.values())
   with (
@@ -74,10 +74,10 @@ def with_features(
     _disk_errors(root),
   ):
     for name, split in missing.items():
-      _write(paths[name], split, features, bar.update)
+      _write(paths[name], split, transfer, bar.update)
   with_rows: dict[str, Any] = {
     name: dataclasses.replace(
-      split, features=_open(paths[name], split, features)
+      split, features=_open(paths[name], split, transfer)
     )
     for name, split in splits.items()
   }
@@ -87,22 +87,22 @@ def with_features(
 def _open(
   path: pathlib.Path,
   split: images_lib.Split,
-  features: fixed_features.FixedFeatures,
+  transfer: models.Transfer,
 ) -> pixels.StoredRows:
-  shape = (len(split), *features.shape)
+  shape = (len(split), *_shape(transfer))
   return pixels.StoredRows(path, shape, dtype=_DTYPE)
 
 
 def _path(
   root: pathlib.Path,
   split: images_lib.Split,
-  features: fixed_features.FixedFeatures,
+  transfer: models.Transfer,
 ) -> pathlib.Path:
   """Returns the file of a split's features."""
   key = hashlib.sha256()
   for part in (
     str(_FORMAT),
-    features.digest,
+    transfer.digest,
     str(split.images.shape),
     pixels.digest(split.images),
   ):
@@ -113,7 +113,7 @@ def _path(
 def _write(
   path: pathlib.Path,
   split: images_lib.Split,
-  features: fixed_features.FixedFeatures,
+  transfer: models.Transfer,
   show: Callable[[int], object],
 ) -> None:
   """Computes and writes the features of a split; goes on with a partial file.
@@ -121,7 +121,7 @@ def _write(
   Args:
     path: File of the features.
     split: Images.
-    features: Frozen layers.
+    transfer: Network with a frozen part.
     show: Function that is called with the number of images done.
   """
   path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -131,13 +131,13 @@ def _write(
       partial.unlink(missing_ok=True)
       show(len(split))
       return
-    row_bytes = math.prod(features.shape) * _DTYPE.itemsize
+    row_bytes = math.prod(_shape(transfer)) * _DTYPE.itemsize
     done = os.fstat(file).st_size // row_bytes
     os.ftruncate(file, done * row_bytes)
     os.lseek(file, 0, os.SEEK_END)
     show(done)
     for batch in _batches(split, done):
-      values = _compute(features, batch)
+      values = _compute(transfer, batch)
       _write_all(file, values.tobytes())
       show(len(batch))
     os.fsync(file)
@@ -153,16 +153,21 @@ def _batches(split: images_lib.Split, start: int) -> Iterator[np.ndarray]:
     yield examples.scaled(split.rows(rows))
 
 
-def _compute(
-  features: fixed_features.FixedFeatures, images: np.ndarray
-) -> np.ndarray:
-  values = features.compute(images).numpy()
+def _compute(transfer: models.Transfer, images: np.ndarray) -> np.ndarray:
+  values = transfer.compute(images).numpy()
   if not np.isfinite(values).all():
     raise _validate.InputError(
-      f'the frozen layers {dict(features.identity)} give features that are not '
+      f'the frozen layers {dict(transfer.identity)} give features that are not '
       'finite; choose other layers or weights'
     )
   return np.ascontiguousarray(values, _DTYPE)
+
+
+def _shape(transfer: models.Transfer) -> tuple[int, ...]:
+  shape = transfer.feature_shape
+  if shape is None:
+    raise ValueError('no part of the network is frozen, so it has no features')
+  return shape
 
 
 def _write_all(file: int, content: bytes) -> None:

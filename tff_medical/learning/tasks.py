@@ -36,8 +36,8 @@ class Task:
     seed: Seed of the model's initial weights.
     initial_model: Model whose weights take the place of the seeded ones, if
       any.
-    features: Frozen layers whose features the data holds; the layers behind
-      them are then trained instead of `model`. None if models take pixels.
+    transfer: Network of which a part is trained instead of `model`. The data
+      holds the features of its frozen part, if it has one.
     label_smoothing: Label smoothing of the loss, in [0, 1); see `models.loss`.
     class_weights: Weight of each class in the loss, if given.
   """
@@ -47,7 +47,7 @@ class Task:
   model: str | models.ModelFunction
   seed: int = 0
   initial_model: models.InitialModel | None = None
-  features: models.FixedFeatures | None = None
+  transfer: models.Transfer | None = None
   label_smoothing: float = 0.0
   class_weights: tuple[float, ...] | None = None
 
@@ -75,7 +75,7 @@ class Task:
   @property
   def backbone(self) -> Mapping[str, Any] | None:
     """Entry of a card on the frozen layers, if there are any."""
-    return self.features.provenance if self.features else None
+    return self.transfer.provenance if self.transfer else None
 
   @functools.cached_property
   def loss(self) -> tf.keras.losses.Loss:
@@ -110,8 +110,8 @@ class Task:
     Raises:
       InputError: The initial model has layers of other shapes.
     """
-    if self.features is not None:
-      model = self.features.build_trained(self.data.num_classes, self.seed)
+    if self.transfer is not None:
+      model = self.transfer.build_trained(self.data.num_classes, self.seed)
     else:
       model = models.build(
         self.model,
@@ -202,13 +202,12 @@ class Task:
     )
 
   def _check_features(self) -> None:
-    shape = self.features.shape if self.features is not None else None
-    has_features = self.data.train.features is not None
-    if has_features != (shape is not None) or (
-      has_features and self.data.input_shape != shape
-    ):
+    expected = self.transfer.feature_shape if self.transfer else None
+    features = self.data.train.features
+    actual = None if features is None else tuple(features.shape[1:])
+    if actual != expected:
       raise _validate.InputError(
-        'features and data must go together: data holds features of shape '
-        f'{self.data.input_shape if has_features else None}, features give '
-        f'{shape}; make the data by feature_cache.with_features'
+        'data and transfer must go together: data holds features of shape '
+        f'{actual}, transfer gives {expected}; make the data by '
+        'feature_cache.with_features'
       )

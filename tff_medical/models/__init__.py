@@ -15,16 +15,16 @@ from tff_medical.models.factory import UNKNOWN
 from tff_medical.models.factory import build
 from tff_medical.models.factory import find
 from tff_medical.models.factory import loss
-from tff_medical.models.fixed_features import FixedFeatures
 from tff_medical.models.initial import InitialModel
 from tff_medical.models.own import ModelFunction
+from tff_medical.models.transfer import Transfer
 
 __all__ = [
   'MODELS',
   'UNKNOWN',
-  'FixedFeatures',
   'InitialModel',
   'ModelFunction',
+  'Transfer',
   'build',
   'check_federated',
   'find',

@@ -67,7 +67,7 @@ def build_card(
     initial_model: `models.InitialModel.provenance` of the model that training
       started from, if any. That model comes from other data: epsilon does not
       cover its training.
-    backbone: `models.FixedFeatures.provenance` of the frozen layers, if any.
+    backbone: `models.Transfer.provenance` of the frozen layers, if any.
       Epsilon does not cover their training.
     data_digest: Digest that identifies the training data; keyed if private.
     largest_group: Number of images in the largest group of nearly equal images,

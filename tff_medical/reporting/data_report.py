@@ -38,6 +38,8 @@ _COPIES_NOTE = (
   'Crops are not found. Uniform images may be near copies by chance: look at the '
   'examples. Copies of an image, and copies of these, form a group.'
 )
+# Sizes with a row of their own.
+_NUM_SIZES = 20
 _TRAIN = images.SPLIT_NAMES[0]
 
 
@@ -67,6 +69,8 @@ def write(
   _write_csv(folder, 'counts', _count_rows(overview))
   _write_csv(folder, 'clients', _client_rows(overview, clients))
   _write_csv(folder, 'copies', _copy_rows(overview))
+  if data.preparation is not None:
+    _write_csv(folder, 'sizes', _size_rows(data.preparation))
   page = report_style.page(
     title=f'UN-NOISED: the images of {data.name}',
     subtitle=_WARNING,
@@ -143,6 +147,25 @@ def _copy_rows(overview: overview_lib.Overview) -> Iterator[Sequence[object]]:
       copies.groups[image],
       copies.names[mended[image]],
     )
+
+
+def _size_rows(
+  preparation: images.Preparation,
+) -> Iterator[Sequence[object]]:
+  yield 'site', 'height x width', 'images'
+  for site, counts in preparation.sizes.items():
+    for text in _most_frequent(preparation):
+      if text in counts:
+        yield site, text, counts[text]
+
+
+def _most_frequent(preparation: images.Preparation) -> list[str]:
+  """Returns the sizes of images, those of most images first."""
+  total: dict[str, int] = {}
+  for counts in preparation.sizes.values():
+    for text, count in counts.items():
+      total[text] = total.get(text, 0) + count
+  return sorted(total, key=lambda text: (-total[text], text))
 
 
 def _findings(
@@ -266,6 +289,7 @@ def _body(
       report_style.section(
         'How files were decoded', _decoding(data.preparation)
       ),
+      report_style.section('Sizes before resizing', _sizes(data.preparation)),
       report_style.section('Clients', shown(data_plots.CLIENTS)),
       report_style.section(
         'Copies', _copies(overview) + shown(data_plots.COPIES)
@@ -338,6 +362,32 @@ def _decoding(preparation: images.Preparation | None) -> str:
   return report_style.table(('files', *sites), rows) + report_style.note(
     f'{preparation.files:,} files. Rules that differ between sites are a site '
     'shift.'
+  )
+
+
+def _sizes(preparation: images.Preparation | None) -> str:
+  """Returns the number of images of each size, a column a site."""
+  if preparation is None:
+    return ''
+  sites = tuple(preparation.sizes)
+  texts = _most_frequent(preparation)
+  rows = [
+    [text, *(f'{preparation.sizes[s].get(text, 0):,}' for s in sites)]
+    for text in texts[:_NUM_SIZES]
+  ]
+  others = [
+    sum(preparation.sizes[site].get(text, 0) for text in texts[_NUM_SIZES:])
+    for site in sites
+  ]
+  if any(others):
+    rows.append(
+      [f'{len(texts) - _NUM_SIZES:,} others', *(f'{n:,}' for n in others)]
+    )
+  return report_style.table(
+    ('height x width', *sites), rows
+  ) + report_style.note(
+    'Images as their files hold them, turned upright. Sites whose images differ '
+    f'in size differ in sharpness after resizing. All sizes are in sizes.{MARK}.csv.'
   )
 
 

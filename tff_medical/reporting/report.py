@@ -195,7 +195,7 @@ def _by_seed(cells: Sequence[sweeps.Cell]) -> pd.DataFrame:
 def render(sweep: sweeps.Sweep, figures: Sequence[sweep_plots.Plot]) -> str:
   """Returns the whole page."""
   settings = sweep.info.get('settings', {})
-  dataset = str(settings.get('dataset', 'data'))
+  dataset = str(settings.get('dataset_name') or settings.get('dataset', 'data'))
   sections = [
     report_style.section('Findings', _findings(sweep)),
     report_style.section('Figures', _figures(figures)),

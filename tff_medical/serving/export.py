@@ -57,7 +57,7 @@ def save(
   multi_label: bool,
   privacy_card: Mapping[str, Any],
   decoding_policy: decoded.DecodingPolicy | None = None,
-  features: models.FixedFeatures | None = None,
+  transfer: models.Transfer | None = None,
 ) -> None:
   """Writes the SavedModel atomically, replacing an earlier export.
 
@@ -74,8 +74,8 @@ def save(
       kept.
     decoding_policy: Choices by which image files were decoded for the training;
       None if it did not start from image files.
-    features: Frozen layers whose features `model` takes; None if it takes
-      images. They become part of the exported model.
+    transfer: Network of which `model` is the trained part, if any. Its frozen
+      part becomes part of the exported model.
 
   Raises:
     InputError: The card, the class names or the path cannot be used.
@@ -85,7 +85,7 @@ def save(
   check(target, class_names, model.output_shape[-1])
   names = tuple(class_names)
   models.restore_eager(model)
-  frozen = features.model if features is not None else None
+  frozen = transfer.frozen if transfer is not None else None
   if frozen is not None:
     models.restore_eager(frozen)
   card = card_format.checked(

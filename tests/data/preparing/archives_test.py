@@ -400,6 +400,15 @@ class RefusedTest(_Archives):
     path.write_bytes(content)
     self._assert_refused(path, "'a/1.png' is damaged")
 
+  def test_member_that_is_shorter_than_stated(self):
+    path = self.temp / 'scans.zip'
+    with zipfile.ZipFile(path, 'w') as archive:
+      archive.writestr('a/1.png', b'one')
+    content = bytearray(path.read_bytes())
+    content[content.index(b'PK\1\2') + 24] += 5
+    path.write_bytes(content)
+    self._assert_refused(path, "'a/1.png' has 3 bytes and not the 8 that")
+
   def test_many_members_over_the_same_bytes(self):
     """One packed file that many entries of the directory name."""
     path = self.temp / 'scans.zip'

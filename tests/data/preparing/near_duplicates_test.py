@@ -7,6 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
+from tff_medical.data import images as images_lib
 from tff_medical.data.preparing import near_duplicates
 
 _SIDE = 20
@@ -106,6 +107,23 @@ class NearDuplicatesTest(parameterized.TestCase):
     self.assertEqual(copies.compared, 30)
     self.assertFalse(copies.is_complete)
     self.assertBetween(copies.num_near('train', 'test'), 1, 20)
+
+  def test_splits_may_be_chosen_after_comparing(self):
+    rng = np.random.default_rng(5)
+    kinds = _noise(8)[rng.integers(0, 8, 40)]
+    kinds[::3] = kinds[::3, ::-1] // 2
+    splits = rng.integers(0, 3, 40)
+    names = ('a', 'b', 'c')
+    by_split = {name: kinds[splits == i] for i, name in enumerate(names)}
+    expected = near_duplicates.find(by_split)
+    comparison = near_duplicates.compare([kinds[:15], kinds[15:]])
+    copies = comparison.in_splits(names, splits)
+    for a, b in itertools.product(names, names):
+      self.assertEqual(copies.num_equal(a, b), expected.num_equal(a, b))
+      self.assertEqual(copies.num_near(a, b), expected.num_near(a, b))
+    duplicates = comparison.duplicates(names, splits)
+    self.assertTrue(duplicates)
+    self.assertEqual(duplicates, images_lib.find_duplicates(by_split))
 
   def test_of_one_image(self):
     copies = near_duplicates.find({'train': _noise(1)})

@@ -20,6 +20,7 @@ from tff_medical.data import images
 from tff_medical.data.decoders import decoded
 from tff_medical.data.decoders import decoding_pool
 from tff_medical.data.decoders import decoding_worker
+from tff_medical.data.preparing import near_duplicates
 from tff_medical.data.preparing import preparation
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.preparing import prepared
@@ -359,6 +360,37 @@ class PreparationTest(parameterized.TestCase):
     (partial / 'part_000000.npz').write_bytes(b'x')
     with self.assertRaisesRegex(_validate.InputError, 'part_000000.npz'):
       preparation_parts.Parts(partial)
+
+  def test_sizes_before_resizing_are_counted_by_site(self):
+    """Also of files that are not decoded again, or have several images."""
+    north, south = self.images / 'scan 1.png', self.images / 'scan 0.png'
+    Image.fromarray(np.zeros((7, 9), np.uint8)).save(north)
+    pages = [Image.fromarray(np.full((5, 6), i, np.uint8)) for i in range(3)]
+    pages.append(Image.fromarray(np.zeros((6, 5), np.uint8)))
+    pages[0].save(south, 'TIFF', save_all=True, append_images=pages[1:])
+    (self.images / 'scan 2.png').write_bytes(b'bad')
+    policy = decoding_worker.Task(decoded.DecodingPolicy(frames='all'), 8, None)
+    expected = {
+      'north': {'7 x 9': 1, '10 x 14': 10},
+      'south': {'5 x 6': 3, '6 x 5': 1, '10 x 14': 5},
+    }
+    for changed_label in (None, 'a'):
+      rows = list(self.rows)
+      if changed_label:
+        rows[17] = dataclasses.replace(rows[17], labels=(changed_label,))
+      found = prepare(self.temp, rows, task=policy, max_bad_fraction=0.1)
+      self.assertEqual(found.info['sizes_by_site'], expected)
+
+  def test_pixels_are_compared_once(self):
+    """For the split, for equal and for nearly equal images."""
+    rows = [dataclasses.replace(row, patient=None) for row in self.rows]
+    compare = mock.Mock(side_effect=near_duplicates.compare)
+    digest = mock.Mock(side_effect=images.find_duplicates)
+    with mock.patch.object(near_duplicates, 'compare', compare):
+      with mock.patch.object(images, 'find_duplicates', digest):
+        prepare(self.temp, rows)
+    compare.assert_called_once()
+    digest.assert_not_called()
 
   def test_duplicates_are_counted(self):
     rng = np.random.default_rng(1)

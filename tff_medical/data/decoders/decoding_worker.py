@@ -8,6 +8,7 @@ answered by an `Outcome`. It ends when the other end does.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from multiprocessing import connection
 import resource
@@ -46,6 +47,7 @@ class Outcome:
     images: uint8 [n, S, S, C], or None of a file that cannot be used.
     rules: See `decoded.Decoded`.
     warnings: See `decoded.Decoded`.
+    sizes: Height, width and count of the images before they were resized.
     reason: Why the file cannot be used; it follows the name of the file.
     needs_policy: Whether a choice is asked for instead.
   """
@@ -53,6 +55,7 @@ class Outcome:
   images: np.ndarray | None = None
   rules: tuple[str, ...] = ()
   warnings: tuple[str, ...] = ()
+  sizes: tuple[tuple[int, int, int], ...] = ()
   reason: str = ''
   needs_policy: bool = False
 
@@ -76,6 +79,12 @@ def outcome(path: str, task: Task) -> Outcome:
     np.stack([resizing.with_channels(image, channels) for image in stored]),
     result.rules,
     result.warnings,
+    tuple(
+      (height, width, count)
+      for (height, width), count in collections.Counter(
+        image.shape[:2] for image in result.images
+      ).items()
+    ),
   )
 
 

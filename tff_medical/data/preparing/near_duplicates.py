@@ -20,14 +20,16 @@ means differ most, and each is compared with those within 0.1 of it. Of more tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
+import itertools
 
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from tff_medical.data import images as images_lib
 from tff_medical.data import pixels
 
 SIDE = 16
@@ -103,6 +105,68 @@ class Copies:
     return self.splits == self.names.index(name)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+  """Equal and nearly equal images, whatever split each of them is in.
+
+  Attributes:
+    content: int64 [N], the same number for equal images.
+    pairs: int64 [n, 2], all pairs of images that are near copies; of equal
+      images one alone is in pairs.
+    groups: int64 [N], the first image of the group of each image.
+    compared: Number of the images that were compared for near copies.
+  """
+
+  content: np.ndarray
+  pairs: np.ndarray
+  groups: np.ndarray
+  compared: int
+
+  @property
+  def is_complete(self) -> bool:
+    """Whether all images were compared."""
+    return self.compared == len(self.content)
+
+  def in_splits(self, names: Sequence[str], splits: np.ndarray) -> Copies:
+    """Returns the copies within and across splits.
+
+    Args:
+      names: Names of the splits.
+      splits: int64 [N], the index of the split of each image.
+    """
+    members = _in_splits(self.content, splits, len(names))
+    near = np.zeros_like(members)
+    for a, b in (self.pairs.T, self.pairs.T[::-1]):
+      np.logical_or.at(near, self.content[a], members[self.content[b]])
+    return Copies(
+      names=tuple(names),
+      splits=splits,
+      equal=_others(self.content, splits, len(names)) > 0,
+      near=near[self.content],
+      groups=self.groups,
+      examples=np.sort(self.pairs[:_NUM_EXAMPLES], axis=1),
+      compared=self.compared,
+    )
+
+  def duplicates(
+    self, names: Sequence[str], splits: np.ndarray
+  ) -> images_lib.Duplicates:
+    """Returns the counts that `images.find_duplicates` would return."""
+    contents = {
+      name: np.unique(self.content[splits == i]) for i, name in enumerate(names)
+    }
+    return images_lib.Duplicates(
+      within={
+        name: int((splits == i).sum()) - len(contents[name])
+        for i, name in enumerate(names)
+      },
+      across={
+        (a, b): len(np.intersect1d(contents[a], contents[b]))
+        for a, b in itertools.combinations(names, 2)
+      },
+    )
+
+
 def find(images: Mapping[str, pixels.ArrayOrPixels]) -> Copies:
   """Returns the copies within and across splits; each image is read once.
 
@@ -111,32 +175,36 @@ def find(images: Mapping[str, pixels.ArrayOrPixels]) -> Copies:
   """
   counts = [len(array) for array in images.values()]
   splits = np.repeat(np.arange(len(counts)), counts)
-  total = len(splits)
+  return compare(list(images.values())).in_splits(tuple(images), splits)
+
+
+def compare(arrays: Sequence[pixels.ArrayOrPixels]) -> Comparison:
+  """Returns which images are equal or nearly equal; each is read once.
+
+  Args:
+    arrays: uint8 [N, H, W, C] each, of one height and width. Images are
+      numbered through all arrays.
+  """
+  total = sum(len(array) for array in arrays)
   compared = np.arange(total)
   if total > MAX_IMAGES:
     rng = np.random.default_rng(_SAMPLE_SEED)
     compared = np.sort(rng.choice(total, MAX_IMAGES, replace=False))
-  digests, stack = _fingerprints(images, compared)
+  digests, stack = _fingerprints(arrays, compared)
   _, first, content = np.unique(digests, return_index=True, return_inverse=True)
   # Of equal images the first that is compared stands for all of them.
   _, chosen = np.unique(content[compared], return_index=True)
   chosen = chosen[np.abs(stack[chosen]).max(axis=(1, 2), initial=0) > 0]
-  rows, in_splits = compared[chosen], _in_splits(content, splits, len(counts))
-  near = np.zeros_like(in_splits)
-  joined = [np.stack([np.arange(total), first[content]], axis=1)]
-  examples: list[np.ndarray] = []
-  for found in _pairs(stack[chosen]):
-    joined.append(rows[found])
-    examples.extend(np.sort(rows[found[: _NUM_EXAMPLES - len(examples)]]))
-    for a, b in (found.T, found.T[::-1]):
-      np.logical_or.at(near, content[rows[a]], in_splits[content[rows[b]]])
-  return Copies(
-    names=tuple(images),
-    splits=splits,
-    equal=_others(content, splits, len(counts)) > 0,
-    near=near[content],
-    groups=_groups(np.concatenate(joined), total),
-    examples=np.array(examples, np.int64).reshape(-1, 2),
+  rows = compared[chosen]
+  equal = np.stack([np.arange(total), first[content]], axis=1)
+  pairs = np.concatenate(
+    [np.zeros((0, 2), np.int64)]
+    + [rows[found] for found in _pairs(stack[chosen])]
+  )
+  return Comparison(
+    content=content,
+    pairs=pairs,
+    groups=_groups(np.concatenate([equal, pairs]), total),
     compared=len(compared),
   )
 
@@ -159,12 +227,12 @@ def signatures(images: np.ndarray) -> np.ndarray:
 
 
 def _fingerprints(
-  images: Mapping[str, pixels.ArrayOrPixels], compared: np.ndarray
+  arrays: Sequence[pixels.ArrayOrPixels], compared: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns digests of all images, and signatures of those `compared`."""
   digests: list[bytes] = []
   parts: list[np.ndarray] = []
-  for array in images.values():
+  for array in arrays:
     for batch in pixels.batches(array):
       start = len(digests)
       digests += (

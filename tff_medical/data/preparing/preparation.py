@@ -32,7 +32,6 @@ import tqdm
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
-from tff_medical.data import pixels as pixels_lib
 from tff_medical.data.decoders import decoding_pool
 from tff_medical.data.decoders import decoding_worker
 from tff_medical.data.decoders import resizing
@@ -314,9 +313,10 @@ class _Preparation:
     written = prepared.open_pixels(self._partial, shape)
     file_of_row = np.repeat(good, counts)
     columns = self._columns(file_of_row, several=bool((counts > 1).any()))
+    comparison = near_duplicates.compare([written])
     rule = self._split_rule
     if rule == splitting.BY_IMAGE and 'patients' not in columns:
-      rule = self._split_by_copies(written, file_of_row, columns)
+      rule = self._split_by_copies(comparison, file_of_row, columns)
     self._write_npz(prepared.TABLE, columns)
     self._write_files(good, counts, starts, said)
     info = {
@@ -327,7 +327,7 @@ class _Preparation:
       **preparation_report.describe(self._table, said, shape, columns),
     }
     info['duplicates'] = preparation_report.duplicates(
-      written, columns['splits']
+      comparison, columns['splits']
     )
     info['pixels_sha256'] = preparation_report.sha256(path)
     info['digest'] = preparation_report.digest(info, columns)
@@ -336,7 +336,7 @@ class _Preparation:
 
   def _split_by_copies(
     self,
-    stored: pixels_lib.StoredPixels,
+    comparison: near_duplicates.Comparison,
     files: np.ndarray,
     columns: dict[str, np.ndarray],
   ) -> str:
@@ -346,14 +346,14 @@ class _Preparation:
     group has the hash of its first file, so that it stays where it is when
     images are added behind it.
     """
-    copies = near_duplicates.find({'all': stored})
-    if not copies.is_complete:
+    if not comparison.is_complete:
       return splitting.BY_IMAGE
     # Not the group's first row: rows are in the order of another split.
     first_file = np.full(len(files), len(self._table.paths))
-    np.minimum.at(first_file, copies.groups, files)
+    np.minimum.at(first_file, comparison.groups, files)
     names = [
-      self._table.paths[number] for number in first_file[copies.groups].tolist()
+      self._table.paths[number]
+      for number in first_file[comparison.groups].tolist()
     ]
     strata = splitting.strata(columns['labels'], columns.get('sites'))
     splits = splitting.split(names, strata, seed=_SPLIT_SEED)
@@ -393,7 +393,7 @@ class _Preparation:
     kinds: dict[str, int] = {}
     kind = [
       kinds.setdefault(
-        json.dumps([said[n].rules, said[n].warnings]), len(kinds)
+        json.dumps([said[n].rules, said[n].warnings, said[n].sizes]), len(kinds)
       )
       for n in good.tolist()
     ]

@@ -36,6 +36,7 @@ class Said:
     channels: Of its images; 0 if it cannot be used.
     rules: See `decoded.Decoded`.
     warnings: See `decoded.Decoded`.
+    sizes: See `decoding_worker.Outcome`.
     reason: Why it cannot be used, or ''.
   """
 
@@ -43,6 +44,7 @@ class Said:
   channels: int
   rules: tuple[str, ...]
   warnings: tuple[str, ...]
+  sizes: tuple[tuple[int, int, int], ...]
   reason: str
 
 
@@ -74,6 +76,7 @@ class Parts:
       0 if pixels is None else pixels.shape[3],
       outcome.rules,
       outcome.warnings,
+      outcome.sizes,
       outcome.reason,
     )
     self._new[number] = said
@@ -133,9 +136,21 @@ def _said(path: pathlib.Path) -> dict[int, Said]:
     said = json.loads(prepared.read_npz(path)['said'].tobytes())
     return {
       int(number): Said(
-        count, channels, tuple(rules), tuple(warnings), str(reason)
+        count,
+        channels,
+        tuple(rules),
+        tuple(warnings),
+        tuple((h, w, n) for h, w, n in sizes),
+        str(reason),
       )
-      for number, (count, channels, rules, warnings, reason) in said.items()
+      for number, (
+        count,
+        channels,
+        rules,
+        warnings,
+        sizes,
+        reason,
+      ) in said.items()
     }
   except prepared.UNREADABLE:
     raise _validate.InputError(

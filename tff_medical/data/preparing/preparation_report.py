@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from tff_medical.data import images
-from tff_medical.data import pixels
 from tff_medical.data.preparing import near_duplicates
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.tables import image_table
@@ -36,6 +35,7 @@ def describe(
   sites = np.zeros(len(table), int) if table.sites is None else table.sites
   rules: dict[str, dict[str, int]] = {name: {} for name in names}
   warnings: dict[str, dict[str, int]] = {name: {} for name in names}
+  sizes: dict[str, dict[str, int]] = {name: {} for name in names}
   bad = dict.fromkeys(names, 0)
   for number, entry in said.items():
     site = names[sites[number]]
@@ -46,6 +46,9 @@ def describe(
     ):
       for text in texts:
         counted[text] = counted.get(text, 0) + 1
+    for height, width, count in entry.sizes:
+      text = images.size_text(height, width)
+      sizes[site][text] = sizes[site].get(text, 0) + count
   return {
     'shape': list(shape),
     'class_names': list(table.class_names),
@@ -67,6 +70,7 @@ def describe(
     else None,
     'rules_by_site': rules,
     'warnings_by_site': warnings,
+    'sizes_by_site': sizes,
     'notes': list(table.notes),
   }
 
@@ -93,15 +97,16 @@ def _unknown_counts(
 
 
 def duplicates(
-  stored: pixels.StoredPixels, splits: np.ndarray
+  comparison: near_duplicates.Comparison, splits: np.ndarray
 ) -> dict[str, Any]:
-  """Returns the counts of equal and of nearly equal images."""
-  by_split = {
-    name: pixels.select(stored, np.flatnonzero(splits == i))
-    for i, name in enumerate(images.SPLIT_NAMES)
-  }
-  exact = images.find_duplicates(by_split)
-  copies = near_duplicates.find(by_split)
+  """Returns the counts of equal and of nearly equal images.
+
+  Args:
+    comparison: Comparison of all stored images.
+    splits: int64 [N], indices of `images.SPLIT_NAMES`.
+  """
+  exact = comparison.duplicates(images.SPLIT_NAMES, splits)
+  copies = comparison.in_splits(images.SPLIT_NAMES, splits)
   near: dict[str, int | None] = {}
   for i, name in enumerate(images.SPLIT_NAMES):
     if (splits < i).any() and (splits == i).any():

@@ -27,22 +27,23 @@ class Older:
     folder: Its prepared images, or None if there are none.
     rows: By the number of the file: the first row, and the number there.
     columns: What `files.npz` holds.
-    texts: Rules and warnings by kind.
+    kinds: Rules, warnings and sizes of the files of each kind.
   """
 
   folder: prepared.Prepared | None
   rows: dict[int, tuple[int, int]]
   columns: dict[str, np.ndarray]
-  texts: list[tuple[list[str], list[str]]]
+  kinds: list[tuple[list[str], list[str], list[tuple[int, int, int]]]]
 
   def said(self, row: int) -> preparation_parts.Said:
     """Returns what was said of a file, by its number there."""
-    rules, warnings = self.texts[int(self.columns['kinds'][row])]
+    rules, warnings, sizes = self.kinds[int(self.columns['kinds'][row])]
     return preparation_parts.Said(
       int(self.columns['counts'][row]),
       int(self.columns['channels'][row]),
       tuple(rules),
       tuple(warnings),
+      tuple((h, w, n) for h, w, n in sizes),
       '',
     )
 
@@ -79,13 +80,13 @@ def read(
   if info.get('decoding_key') != decoding_key:
     return nothing()
   columns = prepared.read_npz(folder / prepared.FILES)
-  texts = [json.loads(text) for text in json.loads(columns['texts'].tobytes())]
+  kinds = [json.loads(text) for text in json.loads(columns['texts'].tobytes())]
   rows = {}
   for row, pair in enumerate(columns['signatures'].tolist()):
     index = number.get(tuple(pair))
     if index is not None:
       rows[index] = (int(columns['starts'][row]), row)
-  return Older(prepared.load(folder), rows, columns, texts)
+  return Older(prepared.load(folder), rows, columns, kinds)
 
 
 def nothing() -> Older:

@@ -35,7 +35,7 @@ TABLE = 'table.npz'
 FILES = 'files.npz'
 INFO = 'prepared.json'
 BAD_FILES = 'bad_files.tsv'
-VERSION = 1
+VERSION = 2
 # What NumPy raises of archives that are damaged.
 UNREADABLE = (
   OSError,

@@ -13,6 +13,7 @@ from tff_medical.models.backbones.fine_tuning import PARTS
 from tff_medical.models.backbones.fine_tuning import check_part
 from tff_medical.models.backbones.fine_tuning import trainable
 from tff_medical.models.backbones.loading import BACKBONES
+from tff_medical.models.backbones.loading import find
 from tff_medical.models.backbones.loading import load
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
   'Origin',
   'Split',
   'check_part',
+  'find',
   'load',
   'trainable',
 ]
