@@ -52,6 +52,8 @@ _SAME = (
   'seed',
   'output_dir',
   'cohort_seed',
+  'data_ledger',
+  'data_budget',
 )
 
 
