@@ -14,7 +14,8 @@ results.csv, results.md, comparison.png, cells/NAME (each a run's folder) and
 logs/.
 
 The table shows each difference from the base with its 95 % confidence interval
-over seeds. To compare test metrics of many variants is tuning, which no ε
+over seeds. Variants are compared on validation images; --eval_split=test gives
+the figures to report. To compare metrics of many variants is tuning, which no ε
 covers.
 """
 
@@ -54,6 +55,7 @@ _SAME = (
   'cohort_seed',
   'data_ledger',
   'data_budget',
+  'eval_split',
 )
 
 
@@ -194,14 +196,17 @@ def _identity(given: settings_lib.Flags) -> list[str]:
   return given.changed(**dict.fromkeys(unfixed)).arguments()
 
 
-def _summary(folder: pathlib.Path, cell: str) -> run_folder.Summary | None:
-  """Returns the summary of a training; None if it has not ended."""
+def _summary(
+  folder: pathlib.Path, cell: str, split_name: str
+) -> run_folder.Summary | None:
+  """Returns the summary of a training; None before its metrics on the split."""
   try:
     run = run_folder.RunFolder(cells.cell_folder(folder, cell))
     summary = run.read_summary()
   except FileNotFoundError:
     return None
-  return summary if summary.has_ended else None
+  is_done = summary.has_ended and summary.eval_split == split_name
+  return summary if is_done else None
 
 
 def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
@@ -217,9 +222,18 @@ def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
 
 
 def rows(
-  folder: pathlib.Path, variants: Sequence[Variant], seeds: Sequence[int]
+  folder: pathlib.Path,
+  variants: Sequence[Variant],
+  seeds: Sequence[int],
+  split_name: str,
 ) -> pd.DataFrame:
   """Returns the table of results.csv: the ended trainings, by variant.
+
+  Args:
+    folder: Folder of the comparison.
+    variants: Variants, and the base.
+    seeds: Seeds of each variant.
+    split_name: Split of the metrics.
 
   Raises:
     InputError: A variant's trainings started from different initial models.
@@ -229,7 +243,7 @@ def rows(
     initial = set()
     for seed in seeds:
       cell = variant.cell(seed)
-      summary = _summary(folder, cell)
+      summary = _summary(folder, cell, split_name)
       if summary:
         initial.add(_config(folder, cell).initial_model_sha256)
         line = run_tables.row(variant.name, seed, summary)
@@ -262,6 +276,7 @@ def _against_base(runs: pd.DataFrame, name: str) -> str:
 
 def table(runs: pd.DataFrame) -> str:
   """Returns the comparison in Markdown, the best variants first."""
+  split_name = run_tables.split_name(runs)
   variants = runs.groupby('name')
   texts = pd.DataFrame(
     {
@@ -269,7 +284,7 @@ def table(runs: pd.DataFrame) -> str:
       'noise': variants['noise_multiplier']
       .agg(run_tables.mean)
       .map('{:.2f}'.format),
-      'test AUC': variants['auc'].agg(run_tables.spread),
+      f'{split_name} AUC': variants['auc'].agg(run_tables.spread),
       'AUC minus base': {n: _against_base(runs, n) for n in variants.groups},
       'balanced accuracy': variants['balanced_accuracy'].agg(run_tables.spread),
       's': variants['seconds'].median().map('{:.0f}'.format),
@@ -282,7 +297,8 @@ def table(runs: pd.DataFrame) -> str:
 def draw(runs: pd.DataFrame, epsilon: float, folder: pathlib.Path) -> None:
   """Writes comparison.png: one line per variant, one dot per seed."""
   names = _best_first(runs)[::-1]  # The best is at the top.
-  figure, axes = plots.new(f'What helps at ε {epsilon:g}', x='test AUC', y='')
+  label = f'{run_tables.split_name(runs)} AUC'
+  figure, axes = plots.new(f'What helps at ε {epsilon:g}', x=label, y='')
   figure.set_size_inches(6.4, 1.0 + 0.27 * len(names))
   for height, name in enumerate(names):
     aucs = runs.loc[runs['name'] == name, 'auc']
@@ -310,11 +326,17 @@ def run(
     _validate.positive_int(jobs=jobs)
   folder = pathlib.Path(base.output_dir or '')
   claim(folder, planned)
-  todo = [t for name, t in planned.items() if not _summary(folder, name)]
+  split_name = base.eval_split
+  todo = [
+    training
+    for name, training in planned.items()
+    if not _summary(folder, name, split_name)
+  ]
   if len(todo) < len(planned):
     print(f'{len(planned) - len(todo)} of {len(planned)} trainings are done.')
   ended = cells.run(todo, folder, jobs)
-  runs = rows(folder, variants, range(base.seed, base.seed + seeds))
+  seeds_run = range(base.seed, base.seed + seeds)
+  runs = rows(folder, variants, seeds_run, split_name)
   if len(runs):
     text = table(runs)
     with ending.deferred():

@@ -6,7 +6,8 @@ r"""Trains the baselines: models without federation and without privacy.
 `central` trains one model on all images, as if they were pooled. `per_site`
 trains one model per site on the site's own images, as if no sites worked
 together. Both use plain Keras with Adam, and keep the epoch with the lowest
-validation loss. The folder gets config.json and summary.json, as that of a run.
+validation loss, which makes metrics on validation images a little too good. The
+folder gets config.json and summary.json, as that of a run.
 There is no ledger, as there is no guarantee. `central` also writes saved_model.
 If its images are public, private training may start from that model with
 --initial_model.
@@ -46,8 +47,6 @@ from experiments.config import assembly
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.data import clients as clients_lib
-from tff_medical.data import images as images_lib
-from tff_medical.learning import evaluation
 from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
 from tff_medical.program import ending
@@ -91,17 +90,20 @@ def run(kind: str, given: settings_lib.Flags) -> None:
   folder.check()
   task = assembly.load_task(settings)
   assembly.claim(folder, settings, task)
-  if folder.summary.exists() and folder.read_summary().has_ended:
+  split_name = settings.run.eval_split
+  task.data.eval_split(split_name)
+  if _is_done(folder, split_name):
     print(f'{kind}: done before; results in {folder.path}')
     return
   train = _train_central if kind == sweeps.CENTRAL else _train_per_site
-  reason, message, metrics = train(task, folder)
+  reason, message, metrics = train(task, folder, split_name)
   summary = run_folder_lib.Summary(
     rounds=0,
     stop_reason=reason,
     stop_message=message,
     epsilon=math.inf,
     metrics=metrics,
+    eval_split=split_name,
     seconds=time.monotonic() - started,
   )
   with ending.deferred():
@@ -109,12 +111,20 @@ def run(kind: str, given: settings_lib.Flags) -> None:
   print(f'{kind}: {message}')
 
 
+def _is_done(folder: run_folder_lib.RunFolder, split_name: str) -> bool:
+  """Returns whether the folder has the results of the baseline on a split."""
+  if not folder.summary.exists():
+    return False
+  summary = folder.read_summary()
+  return summary.has_ended and summary.eval_split == split_name
+
+
 def _train_central(
-  task: tasks.Task, folder: run_folder_lib.RunFolder
+  task: tasks.Task, folder: run_folder_lib.RunFolder, split_name: str
 ) -> tuple[str, str, dict[str, float]]:
   """Trains and exports one model; returns stop reason, message and metrics."""
   model = _fit(task, np.arange(len(task.data.train)))
-  metrics = _evaluate(task, model)
+  metrics = _evaluate(task, model, split_name)
   with ending.deferred():
     export.save(
       folder.saved_model,
@@ -123,7 +133,7 @@ def _train_central(
       multi_label=task.data.multi_label,
       privacy_card=card_lib.build_open_card(
         dataset=task.data.described,
-        test_metrics=metrics,
+        **card_lib.metrics_of(split_name, metrics),
         initial_model=task.provenance,
       ),
     )
@@ -131,7 +141,7 @@ def _train_central(
 
 
 def _train_per_site(
-  task: tasks.Task, folder: run_folder_lib.RunFolder
+  task: tasks.Task, folder: run_folder_lib.RunFolder, split_name: str
 ) -> tuple[str, str, dict[str, float]]:
   """Trains a model per site; returns stop reason, message and metrics."""
   del folder  # No model is exported, as none is of use to another site.
@@ -143,7 +153,7 @@ def _train_per_site(
     )
     return 'skipped', message, {}
   message = f'a model of its own for each of {len(sites)} sites'
-  return 'completed', message, _metrics(task, sites)
+  return 'completed', message, _metrics(task, sites, split_name)
 
 
 def _sites(task: tasks.Task) -> list[_Site]:
@@ -158,13 +168,17 @@ def _sites(task: tasks.Task) -> list[_Site]:
   return [_Site(rows, None) for rows in task.partition]
 
 
-def _metrics(task: tasks.Task, sites: Sequence[_Site]) -> dict[str, float]:
+def _metrics(
+  task: tasks.Task, sites: Sequence[_Site], split_name: str
+) -> dict[str, float]:
   """Returns the metrics of the sites' models.
 
-  Metrics of the whole test split are means over the models. Metrics of one site
-  are those of the site's own model on the site's own test images.
+  Metrics of the whole split are means over the models. Metrics of one site are
+  those of the site's own model on the site's own images of the split.
   """
-  by_site = [_evaluate(task, _fit(task, site.rows)) for site in sites]
+  by_site = [
+    _evaluate(task, _fit(task, site.rows), split_name) for site in sites
+  ]
   # The mean leaves out the NaN of a metric that a model does not determine.
   means = {
     name: float(value)
@@ -180,7 +194,7 @@ def _metrics(task: tasks.Task, sites: Sequence[_Site]) -> dict[str, float]:
 def _fit(task: tasks.Task, rows: np.ndarray) -> tf.keras.Model:
   """Returns a model that was trained on some rows of the training images."""
   data = task.data
-  if not images_lib.has_label(data.validation.labels).any():
+  if not data.has_validation:
     raise _validate.InputError(
       f'{data.name} has too few patients or images for a validation split with '
       'labels, which decides when to stop; give more data'
@@ -208,19 +222,11 @@ def _fit(task: tasks.Task, rows: np.ndarray) -> tf.keras.Model:
   return model
 
 
-def _evaluate(task: tasks.Task, model: tf.keras.Model) -> dict[str, float]:
-  """Returns the metrics of a model on the test images."""
-  data = task.data
-  return dict(
-    evaluation.evaluate(
-      model,
-      data.test.images,
-      data.test.labels,
-      class_names=data.class_names,
-      multi_label=data.multi_label,
-      sites=data.test.sites,
-    )
-  )
+def _evaluate(
+  task: tasks.Task, model: tf.keras.Model, split_name: str
+) -> dict[str, float]:
+  """Returns the metrics of a model on the images of a split."""
+  return dict(task.metrics(task.model_scores(model, split_name), split_name))
 
 
 def main(

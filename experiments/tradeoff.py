@@ -164,7 +164,9 @@ def _check(given: settings_lib.Flags) -> None:
   from tff_medical.runtime import tff_worker
 
   tff_worker.guard()  # Otherwise TFF prints a traceback when the process ends.
-  parts = assembly.assemble(given.resolve())
+  settings = given.resolve()
+  parts = assembly.assemble(settings)
+  parts.task.data.eval_split(settings.run.eval_split)
   assembly.check_data_ledger(parts)
 
 
@@ -199,6 +201,7 @@ def claim(
       'command': command,
       'settings': settings,
       'versions': run_folder_lib.versions(),
+      'eval_split': base.eval_split,
       'cells': list(entries.values()),
     },
   )

@@ -48,6 +48,7 @@ import tqdm
 from experiments.config import assembly
 from experiments.running import dry_run
 from tff_medical import runtime
+from tff_medical.data import images
 from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
 from tff_medical.privacy import data_ledger as data_ledger_lib
@@ -57,7 +58,11 @@ from tff_medical.program import ending
 from tff_medical.program import published
 from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.program import training
+from tff_medical.reporting import run_tables
 from tff_medical.serving import export
+
+# Part of the names of the metrics of a round, which are never on test images.
+_ROUND_PREFIX = f'{images.VALIDATION}/'
 
 
 def run(given: settings_lib.Flags) -> training.Outcome:
@@ -79,6 +84,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   if mechanism.is_private:
     assembly.warn_of_large_delta(parts.delta, feed.num_units)
   export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
+  task.data.eval_split(settings.run.eval_split)
   dry_run.check_round(parts.process, feed)
   data_ledger = assembly.data_ledger(settings.run)
   assembly.check_data_ledger(parts)
@@ -123,7 +129,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
         ),
         rounds=settings.mode.rounds,
         reporting=training.Reporting(
-          task.evaluate,
+          functools.partial(_round_metrics, task),
           rounds_per_eval=settings.run.rounds_per_eval,
           release_managers=_release_managers(folder, checkpoints, ledger),
           on_round=lambda report: _show_round(bar, report),
@@ -135,24 +141,48 @@ def run(given: settings_lib.Flags) -> training.Outcome:
       # A run that was interrupted goes on with its reservation.
       interrupted = outcome.reason is training.StopReason.INTERRUPTED
       book = data_ledger.read() if interrupted else data_ledger.settle(ledger)
-    card = card_lib.build_card(
-      mechanism,
-      ledger,
-      rounds=outcome.rounds,
-      dataset=task.data.described,
-      test_metrics=dict(outcome.metrics),
-      cohort_seed_was_given=settings.run.cohort_seed is not None,
-      broken_units_are_published=settings.mode.publishes_broken_units,
-      initial_model=task.provenance,
-      data_digest=config.data_digest,
-      largest_group=task.data.largest_group,
-      data_ledger=book,
-    )
-    # An export that takes too long is abandoned; the next start repeats it.
+    # What takes too long is abandoned; the next start repeats it.
     with ending.deferred() as end, end.abandonable():
+      metrics = _final_metrics(task, outcome, settings.run.eval_split)
+      card = card_lib.build_card(
+        mechanism,
+        ledger,
+        rounds=outcome.rounds,
+        dataset=task.data.described,
+        **card_lib.metrics_of(settings.run.eval_split, metrics),
+        cohort_seed_was_given=settings.run.cohort_seed is not None,
+        broken_units_are_published=settings.mode.publishes_broken_units,
+        initial_model=task.provenance,
+        data_digest=config.data_digest,
+        largest_group=task.data.largest_group,
+        data_ledger=book,
+      )
       seconds = time.monotonic() - started
-      _finish(folder, task, settings, outcome, card, seconds)
+      _finish(folder, task, settings, outcome, metrics, card, seconds)
   return outcome
+
+
+def _round_metrics(
+  task: tasks.Task, weights: tff.learning.models.ModelWeights
+) -> dict[str, float]:
+  """Returns the published metrics of a round, none of them on test images.
+
+  Their names say that they are on validation images. Without such images there
+  are none.
+  """
+  if not task.data.has_validation:
+    return {}
+  metrics = task.evaluate(weights, images.VALIDATION)
+  return {f'{_ROUND_PREFIX}{name}': value for name, value in metrics.items()}
+
+
+def _final_metrics(
+  task: tasks.Task, outcome: training.Outcome, split_name: str
+) -> dict[str, float]:
+  """Returns the metrics of the final model; none if training is to go on."""
+  if outcome.reason is training.StopReason.INTERRUPTED:
+    return {}
+  return dict(task.evaluate(outcome.weights, split_name))
 
 
 def set_runtime(run: settings_lib.RunSettings) -> None:
@@ -173,6 +203,7 @@ def _finish(
   task: tasks.Task,
   settings: settings_lib.Settings,
   outcome: training.Outcome,
+  metrics: Mapping[str, float],
   card: Mapping[str, Any],
   seconds: float,
 ) -> None:
@@ -207,7 +238,8 @@ def _finish(
     ledger_sha256=card['ledger_sha256'],
     weights_sha256=training.weights_digest(outcome.weights),
     run_id=card['run_id'],
-    metrics=outcome.metrics,
+    metrics=metrics,
+    eval_split=settings.run.eval_split,
     seconds=seconds,
   )
   folder.write_summary(summary)
@@ -250,10 +282,11 @@ def _show_round(bar: tqdm.tqdm, report: training.RoundReport) -> None:
   shown = {'ε': f'{report.epsilon:.3f}'}
   if report.clip_norm is not None:
     shown['clip'] = f'{report.clip_norm:.3g}'
-  if 'auc' in report.metrics:
-    bar.auc = f'{report.metrics["auc"]:.3f}'
+  auc = report.metrics.get(f'{_ROUND_PREFIX}auc')
+  if auc is not None:
+    bar.auc = f'{auc:.3f}'
   if hasattr(bar, 'auc'):
-    shown['test AUC'] = bar.auc
+    shown['validation AUC'] = bar.auc
   shown['s/round'] = f'{report.round_secs:.2f}'
   bar.set_postfix(shown, refresh=False)
   bar.update(report.round_num - bar.n)
@@ -270,7 +303,10 @@ def _print_summary(
   )
   for name in ('auc', 'accuracy', 'balanced_accuracy'):
     if name in summary.metrics:
-      print(f'test {name.replace("_", " ")} {summary.metrics[name]:.4f}')
+      print(
+        f'{summary.eval_split} {run_tables.title(name)} '
+        f'{summary.metrics[name]:.4f}'
+      )
   print(f'Results in {folder.path}')
 
 
@@ -283,6 +319,7 @@ def show(given: settings_lib.Flags) -> None:
   settings = given.resolve()
   set_runtime(settings.run)
   parts = assembly.assemble(settings, progress=_show_calibration)
+  parts.task.data.eval_split(settings.run.eval_split)
   dry_run.check_round(parts.process, parts.feed)
   print(file=sys.stderr)
   total = assembly.check_data_ledger(parts)

@@ -74,6 +74,11 @@ def summary(**changed):
   return run_folder.Summary(**{**values, **changed})
 
 
+def eval_split(job):
+  """Returns the split on which a job evaluates its model."""
+  return 'test' if '--eval_split=test' in job.command else 'validation'
+
+
 def config(**changed):
   """Returns the config of a run."""
   values = {
@@ -138,7 +143,7 @@ def _run(folder, epsilon, auc):
   path = folder / 'privacy_ledger.jsonl'
   ledger_lib.PrivacyLedger(path, mechanism, delta=1e-3).close()
   clip = ',clip_norm' if private else ''
-  rows = [f'round,epsilon{clip},auc']
+  rows = [f'round,epsilon{clip},validation/auc']
   for number in range(1, 21):
     spent = epsilon * math.sqrt(number / 20)
     norm = f',{0.1 * 1.05**number}' if private else ''

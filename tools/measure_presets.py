@@ -26,6 +26,7 @@ from experiments.config import settings as settings_lib
 from experiments.running import cells
 from experiments.running import command
 from tff_medical import _validate
+from tff_medical.data import images
 from tff_medical.program import ending
 from tff_medical.program import run_folder
 from tff_medical.reporting import run_tables
@@ -98,7 +99,9 @@ def _run_folder(folder: pathlib.Path, name: str, seed: int) -> pathlib.Path:
 
 def _is_complete(run: pathlib.Path) -> bool:
   folder = run_folder.RunFolder(run)
-  return folder.saved_model.exists() and folder.summary.exists()
+  if not (folder.saved_model.exists() and folder.summary.exists()):
+    return False
+  return folder.read_summary().eval_split == images.TEST
 
 
 def _run_all(
@@ -111,7 +114,10 @@ def _run_all(
       run = _run_folder(folder, name, seed)
       if not _is_complete(run):
         settings = settings_lib.Flags.of(
-          data_dir=data_dir, seed=seed, output_dir=str(run)
+          data_dir=data_dir,
+          seed=seed,
+          eval_split=images.TEST,
+          output_dir=str(run),
         )
         preset = f'--flagfile={PRESETS / name}.flags'
         todo.append(cells.Training(run.name, settings, extra=(preset,)))

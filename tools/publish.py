@@ -26,6 +26,7 @@ import pandas as pd
 from experiments import compare
 from experiments.running import command
 from tff_medical import _validate
+from tff_medical.data import images
 from tff_medical.program import ending
 from tff_medical.reporting import plots
 from tff_medical.reporting import report
@@ -56,11 +57,22 @@ _MARKED = r'(<!-- ([\w-]+) -->)(.*?)(<!-- end -->)'
 
 def check_sweep(folder: pathlib.Path) -> None:
   """Raises `InputError` unless the folder holds a sweep whose cells are done."""
-  missing = [c.name for c in sweeps_lib.read(folder).cells if not c.is_done]
+  sweep = sweeps_lib.read(folder)
+  _require_test('sweep_dirs', folder, sweep.eval_split)
+  missing = [c.name for c in sweep.cells if not c.is_done]
   if missing:
     raise _validate.InputError(
       f'sweep_dirs: {folder} has {len(missing)} cells to do ({missing[0]}, '
       '...); start experiments.tradeoff again'
+    )
+
+
+def _require_test(flag: str, folder: pathlib.Path, split_name: str) -> None:
+  if split_name != images.TEST:
+    raise _validate.InputError(
+      f'{flag}: {folder} has metrics on {split_name} images, and published '
+      'tables are of test images; start its command again with '
+      '--eval_split=test, which evaluates the trained models'
     )
 
 
@@ -80,6 +92,7 @@ def check_comparison(folder: pathlib.Path) -> None:
       'of experiments.compare'
     )
   runs = run_tables.read(folder / 'results.csv')
+  _require_test('comparison_dirs', folder, run_tables.split_name(runs))
   if runs.groupby('name')['seed'].agg(frozenset).nunique() > 1:
     raise _validate.InputError(
       f'comparison_dirs: {folder} has variants of which seeds are missing; '

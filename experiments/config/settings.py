@@ -28,6 +28,7 @@ from experiments.config import open_set_settings
 from experiments.config import own_image_settings
 from experiments.modes import base
 from tff_medical import _validate
+from tff_medical.data import images
 from tff_medical.data import loading
 from tff_medical.data import own_images
 from tff_medical.data import partition as partition_lib
@@ -117,7 +118,18 @@ class RunSettings:
   """Settings of how and where the training runs, and of its output."""
 
   rounds_per_eval: int = fields.setting(
-    10, 'rounds between evaluations', may_change=True, low=1, high=1_000_000
+    10,
+    'rounds between evaluations on the validation images',
+    may_change=True,
+    low=1,
+    high=1_000_000,
+  )
+  eval_split: str = fields.setting(
+    'validation',
+    'split of the final metrics: validation while settings are chosen, test '
+    'for the figures that are reported; rounds are never evaluated on test',
+    choices=images.EVAL_SPLITS,
+    may_change=True,
   )
   cohort_seed: Optional[int] = fields.setting(
     None,
@@ -490,6 +502,7 @@ DATA_FLAGS = (
 REFERENCE_FLAGS = (
   *DATA_FLAGS,
   *fields.of(ModelSettings),
+  'eval_split',
   'output_dir',
 )
 

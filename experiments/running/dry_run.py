@@ -21,6 +21,7 @@ import tensorflow_federated as tff
 from experiments.config import assembly
 from experiments.modes import base
 from tff_medical import _validate
+from tff_medical.data import images
 from tff_medical.privacy import accounting
 
 # Rounds whose ε is shown, as fractions of all rounds.
@@ -154,7 +155,8 @@ def _time(parts: assembly.Assembly) -> str:
   first, later = _round_seconds(parts)
   started = time.monotonic()
   parts.task.evaluate(
-    parts.process.get_model_weights(parts.process.initialize())
+    parts.process.get_model_weights(parts.process.initialize()),
+    images.VALIDATION if parts.task.data.has_validation else images.TEST,
   )
   evaluation = time.monotonic() - started
   evaluations = -(-settings.mode.rounds // settings.run.rounds_per_eval)

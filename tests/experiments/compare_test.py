@@ -73,6 +73,7 @@ class CompareTest(parameterized.TestCase):
             noise_multiplier=1.5,
             privacy_unit='client',
             metrics={'auc': auc, 'accuracy': 0.5, 'balanced_accuracy': 0.5},
+            eval_split=finished_sweeps.eval_split(job),
           )
           run = run_folder.RunFolder(folder)
           run.write_summary(summary)
@@ -83,6 +84,20 @@ class CompareTest(parameterized.TestCase):
 
     with mock.patch.object(jobs, 'run', run):
       yield started
+
+  def test_another_split_is_evaluated_in_every_cell(self):
+    with self._fake_cells() as started:
+      _, printed = self._run(seeds=1)
+      self.assertIn('| validation AUC |', printed)
+      self._run(seeds=1)
+      self.assertLen(started, 3)
+      _, printed = self._run(seeds=1, eval_split='test')
+    self.assertLen(started, 6)
+    self.assertIn('| test AUC |', printed)
+    with open(self.output / 'results.csv', newline='') as file:
+      self.assertEqual(
+        [row['eval_split'] for row in csv.DictReader(file)], ['test'] * 3
+      )
 
   def test_real_trainings_at_the_same_epsilon(self):
     code, printed = self._run(variants=[_ALL], seeds=1)

@@ -46,8 +46,22 @@ class ReferencesTest(absltest.TestCase):
     self.assertEqual(
       card['dataset'], 'medmnist/breastmnist (not the official file)'
     )
-    self.assertEqual(card['test_metrics'], summary['metrics'])
+    self.assertEqual(card['validation_metrics'], summary['metrics'])
+    self.assertEqual(card['test_metrics'], {})
     self.assertLen(card['not_covered'], 1)
+
+  def test_the_other_split_replaces_the_metrics(self):
+    validation = self._run('central', num_clients=12)
+    again = self._run('central', num_clients=12)
+    self.assertEqual(again, validation)
+    test = self._run('central', num_clients=12, eval_split='test')
+    self.assertEqual(
+      [validation['eval_split'], test['eval_split']], ['validation', 'test']
+    )
+    self.assertNotEqual(validation['metrics'], test['metrics'])
+    card = export.load_card(self.output / 'saved_model')
+    self.assertEqual(card['test_metrics'], test['metrics'])
+    self.assertNotIn('validation_metrics', card)
 
   def test_clients_too_small_to_train_alone_are_skipped(self):
     summary = self._run('per_site', num_clients=21)
@@ -64,7 +78,9 @@ class ReferencesTest(absltest.TestCase):
       return len(trained) / 10
 
     with mock.patch.multiple(
-      references, _fit=fit, _evaluate=lambda _, model: {'auc': model}
+      references,
+      _fit=fit,
+      _evaluate=lambda _, model, split_name: {'auc': model},
     ):
       summary = self._run('per_site', num_clients=3)
     self.assertFalse((self.output / 'saved_model').exists())
@@ -101,7 +117,7 @@ class ReferencesTest(absltest.TestCase):
     with mock.patch.multiple(
       references, _fit=mock.DEFAULT, _evaluate=mock.Mock(side_effect=found)
     ):
-      metrics = references._metrics(task, sites)
+      metrics = references._metrics(task, sites, 'test')
     self.assertAlmostEqual(metrics.pop('auc'), 0.6)
     self.assertEqual(metrics, {'site/0/auc': 0.6, 'site/1/auc': 0.8})
 

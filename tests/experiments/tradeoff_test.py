@@ -72,7 +72,11 @@ class TradeoffTest(parameterized.TestCase):
           folder = self.output / 'cells' / job.name
           folder.mkdir(parents=True, exist_ok=True)
           run_folder.RunFolder(folder).write_summary(
-            finished_sweeps.summary(epsilon=math.inf, metrics={'auc': 0.5})
+            finished_sweeps.summary(
+              epsilon=math.inf,
+              metrics={'auc': 0.5},
+              eval_split=finished_sweeps.eval_split(job),
+            )
           )
         on_poll([job.name])
         on_end(job, code)
@@ -83,6 +87,20 @@ class TradeoffTest(parameterized.TestCase):
   def _rows(self):
     with open(self.output / 'results.csv', newline='') as file:
       return {row['cell']: row for row in csv.DictReader(file)}
+
+  def test_another_split_is_evaluated_in_every_cell(self):
+    with self._fake_cells() as started:
+      _, printed = self._run()
+      self.assertIn('the validation AUC is', printed)
+      self._run()
+      self.assertLen(started, 4)
+      _, printed = self._run(eval_split='test')
+      self.assertLen(started, 8)
+      self._run(eval_split='test')
+    self.assertLen(started, 8)
+    self.assertIn('the test AUC is', printed)
+    self.assertNotIn('validation AUC', printed)
+    self.assertEqual({r['eval_split'] for r in self._rows().values()}, {'test'})
 
   def test_real_cells_in_processes_of_their_own(self):
     """Two cells are really trained; the others count as done before."""

@@ -1,6 +1,7 @@
 """Tests of the training command, from flags to files."""
 
 import csv
+import dataclasses
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from experiments import references
 from experiments import train
+from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
@@ -147,7 +149,9 @@ class TrainTest(parameterized.TestCase):
     self.assertIn('tensorflow-federated', config['versions'])
     rows = self._metrics()
     self.assertEqual([row['round'] for row in rows], ['1', '2', '3', '4'])
-    self.assertEqual([bool(r['auc']) for r in rows], [False, True] * 2)
+    self.assertEqual(
+      [bool(r['validation/auc']) for r in rows], [False, True] * 2
+    )
     self.assertLess(float(rows[0]['epsilon']), float(rows[3]['epsilon']))
     self.assertGreater(float(rows[3]['clip_norm']), 0)
     summary = self._json('summary.json')
@@ -156,12 +160,15 @@ class TrainTest(parameterized.TestCase):
     self.assertAlmostEqual(summary['epsilon'], float(rows[3]['epsilon']))
     self.assertGreater(summary['epsilon_rdp'], 0)
     self.assertAlmostEqual(summary['delta'], 12**-1.1)
-    self.assertAlmostEqual(summary['metrics']['auc'], float(rows[3]['auc']))
+    self.assertAlmostEqual(
+      summary['metrics']['auc'], float(rows[3]['validation/auc'])
+    )
     events = event_accumulator.EventAccumulator(
       str(self.output / 'tensorboard')
     )
     self.assertContainsSubset(
-      {'epsilon', 'clip_norm', 'auc'}, set(events.Reload().Tags()['tensors'])
+      {'epsilon', 'clip_norm', 'validation/auc'},
+      set(events.Reload().Tags()['tensors']),
     )
 
   def test_card_in_the_model_states_what_the_ledger_says(self):
@@ -174,6 +181,45 @@ class TrainTest(parameterized.TestCase):
     lines = (self.output / 'privacy_ledger.jsonl').read_text().splitlines()
     self.assertEqual(card['ledger_sha256'], json.loads(lines[-1])['digest'])
 
+  def test_metrics_are_on_validation_images_until_test_is_asked_for(self):
+    self._run()
+    first = self._json('summary.json')
+    card = export.load_card(self.output / 'saved_model')
+    self.assertEqual(first['eval_split'], 'validation')
+    self.assertEqual(card['test_metrics'], {})
+    self.assertEqual(card['validation_metrics'], first['metrics'])
+    table = (self.output / 'metrics.csv').read_bytes()
+    charges = self._charges()
+    outcome = self._run(eval_split='test')
+    summary = self._json('summary.json')
+    card = export.load_card(self.output / 'saved_model')
+    self.assertEqual(summary['eval_split'], 'test')
+    self.assertEqual(card['test_metrics'], summary['metrics'])
+    self.assertNotIn('validation_metrics', card)
+    settings = self.settings.resolve()
+    expected = assembly.load_task(settings).evaluate(outcome.weights, 'test')
+    self.assertEqual(summary['metrics'], dict(expected))
+    # Nothing was trained or charged again, and rounds have no test metric.
+    self.assertEqual(summary['weights_sha256'], first['weights_sha256'])
+    self.assertEqual(self._charges(), charges)
+    self.assertEqual((self.output / 'metrics.csv').read_bytes(), table)
+
+  def test_data_without_validation_images(self):
+    task = assembly.load_task(self.settings.resolve())
+    data = dataclasses.replace(
+      task.data, validation=task.data.validation.take(np.array([], int))
+    )
+    without = dataclasses.replace(task, data=data)
+    with mock.patch.object(assembly, 'load_task', return_value=without):
+      with self.assertRaisesRegex(
+        _validate.InputError, 'has none; give eval_split=test'
+      ):
+        self._run()
+      self.assertFalse(self.output.exists())
+      self._run(eval_split='test')
+    self.assertEqual(set(self._metrics()[0]), {'round', 'epsilon', 'clip_norm'})
+    self.assertIn('auc', self._json('summary.json')['metrics'])
+
   def test_publishes_no_statistic_of_client_data(self):
     """Neither cohort sizes nor client losses reach a published file."""
     self._run()
@@ -181,7 +227,7 @@ class TrainTest(parameterized.TestCase):
     for name in set(self._metrics()[0]) - allowed:
       self.assertRegex(
         name,
-        '^(loss|accuracy|balanced_accuracy|auc|sensitivity/.*|specificity/.*)$',
+        '^validation/(loss|accuracy|balanced_accuracy|auc|sensitivity/.*|specificity/.*)$',
       )
     seed = (self.output / 'checkpoints' / 'cohort_seed.secret').read_text()
     for path in self.output.rglob('*'):

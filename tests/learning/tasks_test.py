@@ -119,7 +119,7 @@ class TaskTest(absltest.TestCase):
       np.asarray(w) + 0.1 for w in task.tff_model.initial_weights[0]
     )
     weights = tff.learning.models.ModelWeights(trainable, ())
-    metrics = task.evaluate(weights)
+    metrics = task.evaluate(weights, 'test')
     model = models.build(
       'cnn_small', input_shape=(8, 8, 1), num_outputs=2, seed=9
     )

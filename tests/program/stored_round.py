@@ -100,7 +100,7 @@ def main(folder, count, side):
   process = learning.build_dp_sgd(task.tff_model, mechanism)
   cohort = mechanism.sampling.draw(cohort_seed=3, round_num=1, attempt=1)
   output = process.next(process.initialize(), feed(cohort))
-  metrics = task.evaluate(process.get_model_weights(output.state))
+  metrics = task.evaluate(process.get_model_weights(output.state), 'test')
   assert np.isfinite(metrics['loss'])
   cost = {
     'drawn': len(cohort),

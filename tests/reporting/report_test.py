@@ -40,7 +40,7 @@ _PLOTS = (
   'classes',
   'sites',
   'gaps',
-  'path_auc',
+  'path_validation_auc',
   'path_clip_norm',
   'path_epsilon',
   'audits',

@@ -92,8 +92,8 @@ class SweepTest(parameterized.TestCase):
   def test_rounds_leave_out_what_was_not_measured(self):
     cell = sweeps.read(self.folder).measured()[0]
     self.assertLen(cell.rounds, 20)
-    self.assertNotIn('auc', cell.rounds[0])
-    self.assertIn('auc', cell.rounds[4])
+    self.assertNotIn('validation/auc', cell.rounds[0])
+    self.assertIn('validation/auc', cell.rounds[4])
 
   @parameterized.parameters('', '[]', '{"cells": 3}', None)
   def test_refuses_what_is_no_sweep(self, content):

@@ -41,7 +41,11 @@ from tff_medical.data.decoders import decoded
 # out; `models` has the same number.
 UNKNOWN = -1
 
-SPLIT_NAMES = ('train', 'validation', 'test')
+VALIDATION = 'validation'
+TEST = 'test'
+SPLIT_NAMES = ('train', VALIDATION, TEST)
+# Splits that models are evaluated on. Settings are chosen on the first one.
+EVAL_SPLITS = (VALIDATION, TEST)
 
 # Origins of a data set.
 OFFICIAL = 'official file'
@@ -225,6 +229,29 @@ class ImageData:
     """Yields the name and the images of each split."""
     for name in SPLIT_NAMES:
       yield name, getattr(self, name)
+
+  @property
+  def has_validation(self) -> bool:
+    """Whether an image of the validation split has a known label."""
+    return bool(has_label(self.validation.labels).any())
+
+  def eval_split(self, name: str) -> Split:
+    """Returns a split that models are evaluated on.
+
+    Args:
+      name: Name of the split, one of `EVAL_SPLITS`.
+
+    Raises:
+      InputError: The split has another name, or no image with a label.
+    """
+    _validate.one_of(EVAL_SPLITS, eval_split=name)
+    if name == VALIDATION and not self.has_validation:
+      raise _validate.InputError(
+        f'eval_split={name} needs validation images with labels, and '
+        f'{self.name} has none; give eval_split=test, which evaluates the '
+        'final model alone, or a validation split'
+      )
+    return self.test if name == TEST else self.validation
 
   @property
   def image_shape(self) -> tuple[int, int, int]:

@@ -49,38 +49,33 @@ _EPSILON = 1e-15  # A probability of 0 costs a loss of 35, not infinity.
 
 
 def evaluate(
-  model: tf.keras.Model,
-  images: pixels.ArrayOrPixels,
+  scores: np.ndarray,
   labels: np.ndarray,
   *,
   class_names: Sequence[str],
   multi_label: bool = False,
   sites: np.ndarray | None = None,
-  batch_size: int = 128,
 ) -> collections.OrderedDict[str, float]:
-  """Returns the metrics of `model`, over all images and, if given, by site.
+  """Returns the metrics of logits, over all images and, if given, by site.
 
   Args:
-    model: Keras model from float32 [N, H, W, C] in 0..1 to logits [N, K].
-    images: Images, uint8 [N, H, W, C], in memory or stored.
+    scores: Logits [N, K], as `predict` returns them; N at least 1.
     labels: Integer classes [N] or, multi-label, 0, 1 and -1
       (unknown) [N, K].
     class_names: Names of the K classes, which become part of metric names.
     multi_label: Whether the K outputs are independent labels.
     sites: Site of each image, [N], as numbers or names.
-    batch_size: Number of images per prediction.
 
   Returns:
     The metrics of the module docstring.
   """
-  logits = predict(model, images, batch_size=batch_size)
   values = metrics(
-    logits, labels, class_names=class_names, multi_label=multi_label
+    scores, labels, class_names=class_names, multi_label=multi_label
   )
   if sites is not None:
     values.update(
       by_group(
-        logits,
+        scores,
         labels,
         sites,
         class_names=class_names,

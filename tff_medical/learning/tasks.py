@@ -1,7 +1,7 @@
 """Tasks: client data and a model, checked to fit each other.
 
 A task gives a training program the clients, the model that TFF trains on them,
-and the metrics of the model's weights on the held-out test images.
+and the scores and metrics of the model's weights on held-out images.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -120,15 +121,43 @@ class Task:
     return self.keras_model
 
   def evaluate(
-    self, weights: tff.learning.models.ModelWeights
+    self, weights: tff.learning.models.ModelWeights, split_name: str
   ) -> collections.OrderedDict[str, float]:
-    """Returns the metrics on the test images, overall and by site."""
-    test = self.data.test
+    """Returns the metrics of weights on a split, overall and by site.
+
+    Args:
+      weights: Weights of the model.
+      split_name: Split of the images, one of `images.EVAL_SPLITS`.
+    """
+    return self.metrics(self.scores(weights, split_name), split_name)
+
+  def scores(
+    self, weights: tff.learning.models.ModelWeights, split_name: str
+  ) -> np.ndarray:
+    """Returns the logits of a split's images in their order, float32 [N, K].
+
+    Args:
+      weights: Weights of the model.
+      split_name: Split of the images, one of `images.EVAL_SPLITS`.
+
+    Raises:
+      InputError: The split has no image with a label.
+    """
+    return self.model_scores(self.load_weights(weights), split_name)
+
+  def model_scores(self, model: tf.keras.Model, split_name: str) -> np.ndarray:
+    """Returns what `scores` returns, for a model of the same input."""
+    return evaluation.predict(model, self.data.eval_split(split_name).images)
+
+  def metrics(
+    self, scores: np.ndarray, split_name: str
+  ) -> collections.OrderedDict[str, float]:
+    """Returns the metrics of `scores`, overall and by site."""
+    split = self.data.eval_split(split_name)
     return evaluation.evaluate(
-      self.load_weights(weights),
-      test.images,
-      test.labels,
+      scores,
+      split.labels,
       class_names=self.data.class_names,
       multi_label=self.data.multi_label,
-      sites=test.sites,
+      sites=split.sites,
     )

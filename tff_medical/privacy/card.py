@@ -24,7 +24,7 @@ NOT_COVERED = (
   'A patient whose images are held by several clients.',
   'The noise generator, which is seeded by the operating system but is not '
   'cryptographic, and computes in floating point (Mironov 2012).',
-  'The test metrics, which are computed on held-out images.',
+  'The test and validation metrics, which are computed on held-out images.',
   'The exact number of units, which this card and the ledger state and which '
   'differs between neighbouring data sets, and the seconds that a run took, '
   'which grow with the cohorts.',
@@ -39,7 +39,8 @@ def build_card(
   *,
   rounds: int,
   dataset: str,
-  test_metrics: dict[str, float],
+  test_metrics: Mapping[str, float],
+  validation_metrics: Mapping[str, float] | None = None,
   cohort_seed_was_given: bool = False,
   broken_units_are_published: bool = False,
   initial_model: Mapping[str, Any] | None = None,
@@ -55,7 +56,9 @@ def build_card(
     rounds: Number of rounds of training. The ledger may hold more, if rounds
       were repeated.
     dataset: Name of the data set.
-    test_metrics: Metrics on held-out images.
+    test_metrics: Metrics on the test images; empty unless the model was
+      evaluated on them.
+    validation_metrics: Metrics on the validation images, if given.
     cohort_seed_was_given: Whether the user chose the cohort seed, so that
       somebody may draw the cohorts again.
     broken_units_are_published: Whether the number of units that each round left
@@ -118,7 +121,7 @@ def build_card(
     'not_covered': not_covered,
     'dataset': dataset,
     'data_digest': data_digest,
-    'test_metrics': test_metrics,
+    **_metrics(test_metrics, validation_metrics),
     **({'data_ledger': data_ledger.describe()} if data_ledger else {}),
     **_origin(initial_model),
   }
@@ -127,14 +130,17 @@ def build_card(
 def build_open_card(
   *,
   dataset: str,
-  test_metrics: dict[str, float],
+  test_metrics: Mapping[str, float],
+  validation_metrics: Mapping[str, float] | None = None,
   initial_model: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns the card of a model trained on pooled images without privacy.
 
   Args:
     dataset: Name of the data set.
-    test_metrics: Metrics on held-out images.
+    test_metrics: Metrics on the test images; empty unless the model was
+      evaluated on them.
+    validation_metrics: Metrics on the validation images, if given.
     initial_model: Provenance of the initial model, if any; see `build_card`.
   """
   return {
@@ -149,9 +155,33 @@ def build_open_card(
     'accountant_version': accounting.accountant_version(),
     'not_covered': [NOTHING_PROMISED],
     'dataset': dataset,
-    'test_metrics': test_metrics,
+    **_metrics(test_metrics, validation_metrics),
     **_origin(initial_model),
   }
+
+
+def metrics_of(
+  split_name: str, metrics: Mapping[str, float]
+) -> dict[str, Mapping[str, float]]:
+  """Returns the arguments `test_metrics` and `validation_metrics` of a card.
+
+  Args:
+    split_name: Split of the metrics: 'validation' or 'test'.
+    metrics: Metrics on the images of that split.
+  """
+  if split_name == 'test':
+    return {'test_metrics': metrics}
+  return {'test_metrics': {}, 'validation_metrics': metrics}
+
+
+def _metrics(
+  test: Mapping[str, float], validation: Mapping[str, float] | None
+) -> dict[str, Any]:
+  """Returns the keys on metrics, with one for each split that has any."""
+  values: dict[str, Any] = {'test_metrics': dict(test)}
+  if validation:
+    values['validation_metrics'] = dict(validation)
+  return values
 
 
 def _origin(initial_model: Mapping[str, Any] | None) -> dict[str, Any]:

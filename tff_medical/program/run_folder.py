@@ -4,7 +4,8 @@
 |-----------------------|------------------------------------------------------|
 | config.json           | the run's id, every resolved setting, versions, the  |
 |                       | digests of the data and of the initial model         |
-| metrics.csv           | epsilon, clip norm, test metrics; one line per round |
+| metrics.csv           | epsilon, clip norm, and metrics on validation        |
+|                       | images; one line per round                           |
 | tensorboard/          | the same for TensorBoard, with times: keep it secret |
 | privacy_ledger.jsonl  | every round that was paid for                        |
 | checkpoints/          | server states, and two secrets: keep it secret       |
@@ -84,7 +85,8 @@ class Summary:
     stop_reason: Reason of the end, from `ENDED`, or 'interrupted'.
     stop_message: Reason of the end in words.
     epsilon: Stated epsilon; inf without privacy.
-    metrics: Metrics on the test images, by name; NaN if undefined.
+    metrics: Metrics on the images of `eval_split`, by name; NaN if undefined;
+      empty after an interruption.
     seconds: Duration of the last start of the run, in seconds.
     accountant: Accountant of `epsilon`: 'PLD', 'RDP' or 'none'.
     epsilon_rdp: Epsilon by RDP, as a check.
@@ -96,6 +98,8 @@ class Summary:
     ledger_sha256: Digest of the ledger.
     weights_sha256: `checkpoints.weights_digest` of the model.
     run_id: Identity of the run; '' for a reference without a ledger.
+    eval_split: Split of `metrics`: 'validation' or 'test'. Older summaries lack
+      it, and have metrics on the test images.
   """
 
   rounds: int
@@ -114,6 +118,7 @@ class Summary:
   ledger_sha256: str = ''
   weights_sha256: str = ''
   run_id: str = ''
+  eval_split: str = 'test'
 
   @property
   def has_ended(self) -> bool:

@@ -68,7 +68,7 @@ _FINDINGS_NOTE = (
   'An AUC is the mean ± standard deviation over seeds. A difference has its 95 % '
   "confidence interval: Student's, over the differences within each seed. "
   'Intervals of classes hold for all classes at once. No interval covers the '
-  'choice of the test images.'
+  'choice of the images that models are evaluated on.'
 )
 _REFERENCES = {
   sweeps.CENTRAL: 'Central training on pooled images',
@@ -112,7 +112,7 @@ def _costs(sweep: sweeps.Sweep) -> list[str]:
   free = runs[runs['target_epsilon'] == math.inf]
   lines = []
   for epsilon, group in runs.groupby('target_epsilon'):
-    text = f'the test AUC is {run_tables.spread(group["auc"])}'
+    text = f'the {sweep.eval_split} AUC is {run_tables.spread(group["auc"])}'
     if math.isinf(epsilon):
       lines.append(f'Without privacy {text}.')
       continue
@@ -144,8 +144,8 @@ def _references(sweep: sweeps.Sweep) -> list[str]:
     runs = sweeps.table(sweep.measured(kind))
     if len(runs):
       lines.append(
-        f'{_REFERENCES[kind]}, without privacy, reaches a test AUC of '
-        f'{run_tables.spread(runs["auc"])}.'
+        f'{_REFERENCES[kind]}, without privacy, reaches a '
+        f'{sweep.eval_split} AUC of {run_tables.spread(runs["auc"])}.'
       )
     reasons = {
       c.summary.stop_message
@@ -207,12 +207,12 @@ def render(sweep: sweeps.Sweep, figures: Sequence[sweep_plots.Plot]) -> str:
   ]
   return report_style.page(
     title=f'Privacy and utility: {dataset}',
-    subtitle=_subtitle(settings),
+    subtitle=_subtitle(settings, sweep.eval_split),
     body='\n'.join(filter(None, sections)),
   )
 
 
-def _subtitle(settings: Mapping[str, Any]) -> str:
+def _subtitle(settings: Mapping[str, Any], split_name: str) -> str:
   """Returns the settings that were given and say most, in one line."""
   texts = {
     'privacy_unit': 'guarantee per {}',
@@ -221,11 +221,12 @@ def _subtitle(settings: Mapping[str, Any]) -> str:
     'partition': 'partition {}',
     'num_clients': '{} clients',
   }
-  return ' · '.join(
+  parts = [
     text.format(settings[name])
     for name, text in texts.items()
     if settings.get(name)
-  )
+  ]
+  return ' · '.join([*parts, f'metrics on {split_name} images'])
 
 
 def _findings(sweep: sweeps.Sweep) -> str:

@@ -28,6 +28,7 @@ from scipy import special
 
 from tff_medical import _files
 from tff_medical import _validate
+from tff_medical.data import images
 from tff_medical.program import run_folder
 
 METRICS = ('auc', 'accuracy', 'balanced_accuracy')
@@ -40,13 +41,16 @@ FIELDS = (
   'delta',
   'noise_multiplier',
   *METRICS,
+  'eval_split',
   'seconds',
   'ledger_sha256',
 )
 CONFIDENCE = 0.95
+_TITLES = {'auc': 'AUC'}
 _TEXTS = frozenset(
   (
     'cell',
+    'eval_split',
     'flags',
     'kind',
     'ledger_sha256',
@@ -139,6 +143,33 @@ def write(
     index=False, lineterminator='\n', float_format=float_format
   )
   _files.write_bytes(path, text.encode())
+
+
+def split_name(runs: pd.DataFrame) -> str:
+  """Returns the split of the runs' metrics: 'validation' or 'test'.
+
+  Tables without the column were written when all metrics were on test images.
+
+  Raises:
+    InputError: The runs have metrics on different splits.
+  """
+  column = runs['eval_split'] if 'eval_split' in runs else ()
+  names = {name or images.TEST for name in column}
+  if len(names) > 1:
+    raise _validate.InputError(
+      'runs in one table must have one eval_split, got validation and test; '
+      'start the command that made them again, with one eval_split'
+    )
+  return names.pop() if names else images.TEST
+
+
+def title(metric: str) -> str:
+  """Returns the name of a metric as tables and pages show it.
+
+  >>> title('balanced_accuracy'), title('auc')
+  ('balanced accuracy', 'AUC')
+  """
+  return _TITLES.get(metric, metric.replace('_', ' '))
 
 
 def mean(values: pd.Series) -> float:

@@ -39,7 +39,12 @@ def all_plots(sweep: sweeps.Sweep) -> list[Plot]:
     by_part(sweep, 'classes'),
     by_part(sweep, 'sites'),
     gaps(sweep),
-    paths(sweep, 'auc', 'Test AUC during training', 'test AUC'),
+    paths(
+      sweep,
+      'validation/auc',
+      'Validation AUC during training',
+      'validation AUC',
+    ),
     paths(sweep, 'clip_norm', 'Clip norm during training', 'clip norm'),
     paths(sweep, 'epsilon', 'ε spent during training', 'ε spent'),
     audits(sweep),
@@ -53,7 +58,7 @@ def tradeoff(sweep: sweeps.Sweep, metric: str, title: str) -> Plot | None:
   if runs[metric].isna().all():
     return None
   figure, axes = plots.new(
-    f'What privacy costs: {title}', x='', y=f'test {title}'
+    f'What privacy costs: {title}', x='', y=f'{sweep.eval_split} {title}'
   )
   position = plots.epsilon_axis(axes, sweep.epsilons())
   groups = runs.groupby('target_epsilon')[metric]
@@ -195,7 +200,8 @@ def paths(sweep: sweeps.Sweep, column: str, title: str, y: str) -> Plot | None:
     plots.plain_ticks(axes.yaxis)
   plots.whole_numbers(axes.xaxis)
   plots.legend(axes)
-  return Plot(f'path_{column}', 'Each line is one seed.', figure)
+  name = column.replace('/', '_')
+  return Plot(f'path_{name}', 'Each line is one seed.', figure)
 
 
 def audits(sweep: sweeps.Sweep) -> Plot | None:

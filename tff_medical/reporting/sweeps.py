@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tff_medical import _files
 from tff_medical import _validate
+from tff_medical.data import images
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import metrics_table
 from tff_medical.program import run_folder
@@ -62,6 +63,7 @@ COLUMNS = (
   'balanced_accuracy',
   'worst_class_sensitivity',
   'site_accuracy_gap',
+  'eval_split',
   'seconds',
   'status',
   'ledger_sha256',
@@ -71,6 +73,7 @@ _OF_SUMMARY = (
   'epsilon',
   'noise_multiplier',
   'rounds',
+  'eval_split',
   'seconds',
   'ledger_sha256',
 )
@@ -85,6 +88,7 @@ class Cell:
     kind: One of `KINDS`.
     epsilon: Budget that was asked for; inf without privacy.
     seed: Seed of data, partition and initial weights.
+    eval_split: Split that the sweep has its metrics on.
     summary: Summary of the run; None if the run has none yet.
     config: Settings of the run; None if the run was never started.
     ledger: Header of the privacy ledger, which describes the mechanism; empty
@@ -97,6 +101,7 @@ class Cell:
   kind: str
   epsilon: float
   seed: int
+  eval_split: str = images.TEST
   summary: run_folder.Summary | None = None
   config: run_folder.Config | None = None
   ledger: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -105,8 +110,12 @@ class Cell:
 
   @property
   def is_done(self) -> bool:
-    """Whether the training has ended."""
-    return self.summary is not None and self.summary.has_ended
+    """Whether the training has ended, with metrics on the sweep's split."""
+    return (
+      self.summary is not None
+      and self.summary.has_ended
+      and self.summary.eval_split == self.eval_split
+    )
 
   @property
   def is_measured(self) -> bool:
@@ -115,8 +124,10 @@ class Cell:
 
   @property
   def metrics(self) -> Mapping[str, float]:
-    """The metrics on the test images; empty if the cell has none."""
-    return self.summary.metrics if self.summary else {}
+    """The metrics on the sweep's split; empty if the cell has none."""
+    if self.summary is None or self.summary.eval_split != self.eval_split:
+      return {}
+    return self.summary.metrics
 
   @property
   def label(self) -> str:
@@ -124,7 +135,7 @@ class Cell:
     return label(self.kind, self.epsilon)
 
   def metric(self, name: str) -> float:
-    """Returns a metric on the test images; NaN if the cell has none."""
+    """Returns a metric on the sweep's split; NaN if the cell has none."""
     return self.metrics.get(name, math.nan)
 
   def by_class(self) -> dict[str, float]:
@@ -185,6 +196,11 @@ class Sweep:
   info: Mapping[str, Any]
   cells: tuple[Cell, ...]
 
+  @property
+  def eval_split(self) -> str:
+    """Split of the metrics: 'validation' or 'test'."""
+    return _eval_split(self.info)
+
   def measured(self, kind: str = FEDERATED) -> list[Cell]:
     """Returns the cells of a kind that have metrics, strictest first."""
     cells = [c for c in self.cells if c.kind == kind and c.is_measured]
@@ -215,7 +231,17 @@ def read(folder: str | os.PathLike[str]) -> Sweep:
   for name, kind in (('settings', dict), ('versions', dict), ('command', str)):
     if not isinstance(info.get(name, kind()), kind):
       raise _damaged(path, f'{name} is {info[name]!r:.200}')
-  return Sweep(path, info, tuple(_read_entry(path, entry) for entry in cells))
+  split_name = _eval_split(info)
+  if split_name not in images.EVAL_SPLITS:
+    raise _damaged(path, f'eval_split is {split_name!r:.200}')
+  return Sweep(
+    path, info, tuple(_read_entry(path, entry, split_name) for entry in cells)
+  )
+
+
+def _eval_split(info: Mapping[str, Any]) -> Any:
+  """Returns the split of the metrics; older sweeps had test metrics alone."""
+  return info.get('eval_split', images.TEST)
 
 
 def _damaged(folder: pathlib.Path, why: str) -> _validate.InputError:
@@ -225,7 +251,7 @@ def _damaged(folder: pathlib.Path, why: str) -> _validate.InputError:
   )
 
 
-def _read_entry(folder: pathlib.Path, entry: Any) -> Cell:
+def _read_entry(folder: pathlib.Path, entry: Any, split_name: str) -> Cell:
   """Returns the cell of an entry of `sweep.json`."""
   try:
     name, kind = entry['name'], entry['kind']
@@ -236,11 +262,18 @@ def _read_entry(folder: pathlib.Path, entry: Any) -> Cell:
     not isinstance(name, str) or kind not in KINDS or not _NAME.fullmatch(name)
   ):
     raise _damaged(folder, f'it has the cell {entry!r:.200}')
-  return read_cell(folder / 'cells' / name, name, kind, epsilon, seed)
+  return read_cell(
+    folder / 'cells' / name, name, kind, epsilon, seed, split_name
+  )
 
 
 def read_cell(
-  folder: pathlib.Path, name: str, kind: str, epsilon: float, seed: int
+  folder: pathlib.Path,
+  name: str,
+  kind: str,
+  epsilon: float,
+  seed: int,
+  eval_split: str = images.TEST,
 ) -> Cell:
   """Returns a cell as far as its folder shows it.
 
@@ -253,6 +286,7 @@ def read_cell(
     kind=kind,
     epsilon=epsilon,
     seed=seed,
+    eval_split=eval_split,
     summary=_read_if_exists(run.read_summary),
     config=_read_if_exists(run.read_config),
     ledger=_header(run.ledger),
