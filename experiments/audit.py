@@ -18,7 +18,7 @@ There are three attacks:
   image (`inversion_audit`).
 
 An audit with canaries trains a second model on the same data. Its ε adds to the
-first, and the model is thrown away.
+first, and the model is thrown away. A data ledger is charged for it.
 
 The command writes audit.json into the run's folder. The folder `audit` beside
 it gets roc.png and the ledger of the repeated training. With --inversion_images
@@ -60,6 +60,12 @@ if __name__ == '__main__':
     'number of training images to reconstruct from updates; the figure that is '
     'written shows them',
   )
+  absl_flags.DEFINE_string(
+    'data_ledger',
+    None,
+    'ledger of the data set, in which the repeated training is charged [that of '
+    'the run]',
+  )
   command.parse()
 
 import numpy as np
@@ -67,12 +73,14 @@ import tqdm
 
 from experiments.auditing import audited_run
 from experiments.auditing import inversion_audit
+from experiments.config import fields
 from experiments.running import exit_codes
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.auditing import membership
 from tff_medical.data import images as images_lib
+from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.program import ending
 from tff_medical.program import training
 from tff_medical.reporting import plots
@@ -83,6 +91,7 @@ def audit(
   canaries: int,
   reference_run_dir: str | None = None,
   inversion_images: int = 0,
+  data_ledger: str | None = None,
 ) -> dict[str, Any]:
   """Audits a run and writes audit.json; returns its content.
 
@@ -91,6 +100,8 @@ def audit(
     canaries: Number of canaries; with 0 the training is not repeated.
     reference_run_dir: Folder of a run without privacy, or None.
     inversion_images: Number of training images to reconstruct.
+    data_ledger: File of the ledger of the data set, in which the repeated
+      training is charged; None is that of the run, if it has one.
 
   Raises:
     InputError: A folder is not that of a finished run, or was audited before.
@@ -98,6 +109,10 @@ def audit(
   """
   _validate.non_negative(canaries=canaries, inversion_images=inversion_images)
   run = audited_run.FinishedRun.load(run_dir)
+  if data_ledger is not None:
+    data_ledger = fields.local_path('data_ledger', data_ledger)
+  path = data_ledger or run.settings.run.data_ledger
+  book = data_ledger_lib.DataLedger(pathlib.Path(path)) if path else None
   runs = {'run': run}
   if reference_run_dir is not None:
     runs['reference'] = audited_run.FinishedRun.load(reference_run_dir)
@@ -114,7 +129,7 @@ def audit(
   shutil.rmtree(unfinished, ignore_errors=True)
   unfinished.mkdir()
   try:
-    results = _attack(runs, data, unfinished, canaries, inversion_images)
+    results = _attack(runs, data, unfinished, canaries, inversion_images, book)
     # With the folder but no audit.json, the audit could not be repeated.
     with ending.deferred():
       unfinished.rename(folder)
@@ -130,6 +145,7 @@ def _attack(
   folder: pathlib.Path,
   canaries: int,
   inversion_images: int,
+  data_ledger: data_ledger_lib.DataLedger | None,
 ) -> dict[str, Any]:
   """Returns the results of all attacks; writes ledger and plots."""
   run = runs['run']
@@ -138,7 +154,7 @@ def _attack(
     'ledger_sha256': run.summary.ledger_sha256,
   }
   if canaries:
-    results.update(_audit_canaries(run, folder, canaries))
+    results.update(_audit_canaries(run, folder, canaries, data_ledger))
   attacks = {
     name: _attack_members(finished, data[name])
     for name, finished in runs.items()
@@ -156,7 +172,10 @@ def _attack(
 
 
 def _audit_canaries(
-  run: audited_run.FinishedRun, folder: pathlib.Path, canaries: int
+  run: audited_run.FinishedRun,
+  folder: pathlib.Path,
+  canaries: int,
+  data_ledger: data_ledger_lib.DataLedger | None,
 ) -> dict[str, Any]:
   if run.settings.run.runtime == 'local':
     runtime.set_local_context()
@@ -167,7 +186,7 @@ def _audit_canaries(
       bar.update()
 
     canary_audit = audited_run.repeat_with_canaries(
-      run, folder / 'privacy_ledger.jsonl', canaries, on_round
+      run, folder / 'privacy_ledger.jsonl', canaries, on_round, data_ledger
     )
   return canary_audit.describe()
 
@@ -305,12 +324,13 @@ def main(
   canaries: int,
   reference: str | None,
   inversion_images: int = 0,
+  data_ledger: str | None = None,
 ) -> int:
   """Runs the command; returns its exit code."""
   if not run_dir:
     raise _validate.InputError('run_dir must be given: --run_dir=FOLDER')
   try:
-    results = audit(run_dir, canaries, reference, inversion_images)
+    results = audit(run_dir, canaries, reference, inversion_images, data_ledger)
   except KeyboardInterrupt as error:
     print('interrupted; nothing was left', file=sys.stderr)
     return exit_codes.of_interrupt(error)
@@ -328,5 +348,6 @@ if __name__ == '__main__':
       _FLAGS.canaries,
       _FLAGS.reference_run_dir,
       _FLAGS.inversion_images,
+      _FLAGS.data_ledger,
     )
   )

@@ -53,6 +53,8 @@ _SAME = (
   'seed',
   'output_dir',
   'cohort_seed',
+  'data_ledger',
+  'data_budget',
   'eval_split',
 )
 

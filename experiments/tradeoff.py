@@ -9,7 +9,8 @@ r"""Measures the accuracy that each privacy budget costs: a sweep with a report.
 
 The flags of `experiments.train` are common to all cells. A cell is one ε and
 one seed; ε inf is federated training without privacy. Each seed also has the
-baselines of `experiments.references`. Started again with the same --output_dir,
+baselines of `experiments.references`, unless there is a data ledger, which has
+no room for training without privacy. Started again with the same --output_dir,
 the command skips finished cells and resumes stopped cells; epsilons and seeds
 may be added. The folder gets results.csv, report.html, plots/, cells/NAME (each
 a run's folder) and logs/.
@@ -96,9 +97,17 @@ def plan_cells(
       )
   if base.output_dir is None:
     raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
+  kinds: tuple[str, ...] = sweeps.REFERENCES
+  if base.data_ledger is not None:
+    kinds = ()
+    if math.inf in epsilons:
+      raise _validate.InputError(
+        'epsilons must be finite with a data_ledger, got inf, which is training '
+        'without privacy; leave it out'
+      )
   cells = []
   for seed in range(base.seed, base.seed + seeds):
-    for kind in sweeps.REFERENCES:
+    for kind in kinds:
       cells.append(sweeps.Cell(f'{kind}_seed_{seed}', kind, math.inf, seed))
     for epsilon in sorted(epsilons, reverse=True):
       name = f'eps_{epsilon:g}_seed_{seed}'
@@ -161,6 +170,7 @@ def _check(given: settings_lib.Flags) -> None:
   settings = given.resolve()
   parts = assembly.assemble(settings)
   parts.task.data.eval_split(settings.run.eval_split)
+  assembly.check_data_ledger(parts)
 
 
 def claim(

@@ -51,6 +51,7 @@ from tff_medical import runtime
 from tff_medical.data import images
 from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
+from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import ending
@@ -85,6 +86,8 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
   task.data.eval_split(settings.run.eval_split)
   dry_run.check_round(parts.process, feed)
+  data_ledger = assembly.data_ledger(settings.run)
+  assembly.check_data_ledger(parts)
   with ending.deferred():
     config = assembly.claim(folder, settings, task)
   with ledger_lib.PrivacyLedger(
@@ -97,6 +100,22 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     folder.remove_leftovers()
     checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
     folder.reconcile(ledger)
+    if data_ledger is not None:
+      done = checkpoints.latest_round() or 0
+      ledger.limit(
+        data_ledger.reserve(
+          assembly.units(parts),
+          mechanism,
+          data_ledger_lib.Request(
+            config.run_id,
+            'train',
+            settings.mode.rounds,
+            spent=ledger.charges,
+            remaining=ledger.cost_between(done, settings.mode.rounds),
+          ),
+          delta=parts.delta,
+        )
+      )
     with tqdm.tqdm(total=settings.mode.rounds, unit='round', leave=True) as bar:
       outcome = training.train(
         parts.process,
@@ -117,6 +136,11 @@ def run(given: settings_lib.Flags) -> training.Outcome:
           publish_broken_units=settings.mode.publishes_broken_units,
         ),
       )
+    book = None
+    if data_ledger is not None:
+      # A run that was interrupted goes on with its reservation.
+      interrupted = outcome.reason is training.StopReason.INTERRUPTED
+      book = data_ledger.read() if interrupted else data_ledger.settle(ledger)
     # What takes too long is abandoned; the next start repeats it.
     with ending.deferred() as end, end.abandonable():
       metrics = _final_metrics(task, outcome, settings.run.eval_split)
@@ -132,6 +156,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
         backbone=task.backbone,
         data_digest=config.data_digest,
         largest_group=task.data.largest_group,
+        data_ledger=book,
       )
       seconds = time.monotonic() - started
       _finish(folder, task, settings, outcome, metrics, card, seconds)
@@ -221,6 +246,16 @@ def _finish(
   )
   folder.write_summary(summary)
   _print_summary(folder, summary)
+  if 'data_ledger' in card:
+    print(data_line(card['data_ledger']))
+
+
+def data_line(book: Mapping[str, Any]) -> str:
+  """Returns the line on all runs on the data, of a card's `data_ledger`."""
+  return (
+    f'ε over all runs on this data: {book["epsilon"]:.4f} of '
+    f'{book["budget"]:g} at δ {book["delta"]:.3g} ({book["runs"]} runs)'
+  )
 
 
 def _release_managers(
@@ -289,7 +324,8 @@ def show(given: settings_lib.Flags) -> None:
   parts.task.data.eval_split(settings.run.eval_split)
   dry_run.check_round(parts.process, parts.feed)
   print(file=sys.stderr)
-  print(dry_run.describe(parts))
+  total = assembly.check_data_ledger(parts)
+  print(dry_run.describe(parts, total))
 
 
 def main(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
+import secrets
 import tempfile
 from typing import Any
 
@@ -28,6 +29,7 @@ from tff_medical.data import images as images_lib
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import card as card_lib
+from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
@@ -210,6 +212,7 @@ def repeat_with_canaries(
   ledger_path: pathlib.Path,
   count: int,
   on_round: Callable[[training.RoundReport], None],
+  data_ledger: data_ledger_lib.DataLedger | None = None,
 ) -> CanaryAudit:
   """Repeats a training with canaries, and attacks them.
 
@@ -218,9 +221,10 @@ def repeat_with_canaries(
     ledger_path: Path of the repeated training's ledger; the file must be new.
     count: Number of canaries, of which about half take part.
     on_round: Callback after each round.
+    data_ledger: Ledger of the data set, if the training is charged in one.
 
   Raises:
-    InputError: The run has no guarantee, or its data is missing.
+    InputError: The data ledger has no room for the training, the run has no guarantee, or its data is missing.
     KeyboardInterrupt: The user interrupted the training.
   """
   mode = run.settings.mode
@@ -238,13 +242,21 @@ def repeat_with_canaries(
   canaries = canaries_lib.Canaries.draw(count)
   parts = _with_canaries(run, canaries)
   mode, mechanism, process = parts.settings.mode, parts.mechanism, parts.process
+  request = data_ledger_lib.Request(secrets.token_hex(16), 'audit', mode.rounds)
+  units = assembly.units(parts)
+  if data_ledger is not None:
+    data_ledger.check(units, mechanism, request, delta=parts.delta)
   steps = canary_audit.UpdateRecorder(
     process.get_model_weights(process.initialize()),
     mode.server_momentum if mode.server_optimizer == 'sgd' else 0.0,
   )
   with ledger_lib.PrivacyLedger(
-    ledger_path, mechanism, delta=parts.delta
+    ledger_path, mechanism, delta=parts.delta, run_id=request.run_id
   ) as ledger:
+    if data_ledger is not None:
+      ledger.limit(
+        data_ledger.reserve(units, mechanism, request, delta=parts.delta)
+      )
     with tempfile.TemporaryDirectory(dir=ledger_path.parent) as temporary:
       checkpoints = checkpoints_lib.Checkpoints(temporary)
       outcome = training.train(
@@ -258,6 +270,8 @@ def repeat_with_canaries(
           steps, rounds_per_eval=1, on_round=on_round
         ),
       )
+    # The repeated training cannot go on, so that what is left is given back.
+    book = data_ledger.settle(ledger) if data_ledger is not None else None
     if outcome.reason is training.StopReason.INTERRUPTED:
       raise KeyboardInterrupt
     card = card_lib.build_card(
@@ -269,6 +283,7 @@ def repeat_with_canaries(
       initial_model=parts.task.provenance,
       backbone=parts.task.backbone,
       largest_group=parts.task.data.largest_group,
+      data_ledger=book,
     )
     epsilon = ledger.epsilon
   scores = canary_audit.scores(canaries, steps)

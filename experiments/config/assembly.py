@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
+import hashlib
+import pathlib
 
 from absl import logging
+import numpy as np
 import tensorflow_federated as tff
 
 from experiments.config import backbone_features
@@ -23,6 +26,7 @@ from tff_medical.learning import feature_cache
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
+from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.program import run_folder
 from tff_medical.serving import pretrained
@@ -153,6 +157,68 @@ def _refuse_epsilon_zero(parts: Assembly) -> None:
       f'{parts.delta:.3g}, {rounds} rounds would state ε 0, which no trained '
       f'model has; give --target_delta far below {1 / parts.feed.num_units:.3g}'
     )
+
+
+def data_ledger(
+  run: settings_lib.RunSettings,
+) -> data_ledger_lib.DataLedger | None:
+  """Returns the ledger of the data set that the settings name, or None."""
+  if run.data_ledger is None:
+    return None
+  return data_ledger_lib.DataLedger(
+    pathlib.Path(run.data_ledger), run.data_budget
+  )
+
+
+def units(parts: Assembly) -> data_ledger_lib.Units:
+  """Returns the units of a run, which all runs of a data ledger share."""
+  task, mechanism = parts.task, parts.mechanism
+  clients = ''
+  if mechanism.privacy_unit == 'client':
+    hashed = hashlib.sha256()
+    for rows in task.partition:
+      numbers = np.asarray(rows, np.int64)
+      hashed.update(len(numbers).to_bytes(8, 'big'))
+      hashed.update(numbers.tobytes())
+    clients = hashed.hexdigest()
+  return data_ledger_lib.Units(
+    data_digest=task.data.source_digest,
+    data_is_public=task.data.is_public,
+    dataset=task.data.described,
+    privacy_unit=mechanism.privacy_unit,
+    neighboring_relation=mechanism.neighboring_relation.name.lower(),
+    clients_digest=clients,
+  )
+
+
+def check_data_ledger(parts: Assembly) -> float | None:
+  """Returns ε over all runs on the data with this run; None without a ledger.
+
+  Raises:
+    InputError: The data ledger has no room for the run, or is of other data, or
+      the run was started with a data ledger that is not given now.
+  """
+  run = parts.settings.run
+  ledger, folder = (
+    data_ledger(run),
+    run_folder.RunFolder(pathlib.Path(run.output_dir or '')),
+  )
+  filed = folder.read_config() if folder.config.exists() else None
+  if ledger is None:
+    path = filed.settings.get('data_ledger') if filed else None
+    if path is not None:
+      raise _validate.InputError(
+        f'data_ledger must be given, as the run was started with {path}'
+      )
+    return None
+  return ledger.check(
+    units(parts),
+    parts.mechanism,
+    data_ledger_lib.Request(
+      filed.run_id if filed else '', 'train', parts.settings.mode.rounds
+    ),
+    delta=parts.delta,
+  )
 
 
 def warn_of_large_delta(delta: float, population: int) -> None:

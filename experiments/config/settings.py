@@ -208,6 +208,21 @@ class RunSettings:
     low=1,
     high=64,
   )
+  data_ledger: Optional[str] = fields.setting(
+    None,
+    'file in which all runs on the same data are charged against one budget; '
+    'started if it is missing',
+    may_change=True,
+    is_path=True,
+  )
+  data_budget: Optional[float] = fields.setting(
+    None,
+    'largest ε of all runs of the data_ledger together, with which the file is '
+    'started; fixed from then on',
+    may_change=True,
+    low=1e-6,
+    high=1e6,
+  )
   export_diverged: bool = fields.setting(
     False,
     'whether to export even a model that has diverged, which is of no use',
@@ -219,6 +234,13 @@ class RunSettings:
     may_change=True,
     is_path=True,
   )
+
+  def __post_init__(self) -> None:
+    if self.data_budget is not None and self.data_ledger is None:
+      raise _validate.InputError(
+        f'data_budget={self.data_budget} would be ignored without a '
+        'data_ledger; leave it out'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,6 +439,11 @@ class Flags:
       )
     if settings.data.num_clients is not None:
       settings.mode.check_clients(settings.data.num_clients)
+    if settings.run.data_ledger is not None and not settings.mode.is_private:
+      raise _validate.InputError(
+        f'data_ledger={settings.run.data_ledger} has no room for a run without '
+        'noise, whose ε is infinite; leave it out, or add noise'
+      )
     if settings.run.output_dir is None:
       raise _validate.InputError(
         'output_dir must be given: --output_dir=FOLDER'

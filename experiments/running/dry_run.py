@@ -61,11 +61,18 @@ def check_round(
     ) from error
 
 
-def describe(parts: assembly.Assembly) -> str:
+def describe(
+  parts: assembly.Assembly, total_epsilon: float | None = None
+) -> str:
   """Returns the description of a training, one line per topic.
 
   Two rounds, on cohorts drawn for this purpose, and one evaluation are run and
   timed. Their results are discarded, so they cost no privacy.
+
+  Args:
+    parts: Objects of the training.
+    total_epsilon: Epsilon of all runs on the data with this one, if there is a
+      data ledger.
   """
   lines = [
     ('data', _data(parts)),
@@ -75,6 +82,9 @@ def describe(parts: assembly.Assembly) -> str:
     ('ε by round', _epsilons(parts)),
     ('time', _time(parts)),
   ]
+  if total_epsilon is not None:
+    line = f'ε {total_epsilon:.4f} over all runs on this data with this one'
+    lines.insert(-1, ('data ledger', line))
   width = max(len(title) for title, _ in lines)
   text = '\n'.join(f'{title:{width}}  {line}' for title, line in lines)
   return f'{text}\nA dry run: nothing was trained, charged or written.'

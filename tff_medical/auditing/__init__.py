@@ -2,7 +2,8 @@
 
 `canary_audit` bounds epsilon from below by planted canaries (`canaries`,
 `bounds`). `membership` attacks a model, `inversion` a shared update.
-`verification` checks the files of a finished run against each other.
+`verification` checks the files of a finished run against each other,
+`data_verification` those of runs against the ledger of their data.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ __all__ = [
   'bounds',
   'canaries',
   'canary_audit',
+  'data_verification',
   'inversion',
   'membership',
   'verification',
@@ -24,6 +26,7 @@ if typing.TYPE_CHECKING:
   from tff_medical.auditing import bounds as bounds
   from tff_medical.auditing import canaries as canaries
   from tff_medical.auditing import canary_audit as canary_audit
+  from tff_medical.auditing import data_verification as data_verification
   from tff_medical.auditing import inversion as inversion
   from tff_medical.auditing import membership as membership
   from tff_medical.auditing import verification as verification

@@ -14,6 +14,7 @@ from typing import Any
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 
@@ -48,6 +49,7 @@ def build_card(
   backbone: Mapping[str, Any] | None = None,
   data_digest: str = '',
   largest_group: int | None = None,
+  data_ledger: data_ledger_lib.Book | None = None,
 ) -> dict[str, Any]:
   """Returns the card of a model.
 
@@ -72,6 +74,8 @@ def build_card(
     data_digest: Digest that identifies the training data; keyed if private.
     largest_group: Number of images in the largest group of nearly equal images,
       if it is known.
+    data_ledger: Contents of the ledger of the data set, in which the run is
+      charged, if there is one.
 
   Raises:
     InputError: The ledger holds fewer charges than the rounds cost.
@@ -83,6 +87,8 @@ def build_card(
       'before it runs'
     )
   not_covered = [*NOT_COVERED, *mechanism.caveats]
+  if data_ledger is not None:
+    not_covered[0] = _other_runs(data_ledger)
   if cohort_seed_was_given and mechanism.sampling.amplifies:
     not_covered.append(
       'This run was given its cohort seed by the user: for anybody who knows '
@@ -126,6 +132,7 @@ def build_card(
     'dataset': dataset,
     'data_digest': data_digest,
     **_metrics(test_metrics, validation_metrics),
+    **({'data_ledger': data_ledger.describe()} if data_ledger else {}),
     **_origin(initial_model, backbone),
   }
 
@@ -200,6 +207,16 @@ def _origin(
     origin['backbone'] = dict(backbone)
   now = datetime.datetime.now(datetime.timezone.utc)
   return {**origin, 'created': now.isoformat(timespec='seconds')}
+
+
+def _other_runs(book: data_ledger_lib.Book) -> str:
+  """Returns the sentence on the other runs of a data ledger."""
+  return (
+    f'The other runs on the same data: epsilon over all {len(book.runs)} runs on '
+    f'this data that its ledger holds is {book.epsilon:.4g} at delta '
+    f'{book.delta:.3g}, of a budget of {book.budget:g}; runs that it does not '
+    'hold come on top.'
+  )
 
 
 def _copies(largest_group: int) -> str:

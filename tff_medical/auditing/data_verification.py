@@ -1,0 +1,138 @@
+"""Verification of a data ledger from its file, and of runs against it.
+
+The chain of digests is replayed, and the total epsilon is computed again from
+the events of all runs. A run's folder is checked against its entry: its own
+ledger must not hold more charges than the data ledger has for it. Nothing is
+written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import math
+import os
+import pathlib
+
+from tff_medical import _validate
+from tff_medical.auditing import verification
+from tff_medical.privacy import accounting
+from tff_medical.privacy import data_ledger
+from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.program import run_folder
+
+_RELATIVE_DIFFERENCE = 1e-6
+_SHORT = 8
+
+
+def verify(
+  path: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]] = ()
+) -> list[verification.Check]:
+  """Returns the checks of a data ledger, and of runs that it holds.
+
+  Args:
+    path: File of the data ledger.
+    folders: The `--output_dir` of runs on the data.
+
+  Raises:
+    InputError: There is no such file, or a folder is not that of a run.
+  """
+  try:
+    book = data_ledger.read(path)
+  except FileNotFoundError:
+    raise _validate.InputError(
+      f'data_ledger {os.fspath(path)} does not exist; give the file of '
+      '--data_ledger'
+    ) from None
+  except _validate.InputError as error:
+    return [verification.Check('data ledger', str(error), False)]
+  return list(_checks(book, folders))
+
+
+def _checks(
+  book: data_ledger.Book, folders: Sequence[str | os.PathLike[str]]
+) -> Iterator[verification.Check]:
+  yield verification.Check(
+    'data ledger: chain of digests',
+    f'{len(book.entries)} entries, {book.digest[:16]}...',
+    bool(book.header),
+  )
+  if not book.header:
+    return
+  total = book.epsilon
+  last = book.entries[-1].epsilon if book.entries else 0.0
+  yield verification.Check(
+    'data ledger: ε from its events',
+    f'{last:.6g} stated, {total:.6g} computed at δ {book.delta:.3g}',
+    math.isclose(last, total, rel_tol=_RELATIVE_DIFFERENCE) or last == total,
+  )
+  yield verification.Check(
+    'data ledger: budget',
+    f'ε {total:.6g} of {book.budget:g}',
+    total <= book.budget,
+  )
+  for folder in folders:
+    yield _run(book, pathlib.Path(folder))
+
+
+def _run(book: data_ledger.Book, folder: pathlib.Path) -> verification.Check:
+  """Returns the check of a run's own ledger against its entry."""
+  what = f'{folder}: charges in the data ledger'
+  try:
+    ledger = ledger_lib.read(run_folder.RunFolder(folder).ledger)
+  except FileNotFoundError:
+    raise _validate.InputError(
+      f'{folder} holds no ledger of a run; give the --output_dir of '
+      'experiments.train'
+    ) from None
+  except _validate.InputError as error:
+    return verification.Check(what, str(error), False)
+  entry = book.runs.get(ledger.run_id)
+  if entry is None:
+    return verification.Check(what, f'run {ledger.run_id} is missing', False)
+  charges = ledger.entries[-1].charges if ledger.entries else 0
+  return verification.Check(
+    what,
+    f'{charges} of {entry.charges} {entry.kind}',
+    charges <= entry.charges and entry.event == ledger.header.get('event'),
+  )
+
+
+def table(book: data_ledger.Book) -> str:
+  """Returns the runs of a data ledger as aligned text, one line each.
+
+  `alone` is the epsilon of the run, `together` that of all runs up to it.
+  """
+  rows = [('run', 'purpose', 'state', 'charges', 'alone', 'together', 'event')]
+  charges = []
+  for run_id, entry in book.runs.items():
+    event = accounting.parse_event(entry.event)
+    charges.append((event, entry.charges))
+    alone = accounting.epsilon(event, rounds=entry.charges, delta=book.delta)
+    together = accounting.composed_epsilon(charges, delta=book.delta)
+    rows.append(
+      (
+        run_id[:_SHORT],
+        entry.purpose,
+        entry.kind,
+        f'{entry.charges:,}',
+        f'{alone:.4f}',
+        f'{together:.4f}',
+        entry.event,
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  lines = [
+    '  '.join(
+      cell.rjust(width) if 3 <= index <= 5 else cell.ljust(width)
+      for index, (cell, width) in enumerate(zip(row, widths))
+    ).rstrip()
+    for row in rows
+  ]
+  return '\n'.join(
+    [
+      f'{book.header["dataset"]}, unit: {book.header["privacy_unit"]}, '
+      f'δ {book.delta:.3g}, budget ε {book.budget:g}',
+      *lines,
+      f'ε over all runs on this data: {book.epsilon:.4f} of {book.budget:g}',
+    ]
+  )
