@@ -113,11 +113,11 @@ class BackboneTest(parameterized.TestCase):
 
   def test_an_audit_puts_canaries_beside_features(self):
     train.run(self.flags.changed(privacy_unit='record', rounds=1))
+    with self.assertRaisesRegex(_validate.InputError, 'backbone scattering'):
+      audit.audit(str(self.output), canaries=0, inversion_images=1)
     results = audit.audit(str(self.output), canaries=20)
     self.assertFalse(results['exceeds_upper_bound'])
     self.assertEqual(results['canaries'], 20)
-    with self.assertRaisesRegex(_validate.InputError, 'backbone scattering'):
-      audit.audit(str(self.output), canaries=0, inversion_images=1)
 
 
 class RefusalTest(parameterized.TestCase):

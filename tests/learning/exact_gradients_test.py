@@ -89,7 +89,7 @@ def _run(model, way, data):
     )
     gradients = unit_gradients.unit_gradients(model, way, weights, batch)
     with tf.compat.v1.Session(graph=graph) as session:
-      return session.run(gradients, {batch[k]: data[k] for k in batch})
+      return session.run(list(gradients), {batch[k]: data[k] for k in batch})
 
 
 def _flat(gradients):

@@ -28,7 +28,9 @@ def _run(model, trainable, data, views=None):
     )
     found = unit_gradients.unit_gradients(model, way, weights, batch, views)
     with tf.compat.v1.Session(graph=graph) as session:
-      found = session.run(found, {batch[name]: data[name] for name in batch})
+      found = session.run(
+        list(found), {batch[name]: data[name] for name in batch}
+      )
   return np.concatenate([g.reshape(len(g), -1) for g in found], axis=1)
 
 

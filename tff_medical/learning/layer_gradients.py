@@ -16,11 +16,31 @@ TensorShape([2, 9, 27])
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-_Rule = Callable[[tf.Operation, tf.Tensor, tf.Tensor], tf.Tensor]
+
+class Factors(NamedTuple):
+  """Gradients of B units as products of two factors, before the product.
+
+  The gradient of a unit is the sum of the outer products of its rows.
+
+  Attributes:
+    inputs: Rows of a layer's inputs, [B, n, p].
+    outputs: Gradients of the layer's outputs, [B, n, q].
+  """
+
+  inputs: tf.Tensor
+  outputs: tf.Tensor
+
+  def product(self) -> tf.Tensor:
+    """Returns the gradients [B, p, q]."""
+    return tf.matmul(self.inputs, self.outputs, transpose_a=True)
+
+
+_Rule = Callable[[tf.Operation, tf.Tensor, tf.Tensor], 'tf.Tensor | Factors']
 
 # Largest number of channels for which a convolution copies patches faster than
 # a gather.
@@ -32,7 +52,7 @@ def find_rule(op: tf.Operation, weight: tf.Tensor) -> _Rule | None:
 
   A rule takes the operation, the gradient of its output [N, ...], and [B, n]:
   the N images are B units of n images each. It returns the gradients of the B
-  units, [B, ...] with the shape of `weight`.
+  units, [B, ...] with the shape of `weight`, or their factors.
   """
   for rule, applies in _RULES.get(op.type, ()):
     if applies(op, weight):
@@ -203,11 +223,9 @@ def _is_product(op: tf.Operation, weight: tf.Tensor) -> bool:
 
 def _product(
   op: tf.Operation, gradient: tf.Tensor, units: tf.Tensor
-) -> tf.Tensor:
+) -> Factors:
   gradient = tf.ensure_shape(gradient, op.outputs[0].shape)
-  return tf.matmul(
-    _by_unit(op.inputs[0], units), _by_unit(gradient, units), transpose_a=True
-  )
+  return Factors(_by_unit(op.inputs[0], units), _by_unit(gradient, units))
 
 
 def _is_by_channel(op: tf.Operation, weight: tf.Tensor) -> bool:

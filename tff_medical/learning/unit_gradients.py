@@ -46,6 +46,34 @@ Way = Callable[
 ]
 
 
+class Gradients(tuple[tf.Tensor, ...]):
+  """Gradients [B, ...] for each trainable weight, with the factors of some.
+
+  Whoever reads the factors of a gradient instead of its tensor saves the time
+  and the memory of the product, which is then never computed.
+
+  Attributes:
+    factors: Factors of each gradient, where it is the product of two.
+  """
+
+  factors: tuple[layer_gradients.Factors | None, ...]
+
+  @classmethod
+  def of(
+    cls, parts: Sequence[tf.Tensor | layer_gradients.Factors]
+  ) -> Gradients:
+    """Returns gradients, each given by its tensor or by its factors."""
+    is_product = [isinstance(p, layer_gradients.Factors) for p in parts]
+    gradients = cls(
+      part.product() if product else part
+      for part, product in zip(parts, is_product)
+    )
+    gradients.factors = tuple(
+      part if product else None for part, product in zip(parts, is_product)
+    )
+    return gradients
+
+
 class NoRuleError(NotImplementedError):
   """The model uses a weight in an operation that has no rule."""
 
@@ -118,7 +146,9 @@ def by_rules(
   uses = [(i, op) for i, w in enumerate(trainable) for op in w.consumers()]
   of_outputs = _gradients_of_outputs(loss, [op for _, op in uses])
   # A weight that is used several times has one part per use.
-  parts_by_weight: list[list[tf.Tensor]] = [[] for _ in trainable]
+  parts_by_weight: list[list[tf.Tensor | layer_gradients.Factors]] = [
+    [] for _ in trainable
+  ]
   for (i, op), gradients in zip(uses, of_outputs):
     if not gradients:
       continue
@@ -127,10 +157,24 @@ def by_rules(
       raise NoRuleError(f'operation {op.name!r} ({op.type}) has no rule')
     units = (shape[0], shape[1] * shape[2])
     parts_by_weight[i].append(rule(op, gradients[0], units))
-  return tuple(
-    tf.add_n(parts) if parts else tf.zeros((shape[0], *w.shape), w.dtype)
-    for parts, w in zip(parts_by_weight, trainable)
+  return Gradients.of(
+    [
+      parts[0]
+      if len(parts) == 1
+      else _sum(parts, (shape[0], *w.shape), w.dtype)
+      for parts, w in zip(parts_by_weight, trainable)
+    ]
   )
+
+
+def _sum(
+  parts: Sequence[tf.Tensor | layer_gradients.Factors],
+  shape: tuple[tf.Tensor | int, ...],
+  dtype: tf.DType,
+) -> tf.Tensor:
+  if not parts:
+    return tf.zeros(shape, dtype)
+  return tf.add_n(Gradients.of(parts))
 
 
 def _gradients_of_outputs(

@@ -1,0 +1,87 @@
+"""Tests of norms and weighted sums of gradients that are given as factors."""
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+import tensorflow as tf
+
+from tff_medical.learning import layer_gradients
+from tff_medical.learning import unit_clipping
+from tff_medical.learning import unit_gradients
+
+
+def _gradients(inputs, outputs, other):
+  factors = layer_gradients.Factors(inputs, outputs)
+  return unit_gradients.Gradients.of([factors, other])
+
+
+@tf.function
+def _norms_and_sum(inputs, outputs, other, weights):
+  gradients = _gradients(inputs, outputs, other)
+  norms = unit_clipping.global_norms(gradients)
+  finite = tf.math.is_finite(norms)
+  return norms, unit_clipping.weighted_sum(gradients, finite, weights)
+
+
+class FactorsTest(parameterized.TestCase):
+  def _draw(self, rows, units=7):
+    rng = np.random.default_rng(rows)
+    shapes = ((units, rows, 5), (units, rows, 3), (units, 4), (units,))
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+  @parameterized.parameters(1, 2, 3)
+  def test_equal_those_of_the_product(self, rows):
+    inputs, outputs, other, weights = self._draw(rows)
+    norms, (total, rest) = _norms_and_sum(inputs, outputs, other, weights)
+    product = np.einsum('bnp,bnq->bpq', *(
+      v.astype(np.float64) for v in (inputs, outputs)
+    ))  # fmt: skip
+    expected = np.sqrt((product**2).sum((1, 2)) + (other**2).sum(1))
+    np.testing.assert_allclose(norms, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+      total, np.tensordot(weights, product, 1), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(rest, weights @ other, rtol=1e-4, atol=1e-5)
+
+  @parameterized.parameters(1, 2)
+  def test_a_unit_that_is_not_finite_adds_nothing(self, rows):
+    inputs, outputs, other, weights = self._draw(rows)
+    kept = np.arange(7) != 3
+    _, expected = _norms_and_sum(
+      *(v[kept] for v in (inputs, outputs, other, weights))
+    )
+    for broken in (inputs, outputs, other):
+      before = broken[3].copy()
+      broken[3].flat[0] = np.inf
+      norms, found = _norms_and_sum(inputs, outputs, other, weights)
+      self.assertFalse(np.isfinite(norms[3]))
+      for value, wanted in zip(found, expected):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+      broken[3] = before
+
+  def test_rows_that_cancel_are_clipped_by_what_remains(self):
+    """The norm of a patient's gradient is that of the sum that is released."""
+    rng = np.random.default_rng(0)
+    row = rng.normal(size=400).astype(np.float32) * 1e3
+    small = rng.normal(size=400).astype(np.float32) * 1e-2
+    inputs = np.stack([[row, row + small]])
+    outputs = np.array([[[1.0, -1.0], [-1.0, 1.0]]], np.float32)
+    other, weights = np.zeros((1, 1), np.float32), np.ones(1, np.float32)
+    norms, (total, _) = _norms_and_sum(inputs, outputs, other, weights)
+    np.testing.assert_allclose(norms[0], np.linalg.norm(total), rtol=1e-5)
+
+  def test_no_gradient_of_a_single_row_is_written_down(self):
+    """The gradients of all units would take 400 GB."""
+    units, p, q = 2_000, 10_000, 5_000
+    inputs = np.ones((units, 1, p), np.float32)
+    outputs = np.ones((units, 1, q), np.float32)
+    other, weights = np.zeros((units, 1)), np.ones(units, np.float32)
+    norms, (total, _) = _norms_and_sum(
+      inputs, outputs, other.astype(np.float32), weights
+    )
+    np.testing.assert_allclose(norms[-1], 5e7**0.5, rtol=1e-6)
+    self.assertEqual(float(total[-1, -1]), units)
+
+
+if __name__ == '__main__':
+  absltest.main()
