@@ -147,6 +147,12 @@ class OwnImageSettings:
     'TIFF, NIfTI and --dicom_values=hu',
     only_if=_OWN,
   )
+  reduced_decoding: bool = fields.setting(
+    False,
+    'whether a JPEG of 4 times --image_size or more is decoded at 1/2, 1/4 or '
+    '1/8 of its size, 3 to 10 times as fast, which changes values slightly',
+    only_if=_OWN,
+  )
   prepared_dir: Optional[str] = fields.setting(
     None,
     'folder of prepared images, which needs the same protection as the images '
@@ -194,6 +200,7 @@ class OwnImageSettings:
         volume=self.volume,
         dicom_values=self.dicom_values,
         value_range=_range(self.value_range),
+        reduced_decoding=self.reduced_decoding,
       ),
       folder_levels=self.folder_levels,
       columns=file_tables.Columns(

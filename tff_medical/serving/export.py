@@ -93,7 +93,7 @@ def save(
     remove_leftovers(target)
     new = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.new')
     try:
-      _write(new, model, multi_label, assets)
+      _write(new, model, multi_label, assets, decoding_policy)
       _sync(new)
       _put_in_place(new, target)
     finally:
@@ -196,13 +196,18 @@ def _write(
   model: tf.keras.Model,
   multi_label: bool,
   texts: Mapping[str, str],
+  policy: decoded.DecodingPolicy | None,
 ) -> None:
   """Writes the SavedModel with its assets into the new `folder`."""
   # TensorFlow copies assets from other files. They lie beside the new folder,
   # as nothing would remove a temporary folder elsewhere after a kill.
   assets = _assets_of(folder)
   assets.mkdir()
-  module = serving_module.ServingModule(model, multi_label=multi_label)
+  module = serving_module.ServingModule(
+    model,
+    multi_label=multi_label,
+    reduced_decoding=policy is not None and policy.reduced_decoding,
+  )
   for name, content in texts.items():
     asset = assets / name
     asset.write_text(content + '\n', encoding='utf-8')

@@ -41,13 +41,26 @@ class ServingModule(tf.Module):
     assets: `tf.saved_model.Asset`s that are saved with the model.
   """
 
-  def __init__(self, model: tf.keras.Model, *, multi_label: bool):
-    """Wraps a Keras model from images [N, H, W, C] in 0..1 to logits [N, K]."""
+  def __init__(
+    self,
+    model: tf.keras.Model,
+    *,
+    multi_label: bool,
+    reduced_decoding: bool = False,
+  ):
+    """Wraps a Keras model.
+
+    Args:
+      model: Model from images [N, H, W, C] in 0..1 to logits [N, K].
+      multi_label: Whether the K outputs are independent labels.
+      reduced_decoding: Choice of `decoded.DecodingPolicy`.
+    """
     super().__init__()
     self.weights = ordered_weights(model)
     self.assets: list[tf.saved_model.Asset] = []
     self._model = _Untracked(model)
     self._multi_label = multi_label
+    self._reduced_decoding = reduced_decoding
     self._shape = tuple(model.input_shape[1:])
     self._num_outputs = model.output_shape[-1]
 
@@ -69,7 +82,9 @@ class ServingModule(tf.Module):
     encoded = _with_shape(
       encoded, (None,), 'encoded must have shape [N], one file an image'
     )
-    return self._predict(decode(encoded, self._shape))
+    return self._predict(
+      decode(encoded, self._shape, reduced_decoding=self._reduced_decoding)
+    )
 
   def _predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
     # Group norm fails on an empty batch.
@@ -113,12 +128,18 @@ def preprocess(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
   return decode(tf.reshape(encoded, (1,)), shape)[0]
 
 
-def decode(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
+def decode(
+  encoded: tf.Tensor,
+  shape: tuple[int, int, int],
+  *,
+  reduced_decoding: bool = False,
+) -> tf.Tensor:
   """Turns the bytes of PNGs and JPEGs into float32 images in 0..1.
 
   Args:
     encoded: Bytes of the files, strings [N].
     shape: Shape (H, W, C) of the images, with C of 1 or 3.
+    reduced_decoding: Choice of `decoded.DecodingPolicy`.
 
   Returns:
     Images, float32 [N, H, W, C].
@@ -127,7 +148,9 @@ def decode(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
     tf.errors.InvalidArgumentError: An image cannot be used; the message names
       the first such image and the reason.
   """
-  images, reasons = encoded_images.decode(encoded, shape)
+  images, reasons = encoded_images.decode(
+    encoded, shape, reduced_decoding=reduced_decoding
+  )
   wrong = tf.not_equal(reasons, '')
   first = _first(wrong)
   check = tf.debugging.Assert(

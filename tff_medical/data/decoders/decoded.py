@@ -63,6 +63,8 @@ class DecodingPolicy:
       the ends of `value_range`.
     value_range: Values that are black and white, for floating-point TIFF,
       NIfTI and `hu`; None where the file must say so itself.
+    reduced_decoding: Whether a large JPEG is decoded at a fraction of its size;
+      see `reduction`.
   """
 
   frames: str | None = None
@@ -71,6 +73,7 @@ class DecodingPolicy:
   volume: int | None = None
   dicom_values: str = 'display'
   value_range: tuple[float, float] | None = None
+  reduced_decoding: bool = False
 
   def __post_init__(self) -> None:
     for name in ('frames', 'slices'):
@@ -88,6 +91,10 @@ class DecodingPolicy:
       _validate.whole(volume=self.volume)
       _validate.non_negative(volume=self.volume)
     _validate.one_of(DICOM_VALUES, dicom_values=self.dicom_values)
+    if not isinstance(self.reduced_decoding, bool):
+      raise _validate.InputError(
+        f'reduced_decoding must be true or false, got {self.reduced_decoding!r}'
+      )
     if self.value_range is not None:
       low, high = self.value_range
       if not (np.isfinite(low) and np.isfinite(high) and low < high):
@@ -111,12 +118,43 @@ class Decoded:
     warnings: What whoever prepares the images should know of the file.
     value_range: The least and the largest value before they were scaled to
       0..1, where the file states values of a physical meaning; else None.
+    sizes: Height and width of each image as the file states them, upright;
+      () where these are the sizes of `images`.
   """
 
   images: tuple[np.ndarray, ...]
   rules: tuple[str, ...]
   warnings: tuple[str, ...] = ()
   value_range: tuple[float, float] | None = None
+  sizes: tuple[tuple[int, int], ...] = ()
+
+  @property
+  def original_sizes(self) -> tuple[tuple[int, int], ...]:
+    """Height and width of each image in its file, upright."""
+    return self.sizes or tuple(
+      (image.shape[0], image.shape[1]) for image in self.images
+    )
+
+
+def reduction(height: int, width: int, image_size: int) -> int:
+  """Returns by how much the sides of a JPEG are divided in decoding.
+
+  The inverse cosine transform of a JPEG can give an image of 1/2, 1/4 or 1/8 of
+  the size. What is left is at least twice as large as the image that is made of
+  it.
+
+  >>> reduction(2048, 3000, 224), reduction(895, 3000, 224)
+  (4, 1)
+
+  Args:
+    height: Height in the file, in pixels.
+    width: Width in the file.
+    image_size: Height and width of the image that is made of it.
+  """
+  for divisor in (8, 4, 2):
+    if min(height, width) >= 2 * divisor * image_size:
+      return divisor
+  return 1
 
 
 def choose(what: str, choice: str, count: int) -> tuple[int, ...]:

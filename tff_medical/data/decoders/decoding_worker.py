@@ -63,7 +63,7 @@ class Outcome:
 def outcome(path: str, task: Task) -> Outcome:
   """Decodes one file."""
   try:
-    result = decoding.decode(path, task.policy)
+    result = decoding.decode(path, task.policy, task.image_size)
     stored = [
       resizing.to_uint8(image, task.image_size, task.channels)
       for image in result.images
@@ -82,7 +82,7 @@ def outcome(path: str, task: Task) -> Outcome:
     tuple(
       (height, width, count)
       for (height, width), count in collections.Counter(
-        image.shape[:2] for image in result.images
+        result.original_sizes
       ).items()
     ),
   )
