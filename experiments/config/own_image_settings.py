@@ -84,7 +84,7 @@ class OwnImageSettings:
   )
   image_dir: Optional[str] = fields.setting(
     None,
-    'folder of the images [that of the table]',
+    'folder or archive of the images [the folder of the table]',
     only_if=_TABLE,
     may_change=True,
     is_path=True,
