@@ -1,7 +1,7 @@
 """Settings of own images: flags of `--dataset=folder` and `--dataset=table`.
 
 They are a separate group, as named data sets have no use for them.
-`OwnImageSettings.options` returns them as the library takes them.
+`OwnImageSettings.options` returns them in the form of the library.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class OwnImageSettings:
     self.options()  # The library checks that the values fit together.
 
   def options(self) -> own_images.OwnImages:
-    """Returns the choices as the library takes them."""
+    """Returns the choices in the form of the library."""
     return own_images.OwnImages(
       dataset_name=self.dataset_name,
       decoding=decoded.DecodingPolicy(

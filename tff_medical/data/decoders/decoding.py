@@ -32,8 +32,8 @@ def decode(
   """Returns the images of a file.
 
   Args:
-    path: The file; its name is not looked at.
-    policy: The choices that the file cannot make.
+    path: Path of the file; its name has no influence.
+    policy: Choices that the file cannot make itself.
     image_size: Height and width that the images will be resized to, for
       `reduced_decoding`; None to decode all pixels.
 

@@ -55,8 +55,8 @@ def decode(
 
   Args:
     content: All bytes of the file.
-    policy: Chooses pages, and the range of floating-point values.
-    image_size: As for `decoding.decode`.
+    policy: Choice of the pages, and the range of floating-point values.
+    image_size: Height and width that the images will be resized to, or None.
 
   Raises:
     BadFile: The file is damaged, too large or of a kind that is not read.
@@ -230,8 +230,8 @@ def _of_page(
 ) -> decoded.Decoded:
   """Decodes a page of a TIFF."""
   decoded.check_size(page.imagewidth, page.imagelength)
-  kind = page.photometric.name
-  if kind in ('YCBCR', 'SEPARATED', 'CIELAB'):
+  photometric = page.photometric.name
+  if photometric in ('YCBCR', 'SEPARATED', 'CIELAB'):
     return _of_pillow(_seek(_open(content), page.index))
   try:
     array = page.asarray()
@@ -242,7 +242,7 @@ def _of_page(
   array = _channels_last(page, array)
   warnings: tuple[str, ...] = ()
   rules = [f'TIFF {array.dtype.itemsize * 8} bits']
-  if kind == 'PALETTE':
+  if photometric == 'PALETTE':
     # A colour map is of 16 bits, [3, 2 ** bits].
     array = np.moveaxis(np.asarray(page.colormap)[:, array[..., 0]], 0, -1)
     array = array.astype(np.uint16)
@@ -255,7 +255,7 @@ def _of_page(
   else:
     values, warnings, bounds = _in_range(array, policy)
     rules.append('given value_range')
-  if kind == 'MINISWHITE':
+  if photometric == 'MINISWHITE':
     values = 1 - values
     rules.append('white is 0')
   turn = page.tags.get(_ORIENTATION_TAG)
