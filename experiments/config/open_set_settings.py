@@ -1,4 +1,4 @@
-"""The settings of sets that are open by name: `tfds:NAME` and `npz:FILE`."""
+"""Settings of sets that are open by name: `tfds:NAME` and `npz:FILE`."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ _NPZ = {'dataset': (loading.family(npz_files.PREFIX),)}
 
 @dataclasses.dataclass(frozen=True)
 class OpenSetSettings:
-  """Where image, label and patient stand, and what classes are called."""
+  """Features of image, label and patient, and names of classes."""
 
   image_key: Optional[str] = fields.setting(
-    None, 'feature of the image [found]', only_if=_CATALOGUE
+    None, 'feature of the image [the only one]', only_if=_CATALOGUE
   )
   label_key: Optional[str] = fields.setting(
-    None, 'feature of the class or the findings [found]', only_if=_CATALOGUE
+    None,
+    'feature of the class or the findings [the only one]',
+    only_if=_CATALOGUE,
   )
   patient_key: Optional[str] = fields.setting(
     None,
-    'feature that tells patients apart [patient_id or the like]',
+    'feature that distinguishes patients [patient_id or the like]',
     only_if=_CATALOGUE,
   )
   class_names: Optional[str] = fields.setting(
     None,
-    'names of the classes 0, 1, ... with commas [their numbers]',
+    'names of the classes 0, 1, ..., separated by commas [their numbers]',
     only_if=_NPZ,
   )
 
   def keys(self) -> catalogue.Keys:
-    """Returns the features as the library takes them."""
+    """Returns the features in the form of the library."""
     return catalogue.Keys(self.image_key, self.label_key, self.patient_key)
 
   def names(self) -> tuple[str, ...]:

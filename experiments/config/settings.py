@@ -50,8 +50,8 @@ class DataSettings:
   data_dir: Optional[str] = fields.setting(
     None,
     'folder with NAME.npz, without which MedMNIST sets are downloaded; folder '
-    'of the images with --dataset=folder, file with --dataset=table, folder of '
-    'FILE with npz:FILE, of files fetched by hand with tfds:NAME',
+    'or archive of the images with --dataset=folder, file with --dataset=table, '
+    'folder of FILE with npz:FILE, of files fetched by hand with tfds:NAME',
     may_change=True,
     is_path=True,
   )
@@ -90,7 +90,7 @@ class DataSettings:
     if self.dataset in own_images.NAMES and self.data_dir is None:
       raise _validate.InputError(
         f'data_dir must be given with dataset={self.dataset}: '
-        '--data_dir=FOLDER, or FILE of a table'
+        '--data_dir=FOLDER or ARCHIVE, or FILE of a table'
       )
 
 

@@ -297,7 +297,8 @@ class RunTest(absltest.TestCase):
     self.assertIn('4 of 8 labels are unknown and masked', result.stderr)
     summary = json.loads((self.temp / 'run' / 'summary.json').read_text())
     self.assertEqual(summary['rounds'], 2)
-    self.assertGreater(summary['metrics']['loss'], 0)
+    # Noise may make it 0; a mask that is missed makes it NaN.
+    self.assertGreaterEqual(summary['metrics']['loss'], 0)
     (info,) = self.temp.glob(f'prepared/*/{prepared.INFO}')
     info = json.loads(info.read_text())
     self.assertEqual(info['images_by_class'], {'Edema': 1, 'Effusion': 1})

@@ -176,11 +176,57 @@ class ClassifyTest(parameterized.TestCase):
     self.assertEqual((code, out), (2, []))
     self.assertRegex(err, r"^error: image '.*short.dcm' .*\n$")
 
+  def test_a_large_jpeg_is_decoded_as_in_training(self):
+    """By the graph as by whoever reads the file, at a fraction of its size."""
+    pixels = np.random.default_rng(3).integers(0, 256, (300, 260, 1), np.uint8)
+    path = self.folder / 'large.jpg'
+    path.write_bytes(tf.io.encode_jpeg(pixels, quality=90).numpy())
+    found = {}
+    for reduced in (False, True):
+      policy = decoded.DecodingPolicy(reduced_decoding=reduced)
+      export.save(
+        self.folder / 'reduced',
+        self.models['binary'],
+        class_names=('effusion', 'mass'),
+        multi_label=False,
+        privacy_card=_card(1.0),
+        decoding_policy=policy,
+      )
+      self.assertEqual(
+        export.load_decoding_policy(self.folder / 'reduced'), policy
+      )
+      model = tf.saved_model.load(str(self.folder / 'reduced'))
+      images = image_files.read(path, policy, (28, 28, 1))
+      served, read = (
+        model.signatures[name](tf.constant(values))['probabilities'].numpy()
+        for name, values in (
+          ('serve_bytes', [path.read_bytes()]),
+          ('serving_default', images),
+        )
+      )
+      np.testing.assert_allclose(served, read, atol=0.01)
+      graph = model.signatures['serve_bytes'].graph.as_graph_def()
+      ratios = {
+        node.attr['ratio'].i
+        for function in graph.library.function
+        for node in function.node_def
+        if node.op == 'DecodeJpeg'
+      }
+      self.assertEqual(ratios, {1, 2, 4, 8} if reduced else {1})
+      found[reduced] = images
+    self.assertGreater(np.abs(found[True] - found[False]).max(), 2 / 255)
+
   def test_a_damaged_policy_is_one_line(self):
     folder = self.folder / 'damaged_policy'
     shutil.copytree(self.folder / 'own', folder)
     asset = folder / 'assets' / image_files.POLICY_FILE
-    for text in ('', '[]', '{"frames": "none"}', asset.read_text() + '}'):
+    for text in (
+      '',
+      '[]',
+      '{"frames": "none"}',
+      '{"value_range": null, "reduced_decoding": 1}',
+      asset.read_text() + '}',
+    ):
       asset.write_text(text)
       code, out, err = self._run('damaged_policy', self.paths[0])
       self.assertEqual((code, out), (2, []))

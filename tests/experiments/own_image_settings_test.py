@@ -186,6 +186,9 @@ class TrainTest(absltest.TestCase):
         (folder / split / name).mkdir(parents=True)
         pixels = np.full((9, 9), light + (split == 'test'), np.uint8)
         Image.fromarray(pixels).save(folder / split / name / '1.png')
+    # One of three becomes the validation split.
+    pixels = np.full((9, 9), 240, np.uint8)
+    Image.fromarray(pixels).save(folder / 'train' / 'ill' / '2.png')
     given = {
       **self.flags,
       'data_dir': str(folder),

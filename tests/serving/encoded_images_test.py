@@ -14,6 +14,9 @@ from PIL import ImageOps
 import tensorflow as tf
 
 from tests import image_files
+from tff_medical.data.decoders import decoded
+from tff_medical.data.decoders import raster_files
+from tff_medical.data.decoders import resizing
 from tff_medical.serving import encoded_images
 
 _HEIGHT, _WIDTH = 10, 16
@@ -41,6 +44,37 @@ def _pillow(file):
   """What people see: turned by Pillow, RGB in 0..1."""
   image = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
   return np.asarray(image.convert('RGB')) / 255
+
+
+class ReducedTest(parameterized.TestCase):
+  """Large JPEGs are decoded as training decodes them."""
+
+  @parameterized.product(
+    size=((127, 200), (128, 200), (300, 256), (600, 520)),
+    options=(
+      dict(mode='L'),
+      dict(mode='RGB'),
+      dict(mode='RGB', progressive=True, subsampling=0),
+      dict(mode='CMYK'),
+    ),
+  )
+  def test_as_own_images(self, size, options):
+    # Between 1 and 8 as large as is needed, and turned by Exif.
+    noise = np.random.default_rng(0).normal(0, 12, (*size, 3))
+    pixels = np.clip(image_files.smooth(*size) + noise, 0, 255)
+    plain = image_files.saved(
+      pixels.astype(np.uint8), 'jpeg', quality=90, **options
+    )
+    segment = image_files.exif_segment(image_files.exif(6))
+    policy = decoded.DecodingPolicy(reduced_decoding=True)
+    for file in (plain, image_files.with_segments(plain, segment)):
+      (image,) = raster_files.decode(file, policy, 16).images
+      expected = resizing.to_uint8(image, 16, 3) / 255
+      (found,), (reason,) = encoded_images.decode(
+        tf.constant([file]), (16, 16, 3), reduced_decoding=True
+      )
+      self.assertEqual(reason, b'')
+      np.testing.assert_allclose(found, expected, atol=1.2 / 255)
 
 
 class OrientationTest(parameterized.TestCase):

@@ -1,8 +1,8 @@
 """Image classification sets of TensorFlow Datasets' catalogue, by their names.
 
 `load('malaria', ...)` prepares the records in TFDS's cache and reads them. The
-keys of image, label and patient are found from the set's features where there is
-one that can be meant, or else are given. Labels are one class an image, or a
+keys of image, label and patient are taken from the set's features where only one
+fits, or else are given. Labels are one class an image, or a
 sequence of findings. Images are resized as files of own images are.
 TensorFlow is imported by `load` alone.
 
@@ -42,12 +42,12 @@ _PATIENT_KEYS = ('patient', 'patient_id', 'subject', 'subject_id')
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-  """Names of features, nested ones as a/b; None where they are found.
+  """Names of features, nested ones as a/b; None where `load` finds them.
 
   Attributes:
     image: Feature of the image.
     label: Feature of the class or the findings.
-    patient: Feature that tells patients apart.
+    patient: Feature that distinguishes patients.
   """
 
   image: str | None = None
@@ -77,8 +77,8 @@ def load(
     name: NAME, or NAME/CONFIG.
     image_size: Height and width that images are resized to.
     data_dir: Folder of the files that TFDS asks to be fetched by hand.
-    tfds_dir: Where records are prepared, TFDS's own default if None.
-    keys: Names of features; those that are None are found.
+    tfds_dir: Folder of the prepared records; None for TFDS's own default.
+    keys: Names of features; `load` finds those that are None.
 
   Raises:
     InputError: There is no such set, its keys are not clear, or it cannot be
@@ -186,11 +186,11 @@ def _labels(
     and feature.shape == ()
     and np.issubdtype(feature.np_dtype, np.integer)
   }
-  found = {**classes, **findings}
+  usable = {**classes, **findings}
   if given is not None:
-    found.update(numbers)
+    usable.update(numbers)
   supervised = _supervised(builder, 1)
-  return found[_chosen(name, 'label_key', given, list(found), supervised)]
+  return usable[_chosen(name, 'label_key', given, list(usable), supervised)]
 
 
 def _patient_key(

@@ -36,10 +36,10 @@ _NO_LABEL = -1
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-  """How labels are read.
+  """Labels of a set, and the feature that holds them.
 
   Attributes:
-    key: Name of their feature.
+    key: Name of the labels' feature.
     names: Names of the classes or findings; () for their numbers.
     multi_label: Whether an image may have several findings, or none.
   """
@@ -64,7 +64,7 @@ class Labels:
 
 @dataclasses.dataclass
 class Content:
-  """One split as it is read; patients are their texts or numbers."""
+  """Content of one split; patients are texts or numbers."""
 
   pixels: pixels_lib.ArrayOrPixels
   labels: np.ndarray

@@ -1,7 +1,7 @@
 """An .npz file with MedMNIST's keys and images of any size, as an `ImageData`.
 
 Keys: train_images and train_labels; val_images, val_labels, test_images and
-test_labels where there are such splits, which are else made. Images are uint8
+test_labels. A split that the file lacks is made from train. Images are uint8
 [N, H, W] or [N, H, W, 1 or 3]; labels are whole numbers [N] or [N, 1], or 0 and 1
 [N, L] of several findings. Images are resized as files of own images are, unless
 they have the size already. `npz` reads the file: its claims before its bytes.
@@ -36,8 +36,8 @@ def load(
   """Returns the images of a file.
 
   Args:
-    file: Path, relative to `data_dir`.
-    data_dir: Folder; the current one if None.
+    file: Path of the file, relative to `data_dir`.
+    data_dir: Folder of the file; None for the current one.
     image_size: Height and width that images are resized to.
     class_names: Names of the classes or findings; () for their numbers.
 
@@ -87,7 +87,7 @@ def load(
 
 @contextlib.contextmanager
 def _archive(path: pathlib.Path) -> Iterator[npz.Archive]:
-  """Opens the file; what is wrong with it is said with its name."""
+  """Opens the file; errors name it."""
   try:
     file = _files.open_regular(path)
   except OSError as error:
@@ -108,7 +108,7 @@ def _archive(path: pathlib.Path) -> Iterator[npz.Archive]:
 def _check_headers(
   path: pathlib.Path, archive: npz.Archive, image_key: str, label_key: str
 ) -> None:
-  """Refuses arrays by what they claim to be."""
+  """Refuses arrays by the claims of their headers."""
   pixels, labels = archive.header(image_key), archive.header(label_key)
   shape = pixels.shape
   if (
@@ -154,7 +154,12 @@ def _split(
 
 
 def resized(pixels: np.ndarray, image_size: int) -> np.ndarray:
-  """Returns uint8 [N, s, s, C] of uint8 [N, H, W, C]; itself if it fits."""
+  """Returns images [N, H, W, C] as uint8 [N, s, s, C].
+
+  Args:
+    pixels: uint8 images; they are returned as they are if s is their size.
+    image_size: Height and width s of the result.
+  """
   side = (image_size, image_size)
   if pixels.shape[1:3] == side:
     return pixels

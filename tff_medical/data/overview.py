@@ -1,8 +1,8 @@
 """What a data set holds: images by site, class and split, grey levels, copies.
 
-`of` reads each image twice, a batch at a time, so that data may be stored. All
-of its numbers are exact, without noise, and are not covered by any ε: they are
-for whoever holds the data. Patients are counted, and never named.
+`of` reads each image twice, a batch at a time, so that pixels may be stored on
+disk. Its numbers are exact, carry no noise and are covered by no ε: they are for
+whoever holds the data. Patients are counted and never named.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from tff_medical.data import images
 from tff_medical.data.preparing import near_duplicates
 
-# Of data without sites, for a table.
+# Name of the only site where sites are unknown.
 ALL = 'all'
-# Of images whose findings are all known to be absent.
+# Name of the class of images whose findings are all known to be absent.
 NO_FINDING = 'no finding'
 _LEVELS = 256
 
@@ -57,7 +57,7 @@ class Grey:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Overview:
-  """What a data set holds.
+  """Content of a data set.
 
   Attributes:
     sites: Names of the sites; `ALL` alone where none are known.
@@ -84,7 +84,7 @@ class Overview:
 
 
 def of(data: images.ImageData) -> Overview:
-  """Returns what a data set holds."""
+  """Returns the overview of a data set."""
   sites = data.site_names or (ALL,)
   classes = data.class_names
   if data.multi_label:
@@ -114,7 +114,7 @@ def of(data: images.ImageData) -> Overview:
 
 
 def by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
-  """Returns which class each image counts for, bool [N, C].
+  """Returns the classes that each image counts for, bool [N, C].
 
   Args:
     labels: int64 [N], or int64 [N, L], for which C is L + 1: the last column is

@@ -1,9 +1,9 @@
 """A hospital's own images, from a folder or a table to an `ImageData`.
 
-`OwnImages` holds every choice; `load_folder` and `load_table` read the table,
-prepare its images (once) and return them. What whoever holds the data should
-know is logged as warnings: files left out, values that use little of their
-range, images that may name a patient, duplicates across splits.
+`OwnImages` holds every choice. `load` reads the table, prepares its images once
+and returns them. Warnings tell whoever holds the data of files left out, values
+that use little of their range, images that may name a patient, and duplicates
+across splits.
 """
 
 from __future__ import annotations
@@ -42,23 +42,24 @@ _SPLIT_SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class OwnImages:
-  """The choices for own images; see the modules that they are of.
+  """Choices for own images.
 
   Attributes:
     dataset_name: Name of the images that is published, or None.
-    decoding: The choices that image files cannot make.
-    folder_levels: As for `folder_tables.read`.
-    columns: The columns of a table.
-    labels: How labels stand in a table.
+    decoding: Choices that image files cannot make themselves.
+    folder_levels: Meaning of the folders, the `levels` of `folder_tables.read`.
+    columns: Columns of a table.
+    labels: Form of the labels in a table.
     image_dir: Folder or archive of a table's images; the table's if None.
     dicom_patients: Whether DICOM headers tell patients apart.
-    missing_files: As for `file_tables.read`.
-    missing_patients: As for `image_table.build`.
+    missing_files: Treatment of rows without their file; see `file_tables.read`.
+    missing_patients: Treatment of rows without a patient; see
+      `image_table.build`.
     channels: 1 or 3; None for 3 if any image is in colour.
-    prepared_dir: Where prepared images are kept; a cache folder if None.
-    max_bad_fraction: Share of the files that may be bad.
-    workers: Number of decoding processes, or None for one a core.
-    file_seconds: Seconds that a file may take.
+    prepared_dir: Folder of prepared images; None for a cache folder.
+    max_bad_fraction: Largest fraction of the files that may be unusable.
+    workers: Number of decoding processes; None for one for each core.
+    file_seconds: Largest number of seconds for decoding a file.
   """
 
   dataset_name: str | None = None
@@ -105,7 +106,7 @@ def load(
     name: `FOLDER` or `TABLE`.
     data_dir: Folder or archive of the images, or file of the table.
     image_size: Height and width that images are resized to.
-    own: The choices.
+    own: Choices for the images.
 
   Raises:
     InputError: The table or too many of its files cannot be used.
@@ -117,7 +118,7 @@ def load(
       f'prepared_dir must not lie in data_dir, got {str(prepared_dir)!r}: what is '
       'prepared would be taken for images; give another folder'
     )
-  found = preparation.prepare(
+  prepared_images = preparation.prepare(
     table,
     preparation.Options(
       decoding_worker.Task(own.decoding, image_size, own.channels),
@@ -127,8 +128,10 @@ def load(
       own.file_seconds,
     ),
   )
-  _warn(found)
-  return _image_data(stated_name(name, own.dataset_name), found, own.decoding)
+  _warn(prepared_images)
+  return _image_data(
+    stated_name(name, own.dataset_name), prepared_images, own.decoding
+  )
 
 
 def stated_name(dataset: str, dataset_name: str | None) -> str:
@@ -152,7 +155,7 @@ def may_be_same(earlier: str, later: str) -> bool:
 
   Args:
     earlier: Name of a data set in its card, own images or not.
-    later: The other name.
+    later: Name of the other data set.
   """
   names = [earlier.split(' ')[0], later.split(' ')[0]]
   if not all(n in NAMES or n.startswith(_PREFIX) for n in names):
@@ -168,10 +171,10 @@ def read_table(
   Args:
     name: `FOLDER` or `TABLE`.
     data_dir: Folder or archive of the images, or file of the table.
-    own: The choices.
+    own: Choices for the images.
 
   Raises:
-    InputError: It cannot be used.
+    InputError: The table cannot be used.
   """
   _validate.one_of(NAMES, name=name)
   if data_dir is None:
@@ -224,9 +227,9 @@ def _is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
   return os.path.commonpath([os.path.realpath(path), real]) == real
 
 
-def _warn(found: prepared.Prepared) -> None:
+def _warn(prepared_images: prepared.Prepared) -> None:
   """Logs what whoever holds the data should know."""
-  info = found.info
+  info = prepared_images.info
   for note in info['notes']:
     logging.warning('%s', note)
   if info['bad_files']:
@@ -234,7 +237,7 @@ def _warn(found: prepared.Prepared) -> None:
       '%d of %d files cannot be used and were left out; they are listed in %s',
       info['bad_files'],
       info['files'],
-      found.folder / prepared.BAD_FILES,
+      prepared_images.folder / prepared.BAD_FILES,
     )
   if info['split'] in (splitting.BY_IMAGE, splitting.BY_COPIES):
     logging.warning(
@@ -242,7 +245,7 @@ def _warn(found: prepared.Prepared) -> None:
       'train and in test. Give the column or the folder of the patients.',
       info['split'],
     )
-  if info['patients'] is None and found.patients is not None:
+  if info['patients'] is None and prepared_images.patients is not None:
     logging.warning(
       'Files hold several images each: a file counts as a patient, and ε of '
       'privacy_unit=record protects one image of it; choose patient.'
@@ -277,24 +280,26 @@ def _over_sites(by_site: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
 
 
 def _image_data(
-  name: str, found: prepared.Prepared, policy: decoded.DecodingPolicy
+  name: str, prepared_images: prepared.Prepared, policy: decoded.DecodingPolicy
 ) -> images.ImageData:
-  rows = _rows_by_split(found)
-  splits = {split: found.split(rows[split]) for split in images.SPLIT_NAMES}
+  rows = _rows_by_split(prepared_images)
+  splits = {
+    split: prepared_images.split(rows[split]) for split in images.SPLIT_NAMES
+  }
   return images.ImageData(
     name=name,
     train=splits['train'],
     validation=splits['validation'],
     test=splits['test'],
-    class_names=tuple(found.info['class_names']),
-    multi_label=found.info['multi_label'],
-    site_names=tuple(found.info['site_names']),
-    source_digest=found.info['digest'],
+    class_names=tuple(prepared_images.info['class_names']),
+    multi_label=prepared_images.info['multi_label'],
+    site_names=tuple(prepared_images.info['site_names']),
+    source_digest=prepared_images.info['digest'],
     origin=images.UNSTATED,
-    counted_duplicates=found.duplicates,
+    counted_duplicates=prepared_images.duplicates,
     decoding_policy=policy,
-    preparation=_preparation(found.info),
-    split_rule=found.info['split'],
+    preparation=_preparation(prepared_images.info),
+    split_rule=prepared_images.info['split'],
   )
 
 
@@ -309,10 +314,10 @@ def _preparation(info: Mapping[str, Any]) -> images.Preparation:
   )
 
 
-def _rows_by_split(found: prepared.Prepared) -> dict[str, np.ndarray]:
+def _rows_by_split(prepared_images: prepared.Prepared) -> dict[str, np.ndarray]:
   """Returns the rows of each split; those not given are taken from train."""
   rows = {
-    name: np.flatnonzero(found.splits == i)
+    name: np.flatnonzero(prepared_images.splits == i)
     for i, name in enumerate(images.SPLIT_NAMES)
   }
   shares = {
@@ -323,11 +328,16 @@ def _rows_by_split(found: prepared.Prepared) -> dict[str, np.ndarray]:
   train = rows['train']
   if not empty or len(train) <= len(empty):
     return rows
-  groups = train if found.patients is None else found.patients[train]
+  groups = (
+    train
+    if prepared_images.patients is None
+    else prepared_images.patients[train]
+  )
   made = splitting.split(
     [str(group) for group in groups.tolist()],
     splitting.strata(
-      found.labels[train], None if found.sites is None else found.sites[train]
+      prepared_images.labels[train],
+      None if prepared_images.sites is None else prepared_images.sites[train],
     ),
     seed=_SPLIT_SEED,
     validation=empty.get('validation', 0),

@@ -28,6 +28,7 @@ data counts as upright, as in Pillow's `ImageOps.exif_transpose`.
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -80,13 +81,18 @@ class _Header(NamedTuple):
 
 
 def decode(
-  encoded: tf.Tensor, shape: tuple[int, int, int]
+  encoded: tf.Tensor,
+  shape: tuple[int, int, int],
+  *,
+  reduced_decoding: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Decodes, resizes and turns images upright.
 
   Args:
     encoded: Bytes of the files, strings [N], each a PNG or JPEG.
     shape: Shape (H, W, C) of the images to return, with C of 1 or 3.
+    reduced_decoding: Whether a large JPEG is decoded at a fraction of its size,
+      as `data.decoders` does; then H and W are equal.
 
   Returns:
     Images, float32 [N, H, W, C] in 0..1, and reasons, strings [N]. A reason is
@@ -101,7 +107,7 @@ def decode(
     header = _header(file)
     image = tf.cond(
       tf.equal(header.reason, ''),
-      lambda: _image(file, header, shape),
+      lambda: _image(file, header, shape, reduced_decoding),
       lambda: tf.zeros(shape),
     )
     return number, image, header.reason
@@ -241,7 +247,10 @@ def _reason_of_size(width: tf.Tensor, height: tf.Tensor) -> tf.Tensor:
 
 
 def _image(
-  encoded: tf.Tensor, header: _Header, shape: tuple[int, int, int]
+  encoded: tf.Tensor,
+  header: _Header,
+  shape: tuple[int, int, int],
+  reduced_decoding: bool,
 ) -> tf.Tensor:
   """Returns the decoded image: float32 `shape`, values in 0..1, upright."""
   height, width, channels = shape
@@ -262,11 +271,37 @@ def _image(
       (header.is_png, lambda: resized(tf.io.decode_png(encoded))),
     ],
     default=lambda: resized(
-      tf.io.decode_jpeg(encoded, dct_method='INTEGER_ACCURATE')
+      _jpeg(encoded, height if reduced_decoding else None)
     ),
   )
   image = _upright(_with_channels(image, channels), header.orientation)
   return tf.ensure_shape(tf.clip_by_value(image, 0.0, 1.0), shape)
+
+
+def _jpeg(encoded: tf.Tensor, image_size: int | None) -> tf.Tensor:
+  """Returns the pixels of a JPEG, at a fraction of its size if it is large.
+
+  Args:
+    encoded: Bytes of the file.
+    image_size: Height and width of what is made of it; None for all pixels.
+  """
+
+  def of_ratio(ratio: int) -> tf.Tensor:
+    return tf.io.decode_jpeg(
+      encoded, ratio=ratio, dct_method='INTEGER_ACCURATE'
+    )
+
+  if image_size is None:
+    return of_ratio(1)
+  side = tf.reduce_min(tf.image.extract_jpeg_shape(encoded)[:2])
+  # The rule of `decoded.reduction`.
+  return tf.case(
+    [
+      (side >= 2 * ratio * image_size, functools.partial(of_ratio, ratio))
+      for ratio in (8, 4, 2)
+    ],
+    default=lambda: of_ratio(1),
+  )
 
 
 def _with_channels(image: tf.Tensor, channels: int) -> tf.Tensor:

@@ -101,7 +101,11 @@ def save(
     new = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.new')
     try:
       module = serving_module.ServingModule(
-        model, multi_label=multi_label, frozen=frozen
+        model,
+        multi_label=multi_label,
+        frozen=frozen,
+        reduced_decoding=decoding_policy is not None
+        and decoding_policy.reduced_decoding,
       )
       _write(new, module, assets)
       _sync(new)

@@ -55,7 +55,7 @@ def read(
       'brought to squares only'
     )
   try:
-    images = decoding.decode(path, policy).images
+    images = decoding.decode(path, policy, height).images
   except (decoded.BadFile, decoded.PolicyNeeded) as error:
     raise _validate.InputError(f'image {os.fspath(path)!r} {error}') from None
   stored = [resizing.to_uint8(image, height, channels) for image in images]

@@ -48,6 +48,7 @@ class ServingModule(tf.Module):
     *,
     multi_label: bool,
     frozen: tf.keras.Model | None = None,
+    reduced_decoding: bool = False,
   ):
     """Wraps a Keras model that returns logits [N, K].
 
@@ -56,6 +57,7 @@ class ServingModule(tf.Module):
       multi_label: Whether the K outputs are independent labels.
       frozen: Model from images to the features that `model` takes, if it takes
         any.
+      reduced_decoding: Choice of `decoded.DecodingPolicy`.
     """
     super().__init__()
     self.weights = ordered_weights(model)
@@ -64,6 +66,7 @@ class ServingModule(tf.Module):
     self._model = _Untracked(model)
     self._frozen = None if frozen is None else _Untracked(frozen)
     self._multi_label = multi_label
+    self._reduced_decoding = reduced_decoding
     self._shape = tuple((frozen or model).input_shape[1:])
     self._num_outputs = model.output_shape[-1]
 
@@ -85,7 +88,9 @@ class ServingModule(tf.Module):
     encoded = _with_shape(
       encoded, (None,), 'encoded must have shape [N], one file an image'
     )
-    return self._predict(decode(encoded, self._shape))
+    return self._predict(
+      decode(encoded, self._shape, reduced_decoding=self._reduced_decoding)
+    )
 
   def _predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
     # Group norm fails on an empty batch.
@@ -134,12 +139,18 @@ def preprocess(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
   return decode(tf.reshape(encoded, (1,)), shape)[0]
 
 
-def decode(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
+def decode(
+  encoded: tf.Tensor,
+  shape: tuple[int, int, int],
+  *,
+  reduced_decoding: bool = False,
+) -> tf.Tensor:
   """Turns the bytes of PNGs and JPEGs into float32 images in 0..1.
 
   Args:
     encoded: Bytes of the files, strings [N].
     shape: Shape (H, W, C) of the images, with C of 1 or 3.
+    reduced_decoding: Choice of `decoded.DecodingPolicy`.
 
   Returns:
     Images, float32 [N, H, W, C].
@@ -148,7 +159,9 @@ def decode(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
     tf.errors.InvalidArgumentError: An image cannot be used; the message names
       the first such image and the reason.
   """
-  images, reasons = encoded_images.decode(encoded, shape)
+  images, reasons = encoded_images.decode(
+    encoded, shape, reduced_decoding=reduced_decoding
+  )
   wrong = tf.not_equal(reasons, '')
   first = _first(wrong)
   check = tf.debugging.Assert(

@@ -10,6 +10,7 @@ import tifffile
 
 from tff_medical.data.decoders import decoded
 from tff_medical.data.decoders import raster_files
+from tff_medical.data.decoders import resizing
 
 _POLICY = decoded.DecodingPolicy()
 _SCENE = np.tile(np.linspace(10, 240, 12), (8, 1)).astype(np.uint8)
@@ -32,6 +33,81 @@ def _tiff(array, **options):
 def _image(content, policy=_POLICY):
   (image,) = raster_files.decode(content, policy).images
   return image
+
+
+def _photograph(height, width, channels):
+  """Returns an image with shapes and noise."""
+  rows, columns = np.mgrid[:height, :width] / min(height, width)
+  waves = 120 + 60 * np.sin(9 * columns + 3 * rows) + 40 * (rows > columns)
+  noise = np.random.default_rng(0).normal(0, 9, (height, width, channels))
+  image = waves[..., np.newaxis] + 20 * np.arange(channels) + noise
+  return np.clip(image, 0, 255).astype(np.uint8)
+
+
+class ReducedTest(parameterized.TestCase):
+  def _decode(self, content, image_size=16, reduced_decoding=True):
+    policy = decoded.DecodingPolicy(reduced_decoding=reduced_decoding)
+    return raster_files.decode(content, policy, image_size)
+
+  @parameterized.parameters(
+    (63, 200, 1), (64, 200, 2), (127, 200, 2), (128, 150, 4), (256, 300, 8),
+    (700, 900, 8),
+  )  # fmt: skip
+  def test_divides_by(self, height, width, divisor):
+    for sides in ((height, width), (width, height)):
+      content = _encoded(_photograph(*sides, 3), 'JPEG', quality=90)
+      found = self._decode(content)
+      expected = tuple(-(-side // divisor) for side in sides)
+      self.assertEqual(found.images[0].shape, (*expected, 3))
+      self.assertEqual(found.original_sizes, (sides,))
+      self.assertEqual(
+        f'decoded at 1/{divisor} of its size' in found.rules, divisor > 1
+      )
+
+  @parameterized.product(channels=(1, 3), progressive=(False, True))
+  def test_changes_few_levels(self, channels, progressive):
+    image = _photograph(512, 640, channels)
+    content = _encoded(
+      image[..., 0] if channels == 1 else image,
+      'JPEG',
+      quality=90,
+      progressive=progressive,
+    )
+    full, found = (
+      resizing.to_uint8(
+        self._decode(content, 32, reduced).images[0], 32, channels
+      ).astype(int)
+      for reduced in (False, True)
+    )
+    self.assertBetween(np.abs(full - found).max(), 1, 6)
+    self.assertLess(np.abs(full - found).mean(), 1)
+
+  def test_is_turned_upright(self):
+    exif = Image.Exif()
+    exif[274] = 6
+    content = _encoded(_photograph(128, 200, 3), 'JPEG', exif=exif.tobytes())
+    found = self._decode(content)
+    self.assertEqual(found.images[0].shape, (50, 32, 3))
+    self.assertEqual(found.original_sizes, ((200, 128),))
+
+  def test_is_a_choice_and_for_jpeg_alone(self):
+    image = _photograph(256, 300, 3)
+    jpeg = _encoded(image, 'JPEG')
+    for found in (
+      self._decode(jpeg, reduced_decoding=False),
+      self._decode(jpeg, image_size=None),
+      self._decode(_encoded(image, 'PNG')),
+      self._decode(_encoded(image, 'JPEG2000')),
+      self._decode(_tiff(image)),
+    ):
+      self.assertEqual(found.images[0].shape, (256, 300, 3))
+      self.assertEqual(found.original_sizes, ((256, 300),))
+
+  def test_half_a_file_is_refused(self):
+    content = _encoded(_photograph(512, 512, 3), 'JPEG')
+    for part in (0.3, 0.9):
+      with self.assertRaises(decoded.BadFile):
+        self._decode(content[: int(len(content) * part)])
 
 
 class RasterTest(parameterized.TestCase):

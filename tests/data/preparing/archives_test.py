@@ -319,6 +319,15 @@ class RefusedTest(_Archives):
       archive.writestr(info, '/etc/passwd')
     self._assert_refused(path, "its member 'a/1.png'", reason)
 
+  @parameterized.parameters(zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+  def test_method_that_is_not_unpacked_in_bounds(self, method):
+    path = self.temp / 'scans.zip'
+    with zipfile.ZipFile(path, 'w', method) as archive:
+      archive.writestr('a/1.png', bytes(2**20))
+    self._assert_refused(
+      path, f"'a/1.png' is compressed by method {method}", 'stored or deflated'
+    )
+
   def test_encrypted(self):
     path = self.temp / 'scans.zip'
     write_archive(path, _FILES)

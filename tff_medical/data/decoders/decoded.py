@@ -1,4 +1,4 @@
-"""What decoding an image file takes and gives: choices, pixels, refusals.
+"""Choices, pixels and refusals of decoding an image file.
 
 `DecodingPolicy` holds the choices that no file can make for its user: which
 frames, pages or slices are images, and what range of values is black to white.
@@ -33,9 +33,9 @@ SLICE_AXES = ('axial', 'coronal', 'sagittal')
 DICOM_VALUES = ('display', 'stored', 'hu')
 CHOICES = ('first', 'middle', 'all')
 
-# Shares of the values that are black and white where no window is stated.
+# Percentiles that become black and white where no window is stated.
 _ROBUST_PERCENT = (0.5, 99.5)
-# Values that percentiles are taken of, at most.
+# Largest number of values that percentiles are taken of.
 _MAX_RANKED = 2**22
 
 
@@ -49,20 +49,22 @@ class PolicyNeeded(_validate.InputError):
 
 @dataclasses.dataclass(frozen=True)
 class DecodingPolicy:
-  """The choices of whoever prepares the images.
+  """Choices of whoever prepares the images.
 
   Attributes:
     frames: Frames of a DICOM file or pages of a TIFF that are images: `first`,
       `middle`, `all`, a number counted from 0, or None to refuse several.
     slice_axis: Axis of a NIfTI volume along which its slices lie, one of
       `SLICE_AXES`, or None to refuse volumes.
-    slices: Slices that are images, as for `frames`.
+    slices: Slices that are images, with the values of `frames`.
     volume: Number, from 0, of the volume of a 4-D series, or None to refuse.
     dicom_values: `display` for the rule of `dicom_files`, `stored` for the
       stored values over their whole range, `hu` for rescaled values between
       the ends of `value_range`.
     value_range: Values that are black and white, for floating-point TIFF,
       NIfTI and `hu`; None where the file must say so itself.
+    reduced_decoding: Whether a large JPEG is decoded at a fraction of its size;
+      see `reduction`.
   """
 
   frames: str | None = None
@@ -71,6 +73,7 @@ class DecodingPolicy:
   volume: int | None = None
   dicom_values: str = 'display'
   value_range: tuple[float, float] | None = None
+  reduced_decoding: bool = False
 
   def __post_init__(self) -> None:
     for name in ('frames', 'slices'):
@@ -88,6 +91,10 @@ class DecodingPolicy:
       _validate.whole(volume=self.volume)
       _validate.non_negative(volume=self.volume)
     _validate.one_of(DICOM_VALUES, dicom_values=self.dicom_values)
+    if not isinstance(self.reduced_decoding, bool):
+      raise _validate.InputError(
+        f'reduced_decoding must be true or false, got {self.reduced_decoding!r}'
+      )
     if self.value_range is not None:
       low, high = self.value_range
       if not (np.isfinite(low) and np.isfinite(high) and low < high):
@@ -107,16 +114,47 @@ class Decoded:
 
   Attributes:
     images: float32 [H, W, C] each, 0 (black) to 1, C of 1 (grey) or 3 (RGB).
-    rules: What was done to the values, in few words; counted by site.
-    warnings: What whoever prepares the images should know of the file.
-    value_range: The least and the largest value before they were scaled to
-      0..1, where the file states values of a physical meaning; else None.
+    rules: Steps that led to the values, in few words; they are counted by site.
+    warnings: Sentences on the file for whoever prepares the images.
+    value_range: Smallest and largest value before scaling to 0..1, where the
+      file states values with a physical meaning; else None.
+    sizes: Height and width of each image as the file states them, upright;
+      () where these are the sizes of `images`.
   """
 
   images: tuple[np.ndarray, ...]
   rules: tuple[str, ...]
   warnings: tuple[str, ...] = ()
   value_range: tuple[float, float] | None = None
+  sizes: tuple[tuple[int, int], ...] = ()
+
+  @property
+  def original_sizes(self) -> tuple[tuple[int, int], ...]:
+    """Height and width of each image in its file, upright."""
+    return self.sizes or tuple(
+      (image.shape[0], image.shape[1]) for image in self.images
+    )
+
+
+def reduction(height: int, width: int, image_size: int) -> int:
+  """Returns by how much the sides of a JPEG are divided in decoding.
+
+  The inverse cosine transform of a JPEG can give an image of 1/2, 1/4 or 1/8 of
+  the size. What is left is at least twice as large as the image that is made of
+  it.
+
+  >>> reduction(2048, 3000, 224), reduction(895, 3000, 224)
+  (4, 1)
+
+  Args:
+    height: Height in the file, in pixels.
+    width: Width in the file.
+    image_size: Height and width of the image that is made of it.
+  """
+  for divisor in (8, 4, 2):
+    if min(height, width) >= 2 * divisor * image_size:
+      return divisor
+  return 1
 
 
 def choose(what: str, choice: str, count: int) -> tuple[int, ...]:
@@ -179,7 +217,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def robust_range(values: np.ndarray) -> tuple[float, float]:
-  """Returns the values below and above which 0.5 % of all lie.
+  """Returns the percentiles 0.5 and 99.5 of values.
 
   Args:
     values: Finite numbers, one or more.

@@ -25,13 +25,17 @@ _START_BYTES = 2**14
 
 
 def decode(
-  path: str | os.PathLike[str], policy: decoded.DecodingPolicy
+  path: str | os.PathLike[str],
+  policy: decoded.DecodingPolicy,
+  image_size: int | None = None,
 ) -> decoded.Decoded:
   """Returns the images of a file.
 
   Args:
-    path: The file; its name is not looked at.
-    policy: The choices that the file cannot make.
+    path: Path of the file; its name has no influence.
+    policy: Choices that the file cannot make itself.
+    image_size: Height and width that the images will be resized to, for
+      `reduced_decoding`; None to decode all pixels.
 
   Raises:
     BadFile: The file cannot be used; the text follows its name.
@@ -48,7 +52,7 @@ def decode(
   if not content:
     raise decoded.BadFile('is empty')
   try:
-    return _decode(content, policy)
+    return _decode(content, policy, image_size)
   except (decoded.BadFile, decoded.PolicyNeeded):
     raise
   except MemoryError:
@@ -61,13 +65,15 @@ def decode(
     ) from None
 
 
-def _decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
+def _decode(
+  content: bytes, policy: decoded.DecodingPolicy, image_size: int | None
+) -> decoded.Decoded:
   start = content[:_START_BYTES]
   # First: the preamble of a DICOM file may be the start of a TIFF.
   if dicom_files.has_preamble(start):
     return dicom_files.decode(content, policy)
   if raster_files.is_raster(start):
-    return raster_files.decode(content, policy)
+    return raster_files.decode(content, policy, image_size)
   if nifti_files.is_nifti(start):
     return nifti_files.decode(content, policy)
   if dicom_files.may_lack_preamble(start):

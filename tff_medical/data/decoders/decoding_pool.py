@@ -1,7 +1,7 @@
 """Worker processes that decode files side by side, each of which may die.
 
-What: `Pool.outcomes` yields what became of each file, in the order in which
-they are done. A worker that dies or takes longer than `file_seconds` costs the
+What: `Pool.outcomes` yields the outcome of each file, in the order in which
+files are done. A worker that dies or takes longer than `file_seconds` costs the
 file that it was at, which is then bad, and is replaced. Why not a pool of the
 standard library: `multiprocessing` waits for ever for a killed worker, and
 `concurrent.futures` gives up all files; both import the main module anew, which
@@ -34,7 +34,7 @@ _MAX_FAILED_STARTS = 3
 
 
 class _Worker:
-  """A process, the socket to it, and the file that it is at."""
+  """A process, the socket to it, and the file that it is decoding."""
 
   def __init__(self, task: decoding_worker.Task):
     ours, theirs = socket.socketpair()
@@ -89,7 +89,7 @@ class Pool:
     """Starts nothing yet.
 
     Args:
-      task: What is to be made of each file.
+      task: Policy, size and channels.
       workers: Number of processes.
       file_seconds: Seconds after which a file is given up.
     """
@@ -106,7 +106,7 @@ class Pool:
 
   def __exit__(
     self,
-    kind: type[BaseException] | None,
+    error_type: type[BaseException] | None,
     error: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
@@ -121,10 +121,10 @@ class Pool:
   def outcomes(
     self, files: Iterable[tuple[int, str]]
   ) -> Iterator[tuple[int, decoding_worker.Outcome]]:
-    """Yields the number of each file and what became of it.
+    """Yields the number and the outcome of each file.
 
     Args:
-      files: Numbers and paths.
+      files: Number and path of each file.
 
     Raises:
       InputError: No worker can be started.
@@ -159,7 +159,7 @@ class Pool:
   def _received(
     self, busy: list[_Worker]
   ) -> Iterator[tuple[int, decoding_worker.Outcome]]:
-    """Yields what came from workers, and of those that died or hang."""
+    """Yields the answers of workers, and outcomes for those that died or hang."""
     ready = connection.wait([w.pipe for w in busy], timeout=_POLL_SECONDS)
     now = time.monotonic()
     for worker in busy:
@@ -181,7 +181,7 @@ class Pool:
         )
 
   def _lost(self, worker: _Worker, reason: str) -> decoding_worker.Outcome:
-    """Ends a worker; returns what is said of the file that it was at."""
+    """Ends a worker; returns the outcome of the file that it was decoding."""
     self._workers.remove(worker)
     status = worker.end()
     if not worker.has_answered and status >= 0 and not reason:

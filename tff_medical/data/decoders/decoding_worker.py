@@ -2,8 +2,8 @@
 
 `main` runs in a process of its own: decoders in C may crash, hang or take all
 memory, which must cost one file and no run. It talks through a socket: a `Task`
-first, then numbers and paths, each of which is
-answered by an `Outcome`. It ends when the other end does.
+first, then numbers and paths. It answers each of these by an `Outcome`, and ends
+when the other end does.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _MAX_MEMORY = 12 * 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What is to be made of each file.
+  """Description of the images to make of each file.
 
   Attributes:
-    policy: The choices that files cannot make.
+    policy: Choices that files cannot make themselves.
     image_size: Height and width of the stored images.
     channels: 1 or 3, or None for those of each file.
   """
@@ -41,15 +41,15 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-  """What became of a file.
+  """Result of decoding a file.
 
   Attributes:
     images: uint8 [n, S, S, C], or None of a file that cannot be used.
     rules: See `decoded.Decoded`.
     warnings: See `decoded.Decoded`.
     sizes: Height, width and count of the images before they were resized.
-    reason: Why the file cannot be used; it follows the name of the file.
-    needs_policy: Whether a choice is asked for instead.
+    reason: Reason why the file cannot be used; it follows the file's name.
+    needs_policy: Whether `reason` asks for a choice.
   """
 
   images: np.ndarray | None = None
@@ -63,7 +63,7 @@ class Outcome:
 def outcome(path: str, task: Task) -> Outcome:
   """Decodes one file."""
   try:
-    result = decoding.decode(path, task.policy)
+    result = decoding.decode(path, task.policy, task.image_size)
     stored = [
       resizing.to_uint8(image, task.image_size, task.channels)
       for image in result.images
@@ -82,7 +82,7 @@ def outcome(path: str, task: Task) -> Outcome:
     tuple(
       (height, width, count)
       for (height, width), count in collections.Counter(
-        image.shape[:2] for image in result.images
+        result.original_sizes
       ).items()
     ),
   )

@@ -65,7 +65,7 @@ def patient_id(path: str) -> str:
   """Returns issuer and number of the patient of a file, '' if it has none.
 
   Args:
-    path: The file.
+    path: Path of the file.
 
   Raises:
     BadFile: The file is not DICOM.
@@ -92,7 +92,7 @@ def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
 
   Args:
     content: All bytes of the file.
-    policy: Chooses frames, and what values are shown.
+    policy: Choice of the frames, and of the values that are shown.
 
   Raises:
     BadFile: The file is damaged, too large or holds no pixels.
@@ -177,7 +177,7 @@ def _guessed_syntax(dataset: Any) -> str:
 
 
 def _check(dataset: Any) -> None:
-  """Refuses what is no image, or is too large, by the header."""
+  """Refuses by its header a file that holds no image or too large a one."""
   if not any(name in dataset for name in _PIXEL_TAGS):
     raise decoded.BadFile('holds no pixel data')
   try:
@@ -194,20 +194,22 @@ def _check(dataset: Any) -> None:
 
 
 def _warnings(dataset: Any, rules: list[str]) -> list[str]:
-  """Returns what whoever prepares the images should know."""
-  found = []
+  """Returns sentences for whoever prepares the images."""
+  warnings = []
   if str(dataset.get('BurnedInAnnotation', '')).upper() == 'YES':
-    found.append('BurnedInAnnotation is YES: the pixels may name the patient')
+    warnings.append(
+      'BurnedInAnnotation is YES: the pixels may name the patient'
+    )
   elif _may_hold_text(dataset):
-    found.append('burned-in text is usual for such images; look at some')
+    warnings.append('burned-in text is usual for such images; look at some')
   if _NO_USABLE_WINDOW in rules:
-    found.append('its window shows nothing and was not used')
-  return found
+    warnings.append('its window shows nothing and was not used')
+  return warnings
 
 
 def _may_hold_text(dataset: Any) -> bool:
-  kinds = [str(kind).upper() for kind in dataset.get('ImageType') or ()]
-  is_saved = any('SAVE' in kind for kind in kinds)
+  image_types = [str(text).upper() for text in dataset.get('ImageType') or ()]
+  is_saved = any('SAVE' in text for text in image_types)
   return is_saved or dataset.get('Modality') in ('US', 'SC')
 
 
@@ -247,8 +249,8 @@ class _Table:
 
   Attributes:
     entries: float32 [n].
-    first: The value that the first entry is of.
-    top: The largest value that an entry may have.
+    first: Value that the first entry stands for.
+    top: Largest value that an entry may have.
   """
 
   def __init__(self, entries: np.ndarray, first: int, top: int):
@@ -330,7 +332,7 @@ def _grey(
 
 
 def _padding(dataset: Any, raw: np.ndarray) -> np.ndarray:
-  """Returns which pixels are padding, bool [H, W]."""
+  """Returns whether each pixel is padding, bool [H, W]."""
   value = dataset.get('PixelPaddingValue')
   if value is None or raw.dtype.kind == 'f':
     return np.zeros(raw.shape, bool)
@@ -398,7 +400,7 @@ def _display(
   number: int,
   rules: list[str],
 ) -> np.ndarray:
-  """Returns what is shown of real values, in 0..1."""
+  """Returns real values as they are shown, in 0..1."""
   group = _groups(dataset, number, 'FrameVOILUTSequence') or dataset
   tables = group.get('VOILUTSequence') or dataset.get('VOILUTSequence')
   if tables:

@@ -60,9 +60,9 @@ class Frame(NamedTuple):
 
   Attributes:
     values: Integers [H, W], or [H, W, 3] of a colour image.
-    raw: The same before bits above the stored ones were cleared.
-    is_rgb: Whether three channels are RGB; else they are what the tag says.
-    rules: What was done that the header alone does not ask for.
+    raw: The values before bits above the stored ones were cleared.
+    is_rgb: Whether three channels are RGB; otherwise they are as the tag says.
+    rules: Steps that the header alone does not ask for.
   """
 
   values: np.ndarray
@@ -75,7 +75,7 @@ def import_pydicom() -> Any:
   """Returns pydicom, if it is installed.
 
   Raises:
-    PolicyNeeded: It is not.
+    PolicyNeeded: pydicom is not installed.
   """
   # gdcm takes any module or folder called `dl` for one that Python 3 dropped.
   sys.modules.setdefault('dl', None)  # type: ignore[arg-type]

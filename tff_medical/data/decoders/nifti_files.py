@@ -48,7 +48,7 @@ def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
 
   Args:
     content: All bytes of the file, compressed or not.
-    policy: Chooses axis, slices, volume, and perhaps the range.
+    policy: Choice of axis, slices and volume, and perhaps the range.
 
   Raises:
     BadFile: The file is damaged or too large.
@@ -56,11 +56,11 @@ def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
   """
   nibabel = _nibabel()
   content = _inflated(content)
-  kind = nibabel.Nifti2Image if content[4:8] in _MAGICS else (
+  image_class = nibabel.Nifti2Image if content[4:8] in _MAGICS else (
     nibabel.Nifti1Image
   )  # fmt: skip
   try:
-    image = kind.from_stream(io.BytesIO(content))
+    image = image_class.from_stream(io.BytesIO(content))
   except Exception as error:  # noqa: BLE001  nibabel raises many kinds.
     raise decoded.BadFile(f'cannot be read as NIfTI: {error}') from None
   shape = _shape(image.shape)

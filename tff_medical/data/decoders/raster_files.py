@@ -4,7 +4,9 @@ The content of a file decides how it is read, never its name. What a viewer
 shows is what is returned: palettes and CMYK become RGB, the EXIF orientation is
 applied, alpha is dropped without a background. 16-bit files keep their range.
 Half a file is refused, as is a file whose header claims too many pixels.
-Floating-point TIFF has no range of its own: the policy must give one.
+Floating-point TIFF has no range of its own: the policy must give one. By
+`reduced_decoding` a JPEG that is far larger than needed is decoded at a fraction
+of its size, as `serving.encoded_images` does it.
 
 Sources: PNG (ISO/IEC 15948), TIFF 6.0, Exif (CIPA DC-008).
 """
@@ -33,6 +35,7 @@ _PILLOW_STARTS = (
   b'\xff\x4f\xff\x51',
 )
 _FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'WEBP', 'JPEG2000')
+_JPEG_FORMATS = ('JPEG', 'MPO')
 _GREY_MODES = ('1', 'L', 'LA', 'La')
 _ORIENTATION_TAG = 274
 
@@ -43,12 +46,17 @@ def is_raster(start: bytes) -> bool:
   return is_webp or start.startswith(_PILLOW_STARTS + _TIFF_STARTS)
 
 
-def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
+def decode(
+  content: bytes,
+  policy: decoded.DecodingPolicy,
+  image_size: int | None = None,
+) -> decoded.Decoded:
   """Returns the images of a file.
 
   Args:
     content: All bytes of the file.
-    policy: Chooses pages, and the range of floating-point values.
+    policy: Choice of the pages, and the range of floating-point values.
+    image_size: Height and width that the images will be resized to, or None.
 
   Raises:
     BadFile: The file is damaged, too large or of a kind that is not read.
@@ -61,9 +69,11 @@ def decode(content: bytes, policy: decoded.DecodingPolicy) -> decoded.Decoded:
   # The first image of an animated PNG or WebP is its still image.
   if image.format != 'GIF':
     count = 1
+  if not policy.reduced_decoding or image.format not in _JPEG_FORMATS:
+    image_size = None
   return _together(
     [
-      _of_pillow(_seek(image, number))
+      _of_pillow(_seek(image, number), image_size)
       for number in decoded.choose_frames('frames', policy, count)
     ]
   )
@@ -97,9 +107,22 @@ def _seek(image: Image.Image, number: int) -> Image.Image:
   return image
 
 
-def _of_pillow(image: Image.Image) -> decoded.Decoded:
-  """Decodes, turns upright, and converts to grey or RGB in 0..1."""
+def _of_pillow(
+  image: Image.Image, image_size: int | None = None
+) -> decoded.Decoded:
+  """Decodes, turns upright, and converts to grey or RGB in 0..1.
+
+  Args:
+    image: Opened, of no pixel decoded.
+    image_size: Height and width of what is made of a JPEG, to decode it at a
+      fraction of its size; None to decode all pixels.
+  """
+  width, height = image.size
+  divisor = decoded.reduction(height, width, image_size) if image_size else 1
   try:
+    if divisor > 1:
+      # The largest fraction that is not below this size.
+      image.draft(None, (width // divisor, height // divisor))
     # A palette's transparency as bytes makes Pillow warn when converting.
     with warnings_lib.catch_warnings():
       warnings_lib.simplefilter('ignore')
@@ -115,11 +138,15 @@ def _of_pillow(image: Image.Image) -> decoded.Decoded:
     pixels = pixels[..., np.newaxis]
   values, warnings = decoded.of_integers(pixels)
   rules = [f'{image.format} {pixels.dtype.itemsize * 8} bits']
+  if divisor > 1:
+    rules.append(f'decoded at 1/{divisor} of its size')
   if image.mode in ('P', 'PA', 'CMYK', 'YCCK'):
     rules.append(f'{image.mode} to RGB')
   if upright.size != image.size or _is_turned(image):
     rules.append('turned as EXIF says')
-  return decoded.Decoded((values,), tuple(rules), warnings)
+  is_on_its_side = upright.size != image.size
+  size = (width, height) if is_on_its_side else (height, width)
+  return decoded.Decoded((values,), tuple(rules), warnings, sizes=(size,))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -148,6 +175,7 @@ def _together(parts: list[decoded.Decoded]) -> decoded.Decoded:
     rules=tuple(dict.fromkeys(r for part in parts for r in part.rules)),
     warnings=tuple(dict.fromkeys(w for part in parts for w in part.warnings)),
     value_range=parts[0].value_range,
+    sizes=tuple(size for part in parts for size in part.original_sizes),
   )
 
 
@@ -202,8 +230,8 @@ def _of_page(
 ) -> decoded.Decoded:
   """Decodes a page of a TIFF."""
   decoded.check_size(page.imagewidth, page.imagelength)
-  kind = page.photometric.name
-  if kind in ('YCBCR', 'SEPARATED', 'CIELAB'):
+  photometric = page.photometric.name
+  if photometric in ('YCBCR', 'SEPARATED', 'CIELAB'):
     return _of_pillow(_seek(_open(content), page.index))
   try:
     array = page.asarray()
@@ -214,7 +242,7 @@ def _of_page(
   array = _channels_last(page, array)
   warnings: tuple[str, ...] = ()
   rules = [f'TIFF {array.dtype.itemsize * 8} bits']
-  if kind == 'PALETTE':
+  if photometric == 'PALETTE':
     # A colour map is of 16 bits, [3, 2 ** bits].
     array = np.moveaxis(np.asarray(page.colormap)[:, array[..., 0]], 0, -1)
     array = array.astype(np.uint16)
@@ -227,7 +255,7 @@ def _of_page(
   else:
     values, warnings, bounds = _in_range(array, policy)
     rules.append('given value_range')
-  if kind == 'MINISWHITE':
+  if photometric == 'MINISWHITE':
     values = 1 - values
     rules.append('white is 0')
   turn = page.tags.get(_ORIENTATION_TAG)

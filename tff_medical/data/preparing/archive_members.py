@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import gzip
 import io
-import lzma
 import os
 import re
 import stat
@@ -42,6 +41,8 @@ _MAX_PADDING = 2**28
 _BLOCK = 2**20
 _TAR_BLOCK = 512
 _ENCRYPTED = 1
+# Of other methods `zipfile` unpacks a megabyte at once, to whatever it holds.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _IS_UTF8 = 0x800
 _GZIP_START = b'\x1f\x8b'
 _ZIP_STARTS = (b'PK\3\4', b'PK\5\6')
@@ -54,7 +55,6 @@ _UNREADABLE = (
   tarfile.TarError,
   gzip.BadGzipFile,
   zlib.error,
-  lzma.LZMAError,
   struct.error,
   EOFError,
   ValueError,
@@ -264,10 +264,16 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 def _check_zip_kind(info: zipfile.ZipInfo, name: str) -> None:
   if info.flag_bits & _ENCRYPTED:
     raise _refused(name, 'is encrypted', 'without a password')
-  kind = stat.S_IFMT(info.external_attr >> 16)
-  if kind == stat.S_IFLNK:
+  if info.compress_type not in _METHODS:
+    raise _refused(
+      name,
+      f'is compressed by method {info.compress_type} of zip',
+      'stored or deflated',
+    )
+  file_type = stat.S_IFMT(info.external_attr >> 16)
+  if file_type == stat.S_IFLNK:
     raise _refused(name, 'is a link', 'with the file itself')
-  if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+  if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
     raise _refused(name, 'is a device or a pipe', 'leave it out')
 
 

@@ -1,7 +1,7 @@
 """Images that are equal or nearly equal, also mirrored, turned or darker.
 
-What: `find` says which images have copies in which split, and which of them form
-a group. Each image is shrunk to 16 x 16, its mean taken away and its length made
+What: `find` returns the splits in which each image has copies, and the groups that
+copies form. Each image is shrunk to 16 x 16, its mean taken away and its length made
 1: two images whose product is at least 0.995, in one of eight positions, are
 near copies. Brightness, contrast and recompression then do not matter; a crop is
 not found. A group holds what near copies join, also by way of others.
@@ -36,11 +36,11 @@ SIDE = 16
 LEAST_PRODUCT = 0.995
 MAX_IMAGES = 100_000
 _MAX_DISTANCE = (2 - 2 * LEAST_PRODUCT) ** 0.5
-# Rounding of float32; what passes wrongly is compared in full.
+# Rounding of float32; a pair that passes wrongly is compared in full.
 _MARGIN = 1e-3
 _BATCH = 1024
 _CANDIDATES = 2**14
-# Of the images that are compared where there are too many.
+# Seed of the choice of images where there are too many.
 _SAMPLE_SEED = 0
 _NUM_EXAMPLES = 6
 
@@ -82,7 +82,7 @@ class Copies:
     return int((self.near[rows, column] & ~self.equal[rows, column]).sum())
 
   def num_near_before(self, later: str) -> int:
-    """As `num_near`, over all splits before one."""
+    """Returns the same number as `num_near`, over all splits before one."""
     before, rows = slice(0, self.names.index(later)), self._of(later)
     near = self.near[rows, before].any(axis=1)
     return int((near & ~self.equal[rows, before].any(axis=1)).sum())
@@ -179,7 +179,7 @@ def find(images: Mapping[str, pixels.ArrayOrPixels]) -> Copies:
 
 
 def compare(arrays: Sequence[pixels.ArrayOrPixels]) -> Comparison:
-  """Returns which images are equal or nearly equal; each is read once.
+  """Compares images with each other; each is read once.
 
   Args:
     arrays: uint8 [N, H, W, C] each, of one height and width. Images are
@@ -199,7 +199,7 @@ def compare(arrays: Sequence[pixels.ArrayOrPixels]) -> Comparison:
   equal = np.stack([np.arange(total), first[content]], axis=1)
   pairs = np.concatenate(
     [np.zeros((0, 2), np.int64)]
-    + [rows[found] for found in _pairs(stack[chosen])]
+    + [rows[pair] for pair in _pairs(stack[chosen])]
   )
   return Comparison(
     content=content,
@@ -248,9 +248,9 @@ def _in_splits(
   content: np.ndarray, splits: np.ndarray, num_splits: int
 ) -> np.ndarray:
   """Returns the splits that each content is in, bool [contents, splits]."""
-  found = np.zeros((content.max(initial=-1) + 1, num_splits), bool)
-  found[content, splits] = True
-  return found
+  members = np.zeros((content.max(initial=-1) + 1, num_splits), bool)
+  members[content, splits] = True
+  return members
 
 
 def _others(

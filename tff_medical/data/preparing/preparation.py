@@ -46,23 +46,23 @@ from tff_medical.data.tables import splitting
 
 _SALT = 'salt.secret'
 _PARTIAL = '.partial'
-# A preparation in which so many files are bad, and too many, need not go on.
+# Number of bad files at which a preparation ends, if they are too many.
 _HOPELESS_BAD = 100
-# Of the split that is made where a table has none: the same for every seed of
-# training, so that a test image stays one.
+# Seed of the split where a table has none: the same for every seed of training,
+# so that a test image stays one.
 _SPLIT_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How images are prepared.
+  """Choices of a preparation.
 
   Attributes:
     task: Policy, size and channels.
-    prepared_dir: The folder of prepared folders; made if it is not there.
-    max_bad_fraction: Share of the files that may be bad, 0 to 1.
-    workers: Number of decoding processes; one for each core if None.
-    file_seconds: Seconds that a file may take.
+    prepared_dir: Folder of prepared folders, made if it is missing.
+    max_bad_fraction: Largest fraction of the files that may be unusable, 0 to 1.
+    workers: Number of decoding processes; None for one for each core.
+    file_seconds: Largest number of seconds for decoding a file.
   """
 
   task: decoding_worker.Task
@@ -84,8 +84,8 @@ def prepare(
   """Returns the prepared images of a table, decoded now or before.
 
   Args:
-    table: Checked.
-    options: How and where.
+    table: Checked table of the images.
+    options: Choices of the preparation.
 
   Raises:
     InputError: A file asks for a choice, too many cannot be used, or the folder
@@ -111,9 +111,9 @@ class _Preparation:
 
   def run(self) -> prepared.Prepared:
     if (self._folder / prepared.INFO).exists():
-      found = prepared.load(self._folder)
-      self._check_bad(found.info['bad_files'], self._folder)
-      return found
+      earlier = prepared.load(self._folder)
+      self._check_bad(earlier.info['bad_files'], self._folder)
+      return earlier
     self._partial.mkdir(mode=0o700, exist_ok=True)
     older = self._older()
     parts = preparation_parts.Parts(self._partial)
@@ -132,7 +132,7 @@ class _Preparation:
     return prepared.load(self._folder)
 
   def _check_labels(self) -> None:
-    """Refuses splits that nothing is known of before an image is decoded."""
+    """Refuses splits without a known label, before an image is decoded."""
     for name in ('train', 'test'):
       number = images.SPLIT_NAMES.index(name)
       labels = self._table.labels[self._splits == number]
@@ -177,7 +177,7 @@ class _Preparation:
   # Decoding.
 
   def _older(self) -> preparation_reuse.Older:
-    """Returns what earlier preparations hold of the same files."""
+    """Returns the earlier preparation that holds most of the same files."""
     signatures = np.array(
       [_pair(self._keyed('file', state)) for state in self._states], np.uint64
     ).reshape(-1, 2)
@@ -198,7 +198,7 @@ class _Preparation:
   def _decode(
     self, parts: preparation_parts.Parts, older: preparation_reuse.Older
   ) -> None:
-    """Decodes what neither a part nor an earlier preparation holds."""
+    """Decodes the files that no part or earlier preparation holds."""
     total = len(self._table)
     todo = [
       i for i in range(total) if i not in parts.said and i not in older.rows
@@ -291,7 +291,7 @@ class _Preparation:
     older: preparation_reuse.Older,
     said: dict[int, preparation_parts.Said],
   ) -> None:
-    """Writes pixels, table and what is known of them."""
+    """Writes pixels, table and their description."""
     good = np.array(sorted(n for n, s in said.items() if not s.reason))
     good = good[np.argsort(self._splits[good], kind='stable')]
     counts = np.array([said[n].count for n in good.tolist()])
@@ -389,9 +389,9 @@ class _Preparation:
     starts: np.ndarray,
     said: dict[int, preparation_parts.Said],
   ) -> None:
-    """Writes which rows come from which file, for a later preparation."""
+    """Writes the origin of each row, for a later preparation."""
     kinds: dict[str, int] = {}
-    kind = [
+    kind_of_file = [
       kinds.setdefault(
         json.dumps([said[n].rules, said[n].warnings, said[n].sizes]), len(kinds)
       )
@@ -404,7 +404,7 @@ class _Preparation:
         'starts': starts,
         'counts': counts,
         'channels': np.array([said[n].channels for n in good.tolist()]),
-        'kinds': np.array(kind, np.int64),
+        'kinds': np.array(kind_of_file, np.int64),
         'texts': np.frombuffer(json.dumps(list(kinds)).encode(), np.uint8),
       },
     )

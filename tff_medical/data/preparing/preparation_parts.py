@@ -1,8 +1,8 @@
-"""What was decoded so far, on disk in parts, so that preparation can go on.
+"""Parts of a preparation on disk, so that it can go on after a kill.
 
 Each part is a file that is written whole or not at all: the pixels of some
-hundred images, the file that each comes from, and what was said of each file.
-A preparation that was killed decodes what no part holds.
+hundred images, the file that each comes from, and statements on each file.
+A preparation that was killed decodes the files that no part holds.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _MAX_SECONDS = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-  """What was said of a file.
+  """Statements on a decoded file.
 
   Attributes:
     count: Number of its images; 0 if it cannot be used.
-    channels: Of its images; 0 if it cannot be used.
-    rules: See `decoded.Decoded`.
-    warnings: See `decoded.Decoded`.
-    sizes: See `decoding_worker.Outcome`.
-    reason: Why it cannot be used, or ''.
+    channels: Number of channels of its images; 0 if it cannot be used.
+    rules: Steps that led to its values, as in `decoded.Decoded`.
+    warnings: Sentences for whoever prepares the images.
+    sizes: Height, width and count of its images before resizing.
+    reason: Reason why it cannot be used, or ''.
   """
 
   count: int
@@ -49,14 +49,14 @@ class Said:
 
 
 class Parts:
-  """The parts in a folder, and what is to become the next one.
+  """Parts in a folder, and the content of the next one.
 
   Attributes:
-    said: What was said of each file, by its number, on disk or not yet.
+    said: Statements on each file by its number, whether on disk or not yet.
   """
 
   def __init__(self, folder: pathlib.Path):
-    """Reads what the parts of a folder say.
+    """Reads the statements in the parts of a folder.
 
     Args:
       folder: An existing folder.
@@ -69,7 +69,7 @@ class Parts:
     self._clear()
 
   def add(self, number: int, outcome: decoding_worker.Outcome) -> None:
-    """Keeps what became of a file; writes a part if it is time."""
+    """Keeps the outcome of a file; writes a part if it is time."""
     pixels = outcome.images
     self.said[number] = said = Said(
       0 if pixels is None else len(pixels),
@@ -92,7 +92,7 @@ class Parts:
       self.write()
 
   def write(self) -> None:
-    """Writes what is not on disk yet."""
+    """Writes the outcomes that are not on disk yet."""
     if not self._new:
       return
     channels = max((p.shape[3] for p in self._pixels), default=1)

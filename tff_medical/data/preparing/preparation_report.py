@@ -1,4 +1,4 @@
-"""What `prepared.json` says of prepared images: counts, duplicates, digests."""
+"""Counts, duplicates and digests of prepared images, for `prepared.json`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def describe(
   """Returns the counts of prepared images, by split, class, site and rule.
 
   Args:
-    table: What was prepared.
-    said: What was said of each file, by its number.
-    shape: (N, H, W, C) of the stored images.
+    table: Table of the prepared images.
+    said: Statements on each file, by its number.
+    shape: Shape (N, H, W, C) of the stored images.
     columns: Labels, splits, sites and patients of the stored images.
   """
   names = table.site_names or ('all',)

@@ -1,4 +1,4 @@
-"""What an earlier preparation holds of the same files, which is copied.
+"""Images of an earlier preparation of the same files, which are copied.
 
 A prepared folder says by keyed hashes which of its rows come from which state of
 a file (path, size and time). Where files, table or labels changed in part, the
@@ -21,12 +21,13 @@ from tff_medical.data.preparing import prepared
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Older:
-  """What an earlier preparation holds of some files.
+  """Part of an earlier preparation.
 
   Attributes:
-    folder: Its prepared images, or None if there are none.
-    rows: By the number of the file: the first row, and the number there.
-    columns: What `files.npz` holds.
+    folder: Prepared images, or None if there are none.
+    rows: First row of each file, and its number in the earlier preparation, by
+      its number in the new one.
+    columns: Arrays of `files.npz`.
     kinds: Rules, warnings and sizes of the files of each kind.
   """
 
@@ -36,7 +37,7 @@ class Older:
   kinds: list[tuple[list[str], list[str], list[tuple[int, int, int]]]]
 
   def said(self, row: int) -> preparation_parts.Said:
-    """Returns what was said of a file, by its number there."""
+    """Returns the statements on a file, by its number in `folder`."""
     rules, warnings, sizes = self.kinds[int(self.columns['kinds'][row])]
     return preparation_parts.Said(
       int(self.columns['counts'][row]),
@@ -50,7 +51,7 @@ class Older:
   def copy_to(
     self, pixels: np.ndarray, start_of: dict[int, int], channels: int
   ) -> None:
-    """Copies the rows of its files to where they belong."""
+    """Copies the rows of its files to their places in the new preparation."""
     if self.folder is None:
       return
     stored = prepared.open_pixels(self.folder.folder, self.folder.shape)
@@ -68,13 +69,13 @@ class Older:
 def read(
   folder: pathlib.Path, decoding_key: str, number: dict[tuple[int, ...], int]
 ) -> Older:
-  """Returns what a prepared folder holds of files.
+  """Returns the part of a prepared folder that files are in.
 
   Args:
-    folder: The prepared folder.
-    decoding_key: Stands for policy, size and channels; with another one there
-      is nothing.
-    number: The number of each file by its signature.
+    folder: Prepared folder.
+    decoding_key: Key of policy, size and channels; a folder with another key
+      gives nothing.
+    number: Number of each file by its signature.
   """
   info = _files.read_json(folder / prepared.INFO)
   if info.get('decoding_key') != decoding_key:
@@ -90,5 +91,5 @@ def read(
 
 
 def nothing() -> Older:
-  """Returns what there is where nothing was prepared."""
+  """Returns an `Older` without any file."""
   return Older(None, {}, {}, [])

@@ -1,8 +1,8 @@
 """A folder of prepared images: raw pixels, numbers, and how they were made.
 
-What `preparation` leaves, and `load` reads:
+`preparation` writes the folder, and `load` reads it:
 
-| file | what it holds |
+| file | content |
 |---|---|
 | `pixels.raw` | uint8 [N, H, W, C], images of a file beside each other |
 | `table.npz` | labels, sites, salted patient numbers, splits: numbers alone |
@@ -36,7 +36,7 @@ FILES = 'files.npz'
 INFO = 'prepared.json'
 BAD_FILES = 'bad_files.tsv'
 VERSION = 2
-# What NumPy raises of archives that are damaged.
+# Exceptions that NumPy raises for damaged archives.
 UNREADABLE = (
   OSError,
   EOFError,
@@ -46,7 +46,7 @@ UNREADABLE = (
   zipfile.BadZipFile,
   zlib.error,
 )
-# Above the numbers of a hundred million images.
+# More than the numbers of a hundred million images take.
 _MAX_TABLE_BYTES = 2**33
 
 
@@ -55,8 +55,8 @@ class Prepared:
   """A prepared data set.
 
   Attributes:
-    folder: Where it lies.
-    info: What `prepared.json` says.
+    folder: Folder of the data set.
+    info: Content of `prepared.json`.
     labels: int64 [N] or [N, L].
     splits: int64 [N], indices of `images.SPLIT_NAMES`.
     sites: int64 [N], or None.
@@ -102,7 +102,7 @@ def open_pixels(
   """Returns the pixels of a prepared folder, which are read when they are drawn.
 
   Args:
-    folder: The prepared folder.
+    folder: Prepared folder.
     shape: Shape (N, H, W, C) of all images.
     digest: SHA-256 of the file, in hexadecimal.
 
@@ -116,15 +116,15 @@ def open_pixels(
 
 
 def load(folder: pathlib.Path) -> Prepared:
-  """Returns what a folder holds.
+  """Returns the prepared data set of a folder.
 
   Raises:
-    InputError: It is damaged.
+    InputError: The folder is damaged.
   """
   try:
     info = _files.read_json(folder / INFO)
     table = read_npz(folder / TABLE)
-    found = Prepared(
+    data = Prepared(
       folder,
       info,
       table['labels'],
@@ -132,12 +132,12 @@ def load(folder: pathlib.Path) -> Prepared:
       table.get('sites'),
       table.get('patients'),
     )
-    if info['version'] != VERSION or len(found.labels) != found.shape[0]:
+    if info['version'] != VERSION or len(data.labels) != data.shape[0]:
       raise _damaged(folder)
   except UNREADABLE:
     raise _damaged(folder) from None
-  open_pixels(folder, found.shape)
-  return found
+  open_pixels(folder, data.shape)
+  return data
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -30,11 +30,11 @@ _MAX_BYTES = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """Names of the columns that say what is needed of each image.
+  """Names of the columns that are read.
 
   Attributes:
     file: Path or name of the image.
-    patient: Text that tells the patients of a site apart, or None.
+    patient: Text that distinguishes the patients of a site, or None.
     site: Site of the image, or None.
     split: Split of the image, or None.
   """
@@ -63,13 +63,15 @@ def read(
   """Returns the table that a file holds.
 
   Args:
-    path: The file.
-    columns: Its columns.
-    form: How labels stand in it.
-    image_dir: The folder of the images; that of the file if None.
-    dicom_patients: Whether patients are told apart by the headers of DICOM.
-    missing_files: For rows whose file is not there: `refuse` or `leave_out`.
-    missing_patients: As for `image_table.build`.
+    path: File of the table.
+    columns: Names of its columns.
+    form: Form of its labels.
+    image_dir: Folder of the images; None for the folder of the table.
+    dicom_patients: Whether DICOM headers distinguish patients.
+    missing_files: Treatment of rows whose image is missing: `refuse` or
+      `leave_out`.
+    missing_patients: Treatment of rows without a patient; see
+      `image_table.build`.
 
   Raises:
     InputError: The file cannot be read, or rows of it cannot be used.
@@ -84,27 +86,27 @@ def read(
   files = image_paths.scan(image_dir or path.parent)
   paths, notes = _found_files(lines, columns.file, files, path, missing_files)
   kept = [
-    (where, cells, found)
-    for (where, cells), found in zip(lines, paths)
-    if found is not None
+    (where, cells, image)
+    for (where, cells), image in zip(lines, paths)
+    if image is not None
   ]
   labels = label_cells.read(form, [(where, cells) for where, cells, _ in kept])
   left_out = sum(label is None for label in labels)
   if left_out:
     notes.append(f'{left_out} rows were left out for their labels.')
   rows = []
-  for (where, cells, found), label in zip(kept, labels):
+  for (where, cells, image), label in zip(kept, labels):
     if label is None:
       continue
     rows.append(
       image_table.Row(
         where=where,
-        path=found,
+        path=image,
         labels=label.present,
         unknown=label.unknown,
         site=_cell(cells, columns.site),
         patient=_patient(
-          files.root, found, where, cells, columns.patient, dicom_patients
+          files.root, image, where, cells, columns.patient, dicom_patients
         ),
         split=_split(where, cells, columns.split),
       )
@@ -133,7 +135,7 @@ def _read_lines(
   named: dict[str, str],
   form: label_cells.LabelForm,
 ) -> list[tuple[str, dict[str, str]]]:
-  """Returns the name of each row and its cells by wanted column."""
+  """Returns the name of each row and its cells by column."""
   if image_paths.is_archive(path):
     raise _validate.InputError(
       f'data_dir {str(path)!r} is an archive; unpack the table first and give '
@@ -150,15 +152,17 @@ def _read_lines(
       f'data_dir must be a CSV, TSV or Parquet file with dataset=table, got '
       f'{str(path)!r}, which is not there'
     ) from None
-  wanted = {f'{flag}={column}': column for flag, column in named.items()}
+  column_of_flag = {
+    f'{flag}={column}': column for flag, column in named.items()
+  }
   for column in form.columns:
-    wanted[f'label_columns={column}'] = column
+    column_of_flag[f'label_columns={column}'] = column
   if content.startswith(b'PAR1'):
     header, rows = _parquet(content, path)
   else:
-    header, rows = _text(content, path, list(wanted.values()))
+    header, rows = _text(content, path, list(column_of_flag.values()))
   index = {}
-  for flag, column in wanted.items():
+  for flag, column in column_of_flag.items():
     index[column] = _column(header, column, flag, path)
   if not rows:
     raise _validate.InputError(f'{path} holds a header and no row')
@@ -176,11 +180,11 @@ def _read_lines(
 def _column(
   header: Sequence[str], column: str, flag: str, path: pathlib.Path
 ) -> int:
-  """Returns where a column is; its case and blanks around it do not matter."""
+  """Returns the index of a column, regardless of case and outer blanks."""
   folds: tuple[Callable[[str], str], ...] = (str, str.casefold)
   for fold in folds:
-    wanted = fold(image_paths.normal(column))
-    places = [i for i, name in enumerate(header) if fold(name) == wanted]
+    folded = fold(image_paths.normal(column))
+    places = [i for i, name in enumerate(header) if fold(name) == folded]
     if len(places) == 1:
       return places[0]
     if len(places) > 1:
@@ -195,7 +199,7 @@ def _column(
 
 
 def _text(
-  content: bytes, path: pathlib.Path, wanted: Sequence[str]
+  content: bytes, path: pathlib.Path, columns: Sequence[str]
 ) -> tuple[list[str], list[tuple[int, list[str]]]]:
   text = _decoded(content, path)
   first = text.partition('\n')[0].strip().strip('"')
@@ -209,7 +213,7 @@ def _text(
   for candidate in delimiters:
     header = _header(text, candidate)
     folded = {name.casefold() for name in header}
-    score = sum(image_paths.normal(c).casefold() in folded for c in wanted)
+    score = sum(image_paths.normal(c).casefold() in folded for c in columns)
     if (score, len(header)) > best:
       best, delimiter = (score, len(header)), candidate
   reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter)
@@ -309,7 +313,7 @@ def _found_files(
   missing_files: str,
 ) -> tuple[list[str | None], list[str]]:
   """Returns the file of each row, or None where one is left out."""
-  found: list[str | None] = []
+  paths: list[str | None] = []
   missing: list[str] = []
   by_text: dict[str, str | None] = {}
   texts: dict[str, tuple[str, str]] = {}
@@ -333,7 +337,7 @@ def _found_files(
       missing.append(where)
     else:
       _check_same_text(texts, path, where, text, column)
-    found.append(path)
+    paths.append(path)
   if missing and (missing_files == 'refuse' or len(missing) == len(lines)):
     raise _validate.InputError(
       f'{len(missing)} of {len(lines)} rows name a file that is not there, the '
@@ -341,7 +345,7 @@ def _found_files(
       'choose --missing_files=leave_out'
     )
   notes = [f'{len(missing)} rows without their file were left out.']
-  return found, notes if missing else []
+  return paths, notes if missing else []
 
 
 def _check_same_text(

@@ -1,8 +1,8 @@
 """Tables of images from the folders that they lie in.
 
-`levels` says what each folder between `data_dir` and the files stands for, as
+`levels` gives the meaning of each folder between `data_dir` and the files, e.g.
 `site/class` for DIR/north/ill/1.png: `class`, `site`, `split`, `patient`, or `*`
-for what means nothing. Without it DIR/class/FILE and DIR/split/class/FILE are
+for a folder without a meaning. Without it DIR/class/FILE and DIR/split/class/FILE are
 recognized (where every first folder is called like a split); anything deeper is
 asked about, since class/patient and site/class look alike.
 
@@ -23,8 +23,7 @@ from tff_medical.data.tables import image_paths
 from tff_medical.data.tables import image_table
 
 _LEVELS = ('class', 'site', 'split', 'patient', '*')
-# What lies beside images and is none; anything else is decoded, whatever it is
-# called.
+# Suffixes of files that are no images; any other file is decoded.
 _NO_IMAGES = (
   '.txt', '.md', '.csv', '.tsv', '.json', '.xml', '.xls', '.xlsx', '.ods',
   '.pdf', '.docx', '.html', '.htm', '.log', '.ini', '.yaml', '.yml', '.py',
@@ -36,7 +35,7 @@ def parse_levels(text: str) -> tuple[str, ...]:
   """Returns the levels that a text such as `site/class` names.
 
   Raises:
-    InputError: One is unknown, or `class` is missing or there twice.
+    InputError: A level is unknown, or `class` is missing or named twice.
   """
   levels = tuple(part.strip() for part in text.split('/'))
   for level in levels:
@@ -64,13 +63,14 @@ def read(
   """Returns the table of a folder.
 
   Args:
-    root: The folder.
-    levels: What its folders stand for; None where class folders, in folders of
-      splits or not, are all there is.
-    dicom_patients: Whether patients are told apart by the headers of DICOM.
-    missing_patients: As for `image_table.build`.
-    may_be_wrapped: Whether one folder more than `levels` names may be around
-      all others, as archives have it.
+    root: Folder of the images.
+    levels: Meaning of the folders in it; None for class folders alone, which may
+      lie in folders of splits.
+    dicom_patients: Whether DICOM headers distinguish patients.
+    missing_patients: Treatment of images without a patient; see
+      `image_table.build`.
+    may_be_wrapped: Whether one more folder may surround all others, as it often
+      does in archives.
 
   Raises:
     InputError: The folder cannot be understood.
@@ -217,13 +217,13 @@ def _is_class(folder: str, levels: tuple[str, ...]) -> bool:
 
 
 def _dicom_patients(root: pathlib.Path, paths: Sequence[str]) -> list[str]:
-  found = []
+  patients = []
   for path in paths:
     try:
-      found.append(dicom_files.patient_id(str(root / path)))
+      patients.append(dicom_files.patient_id(str(root / path)))
     except decoded.BadFile as error:
       raise _validate.InputError(
         f'{path!r} {error}, so that dicom_patients finds no patient in it; move '
         'it away, or leave dicom_patients out'
       ) from None
-  return found
+  return patients

@@ -48,8 +48,8 @@ class ImageFiles:
   """The files below a folder.
 
   Attributes:
-    root: The folder.
-    paths: The files relative to it, with `/`, sorted, as the disk spells them.
+    root: Folder that holds the files.
+    paths: Paths relative to it, with `/`, sorted, as the disk spells them.
     ignored: Number of files that operating systems left behind.
     empty_folders: Folders below it that hold no file but ignored ones.
     linked_folders: Links to folders, which are not followed.
@@ -64,15 +64,15 @@ class ImageFiles:
   links: frozenset[str] = frozenset()
 
   def find(self, text: str, table_folder: pathlib.Path | None = None) -> str:
-    """Returns the one file that a path of a table means.
+    """Returns the file that a path of a table means.
 
     Args:
-      text: The path, as the table has it.
-      table_folder: The folder of the table, which `..` starts from.
+      text: Path in the table.
+      table_folder: Folder of the table, which `..` starts from.
 
     Raises:
       Outside: The path leads out of the folder.
-      NoFile: It fits no file, or several equally well.
+      NoFile: The path fits no file, or several equally well.
     """
     parts = _parts(text)
     if '..' in parts:
@@ -135,7 +135,7 @@ def scan(root: pathlib.Path) -> ImageFiles:
   Links to folders are not followed.
 
   Raises:
-    InputError: It is no folder, an archive, or cannot be read.
+    InputError: The path is no folder or an archive, or cannot be read.
   """
   if is_archive(root):
     raise _validate.InputError(

@@ -1,4 +1,4 @@
-"""The table of a hospital's own images: all that is known before a pixel.
+"""The table of a hospital's own images, complete before any pixel is decoded.
 
 What: readers (`folder_tables`, `file_tables`) give one `Row` a line; `build`
 checks them all and returns an `ImageTable`. Every conflict of labels, paths,
@@ -42,23 +42,22 @@ _NO_PATIENT = frozenset(
   'anonymized anonymised anon not_available'.split()
 ) | {'', '#n/a', '<na>', 'not available', 'not known'}
 MISSING_PATIENTS = ('refuse', 'own', 'leave_out')
-# Fields of rows that errors call otherwise.
-_SAID = {'unknown': 'unknown labels'}
+# Names of fields of rows in errors, where they differ.
+_NAMES_IN_ERRORS = {'unknown': 'unknown labels'}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Row:
-  """What a table says of one image file.
+  """Entry of a table for one image file.
 
   Attributes:
-    where: What an error calls the row.
-    path: The file, relative to the folder of the images.
+    where: Name of the row in errors.
+    path: Path of the file, relative to the folder of the images.
     labels: Names of its classes: one, or any number with several findings.
-    unknown: Names of findings that are neither known to be there nor known not
-      to be; with several findings only.
+    unknown: Names of findings that are unknown; with several findings only.
     site: Name of the site, or None where sites are unknown.
-    patient: Text that tells patients of a site apart, or None where none are
-      known.
+    patient: Text that distinguishes the patients of a site, or None where none
+      are known.
     split: One of `images.SPLIT_NAMES`, or None where the table has none.
   """
 
@@ -76,8 +75,8 @@ class ImageTable:
   """Checked rows, one an image file.
 
   Attributes:
-    root: The folder of the images.
-    paths: Files relative to it, [N].
+    root: Folder of the images.
+    paths: Paths of the N files, relative to it.
     labels: int64 [N] class indices, or int64 [N, L] of 0, 1 and
       `images.UNKNOWN`.
     class_names: One name a class or finding.
@@ -135,15 +134,15 @@ def build(
   """Returns the checked table of rows.
 
   Args:
-    root: The folder of the images.
-    rows: One or more; rows of the same file are merged if they are equal.
+    root: Folder of the images.
+    rows: One or more rows; equal rows of the same file are merged.
     multi_label: Whether labels are findings, of which an image may have none.
     class_names: Classes in their order; () for those of the rows in the natural
       order.
-    missing_patients: For rows without a patient, where other rows have one:
-      `refuse`, `own` (each such image is a patient) or `leave_out`.
+    missing_patients: Treatment of rows without a patient, where other rows have
+      one: `refuse`, `own` (each such image is a patient) or `leave_out`.
     ignored: Number of files that were ignored.
-    notes: Sentences to hand on.
+    notes: Sentences for `ImageTable.notes`.
 
   Raises:
     InputError: Rows contradict each other or lack what is needed.
@@ -213,8 +212,8 @@ def check_names(what: str, names: Iterable[str]) -> None:
   """Raises `InputError` for names that differ by case or blanks alone.
 
   Args:
-    what: What is named.
-    names: The names.
+    what: Noun that the names are of.
+    names: Names to check.
   """
   seen: dict[str, str] = {}
   for name in names:
@@ -242,7 +241,7 @@ def split_of(text: str, where: str) -> str:
   """Returns the split that a word means.
 
   Raises:
-    InputError: It means none.
+    InputError: The word means no split.
   """
   name = SPLIT_WORDS.get(text.strip().casefold())
   if name is None:
@@ -278,7 +277,7 @@ def _merged(rows: Sequence[Row]) -> list[Row]:
         values = '' if name == 'patient' else f' ({first!r} and {second!r})'
         raise _validate.InputError(
           f'{other.where} and {row.where} name the same image with different '
-          f'{_SAID.get(name, name)}{values}; keep the right one'
+          f'{_NAMES_IN_ERRORS.get(name, name)}{values}; keep the right one'
         )
   return list(kept.values())
 

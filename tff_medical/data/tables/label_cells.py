@@ -46,7 +46,7 @@ class Labels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LabelForm:
-  """How labels stand in a table.
+  """Form of the labels in a table.
 
   Attributes:
     columns: Names of the columns: one, or several of 0 and 1.
@@ -54,8 +54,8 @@ class LabelForm:
     separator: Text between several findings in the cell of a single column, or
       None where a cell is one class.
     no_finding: Word for an image without findings; with `separator` only.
-    uncertain: What -1 counts as, one of `CHOICES`, or None to refuse it.
-    blank: What an empty cell counts as, likewise.
+    uncertain: Meaning of -1, one of `CHOICES`, or None to refuse it.
+    blank: Meaning of an empty cell, one of `CHOICES`, or None to refuse it.
   """
 
   columns: tuple[str, ...] = ('label',)
@@ -110,7 +110,7 @@ class LabelForm:
     return len(self.columns) > 1 and not self.one_hot
 
   def choices(self, kind: str) -> tuple[str, ...]:
-    """Returns what cells may count as.
+    """Returns the allowed meanings of cells.
 
     Args:
       kind: `uncertain` or `blank`.
@@ -139,13 +139,13 @@ class LabelForm:
       )
 
 
-# Cells that the form may say how to read, as an error calls them.
+# Names in errors of the cells whose meaning is a choice.
 _ASKED = {'uncertain': 'uncertain (-1)', 'blank': 'blank'}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Problem:
-  """A cell that the form does not say how to read."""
+  """A cell that the form leaves open."""
 
   where: str
   kind: str  # 'uncertain', 'blank' or a sentence.
@@ -158,11 +158,11 @@ def read(
   """Returns the labels of each row, or None for a row that is left out.
 
   Args:
-    form: How labels stand in the cells.
+    form: Form of the labels.
     rows: Name of each row for messages, and its cells by column.
 
   Raises:
-    InputError: Cells that are no labels, or that ask for a choice, by row.
+    InputError: Cells are no labels or ask for a choice; the text names rows.
   """
   problems: list[Problem] = []
   several = len(form.columns) > 1
@@ -226,8 +226,8 @@ def _of_findings(
   names = [image_paths.normal(n) for n in text.split(form.separator or '|')]
   names = [_plain_number(name) for name in names if name]
   none = image_paths.normal(form.no_finding or '').casefold()
-  found = [name for name in names if not none or name.casefold() != none]
-  if found and len(found) < len(names):
+  findings = [name for name in names if not none or name.casefold() != none]
+  if findings and len(findings) < len(names):
     problems.append(
       Problem(
         where,
@@ -236,7 +236,7 @@ def _of_findings(
         form.columns[0],
       )
     )
-  return Labels(tuple(dict.fromkeys(found)))
+  return Labels(tuple(dict.fromkeys(findings)))
 
 
 def _of_columns(
@@ -246,7 +246,7 @@ def _of_columns(
   problems: list[Problem],
 ) -> Labels | None:
   """Reads several columns of 0 and 1."""
-  found: list[str] = []
+  present: list[str] = []
   unknown: list[str] = []
   is_left_out = False
   for column in form.columns:
@@ -259,20 +259,20 @@ def _of_columns(
         unknown.append(column)
       value = int(choice == '1')
     if value:
-      found.append(column)
+      present.append(column)
   if is_left_out:
     return None
-  if form.one_hot and len(found) != 1 and not problems:
+  if form.one_hot and len(present) != 1 and not problems:
     problems.append(
       Problem(
         where,
-        f'{len(found)} of the label columns are 1, but exactly one must be '
+        f'{len(present)} of the label columns are 1, but exactly one must be '
         'with one_hot; mend the row, or leave one_hot out if an image may have '
         'several findings',
         form.columns[0],
       )
     )
-  return Labels(tuple(found), tuple(unknown))
+  return Labels(tuple(present), tuple(unknown))
 
 
 def _choice(
@@ -282,7 +282,7 @@ def _choice(
   text: str,
   problems: list[Problem],
 ) -> str | None:
-  """Returns what a cell that is neither 0 nor 1 counts as."""
+  """Returns the meaning of a cell that is neither 0 nor 1."""
   plain = text.strip().casefold()
   if _plain_number(plain) == '-1':
     kind, choice = 'uncertain', form.uncertain

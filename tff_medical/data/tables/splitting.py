@@ -22,7 +22,7 @@ import numpy as np
 
 from tff_medical.data import images
 
-# Where the splits of own images come from.
+# Origins of the splits of own images.
 GIVEN = 'given'
 BY_PATIENT = 'made by patient'
 BY_COPIES = 'made by group of near copies'
@@ -46,7 +46,7 @@ def split(
   Args:
     groups: Name of the group of each row; a group is never divided.
     strata: int64 [N], number of the stratum of each row.
-    seed: Of the hash; another one gives another split.
+    seed: Seed of the hash; another one gives another split.
     validation: Share of the groups that go to validation.
     test: Share of the groups that go to test.
 
@@ -94,7 +94,7 @@ def strata(labels: np.ndarray, sites: np.ndarray | None) -> np.ndarray:
 def _fill(
   splits: np.ndarray, places: np.ndarray, members: np.ndarray, number: int
 ) -> None:
-  """Gives a split that has none of some groups one of the largest split's."""
+  """Moves a group of the largest split to a split that has none, in place."""
   if (splits[members] == number).any():
     return
   counts = np.bincount(splits[members], minlength=len(images.SPLIT_NAMES))
@@ -110,7 +110,7 @@ def _fill(
 
 
 def _place(seed: int, name: str) -> float:
-  """Returns where the hash of a group lies, in 0..1."""
+  """Returns the hash of a group's name as a number in 0..1."""
   digest = hashlib.blake2b(
     name.encode('utf-8', 'surrogatepass'),
     digest_size=8,
