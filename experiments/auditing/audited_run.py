@@ -20,6 +20,7 @@ import tensorflow_federated as tff
 from experiments.config import assembly
 from experiments.config import flags as flags_lib
 from experiments.config import settings as settings_lib
+from experiments.modes import base
 from tff_medical import _validate
 from tff_medical.auditing import bounds
 from tff_medical.auditing import canaries as canaries_lib
@@ -28,6 +29,7 @@ from tff_medical.data import images as images_lib
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import card as card_lib
+from tff_medical.privacy import class_counts
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
@@ -67,12 +69,28 @@ class FinishedRun:
     """
     task = assembly.load_task(self.settings)
     self._check_data(task.data)
+    if self.settings.mode.class_weights == base.NOISED:
+      task = dataclasses.replace(task, class_weights=self._counts().weights())
     initial = task.initial_model.digest if task.initial_model else None
     if initial != self.config.initial_model_sha256:
       raise self._other(
         'initial model', self.config.initial_model_sha256, initial
       )
     return task
+
+  def _counts(self) -> class_counts.ClassCounts:
+    """Returns the noised class counts, which the run has published."""
+    try:
+      header = ledger_lib.read(self.folder.ledger).header
+    except FileNotFoundError:
+      header = {}
+    counts = class_counts.ClassCounts.of(dict(header))
+    if counts is None:
+      raise _validate.InputError(
+        f'{self.folder.path} has lost the class counts of its ledger; restore '
+        'the file'
+      )
+    return counts
 
   def load_data(self) -> images_lib.ImageData:
     """Returns the data of the run, without loading its initial model.

@@ -17,6 +17,7 @@ __all__ = [
   'accounting',
   'aggregators',
   'calibration',
+  'class_counts',
   'card',
   'distributed_dp_mechanism',
   'dp_ftrl_mechanism',
@@ -33,6 +34,7 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import aggregators as aggregators
   from tff_medical.privacy import calibration as calibration
   from tff_medical.privacy import card as card
+  from tff_medical.privacy import class_counts as class_counts
   from tff_medical.privacy import (
     distributed_dp_mechanism as distributed_dp_mechanism,
   )

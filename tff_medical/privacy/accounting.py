@@ -146,7 +146,11 @@ def accountant_of(event: dp_accounting.DpEvent) -> str:
 
 
 def epsilon(
-  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent,
+  *,
+  rounds: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None = None,
 ) -> float:
   """Returns the stated epsilon at `delta` of `rounds` such events.
 
@@ -157,14 +161,19 @@ def epsilon(
     event: Event of one round.
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    before: Event that is paid for once besides, if any, even with no rounds.
   """
   if accountant_of(event) == 'RDP':
-    return rdp_epsilon(event, rounds=rounds, delta=delta)
-  return pld_epsilon(event, rounds=rounds, delta=delta)
+    return rdp_epsilon(event, rounds=rounds, delta=delta, before=before)
+  return pld_epsilon(event, rounds=rounds, delta=delta, before=before)
 
 
 def pld_epsilon(
-  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent,
+  *,
+  rounds: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None = None,
 ) -> float:
   """Returns the epsilon at `delta` of `rounds` such events, by PLD.
 
@@ -173,10 +182,13 @@ def pld_epsilon(
       or not sampled, or a non-private event, whose epsilon is inf.
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    before: Gaussian event that is paid for once besides, if any.
   """
   _validate.in_range(0, 1, delta=delta)
   if rounds == 0:
-    return 0.0
+    if before is None:
+      return 0.0
+    return pld_epsilon(before, rounds=1, delta=delta)
   if isinstance(event, dp_accounting.NonPrivateDpEvent):
     return math.inf
   interval = _interval(event, rounds)
@@ -185,19 +197,27 @@ def pld_epsilon(
     composed = _round_distribution(event, interval).self_compose(
       rounds, _TAIL_MASS
     )
+    if before is not None:
+      composed = composed.compose(_round_distribution(before, interval))
     epsilon_on_grid = float(composed.get_epsilon_for_delta(delta))
   if interval == _DISCRETIZATION:
     return epsilon_on_grid
   # A coarse grid may overstate epsilon more than a bound without amplification
   # by sampling does.
   noise = _noise_to_sensitivity(event) / math.sqrt(rounds)
+  if before is not None:
+    noise = 1 / math.hypot(1 / noise, 1 / _noise_to_sensitivity(before))
   return min(
     epsilon_on_grid, float(dp_accounting.get_epsilon_gaussian(noise, delta))
   )
 
 
 def rdp_epsilon(
-  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent,
+  *,
+  rounds: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None = None,
 ) -> float:
   """Returns the epsilon at `delta` of `rounds` such events, by RDP.
 
@@ -207,10 +227,13 @@ def rdp_epsilon(
     event: Event of one round.
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    before: Event that is paid for once besides, if any.
   """
   _validate.in_range(0, 1, delta=delta)
   if rounds == 0:
-    return 0.0
+    if before is None:
+      return 0.0
+    return rdp_epsilon(before, rounds=1, delta=delta)
   # The theorems behind our ZCDpEvents hold for whole orders.
   whole = isinstance(event, dp_accounting.ZCDpEvent)
   accountant = rdp.RdpAccountant(
@@ -221,6 +244,8 @@ def rdp_epsilon(
     return math.inf
   with _quiet():
     accountant.compose(event, rounds)
+    if before is not None:
+      accountant.compose(before)
     return float(accountant.get_epsilon(delta))
 
 
