@@ -46,11 +46,13 @@ import tensorflow_federated as tff
 import tqdm
 
 from experiments.config import assembly
+from experiments.modes import base
 from experiments.running import dry_run
 from tff_medical import runtime
 from tff_medical.data import images
 from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
+from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
@@ -78,7 +80,11 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.run.output_dir or ''))
   folder.check()
   set_runtime(settings.run)
-  parts = assembly.assemble(settings, progress=_show_calibration)
+  parts = assembly.assemble(
+    settings,
+    progress=_show_calibration,
+    counts=_earlier_counts(folder, settings),
+  )
   settings, task, feed = parts.settings, parts.task, parts.feed
   mechanism = parts.mechanism
   if mechanism.is_private:
@@ -96,6 +102,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     delta=parts.delta,
     epsilon_budget=settings.mode.epsilon_budget,
     run_id=config.run_id,
+    counts=parts.counts,
   ) as ledger:
     folder.remove_leftovers()
     checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
@@ -184,6 +191,19 @@ def _final_metrics(
   if outcome.reason is training.StopReason.INTERRUPTED:
     return {}
   return dict(task.evaluate(outcome.weights, split_name))
+
+
+def _earlier_counts(
+  folder: run_folder_lib.RunFolder, settings: settings_lib.Settings
+) -> class_counts.ClassCounts | None:
+  """Returns the noised class counts that an earlier start has paid for."""
+  if settings.mode.class_weights != base.NOISED:
+    return None
+  try:
+    header = ledger_lib.read(folder.ledger).header
+  except FileNotFoundError:
+    return None
+  return class_counts.ClassCounts.of(dict(header))
 
 
 def set_runtime(run: settings_lib.RunSettings) -> None:

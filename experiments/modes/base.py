@@ -28,9 +28,12 @@ if typing.TYPE_CHECKING:
   import tensorflow as tf
   import tensorflow_federated as tff
 
+  from tff_medical.privacy import class_counts
   from tff_medical.privacy import interface
   from tff_medical.privacy import mechanisms
 
+# Value of class_weights for weights from a noised count.
+NOISED = 'noised'
 SCHEDULES = ('constant', 'linear', 'cosine')
 AUGMENTATIONS = ('flip', 'rotate', 'crop', 'shift', 'brightness')
 
@@ -60,6 +63,8 @@ class Mode(abc.ABC):
   noise_varies: ClassVar[str] = ''
   # Whether an absent client must take part in a round without data.
   keeps_absent: ClassVar[bool] = False
+  # Whether each site adds its own noise, and trusts nobody.
+  sites_add_noise: ClassVar[bool] = False
   # Whether a release is the sum of clipped updates with one noise.
   has_one_noise: ClassVar[bool] = False
   # Runtimes that can run the mode.
@@ -160,7 +165,16 @@ class Mode(abc.ABC):
   class_weights: Optional[str] = fields.setting(
     None,
     "weights of the classes in a record's loss, positive numbers with commas, "
-    'which are scaled to a mean of 1',
+    'which are scaled to a mean of 1; noised balances the classes by a noised '
+    'count of the records or patients, which ε includes',
+  )
+  class_count_noise: Optional[float] = fields.setting(
+    None,
+    'standard deviation of the noise on each class count, in records or '
+    'patients [half the square root of their number]',
+    only_if={'class_weights': (NOISED,)},
+    low=limits.MIN_NOISE_MULTIPLIER,
+    high=limits.MAX_NOISE_MULTIPLIER,
   )
   augment: Optional[str] = fields.setting(
     None,
@@ -182,15 +196,15 @@ class Mode(abc.ABC):
 
   @property
   def class_weight_values(self) -> tuple[float, ...] | None:
-    """Weights of the classes as given, if there are any.
+    """Weights of the classes as given; None if there are none yet.
 
     Raises:
       InputError: A weight is no positive number.
     """
-    if self.class_weights is None:
+    if self.class_weights in (None, NOISED):
       return None
     values = []
-    for text in self.class_weights.split(','):
+    for text in str(self.class_weights).split(','):
       try:
         value = float(text)
       except ValueError:
@@ -276,11 +290,27 @@ class Mode(abc.ABC):
     if self.server_optimizer == 'adam_bc':
       self._check_adam_bc()
     _ = self.class_weight_values
+    if self.class_weights == NOISED:
+      self._check_noised_counts()
     for name in self.augment_names:
       _validate.one_of(AUGMENTATIONS, augment=name)
     if len(set(self.augment_names)) < len(self.augment_names):
       raise InputError(
         f'augment must name each transformation once, got {self.augment}'
+      )
+
+  def _check_noised_counts(self) -> None:
+    """Refuses a noised count where it has no bound or no use."""
+    remedy = 'give numbers with commas'
+    if self.privacy_unit == 'client':
+      raise InputError(
+        f'class_weights must not be {NOISED} with privacy_unit=client: a client '
+        f'changes the counts by all of its images; {remedy}'
+      )
+    if not self.is_private:
+      raise InputError(
+        f'class_weights must not be {NOISED} without privacy, where exact '
+        f'weights cost nothing; {remedy}'
       )
 
   def _check_adam_bc(self) -> None:
@@ -326,8 +356,25 @@ class Mode(abc.ABC):
         f'target_delta must be given where the population is {num_units}: its '
         f'default would be {delta:g}'
       )
-    return self.with_default(
+    mode = self.with_default(
       target_delta=delta, epsilon_budget=self.target_epsilon
+    )
+    if mode.class_weights == NOISED:
+      return mode.with_default(class_count_noise=num_units**0.5 / 2)
+    return mode
+
+  def class_count_release(
+    self, num_clients: int
+  ) -> class_counts.ClassCountRelease | None:
+    """Returns the release before the first round, if the mode has one.
+
+    Args:
+      num_clients: Number of clients.
+    """
+    if self.class_weights != NOISED:
+      return None
+    return tfm.privacy.class_counts.ClassCountRelease(
+      known(self.class_count_noise), num_clients if self.sites_add_noise else 1
     )
 
   def with_default(self: ModeT, **defaults: Any) -> ModeT:

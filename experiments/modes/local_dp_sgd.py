@@ -32,6 +32,7 @@ class LocalDpSgd(unit_training.UnitTraining):
 
   name: ClassVar[str] = 'local_dp_sgd'
   refuses_canaries: ClassVar[str] = 'each site adds its own noise'
+  sites_add_noise: ClassVar[bool] = True
   noise_varies: ClassVar[str] = (
     'each site adds noise to its own steps, and which sites are averaged varies'
   )

@@ -184,6 +184,23 @@ class SettingsTest(parameterized.TestCase):
       ['--adam_bc_floor=.1'],
       'adam_bc_floor.*ignored with server_optimizer=sgd',
     ),
+    (['--class_weights=noised'], 'class_weights.*privacy_unit=client'),
+    (
+      [
+        '--class_weights=noised',
+        '--privacy_unit=record',
+        '--clipping=none',
+      ],
+      'class_weights must not be noised without privacy',
+    ),
+    (
+      [
+        '--class_weights=1,2',
+        '--class_count_noise=3',
+        '--privacy_unit=record',
+      ],
+      'class_count_noise.*ignored with class_weights=1,2',
+    ),
     (['--label_smoothing=1'], 'label_smoothing must lie between'),
     (['--class_weights=1,x'], "class_weights must be positive.*got 'x'"),
     (['--class_weights=1,0'], "class_weights must be positive.*got '0'"),

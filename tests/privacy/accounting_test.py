@@ -85,6 +85,44 @@ class PldEpsilonTest(parameterized.TestCase):
     # The grid overstates small epsilons; see the module's docstring.
     self.assertLess(stated, exact + (2e-3 if exact > 0.5 else 1e-2))
 
+  @parameterized.parameters(1, 40)
+  def test_a_release_before_gaussian_rounds_has_a_closed_form(self, rounds):
+    event, before = (dp_accounting.GaussianDpEvent(z) for z in (5.0, 7.0))
+    total = 1 / math.hypot(math.sqrt(rounds) / 5, 1 / 7)
+    self.assertAlmostEqual(
+      accounting.epsilon(event, rounds=rounds, delta=1e-5, before=before),
+      dp_accounting.get_epsilon_gaussian(total, 1e-5),
+      delta=2e-3,
+    )
+    alone = accounting.epsilon(event, rounds=0, delta=1e-5, before=before)
+    self.assertAlmostEqual(
+      alone, dp_accounting.get_epsilon_gaussian(7.0, 1e-5), delta=2e-3
+    )
+
+  def test_a_release_before_sampled_rounds_is_composed_by_the_library(self):
+    event, before = _poisson(0.1, 1.0), dp_accounting.GaussianDpEvent(4.0)
+    expected = (
+      pld.PLDAccountant(value_discretization_interval=1e-3)
+      .compose(event, 20)
+      .compose(before)
+      .get_epsilon(1e-4)
+    )
+    found = accounting.epsilon(event, rounds=20, delta=1e-4, before=before)
+    self.assertAlmostEqual(found, expected, delta=1e-3)
+    plain = accounting.epsilon(event, rounds=20, delta=1e-4)
+    self.assertGreater(found, plain + 0.01)
+    by_rdp = accounting.rdp_epsilon(event, rounds=20, delta=1e-4, before=before)
+    self.assertGreater(by_rdp, found)
+    self.assertGreater(
+      by_rdp, accounting.rdp_epsilon(event, rounds=20, delta=1e-4) + 0.01
+    )
+    # On the coarsest grid the bound without amplification has both parts.
+    hardly = dp_accounting.GaussianDpEvent(1e-4)
+    self.assertGreaterEqual(
+      accounting.epsilon(hardly, rounds=3, delta=1e-4, before=hardly),
+      dp_accounting.get_epsilon_gaussian(1e-4 / 2, 1e-4) * (1 - 1e-9),
+    )
+
   def test_no_noise_is_no_guarantee_and_no_round_costs_nothing(self):
     event = dp_accounting.NonPrivateDpEvent()
     self.assertEqual(

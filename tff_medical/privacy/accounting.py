@@ -155,7 +155,11 @@ def accountant_of(event: dp_accounting.DpEvent) -> str:
 
 
 def epsilon(
-  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent,
+  *,
+  rounds: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None = None,
 ) -> float:
   """Returns the stated epsilon at `delta` of `rounds` such events.
 
@@ -166,8 +170,19 @@ def epsilon(
     event: Event of one round.
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    before: Event that is paid for once besides, if any, even with no rounds.
   """
-  return composed_epsilon([(event, rounds)], delta=delta)
+  return composed_epsilon(_charges(event, rounds, before), delta=delta)
+
+
+def _charges(
+  event: dp_accounting.DpEvent,
+  rounds: int,
+  before: dp_accounting.DpEvent | None,
+) -> list[tuple[dp_accounting.DpEvent, int]]:
+  """Returns the charges of a run: its rounds, and what comes before them."""
+  once = [] if before is None else [(before, 1)]
+  return [(event, rounds), *once]
 
 
 def composed_epsilon(
@@ -240,7 +255,11 @@ def _total_noise(parts: Mapping[dp_accounting.DpEvent, int]) -> float:
 
 
 def pld_epsilon(
-  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent,
+  *,
+  rounds: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None = None,
 ) -> float:
   """Returns the epsilon at `delta` of `rounds` such events, by PLD.
 
@@ -249,8 +268,9 @@ def pld_epsilon(
       or not sampled, or a non-private event, whose epsilon is inf.
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    before: Gaussian event that is paid for once besides, if any.
   """
-  return _pld_epsilon([(event, rounds)], delta)
+  return _pld_epsilon(_charges(event, rounds, before), delta)
 
 
 def _pld_epsilon(
@@ -298,7 +318,11 @@ def _common_interval(parts: Mapping[dp_accounting.DpEvent, int]) -> float:
 
 
 def rdp_epsilon(
-  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent,
+  *,
+  rounds: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None = None,
 ) -> float:
   """Returns the epsilon at `delta` of `rounds` such events, by RDP.
 
@@ -308,8 +332,9 @@ def rdp_epsilon(
     event: Event of one round.
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    before: Event that is paid for once besides, if any.
   """
-  return _rdp_epsilon([(event, rounds)], delta)
+  return _rdp_epsilon(_charges(event, rounds, before), delta)
 
 
 def _rdp_epsilon(

@@ -125,6 +125,7 @@ def build_card(
     'rounds_charged': ledger.rounds_charged,
     'charges': ledger.charges,
     'charge_event': repr(mechanism.charge_event()),
+    **(ledger.counts.describe() if ledger.counts else {}),
     'accountant': accounting.accountant_of(mechanism.charge_event()),
     'accountant_version': accounting.accountant_version(),
     'ledger_sha256': ledger.digest,
