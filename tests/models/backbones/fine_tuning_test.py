@@ -143,7 +143,7 @@ class ErrorTest(parameterized.TestCase):
   @parameterized.parameters(
     (_LITE, 'hed', {}, "did you mean 'head'"),
     ('scattering', 'norms', {}, "trainable must be 'head'"),
-    ('keras:MobileNet', 'all', {}, "trainable must be 'head'"),
+    ('savedmodel:x', 'all', {}, "trainable must be 'head'"),
     ('lite0', 'head', {}, 'backbone must be one of'),
     (_LITE, 'all', {'layers': ['stem', 'head']}, 'layers must be one name'),
     (_LITE, 'all', {'layers': []}, 'got none'),
