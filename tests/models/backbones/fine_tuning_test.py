@@ -115,6 +115,23 @@ class PartsTest(parameterized.TestCase):
       split.trained(_inputs(split, _images())), expected
     )
 
+  @parameterized.parameters('head', 'last_block', 'norms')
+  def test_both_parts_are_one_model(self, part):
+    split = _split(part, 'block_1')
+    expected = split.trained(_inputs(split, _images())).numpy()
+    _functional(split)  # Keras models do not work after it.
+    model = split.joined()
+    np.testing.assert_allclose(model(_images()), expected, atol=1e-6)
+    models.restore_eager(model)
+    self.assertEqual(
+      [id(w) for w in model.trainable_weights],
+      [id(w) for w in split.trained.trainable_weights],
+    )
+    split.trained.trainable_weights[-1].assign_add([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(
+      model(_images()), expected + [1.0, 2.0, 3.0], atol=1e-5
+    )
+
   def test_the_frozen_kernels_stay_in_place_in_a_step(self):
     split = _split('norms', 'block_1')
     model = _functional(split)

@@ -135,7 +135,6 @@ class FineTuningTest(parameterized.TestCase):
     ('MobileNetV2', 'last_block', 'block_2_add'),
     ('MobileNetV2', 'norms', 'block_2_add'),
     ('MobileNetV2', 'all', 'block_2_add'),
-    ('EfficientNetB0', 'all', 'block2b_add'),
   )
   def test_starts_as_the_head_on_the_frozen_network(self, name, part, end):
     head = self._split(name, 'head', layers=[end])
