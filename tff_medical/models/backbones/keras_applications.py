@@ -143,18 +143,18 @@ def _before_last_block(
   names = names[: names.index(end) + 1]
   blocks = [match[0] for match in map(_BLOCK.match, names) if match]
   last = blocks[-1] if blocks else ''
-  before, is_open = '', set()
+  before, open_names = '', set()
   for name in names:
     match = _BLOCK.match(name)
     if last and match and match[0] == last:
       break
     layer = network.get_layer(name)
-    is_open.add(name)
+    open_names.add(name)
     for source in layer.inbound_nodes[0].parent_nodes:
       after = {node.layer.name for node in source.layer.outbound_nodes}
       if after <= set(names[: names.index(name) + 1]):
-        is_open.discard(source.layer.name)
-    if is_open == {name}:
+        open_names.discard(source.layer.name)
+    if open_names == {name}:
       before = name
   if not blocks or not before:
     raise _validate.InputError(
