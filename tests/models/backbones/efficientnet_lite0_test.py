@@ -85,7 +85,7 @@ class NetworkTest(parameterized.TestCase):
 
 
 @installed_weights.needed
-class FileTest(parameterized.TestCase):
+class WeightsFileTest(parameterized.TestCase):
   def _load(self, arrays):
     path = os.path.join(self.create_tempdir().full_path, 'other.pth')
     torch_files.write(path, arrays)

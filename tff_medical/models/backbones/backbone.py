@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tff_medical import _files
 from tff_medical import _validate
+from tff_medical.models import checks
 
 # Number of names that an error lists.
 _FEW = 20
@@ -107,6 +108,18 @@ class Split:
     """Entry on the backbone in a privacy card, fit for JSON."""
     stated = _stated(self.name, self.layers, self.image_size, self.origin)
     return {**stated, 'trained_part': self.part}
+
+  def joined(self) -> tf.keras.Model:
+    """Returns both parts as one Keras model from images to logits.
+
+    It shares the weights of `trained`, and may be made before or after them.
+    """
+    checks.restore_eager(self.trained)
+    if self.frozen is None:
+      return self.trained
+    inputs = tf.keras.Input(self.frozen.input_shape[1:], name='image')
+    # Not nested: Keras cannot clone a model of models.
+    return tf.keras.Model(inputs, self.trained.call(self.frozen.call(inputs)))
 
 
 def _stated(

@@ -30,12 +30,15 @@ from tff_medical import _validate
 from tff_medical.models import layers as layers_lib
 from tff_medical.models.backbones import backbone
 from tff_medical.models.backbones import efficientnet_lite0
+from tff_medical.models.backbones import keras_applications
 from tff_medical.models.backbones import loading
 
 HEAD = 'head'
 PARTS = (HEAD, 'last_block', 'norms', 'all')
+# By the name before a colon.
 _SPLITTERS: dict[str, backbone.Splitter] = {
-  efficientnet_lite0.NAME: efficientnet_lite0.split
+  efficientnet_lite0.NAME: efficientnet_lite0.split,
+  keras_applications.PREFIX: keras_applications.split,
 }
 
 
@@ -85,7 +88,7 @@ def trainable(
       f'{",".join(request.layers) or "none"}; name the layer that ends the '
       'network'
     )
-  return _SPLITTERS[name](request, part, logits)
+  return _SPLITTERS[_kind(name)](request, part, logits)
 
 
 def check_part(name: str, part: str) -> None:
@@ -96,11 +99,15 @@ def check_part(name: str, part: str) -> None:
     part: Part that is to be trained.
   """
   _validate.one_of(PARTS, trainable=part)
-  if part != HEAD and name not in _SPLITTERS:
+  if part != HEAD and _kind(name) not in _SPLITTERS:
     raise _validate.InputError(
       f'trainable must be {HEAD!r} for backbone {name!r}, got {part!r}; choose '
-      f'{", ".join(_SPLITTERS)} or train the head'
+      f'a backbone {" or ".join(_SPLITTERS)}, or train the head'
     )
+
+
+def _kind(name: str) -> str:
+  return name.partition(':')[0]
 
 
 def _head(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import difflib
 import inspect
+import re
 import sys
 from typing import Any
 
@@ -18,10 +19,12 @@ import tensorflow as tf
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.models.backbones import backbone
+from tff_medical.models.backbones import constant_norms
 from tff_medical.models.backbones import features
 
 PREFIX = 'keras'
 _SMALLEST = 32
+_BLOCK = re.compile(r'(.*_)?block_?\d+[a-z]?(?=_)')
 
 
 def _networks() -> dict[str, Callable[..., tf.keras.Model]]:
@@ -61,28 +64,126 @@ def load(request: backbone.Request) -> backbone.Backbone:
     InputError: The name, a layer or the size cannot be used, or the weights can
       neither be downloaded nor read.
   """
-  name = request.argument
-  build = _find(name)
-  side = request.side(_SMALLEST)
-  network = _without_weights(request, build, side)
-  layer_names = _layer_names(network)
-  layers = request.chosen(layer_names, _default_layers(network, layer_names))
-  network, origin = _with_weights(request, build, network)
-  inputs, x = features.rgb_images(request.image_shape, side)
+  bare = _bare(request)
+  layer_names = _layer_names(bare)
+  layers = request.chosen(layer_names, _default_layers(bare, layer_names))
+  network, origin = _with_weights(request, bare)
+  inputs, x = _inputs(request, network)
   network.trainable = False
   cut = tf.keras.Model(
     network.input, [network.get_layer(layer).output for layer in layers]
   )
-  maps = cut(Preprocessed(name)(x), training=False)
+  maps = cut(x, training=False)
   maps = [maps] if len(layers) == 1 else maps
   return backbone.Backbone(
     name=request.name,
     origin=origin,
     layer_names=layer_names,
     layers=layers,
-    image_size=(side, side),
-    model=tf.keras.Model(inputs, features.of_maps(maps), name=name.lower()),
+    image_size=tuple(network.input_shape[1:3]),
+    model=tf.keras.Model(
+      inputs, features.of_maps(maps), name=request.argument.lower()
+    ),
   )
+
+
+def split(
+  request: backbone.Request, part: str, logits: backbone.Classifier
+) -> backbone.Split:
+  """Returns the network as a frozen and a trained part.
+
+  Args:
+    request: Request, with one layer at most: the one that ends the network.
+    part: 'last_block', 'norms' or 'all'.
+    logits: Function that adds the classifier.
+
+  Raises:
+    InputError: As `load` raises it, or the network has no such part.
+  """
+  bare = _bare(request)
+  layer_names = _layer_names(bare)
+  (end,) = request.chosen(layer_names, layer_names[-1:])
+  start = _before_last_block(request, bare, end) if part == 'last_block' else ''
+  network, origin = _with_weights(request, bare)
+  inputs, x = _inputs(request, network)
+  frozen = None
+  output = network.get_layer(end).output
+  if start:
+    maps = network.get_layer(start).output
+    rest = tf.keras.Model(maps, output)
+    below = tf.keras.Model(network.input, maps)
+    below.trainable = False
+    frozen = tf.keras.Model(inputs, below(x, training=False))
+    inputs = x = tf.keras.Input(frozen.output_shape[1:], name='maps')
+  else:
+    rest = tf.keras.Model(network.input, output)
+  copied = constant_norms.copy(request.name, rest, norms_alone=part == 'norms')
+  # Not nested: TFF cannot clone a copied network inside of another one.
+  maps = copied.call(x)
+  trained = tf.keras.Model(inputs, logits(features.of_maps([maps])))
+  return backbone.Split(
+    name=request.name,
+    part=part,
+    origin=origin,
+    layers=(end,),
+    image_size=tuple(network.input_shape[1:3]),
+    frozen=frozen,
+    trained=trained,
+  )
+
+
+def _before_last_block(
+  request: backbone.Request, network: tf.keras.Model, end: str
+) -> str:
+  """Returns the layer whose output is all that the last block takes.
+
+  Keras names a block's layers alike: 'conv5_block3_1_conv', 'block7a_add'.
+  """
+  names = [layer.name for layer in network.layers]
+  names = names[: names.index(end) + 1]
+  blocks = [match[0] for match in map(_BLOCK.match, names) if match]
+  last = blocks[-1] if blocks else ''
+  before, open_names = '', set()
+  for name in names:
+    match = _BLOCK.match(name)
+    if last and match and match[0] == last:
+      break
+    layer = network.get_layer(name)
+    open_names.add(name)
+    for source in layer.inbound_nodes[0].parent_nodes:
+      after = {node.layer.name for node in source.layer.outbound_nodes}
+      if after <= set(names[: names.index(name) + 1]):
+        open_names.discard(source.layer.name)
+    if open_names == {name}:
+      before = name
+  if not blocks or not before:
+    raise _validate.InputError(
+      f'backbone {request.name!r} has no layer that begins its last block '
+      f"before {end!r}; train 'head', 'norms' or 'all'"
+    )
+  return before
+
+
+def _bare(request: backbone.Request) -> tf.keras.Model:
+  """Returns the network with random weights, which costs no download."""
+  build = _find(request.argument)
+  side = request.side(_SMALLEST)
+  try:
+    return build(include_top=False, weights=None, input_shape=(side, side, 3))
+  except ValueError as error:
+    raise _validate.InputError(
+      f'backbone {request.name!r} takes no images of {side} x {side} pixels '
+      f'({error}); choose a larger image_size'
+    ) from error
+
+
+def _inputs(
+  request: backbone.Request, network: tf.keras.Model
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns the input, images in 0..1, and it as the network's own pixels."""
+  side = network.input_shape[1]
+  inputs, x = features.rgb_images(request.image_shape, side)
+  return inputs, Preprocessed(request.argument, name='preprocessed')(x)
 
 
 def _find(name: str) -> Callable[..., tf.keras.Model]:
@@ -97,26 +198,12 @@ def _find(name: str) -> Callable[..., tf.keras.Model]:
   return networks[name]
 
 
-def _without_weights(
-  request: backbone.Request, build: Callable[..., tf.keras.Model], side: int
-) -> tf.keras.Model:
-  try:
-    return build(include_top=False, weights=None, input_shape=(side, side, 3))
-  except ValueError as error:
-    raise _validate.InputError(
-      f'backbone {request.name!r} takes no images of {side} x {side} pixels '
-      f'({error}); choose a larger image_size'
-    ) from error
-
-
 def _with_weights(
-  request: backbone.Request,
-  build: Callable[..., tf.keras.Model],
-  network: tf.keras.Model,
+  request: backbone.Request, network: tf.keras.Model
 ) -> tuple[tf.keras.Model, backbone.Origin]:
   """Returns the network with its weights, and where they come from."""
   if request.weights is None:
-    network = _downloaded(request, build, network)
+    network = _downloaded(request, network)
     source, license, trained_on = (
       'keras.applications',
       'as keras.applications states it',
@@ -134,12 +221,10 @@ def _with_weights(
 
 
 def _downloaded(
-  request: backbone.Request,
-  build: Callable[..., tf.keras.Model],
-  network: tf.keras.Model,
+  request: backbone.Request, network: tf.keras.Model
 ) -> tf.keras.Model:
   try:
-    return build(
+    return _find(request.argument)(
       include_top=False,
       weights='imagenet',
       input_shape=network.input_shape[1:],
@@ -168,7 +253,11 @@ def _read(request: backbone.Request, network: tf.keras.Model) -> None:
 
 
 def _layer_names(network: tf.keras.Model) -> tuple[str, ...]:
-  """Returns the layers with maps [N, h, w, c], without padding and input."""
+  """Returns the layers with maps [N, h, w, c] that Keras gives a name.
+
+  Names that Keras counts up, such as 'multiply_17', change from one network to
+  the next in a process. They and zero padding are left out.
+  """
   return tuple(
     layer.name
     for layer in network.layers
@@ -177,6 +266,15 @@ def _layer_names(network: tf.keras.Model) -> tuple[str, ...]:
     and not isinstance(
       layer, (tf.keras.layers.InputLayer, tf.keras.layers.ZeroPadding2D)
     )
+    and not _is_counted(layer)
+  )
+
+
+def _is_counted(layer: tf.keras.layers.Layer) -> bool:
+  kind = re.escape(type(layer).__name__.lower())
+  plain = layer.name.replace('_', '')
+  return layer.name.startswith('tf.') or bool(
+    re.fullmatch(rf'{kind}\d*', plain)
   )
 
 
