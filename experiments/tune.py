@@ -460,9 +460,8 @@ class Tuning:
       trials = self._draw()
     with ending.deferred():
       self.folder.mkdir(parents=True, exist_ok=True)
-      self.trials_folder.mkdir(exist_ok=True)
       if self.search.is_secret:
-        self.trials_folder.chmod(0o700)
+        self.trials_folder.mkdir(0o700)
         note = self.trials_folder / 'KEEP_SECRET.txt'
         _files.write_bytes(note, _PRIVATE_NOTE.encode(), private=True)
       listed = {'trials': [dict(candidate) for candidate in trials]}

@@ -228,6 +228,9 @@ def of_the_best(
     'tuning': {**tuning, 'epsilon_of_one_training': card['epsilon']},
   }
   values.pop('data_ledger', None)
+  if 'created' in card:
+    # The time of day would tell how long the trials took, hence their number.
+    values['created'] = card['created'][:10]
   if data_ledger is not None:
     values['data_ledger'] = data_ledger.describe()
   return values

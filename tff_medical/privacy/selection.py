@@ -7,8 +7,8 @@ Each trial is one training. There are two ways to pay for the choice:
 - `Selected`: Papernot and Steinke 2022 (arXiv 2110.03620). The number of trials
   is drawn from a truncated negative binomial distribution, each trial draws its
   settings anew from the same candidates, and only the best trial is released.
-  Its price is that of about two trials, and grows with the logarithm of their
-  mean number. The number itself and all other trials must stay secret.
+  Its price grows with the logarithm of the mean number. The number itself and
+  all other trials must stay secret.
 
 Both have the members of a mechanism that calibration and data ledger use, with
 a single charge for everything.
@@ -20,7 +20,7 @@ a single charge for everything.
 ...     dp_accounting.GaussianDpEvent(100.0), rounds=100, delta=1e-5)
 >>> price = accounting.epsilon(selected, rounds=1, delta=1e-5)
 >>> round(alone, 2), round(price, 2)
-(0.41, 1.06)
+(0.38, 0.85)
 """
 
 from __future__ import annotations
