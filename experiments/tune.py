@@ -9,7 +9,8 @@ The flags of `experiments.train` are common to all trials. Each trial is a
 training in its own process, whose settings come from --search. ε is the price
 of the whole search: the noise of each trial is calibrated so that all of them
 together keep --target_epsilon. The best trial by --metric on validation images
-is released as `saved_model`, whose card states that ε, and `best.flags`.
+is released as `saved_model`, whose card states that ε, and `best.flags`. With
+--eval_split=test the best trial alone is evaluated on test images, at the end.
 
 There are two prices:
 
@@ -36,6 +37,7 @@ import pathlib
 import random
 import secrets
 import shlex
+import shutil
 import sys
 from typing import Any
 
@@ -63,6 +65,10 @@ from tff_medical.reporting import run_tables
 COMPOSITION, PAPERNOT_STEINKE = 'composition', 'papernot_steinke'
 PRICES = (COMPOSITION, PAPERNOT_STEINKE)
 STRATEGIES = ('grid', 'random')
+# Split of the images by which the best is chosen.
+_CHOOSING = 'validation'
+# Name of the cell that evaluates a copy of the best trial on test images.
+_ON_TEST = 'best_on_test'
 # Metrics of which the smallest is best.
 _SMALLER_IS_BETTER = ('loss', 'ece', 'mean_absolute_error')
 # Settings that no candidate may change: trials would protect or measure others.
@@ -251,7 +257,7 @@ class Search:
     Raises:
       InputError: The trial has no such metric on validation images.
     """
-    if summary.eval_split != 'validation' or (
+    if summary.eval_split != _CHOOSING or (
       summary.metrics and self.metric not in summary.metrics
     ):
       raise _validate.InputError(
@@ -297,11 +303,6 @@ def check_base(base: settings_lib.Flags) -> None:
         f'{name} is decided for each trial, got {base.given[name]}; leave it '
         'out'
       )
-  if base.eval_split != 'validation':
-    raise _validate.InputError(
-      f'eval_split must be validation, got {base.eval_split}: settings are '
-      'never chosen on test images; evaluate the best model on them afterwards'
-    )
   base.resolve()
 
 
@@ -354,7 +355,8 @@ def price(
   tff_worker.guard()  # Otherwise TFF prints a traceback when the process ends.
   settings = trials[0].resolve()
   task = assembly.load_task(settings)
-  task.data.eval_split(settings.run.eval_split)
+  for split in {_CHOOSING, settings.run.eval_split}:
+    task.data.eval_split(split)
   prepared = []
   for given in trials:
     resolved = given.resolve()
@@ -531,7 +533,7 @@ class Tuning:
         target_delta=priced.delta,
         noise_multiplier=priced.noise_multipliers[index],
         epsilon_budget=priced.epsilons[index],
-        eval_split='validation',
+        eval_split=_CHOOSING,
         output_dir=str(cells.cell_folder(self.trials_folder, name)),
         **charged,
       )
@@ -590,6 +592,25 @@ def draw(search: Search, runs: pd.DataFrame, folder: pathlib.Path) -> None:
     axes.set_xticks(range(len(values)), values)
     axes.set_ylabel(f'validation {search.metric}')
   plots.save(figure, folder, 'tuning')
+
+
+def on_test(tuning: Tuning, training: cells.Training) -> cells.Training:
+  """Returns the training that evaluates a copy of a trial on test images.
+
+  It goes on with a run that has ended, so that nothing is trained or charged.
+  The trial itself stays as it was chosen.
+  """
+  source = pathlib.Path(training.flags.output_dir or '')
+  target = cells.cell_folder(tuning.trials_folder, _ON_TEST)
+  if not target.exists():
+    partial = target.with_name(f'{target.name}{_files.PARTIAL_SUFFIX}')
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.rename(target)
+  changed = training.flags.changed(
+    eval_split=tuning.base.eval_split, output_dir=str(target)
+  )
+  return cells.Training(_ON_TEST, changed)
 
 
 def composed_event(
@@ -687,6 +708,14 @@ def finish(
       file=sys.stderr,
     )
     return exit_codes.FAILED
+  chosen = trainings[best]
+  if tuning.base.eval_split != _CHOOSING:
+    chosen = on_test(tuning, chosen)
+    tested = cells.run([chosen], tuning.trials_folder, 1)
+    if tested.exit_code:
+      for line in tested.failed:
+        print(f'error: {line}', file=sys.stderr)
+      return tested.exit_code
   event, ledger = priced.event, tuning.base.data_ledger
   if not search.is_secret:
     ledger = str(tuning.data_ledger)
@@ -694,7 +723,7 @@ def finish(
     event = repr(composed_event(data_ledger_lib.read(ledger), run_ids))
   card = jobs_lib.call(
     release,
-    trainings[best].flags.output_dir,
+    chosen.flags.output_dir,
     str(folder / 'saved_model'),
     event,
     search.describe(),
@@ -703,8 +732,10 @@ def finish(
   text = flag_file(tuning, trainings[best], trials[best], card['epsilon'])
   _files.write_bytes(folder / 'best.flags', text.encode())
   value = summaries[best].metrics[search.metric]
-  chosen = ', '.join(f'{name}={value}' for name, value in trials[best])
-  print(f'Best by validation {search.metric}, {value:.4f}: {chosen}')
+  settings = ', '.join(f'{name}={value}' for name, value in trials[best])
+  print(f'Best by validation {search.metric}, {value:.4f}: {settings}')
+  if search.metric in card['test_metrics']:
+    print(f'test {search.metric} {card["test_metrics"][search.metric]:.4f}')
   print(
     f'ε {card["epsilon"]:.4f} at δ {card["delta"]:.3g} for the whole search by '
     f'{search.price}; a training alone has ε {summaries[best].epsilon:.4f}'

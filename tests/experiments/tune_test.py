@@ -155,12 +155,14 @@ class TuneTest(parameterized.TestCase):
           if argument.startswith('--')
         )
         run = run_folder.RunFolder(pathlib.Path(given['output_dir']))
-        run.path.mkdir(parents=True)
+        run.path.mkdir(parents=True, exist_ok=True)
         auc = 0.5 + float(given['server_learning_rate']) / 2
         auc += float(given['clip_norm']) / 10
         run.write_summary(
           finished_sweeps.summary(
-            metrics={'auc': auc}, eval_split='validation', run_id=job.name
+            metrics={'auc': auc},
+            eval_split=given['eval_split'],
+            run_id=job.name,
           )
         )
         on_end(job, 0)
@@ -175,7 +177,7 @@ class TuneTest(parameterized.TestCase):
           'noise_multiplier=1.0)'
         )  # fmt: skip
       self.released = args
-      return {'epsilon': 4.0, 'delta': 1e-3}
+      return {'epsilon': 4.0, 'delta': 1e-3, 'test_metrics': {}}
 
     event = accounting.parse_event('GaussianDpEvent(noise_multiplier=1.0)')
     with (
@@ -254,6 +256,23 @@ class TuneTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'another search'):
       self._run(tune.Search({'clip_norm': ['1', '2']}))
 
+  def test_the_best_alone_is_evaluated_on_test_images(self):
+    with self._fake_cells() as started:
+      self._run()
+      chosen = [job.name for job in started]
+      self.assertNotIn('--eval_split=test', str([j.command for j in started]))
+      code, _ = self._run(eval_split='test')
+    self.assertEqual(code, 0)
+    (job,) = started[len(chosen) :]
+    self.assertEqual(job.name, 'best_on_test')
+    self.assertIn('--eval_split=test', job.command)
+    self.assertEndsWith(self.released[0], 'cells/best_on_test')
+    # The trial is still the one that was chosen on validation images.
+    self.assertIn('server_learning_rate=0.5', ' '.join(job.command))
+    with self._fake_cells() as started:
+      code, _ = self._run()
+    self.assertEqual((code, started), (0, []))
+
   def _private(self):
     return self.output / 'private'
 
@@ -293,7 +312,6 @@ class TuneTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({'target_epsilon': None, 'noise_multiplier': 1.0}, 'target_epsilon must'),
-    ({'eval_split': 'test'}, 'eval_split must be validation'),
     ({'cohort_seed': 1}, 'cohort_seed is decided'),
     ({'epsilon_budget': 1.0}, 'epsilon_budget is decided'),
     ({'output_dir': None}, 'output_dir must be given'),
@@ -327,8 +345,9 @@ class TuneTest(parameterized.TestCase):
 
   def test_real_trials_cost_the_target_together(self):
     search = tune.Search({'server_learning_rate': ['0.1', '0.5']})
-    code, printed = self._run(search)
+    code, printed = self._run(search, eval_split='test')
     self.assertEqual(code, 0, printed)
+    self.assertIn('test auc', printed)
     book = data_ledger.read(self.output / 'data_ledger.jsonl')
     self.assertLen(book.runs, 2)
     self.assertBetween(book.epsilon, 3.9, 4.0)
@@ -337,7 +356,7 @@ class TuneTest(parameterized.TestCase):
     self.assertEqual(card['epsilon'], book.epsilon)
     self.assertLess(card['tuning']['epsilon_of_one_training'], 3.5)
     self.assertEqual(card['tuning']['trials'], 2)
-    self.assertEqual(card['test_metrics'], {})
+    self.assertIn('auc', card['test_metrics'])
     self.assertTrue(all(c.is_right for c in verification.verify(model)))
 
   def test_a_real_secret_search_is_one_entry_of_the_data_ledger(self):
