@@ -17,7 +17,7 @@ _COMMANDS = sorted(
   for path in (_ROOT / 'experiments').glob('*.py')
   if "if __name__ == '__main__':" in path.read_text(encoding='utf-8')
 )
-_WITH_SETTINGS = ('compare', 'tradeoff', 'train')
+_WITH_SETTINGS = ('compare', 'tradeoff', 'train', 'tune')
 # Flags of absl, of TensorFlow and of the packages that it imports.
 _FOREIGN = (
   'alsologtostderr', 'flagfile', 'helpfull', 'log_dir', 'only_check_args',

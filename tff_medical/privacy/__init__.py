@@ -28,6 +28,7 @@ __all__ = [
   'mechanisms',
   'planning',
   'sampling',
+  'selection',
 ]
 
 if typing.TYPE_CHECKING:
@@ -49,5 +50,6 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import mechanisms as mechanisms
   from tff_medical.privacy import planning as planning
   from tff_medical.privacy import sampling as sampling
+  from tff_medical.privacy import selection as selection
 else:  # A __getattr__ that type checkers see would allow any name.
   __getattr__, __dir__ = _lazy.attach(__name__, __all__)

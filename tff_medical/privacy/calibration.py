@@ -33,7 +33,7 @@ _MAX_NOISE_MULTIPLIER = 1000.0
 
 
 def calibrate(
-  mechanism: interface.MechanismT,
+  mechanism: interface.PricedT,
   *,
   target_epsilon: float,
   delta: float,
@@ -41,7 +41,7 @@ def calibrate(
   before: dp_accounting.DpEvent | None = None,
   progress: Callable[[str], None] | None = None,
   price: Price | None = None,
-) -> interface.MechanismT:
+) -> interface.PricedT:
   """Returns the mechanism with the noise that `target_epsilon` needs.
 
   The result is never less private than the target. The search ends with a
@@ -100,7 +100,7 @@ def calibrate(
 
 
 def _bracket(
-  mechanism: interface.Mechanism,
+  mechanism: interface.Priced,
   epsilon: Callable[[float], float],
   target_epsilon: float,
   rounds: int,

@@ -12,6 +12,8 @@ import datetime
 import math
 from typing import Any
 
+import dp_accounting
+
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import data_ledger as data_ledger_lib
@@ -208,6 +210,47 @@ def _origin(
     origin['backbone'] = dict(backbone)
   now = datetime.datetime.now(datetime.timezone.utc)
   return {**origin, 'created': now.isoformat(timespec='seconds')}
+
+
+def of_the_best(
+  card: Mapping[str, Any],
+  *,
+  event: dp_accounting.DpEvent,
+  tuning: Mapping[str, Any],
+  data_ledger: data_ledger_lib.Book | None = None,
+) -> dict[str, Any]:
+  """Returns the card of a model that was chosen among others on the same data.
+
+  Args:
+    card: Card of the model's own training.
+    event: Event of all that the choice cost, which a single charge pays for.
+    tuning: What the choice was made from, by what, and its price in words.
+    data_ledger: Contents of the ledger of the data set, if there is one.
+  """
+  delta = float(card['delta'])
+  others = (
+    'Settings that were chosen by looking at other runs on the same data than '
+    'those of this tuning; each has its own epsilon, and they add up.'
+    if data_ledger is None
+    else _other_runs(data_ledger)
+  )
+  values = {
+    **card,
+    'epsilon': accounting.epsilon(event, rounds=1, delta=delta),
+    'epsilon_rdp': accounting.rdp_epsilon(event, rounds=1, delta=delta),
+    'accountant': accounting.accountant_of(event),
+    'charges': 1,
+    'charge_event': repr(event),
+    'not_covered': [others, *card['not_covered'][1:]],
+    'tuning': {**tuning, 'epsilon_of_one_training': card['epsilon']},
+  }
+  values.pop('data_ledger', None)
+  if 'created' in card:
+    # The time of day would tell how long the trials took, hence their number.
+    values['created'] = card['created'][:10]
+  if data_ledger is not None:
+    values['data_ledger'] = data_ledger.describe()
+  return values
 
 
 def _other_runs(book: data_ledger_lib.Book) -> str:

@@ -288,7 +288,7 @@ class DataLedger:
   def check(
     self,
     units: Units,
-    mechanism: interface.Mechanism,
+    mechanism: interface.Priced,
     request: Request,
     *,
     delta: float,
@@ -322,7 +322,7 @@ class DataLedger:
   def reserve(
     self,
     units: Units,
-    mechanism: interface.Mechanism,
+    mechanism: interface.Priced,
     request: Request,
     *,
     delta: float,
@@ -408,7 +408,7 @@ class DataLedger:
       )
 
   def _granted(
-    self, book: Book, mechanism: interface.Mechanism, request: Request
+    self, book: Book, mechanism: interface.Priced, request: Request
   ) -> tuple[int, float]:
     """Returns the charges that a run gets, and the total epsilon with them.
 
@@ -437,7 +437,7 @@ class DataLedger:
     )
 
   def _check_event(
-    self, book: Book, mechanism: interface.Mechanism, request: Request
+    self, book: Book, mechanism: interface.Priced, request: Request
   ) -> None:
     """Raises `InputError` if a run has an entry with another event."""
     event, entry = repr(mechanism.charge_event()), book.runs.get(request.run_id)
@@ -547,9 +547,7 @@ def _append(
   return Book(book.header, entries, digest)
 
 
-def _advice(
-  book: Book, mechanism: interface.Mechanism, request: Request
-) -> str:
+def _advice(book: Book, mechanism: interface.Priced, request: Request) -> str:
   """Returns the sentence on the largest target that would fit the budget."""
 
   def price(event: dp_accounting.DpEvent, charges: int) -> float:

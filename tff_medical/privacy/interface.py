@@ -61,7 +61,32 @@ class Sampler(Protocol):
     """
 
 
-class Mechanism(Protocol):
+class Priced(Protocol):
+  """States what a charge costs, by the noise that calibration searches."""
+
+  @property
+  def noise_multiplier(self) -> float:
+    """Noise multiplier, the value that calibration searches; 0 is no noise."""
+
+  @property
+  def max_noise_multiplier(self) -> float:
+    """Exclusive upper bound of the noise multiplier; may be inf."""
+
+  def charge_event(self) -> dp_accounting.DpEvent:
+    """Returns the event that one charge pays for, the same for every charge."""
+
+  def charges_for(self, rounds: int) -> int:
+    """Returns the number of charges for the first `rounds` rounds, run once.
+
+    A mechanism may charge every round. It may also charge several rounds at
+    once, together with the first of them.
+    """
+
+  def with_noise(self: PricedT, noise_multiplier: float) -> PricedT:
+    """Returns this mechanism with another noise multiplier."""
+
+
+class Mechanism(Priced, Protocol):
   """States what is released, whom the guarantee protects, and the cost."""
 
   @property
@@ -71,14 +96,6 @@ class Mechanism(Protocol):
   @property
   def sampling(self) -> Sampler:
     """Sampler of each round's units."""
-
-  @property
-  def noise_multiplier(self) -> float:
-    """Noise multiplier, the value that calibration searches; 0 is no noise."""
-
-  @property
-  def max_noise_multiplier(self) -> float:
-    """Exclusive upper bound of the noise multiplier; may be inf."""
 
   @property
   def is_private(self) -> bool:
@@ -96,19 +113,6 @@ class Mechanism(Protocol):
   def caveats(self) -> tuple[str, ...]:
     """Sentences on what epsilon does not cover with this mechanism."""
 
-  def charge_event(self) -> dp_accounting.DpEvent:
-    """Returns the event that one charge pays for, the same for every charge."""
-
-  def charges_for(self, rounds: int) -> int:
-    """Returns the number of charges for the first `rounds` rounds, run once.
-
-    A mechanism may charge every round. It may also charge several rounds at
-    once, together with the first of them.
-    """
-
-  def with_noise(self: MechanismT, noise_multiplier: float) -> MechanismT:
-    """Returns this mechanism with another noise multiplier."""
-
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""
 
@@ -125,7 +129,7 @@ class ClientMechanism(Mechanism, Protocol):
     """
 
 
-MechanismT = TypeVar('MechanismT', bound=Mechanism)
+PricedT = TypeVar('PricedT', bound=Priced)
 
 
 def described(

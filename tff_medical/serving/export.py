@@ -115,6 +115,45 @@ def save(
       shutil.rmtree(_assets_of(new), ignore_errors=True)
 
 
+def copy_with_card(
+  source: str | os.PathLike[str],
+  path: str | os.PathLike[str],
+  privacy_card: Mapping[str, Any],
+) -> None:
+  """Copies a SavedModel with another card, replacing an earlier export.
+
+  Args:
+    source: Folder of the SavedModel.
+    path: Folder to write.
+    privacy_card: Card of the copy. It must be about the same weights.
+
+  Raises:
+    InputError: The card cannot be used.
+    OSError: The folder could not be written.
+  """
+  target = pathlib.Path(path)
+  _check_replaceable(target)
+  card = card_format.checked(privacy_card)
+  if card.get('weights_sha256') != load_card(source).get('weights_sha256'):
+    raise _validate.InputError(
+      f'privacy_card is of other weights than those in {os.fspath(source)}; '
+      'change the card of that model'
+    )
+  text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
+  with _disk_errors(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target)
+    new = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.new')
+    try:
+      shutil.copytree(source, new)
+      asset = new / 'assets' / PRIVACY_CARD_FILE
+      asset.write_text(text + '\n', encoding='utf-8')
+      _sync(new)
+      _put_in_place(new, target)
+    finally:
+      shutil.rmtree(new, ignore_errors=True)
+
+
 def check(
   path: str | os.PathLike[str], class_names: Sequence[str], num_outputs: int
 ) -> None:
