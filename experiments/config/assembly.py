@@ -19,10 +19,12 @@ from experiments.modes import base
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.learning import tasks
+from tff_medical.models import own
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
 from tff_medical.privacy import interface
 from tff_medical.program import run_folder
+from tff_medical.scoring import evaluation as scoring
 from tff_medical.serving import pretrained
 
 
@@ -148,6 +150,7 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
   """
   data_settings = settings.data
   models.find(settings.model.model)  # A wrong name is refused before the data.
+  own_metrics = _own_metrics(settings.run.own_metrics)
   initial_model = None
   if settings.model.initial_model is not None:
     initial_model = pretrained.load(settings.model.initial_model)
@@ -160,7 +163,23 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     model=settings.model.model,
     seed=data_settings.seed,
     initial_model=initial_model,
+    own_metrics=own_metrics,
   )
+
+
+def _own_metrics(names: str | None) -> dict[str, scoring.OwnMetric]:
+  """Returns the functions of a list `module:function,...` by their names."""
+  functions: dict[str, scoring.OwnMetric] = {}
+  for name in names.split(',') if names else ():
+    function = own.find(name.strip(), 'own_metrics', '(probabilities, labels)')
+    metric = f'own/{name.strip().rpartition(":")[2]}'
+    if metric in functions:
+      raise _validate.InputError(
+        f'own_metrics must have functions of different names, got {names!r}; '
+        'rename one of them'
+      )
+    functions[metric] = function
+  return functions
 
 
 def _refuse_same_data(initial: models.InitialModel, dataset: str) -> None:

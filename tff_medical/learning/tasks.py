@@ -7,6 +7,7 @@ and the scores and metrics of the model's weights on held-out images.
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -21,6 +22,8 @@ from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
 from tff_medical.data import partition as partition_lib
 from tff_medical.learning import evaluation
+from tff_medical.scoring import evaluation as scoring
+from tff_medical.scoring import scored as scored_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +38,8 @@ class Task:
     seed: Seed of the model's initial weights.
     initial_model: Model whose weights take the place of the seeded ones, if
       any.
+    own_metrics: Further metrics by name, functions of probabilities [N, K] and
+      labels.
   """
 
   data: images.ImageData
@@ -42,6 +47,9 @@ class Task:
   model: str | models.ModelFunction
   seed: int = 0
   initial_model: models.InitialModel | None = None
+  own_metrics: Mapping[str, scoring.OwnMetric] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __post_init__(self) -> None:
     models.check_federated(self.keras_model)
@@ -153,11 +161,46 @@ class Task:
     self, scores: np.ndarray, split_name: str
   ) -> collections.OrderedDict[str, float]:
     """Returns the metrics of `scores`, overall and by site."""
+    return scoring.overall_and_by_site(
+      self.scored(scores, split_name), own_metrics=self.own_metrics
+    )
+
+  def scored(
+    self, scores: np.ndarray, split_name: str
+  ) -> scored_lib.ScoredImages:
+    """Returns `scores` beside the labels, sites and patients of the images."""
     split = self.data.eval_split(split_name)
-    return evaluation.evaluate(
-      scores,
-      split.labels,
+    return scored_lib.ScoredImages(
+      logits=scores,
+      labels=split.labels,
       class_names=self.data.class_names,
       multi_label=self.data.multi_label,
+      is_ordinal=self.data.is_ordinal,
       sites=split.sites,
+      clusters=split.patients,
+      split_name=split_name,
     )
+
+  def evaluation(
+    self, model: tf.keras.Model, split_name: str, specificity: float
+  ) -> tuple[scoring.Evaluation, scored_lib.ScoredImages]:
+    """Returns the evaluation of a final model, and the scores behind it.
+
+    Args:
+      model: Keras model of the task, with its final weights.
+      split_name: Split of the images, one of `images.EVAL_SPLITS`.
+      specificity: Specificity of the thresholds that validation images give.
+    """
+    names = {split_name}
+    if self.data.has_validation:
+      names.add(images.VALIDATION)
+    by_split = {
+      name: self.scored(self.model_scores(model, name), name) for name in names
+    }
+    result = scoring.evaluate(
+      by_split[split_name],
+      by_split.get(images.VALIDATION),
+      specificity,
+      self.own_metrics,
+    )
+    return result, by_split[split_name]

@@ -46,7 +46,7 @@ FIELDS = (
   'ledger_sha256',
 )
 CONFIDENCE = 0.95
-_TITLES = {'auc': 'AUC'}
+_TITLES = {'auc': 'AUC', 'f1': 'F1', 'ece': 'ECE'}
 _TEXTS = frozenset(
   (
     'cell',
@@ -170,6 +170,25 @@ def title(metric: str) -> str:
   ('balanced accuracy', 'AUC')
   """
   return _TITLES.get(metric, metric.replace('_', ' '))
+
+
+def interval(
+  ends: tuple[float, float] | None, *, digits: int = 3, sign: str = ''
+) -> str:
+  """Returns an interval as text, '' if there is none.
+
+  >>> interval((0.9, 0.95)), interval((-0.01, 0.2), sign='+'), interval(None)
+  ('[0.900, 0.950]', '[-0.010, +0.200]', '')
+
+  Args:
+    ends: Low and high end, or None.
+    digits: Number of decimals.
+    sign: '+' to show the sign of positive ends.
+  """
+  if ends is None:
+    return ''
+  low, high = (f'{end:{sign}.{digits}f}' for end in ends)
+  return f'[{low}, {high}]'
 
 
 def mean(values: pd.Series) -> float:
