@@ -333,7 +333,7 @@ class RunFolder:
         **{
           field.name: _typed(values[field.name], str(field.type))
           for field in dataclasses.fields(Summary)
-          if field.name in values or field.default is dataclasses.MISSING
+          if field.name in values or _is_required(field)
         }
       )
     except (KeyError, ValueError, OverflowError) as error:
@@ -497,6 +497,10 @@ def remove(folder: pathlib.Path) -> None:
 
 def _names(kind: Any) -> list[str]:
   return [field.name for field in dataclasses.fields(kind)]
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+  return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _typed(value: Any, kind: str) -> Any:

@@ -41,6 +41,8 @@ FIELDS = (
   'delta',
   'noise_multiplier',
   *METRICS,
+  'auc_low',
+  'auc_high',
   'eval_split',
   'seconds',
   'ledger_sha256',
@@ -70,9 +72,29 @@ def row(name: str, seed: int, summary: run_folder.Summary) -> dict[str, Any]:
     'name': name,
     'seed': seed,
     **{metric: summary.metrics.get(metric, math.nan) for metric in METRICS},
+    **auc_interval(summary),
     **dataclasses.asdict(summary),
   }
   return {field: values[field] for field in FIELDS}
+
+
+def auc_interval(summary: run_folder.Summary) -> dict[str, float]:
+  """Returns the ends of the AUC's interval over images, by their columns."""
+  low, high = summary.intervals.get('auc', (math.nan, math.nan))
+  return {'auc_low': low, 'auc_high': high}
+
+
+def over_images(runs: pd.DataFrame, low: str, high: str) -> str:
+  """Returns the interval over images of a group of runs, '' if not known.
+
+  Args:
+    runs: Runs that differ in their seed alone.
+    low: Column of the low ends, whose mean is taken.
+    high: Column of the high ends.
+  """
+  if low not in runs or runs[low].isna().any():
+    return ''
+  return interval((mean(runs[low]), mean(runs[high])))
 
 
 def table(
