@@ -14,7 +14,8 @@ results.csv, results.md, comparison.png, cells/NAME (each a run's folder) and
 logs/.
 
 The table shows each difference from the base with its 95 % confidence interval
-over seeds. Variants are compared on validation images; --eval_split=test gives
+over seeds and its bootstrap interval over images; "helps" needs both on one side
+of zero. Variants are compared on validation images; --eval_split=test gives
 the figures to report. To compare metrics of many variants is tuning, which no ε
 covers.
 """
@@ -28,6 +29,7 @@ import math
 import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import flags as absl_flags
 import pandas as pd
@@ -42,6 +44,7 @@ from tff_medical.program import ending
 from tff_medical.program import run_folder
 from tff_medical.reporting import plots
 from tff_medical.reporting import run_tables
+from tff_medical.scoring import intervals
 
 BASE = 'base'
 # Settings that a variant must not change. Otherwise ε would be another
@@ -248,6 +251,10 @@ def rows(
         initial.add(_config(folder, cell).initial_model_sha256)
         line = run_tables.row(variant.name, seed, summary)
         lines.append({**line, 'flags': variant.flags})
+    low, high = _over_images(folder, variant, seeds, split_name)
+    for line in lines:
+      if line['name'] == variant.name:
+        line.update(difference_low=low, difference_high=high)
     if len(initial) > 1:
       raise _validate.InputError(
         f'the trainings of variant {variant.name!r} started from different '
@@ -255,6 +262,34 @@ def rows(
         f'their folders in {folder / "cells"} and start again'
       )
   return run_tables.table(lines)
+
+
+def _over_images(
+  folder: pathlib.Path,
+  variant: Variant,
+  seeds: Sequence[int],
+  split_name: str,
+) -> intervals.Interval:
+  """Returns the interval over images of the AUC minus that of the base.
+
+  The runs of a seed are paired. Both ends are NaN for the base itself, and where
+  scores are missing or of other images.
+  """
+  pairs = []
+  for seed in seeds:
+    cell_names = [v.cell(seed) for v in (variant, Variant(BASE))]
+    if not all(_summary(folder, name, split_name) for name in cell_names):
+      continue
+    model, base = (
+      run_folder.RunFolder(cells.cell_folder(folder, name)).read_scores()
+      for name in cell_names
+    )
+    if model is None or base is None or not model.pairs_with(base):
+      return math.nan, math.nan
+    pairs.append((model, base))
+  if not pairs or variant.name == BASE:
+    return math.nan, math.nan
+  return intervals.differences(pairs, 'auc')
 
 
 def _best_first(runs: pd.DataFrame) -> list[str]:
@@ -274,8 +309,28 @@ def _against_base(runs: pd.DataFrame, name: str) -> str:
   return text if math.isnan(width) else f'{text} ± {width:.3f}'
 
 
+def _verdict(runs: pd.DataFrame, name: str) -> str:
+  """Returns 'helps' or 'hurts' if both intervals of a variant exclude zero."""
+  if name == BASE:
+    return ''
+  base, variant = (runs[runs['name'] == n] for n in (BASE, name))
+  differences = run_tables.differences(variant, base, 'auc')
+  ends = variant[['difference_low', 'difference_high']].iloc[0]
+  difference = run_tables.mean(differences)
+  # A comparison with the NaN of an unknown interval is false.
+  if abs(difference) > run_tables.half_width(
+    differences
+  ) and intervals.excludes_zero((ends.iloc[0], ends.iloc[1])):
+    return 'helps' if difference > 0 else 'hurts'
+  return 'not shown'
+
+
 def table(runs: pd.DataFrame) -> str:
-  """Returns the comparison in Markdown, the best variants first."""
+  """Returns the comparison in Markdown, the best variants first.
+
+  A variant is said to help or to hurt only if its difference from the base has
+  an interval over seeds and one over images that both exclude zero.
+  """
   split_name = run_tables.split_name(runs)
   variants = runs.groupby('name')
   texts = pd.DataFrame(
@@ -285,13 +340,31 @@ def table(runs: pd.DataFrame) -> str:
       .agg(run_tables.mean)
       .map('{:.2f}'.format),
       f'{split_name} AUC': variants['auc'].agg(run_tables.spread),
+      **_images_column(variants, '95 % over images', 'auc'),
       'AUC minus base': {n: _against_base(runs, n) for n in variants.groups},
+      **_images_column(variants, 'difference over images', 'difference'),
+      **(
+        {'verdict': {n: _verdict(runs, n) for n in variants.groups}}
+        if 'difference_low' in runs
+        else {}
+      ),
       'balanced accuracy': variants['balanced_accuracy'].agg(run_tables.spread),
       's': variants['seconds'].median().map('{:.0f}'.format),
     }
   ).loc[_best_first(runs)]
   texts.insert(0, 'variant', texts.index)
   return run_tables.markdown(texts.replace({'variant': {BASE: f'**{BASE}**'}}))
+
+
+def _images_column(
+  variants: Any, title: str, name: str
+) -> dict[str, dict[str, str]]:
+  """Returns a column of intervals over images; none if none is known."""
+  texts = {
+    variant: run_tables.over_images(group, f'{name}_low', f'{name}_high')
+    for variant, group in variants
+  }
+  return {title: texts} if any(texts.values()) else {}
 
 
 def draw(runs: pd.DataFrame, epsilon: float, folder: pathlib.Path) -> None:

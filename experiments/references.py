@@ -51,6 +51,7 @@ from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
 from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.scoring import evaluation as scoring
 from tff_medical.serving import export
 
 # Above this number of clients, and without sites, a client has too few images.
@@ -96,13 +97,15 @@ def run(kind: str, given: settings_lib.Flags) -> None:
     print(f'{kind}: done before; results in {folder.path}')
     return
   train = _train_central if kind == sweeps.CENTRAL else _train_per_site
-  reason, message, metrics = train(task, folder, split_name)
+  reason, message, result = train(task, folder, settings.run)
   summary = run_folder_lib.Summary(
     rounds=0,
     stop_reason=reason,
     stop_message=message,
     epsilon=math.inf,
-    metrics=metrics,
+    metrics=result.metrics,
+    intervals=result.intervals,
+    fitted=result.fitted,
     eval_split=split_name,
     seconds=time.monotonic() - started,
   )
@@ -120,11 +123,13 @@ def _is_done(folder: run_folder_lib.RunFolder, split_name: str) -> bool:
 
 
 def _train_central(
-  task: tasks.Task, folder: run_folder_lib.RunFolder, split_name: str
-) -> tuple[str, str, dict[str, float]]:
-  """Trains and exports one model; returns stop reason, message and metrics."""
+  task: tasks.Task,
+  folder: run_folder_lib.RunFolder,
+  run: settings_lib.RunSettings,
+) -> tuple[str, str, scoring.Evaluation]:
+  """Trains and exports one model; returns reason, message and evaluation."""
   model = _fit(task, np.arange(len(task.data.train)))
-  metrics = _evaluate(task, model, split_name)
+  result, scores = task.evaluation(model, run.eval_split, run.fixed_specificity)
   with ending.deferred():
     export.save(
       folder.saved_model,
@@ -133,19 +138,25 @@ def _train_central(
       multi_label=task.data.multi_label,
       privacy_card=card_lib.build_open_card(
         dataset=task.data.described,
-        **card_lib.metrics_of(split_name, metrics),
+        **card_lib.metrics_of(
+          run.eval_split, result.metrics, result.intervals, result.fitted
+        ),
         initial_model=task.provenance,
         backbone=task.backbone,
       ),
       transfer=task.transfer,
     )
-  return 'completed', 'one model trained on all images', metrics
+    # The summary of a reference has no digest of its weights.
+    folder.write_scores(scores, '')
+  return 'completed', 'one model trained on all images', result
 
 
 def _train_per_site(
-  task: tasks.Task, folder: run_folder_lib.RunFolder, split_name: str
-) -> tuple[str, str, dict[str, float]]:
-  """Trains a model per site; returns stop reason, message and metrics."""
+  task: tasks.Task,
+  folder: run_folder_lib.RunFolder,
+  run: settings_lib.RunSettings,
+) -> tuple[str, str, scoring.Evaluation]:
+  """Trains a model per site; returns reason, message and evaluation."""
   del folder  # No model is exported, as none is of use to another site.
   sites = _sites(task)
   if not sites:
@@ -153,9 +164,10 @@ def _train_per_site(
       f'{task.num_clients} clients have too few images each to train alone, '
       'and the data has no sites'
     )
-    return 'skipped', message, {}
+    return 'skipped', message, scoring.Evaluation()
   message = f'a model of its own for each of {len(sites)} sites'
-  return 'completed', message, _metrics(task, sites, split_name)
+  metrics = _metrics(task, sites, run.eval_split)
+  return 'completed', message, scoring.Evaluation(metrics)
 
 
 def _sites(task: tasks.Task) -> list[_Site]:

@@ -61,6 +61,8 @@ from tff_medical.program import published
 from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.program import training
 from tff_medical.reporting import run_tables
+from tff_medical.scoring import evaluation as scoring
+from tff_medical.scoring import scored
 from tff_medical.serving import export
 
 # Part of the names of the metrics of a round, which are never on test images.
@@ -150,13 +152,18 @@ def run(given: settings_lib.Flags) -> training.Outcome:
       book = data_ledger.read() if interrupted else data_ledger.settle(ledger)
     # What takes too long is abandoned; the next start repeats it.
     with ending.deferred() as end, end.abandonable():
-      metrics = _final_metrics(task, outcome, settings.run.eval_split)
+      result, scores = _evaluation(task, outcome, settings.run)
       card = card_lib.build_card(
         mechanism,
         ledger,
         rounds=outcome.rounds,
         dataset=task.data.described,
-        **card_lib.metrics_of(settings.run.eval_split, metrics),
+        **card_lib.metrics_of(
+          settings.run.eval_split,
+          result.metrics,
+          result.intervals,
+          result.fitted,
+        ),
         cohort_seed_was_given=settings.run.cohort_seed is not None,
         broken_units_are_published=settings.mode.publishes_broken_units,
         initial_model=task.provenance,
@@ -166,7 +173,9 @@ def run(given: settings_lib.Flags) -> training.Outcome:
         data_ledger=book,
       )
       seconds = time.monotonic() - started
-      _finish(folder, task, settings, outcome, metrics, card, seconds)
+      if scores is not None:
+        folder.write_scores(scores, training.weights_digest(outcome.weights))
+      _finish(folder, task, settings, outcome, result, card, seconds)
   return outcome
 
 
@@ -184,13 +193,18 @@ def _round_metrics(
   return {f'{_ROUND_PREFIX}{name}': value for name, value in metrics.items()}
 
 
-def _final_metrics(
-  task: tasks.Task, outcome: training.Outcome, split_name: str
-) -> dict[str, float]:
-  """Returns the metrics of the final model; none if training is to go on."""
+def _evaluation(
+  task: tasks.Task, outcome: training.Outcome, run: settings_lib.RunSettings
+) -> tuple[scoring.Evaluation, scored.ScoredImages | None]:
+  """Returns the evaluation of the final model, and the scores behind it.
+
+  If training is to go on there is none.
+  """
   if outcome.reason is training.StopReason.INTERRUPTED:
-    return {}
-  return dict(task.evaluate(outcome.weights, split_name))
+    return scoring.Evaluation(), None
+  return task.evaluation(
+    task.load_weights(outcome.weights), run.eval_split, run.fixed_specificity
+  )
 
 
 def _earlier_counts(
@@ -224,7 +238,7 @@ def _finish(
   task: tasks.Task,
   settings: settings_lib.Settings,
   outcome: training.Outcome,
-  metrics: Mapping[str, float],
+  result: scoring.Evaluation,
   card: Mapping[str, Any],
   seconds: float,
 ) -> None:
@@ -260,7 +274,9 @@ def _finish(
     ledger_sha256=card['ledger_sha256'],
     weights_sha256=training.weights_digest(outcome.weights),
     run_id=card['run_id'],
-    metrics=metrics,
+    metrics=result.metrics,
+    intervals=result.intervals,
+    fitted=result.fitted,
     eval_split=settings.run.eval_split,
     seconds=seconds,
   )
@@ -323,11 +339,12 @@ def _print_summary(
     f'{summary.epsilon_rdp:.4f}) at δ {summary.delta:.3g}, unit: '
     f'{summary.privacy_unit}, noise multiplier {summary.noise_multiplier:.4f}'
   )
-  for name in ('auc', 'accuracy', 'balanced_accuracy'):
+  for name in ('auc', 'accuracy', 'balanced_accuracy', 'f1', 'ece'):
     if name in summary.metrics:
+      interval = run_tables.interval(summary.intervals.get(name), digits=4)
       print(
         f'{summary.eval_split} {run_tables.title(name)} '
-        f'{summary.metrics[name]:.4f}'
+        f'{summary.metrics[name]:.4f} {interval}'.rstrip()
       )
   print(f'Results in {folder.path}')
 

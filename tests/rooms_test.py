@@ -20,6 +20,7 @@ _FLOORS = (
     'tff_medical.models',
     'tff_medical.privacy',
     'tff_medical.runtime',
+    'tff_medical.scoring',
   ),
   ('tff_medical.models.backbones',),
   ('tff_medical.learning',),

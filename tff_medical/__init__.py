@@ -36,6 +36,7 @@ __all__ = [
   'program',
   'reporting',
   'runtime',
+  'scoring',
   'serving',
 ]
 
@@ -48,6 +49,7 @@ if typing.TYPE_CHECKING:
   from tff_medical import program as program
   from tff_medical import reporting as reporting
   from tff_medical import runtime as runtime
+  from tff_medical import scoring as scoring
   from tff_medical import serving as serving
 else:  # A __getattr__ that type checkers see would allow any name.
   __getattr__, __dir__ = _lazy.attach(__name__, __all__)

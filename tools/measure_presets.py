@@ -76,6 +76,16 @@ def table(runs: pd.DataFrame) -> str:
       ),
       'δ': first['delta'].map('{:.1e}'.format).where(private, '-'),
       'test AUC': presets['auc'].agg(run_tables.spread),
+      **(
+        {
+          '95 % over images': {
+            name: run_tables.over_images(group, 'auc_low', 'auc_high')
+            for name, group in presets
+          }
+        }
+        if 'auc_low' in runs and runs['auc_low'].notna().any()
+        else {}
+      ),
       'accuracy': presets['accuracy'].agg(run_tables.spread),
       'balanced accuracy': presets['balanced_accuracy'].agg(run_tables.spread),
       's': presets['seconds'].median().map('{:.0f}'.format),

@@ -129,11 +129,20 @@ def _measured(sweeps: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def sweep_table(sweeps: Mapping[str, pd.DataFrame], metric: str) -> str:
-  """Returns a row a sweep and a column a budget, in Markdown."""
+  """Returns a row a sweep and a column a budget, in Markdown.
+
+  The AUC is followed by its interval over images, where that is known.
+  """
   groups = _measured(sweeps).groupby(['sweep', 'kind', 'target_epsilon'])
-  texts = (
-    groups[metric].agg(run_tables.spread).unstack(['kind', 'target_epsilon'])
-  )
+  cells = groups[metric].agg(run_tables.spread)
+  if metric == 'auc':
+    cells += pd.Series(
+      {
+        key: f' {run_tables.over_images(group, "auc_low", "auc_high")}'.rstrip()
+        for key, group in groups
+      }
+    )
+  texts = cells.unstack(['kind', 'target_epsilon'])
   texts = texts[sorted(texts.columns, key=_order)].fillna('')
   texts.columns = [sweeps_lib.label(*key) for key in texts.columns]
   texts.insert(0, '', '`' + texts.index + '`')

@@ -25,12 +25,14 @@ from tff_medical import _validate
 from tff_medical.data import own_images
 from tff_medical.learning import feature_cache
 from tff_medical.learning import tasks
+from tff_medical.models import own
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
 from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.program import run_folder
+from tff_medical.scoring import evaluation as scoring
 from tff_medical.serving import pretrained
 
 
@@ -282,6 +284,7 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
   data_settings = settings.data
   # A wrong name is refused before the data is loaded.
   backbone_features.check(settings)
+  own_metrics = _own_metrics(settings.run.own_metrics)
   initial_model = None
   if settings.model.initial_model is not None:
     initial_model = pretrained.load(settings.model.initial_model)
@@ -310,4 +313,20 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     transfer=transfer,
     label_smoothing=settings.mode.label_smoothing,
     class_weights=settings.mode.class_weight_values,
+    own_metrics=own_metrics,
   )
+
+
+def _own_metrics(names: str | None) -> dict[str, scoring.OwnMetric]:
+  """Returns the functions of a list `module:function,...` by their names."""
+  functions: dict[str, scoring.OwnMetric] = {}
+  for name in names.split(',') if names else ():
+    function = own.find(name.strip(), 'own_metrics', '(probabilities, labels)')
+    metric = f'own/{name.strip().rpartition(":")[2]}'
+    if metric in functions:
+      raise _validate.InputError(
+        f'own_metrics must have functions of different names, got {names!r}; '
+        'rename one of them'
+      )
+    functions[metric] = function
+  return functions

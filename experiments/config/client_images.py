@@ -6,6 +6,8 @@ images can be looked at in seconds.
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import logging
 import numpy as np
 
@@ -37,6 +39,8 @@ def load(
     keys=open_set.keys(),
     class_names=open_set.names(),
   )
+  if settings.ordinal_labels:
+    data = dataclasses.replace(data, is_ordinal=True)
   if data.duplicates:
     logging.warning('%s has duplicates: %s', data.name, data.duplicates)
   return data

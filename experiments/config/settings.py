@@ -32,6 +32,7 @@ from tff_medical.data import images
 from tff_medical.data import loading
 from tff_medical.data import own_images
 from tff_medical.data import partition as partition_lib
+from tff_medical.scoring import fitted
 
 PRIVACY_UNITS = ('client', 'record', 'patient')
 _MECHANISM = 'mechanism'
@@ -77,6 +78,12 @@ class DataSettings:
     only_if={'partition': partition_lib.COUNTED_KINDS},
     low=1,
     high=1_000_000,
+  )
+  ordinal_labels: bool = fields.setting(
+    False,
+    'whether the classes are grades in the order of their names, which adds '
+    'quadratic weighted kappa and mean absolute error; so known of retinamnist',
+    may_change=True,
   )
   seed: int = fields.setting(
     0,
@@ -172,6 +179,20 @@ class RunSettings:
     'split of the final metrics: validation while settings are chosen, test '
     'for the figures that are reported; rounds are never evaluated on test',
     choices=images.EVAL_SPLITS,
+    may_change=True,
+  )
+  fixed_specificity: float = fields.setting(
+    fitted.DEFAULT_SPECIFICITY,
+    'specificity at which the sensitivity on test images is stated; validation '
+    'images give the threshold',
+    may_change=True,
+    low=0.01,
+    high=0.999,
+  )
+  own_metrics: Optional[str] = fields.setting(
+    None,
+    'metrics of your own: module:function, more after commas; each a function '
+    'of probabilities [N, K] and labels that returns a number',
     may_change=True,
   )
   cohort_seed: Optional[int] = fields.setting(
@@ -557,6 +578,8 @@ REFERENCE_FLAGS = (
   *DATA_FLAGS,
   *fields.of(ModelSettings),
   'eval_split',
+  'fixed_specificity',
+  'own_metrics',
   'output_dir',
 )
 

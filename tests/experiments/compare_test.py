@@ -10,6 +10,7 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import numpy as np
 from PIL import Image
 
 from experiments import compare
@@ -20,6 +21,7 @@ from tests.experiments import npz
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.program import run_folder
+from tff_medical.scoring import scored
 
 _WIDE = compare.Variant('Wide model', '--model=cnn')
 _ALL = compare.Variant('all clients', '--client_sampling=all')
@@ -128,6 +130,42 @@ class CompareTest(parameterized.TestCase):
     self.assertIn(lines[4], printed)
     with Image.open(self.output / 'comparison.png') as image:
       self.assertGreater(image.width, 800)
+
+  @parameterized.parameters((2000, 'helps'), (20, 'not shown'))
+  def test_helps_is_said_only_if_images_show_it(self, count, verdict):
+    with self._fake_cells():
+      self._run()
+    labels = np.arange(count) % 2
+    for name, strength in (('base', 1.0), ('wide_model', 1.3)):
+      rng = np.random.default_rng(int(10 * strength))
+      noise = rng.normal(size=(count, 2))
+      for seed in (0, 1):
+        run = run_folder.RunFolder(
+          self.output / 'cells' / f'{name}_seed_{seed}'
+        )
+        scores = scored.ScoredImages(
+          noise + strength * np.eye(2)[labels],
+          labels,
+          ('a', 'b'),
+          split_name='validation',
+        )
+        run.write_scores(scores, run.read_summary().weights_sha256)
+        summary = dataclasses.replace(
+          run.read_summary(),
+          metrics={
+            **run.read_summary().metrics,
+            'auc': strength / 2 + seed / 100,
+          },
+        )
+        run.write_summary(summary)
+    with self._fake_cells() as started:
+      _, printed = self._run()
+    self.assertEmpty(started)
+    header, *lines = [x.split('|') for x in printed.splitlines() if '|' in x]
+    verdicts = {x[1].strip(): x[header.index(' verdict ')] for x in lines[1:]}
+    self.assertEqual(verdicts['wide model'].strip(), verdict)
+    self.assertEqual(verdicts['all clients'].strip(), 'not shown')
+    self.assertEqual(verdicts['**base**'].strip(), '')
 
   def test_goes_on_and_takes_more_variants(self):
     with self._fake_cells(fails=['base_seed_1']):

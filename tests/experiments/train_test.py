@@ -31,7 +31,9 @@ from tff_medical.data import loading
 from tff_medical.privacy import accounting
 from tff_medical.privacy import class_counts
 from tff_medical.program import checkpoints
+from tff_medical.program import run_folder
 from tff_medical.program import training
+from tff_medical.scoring import metrics
 from tff_medical.serving import export
 from tff_medical.serving import pretrained
 
@@ -137,6 +139,7 @@ class TrainTest(parameterized.TestCase):
       {
         'config.json',
         'metrics.csv',
+        'scores.npz',
         'tensorboard',
         'privacy_ledger.jsonl',
         'checkpoints',
@@ -200,7 +203,18 @@ class TrainTest(parameterized.TestCase):
     self.assertNotIn('validation_metrics', card)
     settings = self.settings.resolve()
     expected = assembly.load_task(settings).evaluate(outcome.weights, 'test')
-    self.assertEqual(summary['metrics'], dict(expected))
+    self.assertLess(expected.items(), summary['metrics'].items())
+    self.assertIn('sensitivity_at/normal, benign', summary['metrics'])
+    self.assertNotIn('sensitivity_at/normal, benign', first['metrics'])
+    self.assertEqual(card['metric_intervals'], summary['intervals'])
+    self.assertEqual(card['fitted_on_validation'], summary['fitted'])
+    scores = run_folder.RunFolder(self.output).read_scores()
+    self.assertEqual(scores.split_name, 'test')
+    again = metrics.metrics(scores)
+    for name, value in expected.items():
+      self.assertAlmostEqual(again[name], value, msg=name)
+    status = (self.output / 'scores.npz').stat()
+    self.assertEqual(status.st_mode & 0o777, 0o600)
     # Nothing was trained or charged again, and rounds have no test metric.
     self.assertEqual(summary['weights_sha256'], first['weights_sha256'])
     self.assertEqual(self._charges(), charges)
@@ -229,7 +243,7 @@ class TrainTest(parameterized.TestCase):
     for name in set(self._metrics()[0]) - allowed:
       self.assertRegex(
         name,
-        '^validation/(loss|accuracy|balanced_accuracy|auc|sensitivity/.*|specificity/.*)$',
+        '^validation/(loss|accuracy|balanced_accuracy|auc|f1|ece|sensitivity/.*|specificity/.*)$',
       )
     seed = (self.output / 'checkpoints' / 'cohort_seed.secret').read_text()
     for path in self.output.rglob('*'):

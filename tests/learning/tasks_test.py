@@ -8,8 +8,9 @@ import tensorflow_federated as tff
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.data import images
-from tff_medical.learning import evaluation
 from tff_medical.learning import tasks
+from tff_medical.scoring import metrics as metrics_lib
+from tff_medical.scoring import scored
 
 
 def _split(count, sites=None):
@@ -145,10 +146,10 @@ class TaskTest(absltest.TestCase):
       variable.assign(value)
     pixels = task.data.test.images.astype(np.float32) / 255
     logits = model(pixels)
-    expected = evaluation.metrics(
-      logits.numpy(),
-      task.data.test.labels,
-      class_names=task.data.class_names,
+    expected = metrics_lib.metrics(
+      scored.ScoredImages(
+        logits.numpy(), task.data.test.labels, task.data.class_names
+      )
     )
     for name, value in expected.items():
       self.assertAlmostEqual(metrics[name], value, places=5)

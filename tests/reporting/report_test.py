@@ -21,6 +21,7 @@ from tff_medical.program import run_folder
 from tff_medical.reporting import report
 from tff_medical.reporting import sweep_plots
 from tff_medical.reporting import sweeps
+from tff_medical.scoring import scored
 
 _CHROMIUM = next(
   filter(
@@ -148,6 +149,26 @@ class ReportTest(absltest.TestCase):
       '(seeds: 2)',
       text,
     )
+
+  def test_a_difference_within_the_spread_of_images_is_no_finding(self):
+    for count, text in ((4000, 'below no privacy'), (40, 'not distinguish')):
+      folder = finished_sweeps.write(self.create_tempdir().full_path)
+      for cell in sweeps.read(folder).measured():
+        labels = np.arange(count) % 2
+        strength = 1.0 if cell.epsilon == 8 else 1.2
+        rng = np.random.default_rng(int(10 * strength))
+        noise = rng.normal(size=(count, 2))
+        run = run_folder.RunFolder(folder / 'cells' / cell.name)
+        run.write_scores(
+          scored.ScoredImages(
+            noise + strength * np.eye(2)[labels], labels, ('a', 'b')
+          ),
+          run.read_summary().weights_sha256,
+        )
+      lines = report.headlines(sweeps.read(folder))
+      line = next(line for line in lines if line.startswith('At ε 8'))
+      self.assertIn(text, line)
+      self.assertIn('over images [', line)
 
   def test_a_run_that_diverged_is_not_left_out_of_its_mean(self):
     text = self._headlines(eps_8_seed_0={'auc': None})

@@ -134,6 +134,22 @@ class PublishTest(absltest.TestCase):
       table.splitlines()[0], '|  | ε 2 | ε 10 | no privacy | central |'
     )
 
+  def test_the_interval_over_images_is_the_mean_of_the_seeds(self):
+    rows = [
+      _row(sweeps.FEDERATED, 2, 0.6, auc_low=0.5, auc_high=0.7),
+      _row(sweeps.FEDERATED, 2, 0.7, auc_low=0.6, auc_high=0.8),
+    ]
+    table = publish.sweep_table({'a': run_tables.table(rows)}, 'auc')
+    self.assertIn('| 0.650 ± 0.071 [0.550, 0.750] |', table)
+
+  def test_validation_figures_are_not_published(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    finished_sweeps.write(folder, eval_split='validation')
+    with self.assertRaisesRegex(
+      _validate.InputError, 'has metrics on validation images.*eval_split=test'
+    ):
+      publish.check_sweep(folder)
+
   def test_a_run_that_diverged_leaves_no_mean(self):
     rows = [
       _row(sweeps.FEDERATED, 2, 0.6),

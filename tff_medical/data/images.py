@@ -229,6 +229,7 @@ class ImageData:
       images do not come from such files.
     preparation: Counts of the decoding of own images; None for other data.
     split_rule: Origin of the splits: `given`, or how they were made.
+    is_ordinal: Whether the classes are grades, from the lowest to the highest.
   """
 
   name: str
@@ -246,12 +247,18 @@ class ImageData:
   decoding_policy: decoded.DecodingPolicy | None = None
   preparation: Preparation | None = None
   split_rule: str = 'given'
+  is_ordinal: bool = False
 
   def __post_init__(self) -> None:
     _validate.one_of(ORIGINS, origin=self.origin)
     if len(self.class_names) < 2 and not self.multi_label:
       raise _validate.InputError(
         f'{self.name} needs at least 2 classes, got {self.class_names!r}'
+      )
+    if self.is_ordinal and self.multi_label:
+      raise _validate.InputError(
+        f'{self.name} has findings without an order, so ordinal_labels would be '
+        'ignored; leave it out'
       )
     for name, split in self.splits():
       self._check_split(name, split)

@@ -347,6 +347,7 @@ def load_medmnist(
     test=_read(builder, 'test'),
     class_names=info.class_names,
     multi_label=info.multi_label,
+    is_ordinal=info.task == 'ordinal-regression',
     citation=medmnist_info.CITATION,
     license=info.license,
     source_digest=f'md5:{config.md5}',

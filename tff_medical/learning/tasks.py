@@ -22,6 +22,8 @@ from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
 from tff_medical.data import partition as partition_lib
 from tff_medical.learning import evaluation
+from tff_medical.scoring import evaluation as scoring
+from tff_medical.scoring import scored as scored_lib
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +42,8 @@ class Task:
       holds the features of its frozen part, if it has one.
     label_smoothing: Label smoothing of the loss, in [0, 1); see `models.loss`.
     class_weights: Weight of each class in the loss, if given.
+    own_metrics: Further metrics by name, functions of probabilities [N, K] and
+      labels.
   """
 
   data: images.ImageData
@@ -50,6 +54,9 @@ class Task:
   transfer: models.Transfer | None = None
   label_smoothing: float = 0.0
   class_weights: tuple[float, ...] | None = None
+  own_metrics: Mapping[str, scoring.OwnMetric] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __post_init__(self) -> None:
     self._check_features()
@@ -192,14 +199,49 @@ class Task:
     self, scores: np.ndarray, split_name: str
   ) -> collections.OrderedDict[str, float]:
     """Returns the metrics of `scores`, overall and by site."""
+    return scoring.overall_and_by_site(
+      self.scored(scores, split_name), own_metrics=self.own_metrics
+    )
+
+  def scored(
+    self, scores: np.ndarray, split_name: str
+  ) -> scored_lib.ScoredImages:
+    """Returns `scores` beside the labels, sites and patients of the images."""
     split = self.data.eval_split(split_name)
-    return evaluation.evaluate(
-      scores,
-      split.labels,
+    return scored_lib.ScoredImages(
+      logits=scores,
+      labels=split.labels,
       class_names=self.data.class_names,
       multi_label=self.data.multi_label,
+      is_ordinal=self.data.is_ordinal,
       sites=split.sites,
+      clusters=split.patients,
+      split_name=split_name,
     )
+
+  def evaluation(
+    self, model: tf.keras.Model, split_name: str, specificity: float
+  ) -> tuple[scoring.Evaluation, scored_lib.ScoredImages]:
+    """Returns the evaluation of a final model, and the scores behind it.
+
+    Args:
+      model: Keras model of the task, with its final weights.
+      split_name: Split of the images, one of `images.EVAL_SPLITS`.
+      specificity: Specificity of the thresholds that validation images give.
+    """
+    names = {split_name}
+    if self.data.has_validation:
+      names.add(images.VALIDATION)
+    by_split = {
+      name: self.scored(self.model_scores(model, name), name) for name in names
+    }
+    result = scoring.evaluate(
+      by_split[split_name],
+      by_split.get(images.VALIDATION),
+      specificity,
+      self.own_metrics,
+    )
+    return result, by_split[split_name]
 
   def _check_features(self) -> None:
     expected = self.transfer.feature_shape if self.transfer else None

@@ -46,8 +46,17 @@ def is_own(name: str) -> bool:
   return ':' in name
 
 
-def find(name: str) -> ModelFunction:
+def find(
+  name: str,
+  what: str = 'model',
+  arguments: str = '(input_shape, num_outputs, seed)',
+) -> Callable[..., Any]:
   """Returns the function that `module:function` names.
+
+  Args:
+    name: Text `module:function`.
+    what: Name of the setting in error messages.
+    arguments: Arguments of the function, for error messages.
 
   Raises:
     InputError: The name is malformed, the module cannot be imported, or it has
@@ -55,27 +64,27 @@ def find(name: str) -> ModelFunction:
   """
   if not _NAME.fullmatch(name):
     raise _validate.InputError(
-      'model must be module:function with the dotted name of a Python module, '
+      f'{what} must be module:function with the dotted name of a Python module, '
       f'got {name!r}; for nets.py write nets:build'
     )
   module_name, _, function_name = name.partition(':')
-  module = _imported(name, module_name)
+  module = _imported(name, module_name, what)
   function = getattr(module, function_name, None)
   if function is None:
     close = difflib.get_close_matches(function_name, dir(module), n=1)
     hint = f'; did you mean {module_name}:{close[0]}?' if close else ''
     raise _validate.InputError(
-      f'model {name!r}: module {module_name} has no {function_name}{hint}'
+      f'{what} {name!r}: module {module_name} has no {function_name}{hint}'
     )
   if not callable(function):
     raise _validate.InputError(
-      f'model {name!r}: {function_name} is a {type(function).__name__}; name a '
-      'function of (input_shape, num_outputs, seed)'
+      f'{what} {name!r}: {function_name} is a {type(function).__name__}; name a '
+      f'function of {arguments}'
     )
   return function
 
 
-def _imported(name: str, module_name: str) -> Any:
+def _imported(name: str, module_name: str, what: str) -> Any:
   try:
     with _working_directory_first():
       return importlib.import_module(module_name)
@@ -86,11 +95,11 @@ def _imported(name: str, module_name: str) -> Any:
     )
     if is_missing:
       raise _validate.InputError(
-        f'model {name!r}: there is no module {missing} in the working '
+        f'{what} {name!r}: there is no module {missing} in the working '
         f'directory or the environment; start where {missing}.py lies'
       ) from None
     raise _validate.InputError(
-      f'model {name!r}: module {module_name} cannot be imported '
+      f'{what} {name!r}: module {module_name} cannot be imported '
       f'({_in_short(error)})'
     ) from error
 

@@ -26,7 +26,9 @@ NOT_COVERED = (
   'A patient whose images are held by several clients.',
   'The noise generator, which is seeded by the operating system but is not '
   'cryptographic, and computes in floating point (Mironov 2012).',
-  'The test and validation metrics, which are computed on held-out images.',
+  'The test and validation metrics and the numbers fitted on validation images '
+  '(thresholds, temperature), which are computed on held-out images without '
+  'noise.',
   'The exact number of units, which this card and the ledger state and which '
   'differs between neighbouring data sets, and the seconds that a run took, '
   'which grow with the cohorts.',
@@ -45,6 +47,8 @@ def build_card(
   dataset: str,
   test_metrics: Mapping[str, float],
   validation_metrics: Mapping[str, float] | None = None,
+  metric_intervals: Mapping[str, tuple[float, float]] | None = None,
+  fitted_on_validation: Mapping[str, float] | None = None,
   cohort_seed_was_given: bool = False,
   broken_units_are_published: bool = False,
   initial_model: Mapping[str, Any] | None = None,
@@ -64,6 +68,8 @@ def build_card(
     test_metrics: Metrics on the test images; empty unless the model was
       evaluated on them.
     validation_metrics: Metrics on the validation images, if given.
+    metric_intervals: 95 % bootstrap intervals of the metrics, by name.
+    fitted_on_validation: Numbers fitted on validation images, by name.
     cohort_seed_was_given: Whether the user chose the cohort seed, so that
       somebody may draw the cohorts again.
     broken_units_are_published: Whether the number of units that each round left
@@ -134,7 +140,12 @@ def build_card(
     'not_covered': not_covered,
     'dataset': dataset,
     'data_digest': data_digest,
-    **_metrics(test_metrics, validation_metrics),
+    'test_metrics': dict(test_metrics),
+    **_if_any(
+      validation_metrics=validation_metrics,
+      metric_intervals=metric_intervals,
+      fitted_on_validation=fitted_on_validation,
+    ),
     **({'data_ledger': data_ledger.describe()} if data_ledger else {}),
     **_origin(initial_model, backbone),
   }
@@ -145,6 +156,8 @@ def build_open_card(
   dataset: str,
   test_metrics: Mapping[str, float],
   validation_metrics: Mapping[str, float] | None = None,
+  metric_intervals: Mapping[str, tuple[float, float]] | None = None,
+  fitted_on_validation: Mapping[str, float] | None = None,
   initial_model: Mapping[str, Any] | None = None,
   backbone: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -155,6 +168,8 @@ def build_open_card(
     test_metrics: Metrics on the test images; empty unless the model was
       evaluated on them.
     validation_metrics: Metrics on the validation images, if given.
+    metric_intervals: 95 % bootstrap intervals of the metrics, by name.
+    fitted_on_validation: Numbers fitted on validation images, by name.
     initial_model: Provenance of the initial model, if any; see `build_card`.
     backbone: Provenance of the frozen layers, if any; see `build_card`.
   """
@@ -170,33 +185,45 @@ def build_open_card(
     'accountant_version': accounting.accountant_version(),
     'not_covered': [NOTHING_PROMISED],
     'dataset': dataset,
-    **_metrics(test_metrics, validation_metrics),
+    'test_metrics': dict(test_metrics),
+    **_if_any(
+      validation_metrics=validation_metrics,
+      metric_intervals=metric_intervals,
+      fitted_on_validation=fitted_on_validation,
+    ),
     **_origin(initial_model, backbone),
   }
 
 
 def metrics_of(
-  split_name: str, metrics: Mapping[str, float]
-) -> dict[str, Mapping[str, float]]:
-  """Returns the arguments `test_metrics` and `validation_metrics` of a card.
+  split_name: str,
+  metrics: Mapping[str, float],
+  intervals: Mapping[str, tuple[float, float]] | None = None,
+  fitted: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+  """Returns the arguments of a card on metrics, by the names of its keys.
 
   Args:
     split_name: Split of the metrics: 'validation' or 'test'.
     metrics: Metrics on the images of that split.
+    intervals: Their 95 % bootstrap intervals by name, if any.
+    fitted: Numbers fitted on validation images, if any. The exported model does
+      not use them.
   """
-  if split_name == 'test':
-    return {'test_metrics': metrics}
-  return {'test_metrics': {}, 'validation_metrics': metrics}
-
-
-def _metrics(
-  test: Mapping[str, float], validation: Mapping[str, float] | None
-) -> dict[str, Any]:
-  """Returns the keys on metrics, with one for each split that has any."""
-  values: dict[str, Any] = {'test_metrics': dict(test)}
-  if validation:
-    values['validation_metrics'] = dict(validation)
+  values: dict[str, Any] = {
+    'test_metrics': {},
+    f'{split_name}_metrics': metrics,
+  }
+  if intervals:
+    values['metric_intervals'] = intervals
+  if fitted:
+    values['fitted_on_validation'] = fitted
   return values
+
+
+def _if_any(**values: Mapping[str, Any] | None) -> dict[str, Any]:
+  """Returns the mappings that are not empty, by their keys."""
+  return {name: dict(value) for name, value in values.items() if value}
 
 
 def _origin(

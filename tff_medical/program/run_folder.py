@@ -10,6 +10,8 @@
 | privacy_ledger.jsonl  | every round that was paid for                        |
 | checkpoints/          | server states, and two secrets: keep it secret       |
 | summary.json          | end of the run: rounds, reason, epsilon, metrics     |
+| scores.npz            | logits and labels of the evaluated images, without   |
+|                       | identity: keep it as private as the labels           |
 | saved_model/          | the exported model with its privacy card             |
 
 `RunFolder` names the files and reads each into a checked type. `reconcile`
@@ -41,6 +43,8 @@ from tff_medical import _validate
 from tff_medical.privacy import card_format
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import metrics_table
+from tff_medical.scoring import intervals
+from tff_medical.scoring import scored
 
 _PACKAGES = (
   'tensorflow',
@@ -102,6 +106,9 @@ class Summary:
     run_id: Identity of the run; '' for a reference without a ledger.
     eval_split: Split of `metrics`: 'validation' or 'test'. Older summaries lack
       it, and have metrics on the test images.
+    intervals: Low and high end of the 95 % bootstrap interval, by the name of
+      the metric.
+    fitted: Numbers fitted on the validation images, by name.
   """
 
   rounds: int
@@ -121,6 +128,10 @@ class Summary:
   weights_sha256: str = ''
   run_id: str = ''
   eval_split: str = 'test'
+  intervals: Mapping[str, intervals.Interval] = dataclasses.field(
+    default_factory=dict
+  )
+  fitted: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def has_ended(self) -> bool:
@@ -167,6 +178,11 @@ class RunFolder:
   def summary(self) -> pathlib.Path:
     """File of the `Summary`."""
     return self.path / 'summary.json'
+
+  @property
+  def scores(self) -> pathlib.Path:
+    """File of the scores of the evaluated images; see `scoring.scored`."""
+    return self.path / 'scores.npz'
 
   @property
   def saved_model(self) -> pathlib.Path:
@@ -323,7 +339,7 @@ class RunFolder:
         **{
           field.name: _typed(values[field.name], str(field.type))
           for field in dataclasses.fields(Summary)
-          if field.name in values or field.default is dataclasses.MISSING
+          if field.name in values or _is_required(field)
         }
       )
     except (KeyError, ValueError, OverflowError) as error:
@@ -339,6 +355,44 @@ class RunFolder:
       OSError: The file could not be written; an older file is untouched.
     """
     _files.write_json(self.summary, dataclasses.asdict(summary))
+
+  def write_scores(
+    self, images: scored.ScoredImages, weights_sha256: str
+  ) -> None:
+    """Writes the scores of the final model, for their owner alone.
+
+    Args:
+      images: Scores and labels of the evaluated images.
+      weights_sha256: Digest of the model, as in the summary.
+
+    Raises:
+      OSError: The file could not be written; an older file is untouched.
+    """
+    content = images.to_bytes(weights_sha256)
+    _files.write_bytes(self.scores, content, private=True)
+
+  def read_scores(self) -> scored.ScoredImages | None:
+    """Returns the scores that the summary's metrics were computed from.
+
+    Returns:
+      Scores and labels; None if the file is missing, or of another model or
+      split than the summary, as after a crash between writing the two.
+
+    Raises:
+      FileNotFoundError: The run has not ended.
+      InputError: A file is damaged.
+    """
+    summary = self.read_summary()
+    try:
+      content = _files.read_bytes(self.scores)
+    except FileNotFoundError:
+      return None
+    images, weights = scored.ScoredImages.from_bytes(content, str(self.scores))
+    is_same = (weights, images.split_name) == (
+      summary.weights_sha256,
+      summary.eval_split,
+    )
+    return images if is_same else None
 
   def remove_leftovers(self) -> None:
     """Removes half-written files of killed processes.
@@ -451,6 +505,10 @@ def _names(kind: Any) -> list[str]:
   return [field.name for field in dataclasses.fields(kind)]
 
 
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+  return field.default is field.default_factory is dataclasses.MISSING
+
+
 def _typed(value: Any, kind: str) -> Any:
   """Returns a JSON value in the type of a field of `Summary`.
 
@@ -461,6 +519,8 @@ def _typed(value: Any, kind: str) -> Any:
   if kind.startswith('Mapping'):
     if not isinstance(value, dict):
       raise ValueError(f'{value!r} is no object')
+    if 'Interval' in kind:
+      return {name: _interval(part) for name, part in value.items()}
     return {name: _number(part) for name, part in value.items()}
   if kind == 'str':
     if not isinstance(value, str):
@@ -471,6 +531,12 @@ def _typed(value: Any, kind: str) -> Any:
   if value is None and 'None' in kind:
     return None
   return _number(value)
+
+
+def _interval(value: Any) -> intervals.Interval:
+  if not isinstance(value, list) or len(value) != 2:
+    raise ValueError(f'{value!r:.200} is no interval')
+  return _number(value[0]), _number(value[1])
 
 
 def _number(value: Any) -> float:

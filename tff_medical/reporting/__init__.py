@@ -9,7 +9,9 @@ from tff_medical import _lazy
 __all__ = [
   'plots',
   'report',
+  'run_report',
   'run_tables',
+  'score_plots',
   'sweep_plots',
   'sweeps',
 ]
@@ -17,7 +19,9 @@ __all__ = [
 if typing.TYPE_CHECKING:
   from tff_medical.reporting import plots as plots
   from tff_medical.reporting import report as report
+  from tff_medical.reporting import run_report as run_report
   from tff_medical.reporting import run_tables as run_tables
+  from tff_medical.reporting import score_plots as score_plots
   from tff_medical.reporting import sweep_plots as sweep_plots
   from tff_medical.reporting import sweeps as sweeps
 else:  # A __getattr__ that type checkers see would allow any name.

@@ -6,7 +6,7 @@ content security policy in the file holds browsers to that. Whatever comes from
 files is escaped. Beside the page, `plots/` holds each figure as PNG.
 
 A difference from training without privacy is called one only if its confidence
-interval over seeds excludes zero. Runs of one seed share data, partition and
+interval over seeds and its bootstrap interval over images exclude zero. Runs of one seed share data, partition and
 initial weights, so that differences are taken seed by seed.
 """
 
@@ -25,8 +25,11 @@ from tff_medical import _files
 from tff_medical.reporting import plots
 from tff_medical.reporting import report_style
 from tff_medical.reporting import run_tables
+from tff_medical.reporting import score_plots
 from tff_medical.reporting import sweep_plots
 from tff_medical.reporting import sweeps
+from tff_medical.scoring import intervals
+from tff_medical.scoring import scored
 
 # The columns of a cell's row that the report shows, with their headings.
 _COLUMNS = {
@@ -67,8 +70,9 @@ _AUDIT_NOTE = (
 _FINDINGS_NOTE = (
   'An AUC is the mean ± standard deviation over seeds. A difference has its 95 % '
   "confidence interval: Student's, over the differences within each seed. "
-  'Intervals of classes hold for all classes at once. No interval covers the '
-  'choice of the images that models are evaluated on.'
+  'Intervals of classes hold for all classes at once. Intervals over images are '
+  '95 % bootstrap intervals, by patient where patients are known; a difference '
+  'is called one only if both of its intervals exclude zero.'
 )
 _REFERENCES = {
   sweeps.CENTRAL: 'Central training on pooled images',
@@ -85,12 +89,25 @@ _PARTS: dict[str, Callable[[sweeps.Cell], dict[str, float]]] = {
 
 def write(sweep: sweeps.Sweep) -> pathlib.Path:
   """Writes report.html and plots/ into the sweep's folder; returns the file."""
-  figures = sweep_plots.all_plots(sweep)
+  figures = [*sweep_plots.all_plots(sweep), *_score_plots(sweep)]
   for plot in figures:
     plots.save(plot.figure, sweep.folder / 'plots', plot.name)
   path = sweep.folder / 'report.html'
   _files.write_bytes(path, render(sweep, figures).encode())
   return path
+
+
+def _score_plots(sweep: sweeps.Sweep) -> list[sweep_plots.Plot]:
+  """Returns figures of the scores of the strictest run of the first seed."""
+  measured = sweep.measured()
+  images = sweep.scores(measured[0]) if measured else None
+  if images is None:
+    return []
+  which = f'The run {measured[0].name}.'
+  return [
+    plot._replace(caption=f'{which} {plot.caption}')
+    for plot in score_plots.all_plots(images)
+  ]
 
 
 def headlines(sweep: sweeps.Sweep) -> list[str]:
@@ -117,24 +134,62 @@ def _costs(sweep: sweeps.Sweep) -> list[str]:
       lines.append(f'Without privacy {text}.')
       continue
     if len(free):
-      text += f', {_against(run_tables.differences(group, free, "auc"))}'
+      differences = run_tables.differences(group, free, 'auc')
+      text += f', {_against(differences, _over_images(sweep, epsilon))}'
     lines.append(f'At ε {epsilon:g} {text}.')
   return lines
 
 
-def _against(differences: pd.Series) -> str:
-  """Returns how far training without privacy is, or that seeds cannot tell."""
+def _over_images(
+  sweep: sweeps.Sweep, epsilon: float
+) -> intervals.Interval | None:
+  """Returns the interval over images of the AUC minus that without privacy.
+
+  The runs of a seed are paired. None stands for scores that are missing, or of
+  other images.
+  """
+  by_seed: dict[int, dict[float, scored.ScoredImages | None]] = {}
+  for cell in sweep.measured():
+    if cell.epsilon in (epsilon, math.inf):
+      by_seed.setdefault(cell.seed, {})[cell.epsilon] = sweep.scores(cell)
+  pairs = []
+  for scores in by_seed.values():
+    if len(scores) < 2:
+      continue
+    private, free = scores[epsilon], scores[math.inf]
+    if private is None or free is None or not private.pairs_with(free):
+      return None
+    pairs.append((private, free))
+  return intervals.differences(pairs, 'auc') if pairs else None
+
+
+def _against(
+  differences: pd.Series, over_images: intervals.Interval | None
+) -> str:
+  """Returns how far training without privacy is, or that nobody can tell.
+
+  Args:
+    differences: Differences of the AUC by seed.
+    over_images: Interval of their mean over images, if known.
+  """
   width = run_tables.half_width(differences)
   if math.isnan(width):
     return 'with too few seeds for a comparison with no privacy'
   difference = run_tables.mean(differences)
-  if abs(difference) <= width:
+  images = ''
+  if over_images is not None:
+    images = f', over images {run_tables.interval(over_images, sign="+")}'
+  is_certain = abs(difference) > width and (
+    over_images is None or intervals.excludes_zero(over_images)
+  )
+  if not is_certain:
     return (
       'not distinguishable from no privacy '
-      f'(difference {difference:+.3f} ± {width:.3f})'
+      f'(difference {difference:+.3f} ± {width:.3f}{images})'
     )
   side = 'below' if difference < 0 else 'above'
-  return f'{abs(difference):.3f} ± {width:.3f} {side} no privacy'
+  images = f' (difference{images[1:]})' if images else ''
+  return f'{abs(difference):.3f} ± {width:.3f} {side} no privacy{images}'
 
 
 def _references(sweep: sweeps.Sweep) -> list[str]:
@@ -256,9 +311,17 @@ def _budget_table(sweep: sweeps.Sweep) -> str:
   texts = pd.DataFrame({'seeds': groups.size().astype(str)})
   for name, title, text_of in _BUDGET_COLUMNS:
     texts[title] = groups[name].agg(text_of)
+    if name == 'auc' and runs['auc_low'].notna().any():
+      texts['95 % over images'] = [
+        run_tables.over_images(group, 'auc_low', 'auc_high')
+        for _, group in groups
+      ]
   return report_style.table(
     ('', *texts.columns), texts.reset_index().to_numpy().tolist()
-  ) + report_style.note('± is the standard deviation over seeds.')
+  ) + report_style.note(
+    '± is the standard deviation over seeds. The interval over images is the mean '
+    'over seeds of the bootstrap intervals.'
+  )
 
 
 def _part_tables(sweep: sweeps.Sweep) -> str:

@@ -41,12 +41,14 @@ FIELDS = (
   'delta',
   'noise_multiplier',
   *METRICS,
+  'auc_low',
+  'auc_high',
   'eval_split',
   'seconds',
   'ledger_sha256',
 )
 CONFIDENCE = 0.95
-_TITLES = {'auc': 'AUC'}
+_TITLES = {'auc': 'AUC', 'f1': 'F1', 'ece': 'ECE'}
 _TEXTS = frozenset(
   (
     'cell',
@@ -70,9 +72,29 @@ def row(name: str, seed: int, summary: run_folder.Summary) -> dict[str, Any]:
     'name': name,
     'seed': seed,
     **{metric: summary.metrics.get(metric, math.nan) for metric in METRICS},
+    **auc_interval(summary),
     **dataclasses.asdict(summary),
   }
   return {field: values[field] for field in FIELDS}
+
+
+def auc_interval(summary: run_folder.Summary) -> dict[str, float]:
+  """Returns the ends of the AUC's interval over images, by their columns."""
+  low, high = summary.intervals.get('auc', (math.nan, math.nan))
+  return {'auc_low': low, 'auc_high': high}
+
+
+def over_images(runs: pd.DataFrame, low: str, high: str) -> str:
+  """Returns the interval over images of a group of runs, '' if not known.
+
+  Args:
+    runs: Runs that differ in their seed alone.
+    low: Column of the low ends, whose mean is taken.
+    high: Column of the high ends.
+  """
+  if low not in runs or runs[low].isna().any():
+    return ''
+  return interval((mean(runs[low]), mean(runs[high])))
 
 
 def table(
@@ -170,6 +192,25 @@ def title(metric: str) -> str:
   ('balanced accuracy', 'AUC')
   """
   return _TITLES.get(metric, metric.replace('_', ' '))
+
+
+def interval(
+  ends: tuple[float, float] | None, *, digits: int = 3, sign: str = ''
+) -> str:
+  """Returns an interval as text, '' if there is none.
+
+  >>> interval((0.9, 0.95)), interval((-0.01, 0.2), sign='+'), interval(None)
+  ('[0.900, 0.950]', '[-0.010, +0.200]', '')
+
+  Args:
+    ends: Low and high end, or None.
+    digits: Number of decimals.
+    sign: '+' to show the sign of positive ends.
+  """
+  if ends is None:
+    return ''
+  low, high = (f'{end:{sign}.{digits}f}' for end in ends)
+  return f'[{low}, {high}]'
 
 
 def mean(values: pd.Series) -> float:

@@ -28,6 +28,7 @@ from tff_medical.data import images
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import metrics_table
 from tff_medical.program import run_folder
+from tff_medical.scoring import scored
 
 if TYPE_CHECKING:
   import pandas as pd
@@ -59,6 +60,8 @@ COLUMNS = (
   'noise_multiplier',
   'rounds',
   'auc',
+  'auc_low',
+  'auc_high',
   'accuracy',
   'balanced_accuracy',
   'worst_class_sensitivity',
@@ -174,6 +177,9 @@ class Cell:
     }
     for name in ('auc', 'accuracy', 'balanced_accuracy'):
       values[name] = self.metric(name)
+    if self.is_done and self.summary:
+      low, high = self.summary.intervals.get('auc', (math.nan, math.nan))
+      values.update(auc_low=low, auc_high=high)
     if self.summary:
       for name in _OF_SUMMARY:
         values[name] = getattr(self.summary, name)
@@ -205,6 +211,16 @@ class Sweep:
     """Returns the cells of a kind that have metrics, strictest first."""
     cells = [c for c in self.cells if c.kind == kind and c.is_measured]
     return sorted(cells, key=lambda c: (c.epsilon, c.seed))
+
+  def scores(self, cell: Cell) -> scored.ScoredImages | None:
+    """Returns the scores behind a cell's metrics; None if they are missing.
+
+    Raises:
+      InputError: The file of the scores is damaged.
+    """
+    if not cell.is_measured:
+      return None
+    return run_folder.RunFolder(self.folder / 'cells' / cell.name).read_scores()
 
   def epsilons(self) -> list[float]:
     """Returns the budgets that were measured, smallest first."""
