@@ -6,6 +6,7 @@
 | `efficientnet-lite0` | EfficientNet-Lite0 of ImageNet         | a wheel      |
 | `keras:NAME`         | function NAME of keras.applications    | Keras, a file |
 | `savedmodel:DIR`     | SavedModel in the folder DIR           | the folder   |
+| `NAME+NAME`          | several of them beside each other      | as each      |
 
 >>> load('scatering', image_shape=(28, 28, 1))
 Traceback (most recent call last):
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 from tff_medical import _validate
 from tff_medical.models.backbones import backbone
 from tff_medical.models.backbones import efficientnet_lite0
+from tff_medical.models.backbones import joined
 from tff_medical.models.backbones import keras_applications
 from tff_medical.models.backbones import saved_models
 from tff_medical.models.backbones import wavelets
@@ -78,6 +80,13 @@ def find(name: str) -> backbone.Loader:
   Raises:
     InputError: The name is of no kind of the table above.
   """
+  is_joined = joined.SEPARATOR in name and not name.startswith(
+    f'{saved_models.PREFIX}:'  # A path may hold the separator.
+  )
+  if is_joined:
+    for part in name.split(joined.SEPARATOR):
+      find(part)
+    return lambda request: joined.load(request, find)
   prefix, colon, argument = name.partition(':')
   if colon and argument and prefix in _PREFIXED:
     return _PREFIXED[prefix]
