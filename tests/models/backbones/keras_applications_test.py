@@ -71,6 +71,21 @@ class KerasApplicationsTest(parameterized.TestCase):
       backbone.origin.sha256, backbone_lib.digest_of(network.get_weights())
     )
 
+  def test_drops_nothing_while_a_head_is_trained(self):
+    def build(include_top, weights, input_shape):
+      del include_top, weights
+      inputs = tf.keras.Input(input_shape)
+      x = tf.keras.layers.Conv2D(8, 3, name='conv')(inputs)
+      x = tf.keras.layers.Dropout(0.5, name='dropped')(x)
+      return tf.keras.Model(inputs, x)
+
+    with mock.patch.object(keras_applications, '_find', lambda _: build):
+      backbone = _load(layers=['dropped'], image_size=32)
+    images = np.random.default_rng(0).random((3, *_SHAPE)).astype(np.float32)
+    np.testing.assert_array_equal(
+      backbone.model(images, training=True), backbone.model(images)
+    )
+
   def test_takes_the_last_two_resolutions_by_default(self):
     backbone = _load(weights=_file()[1], image_shape=(28, 28, 1))
     self.assertEqual(backbone.layers, ('conv_pw_11_relu', 'conv_pw_13_relu'))
