@@ -301,9 +301,14 @@ def main(values: absl_flags.FlagValues) -> None:
     for epsilon in epsilons
   ]
   for s in planned:
+    cohort = (
+      f'all {s.population:,} {s.unit}s'
+      if s.expected_cohort == s.population
+      else f'{s.expected_cohort:g} of {s.population:,} {s.unit}s expected'
+    )
     print(
-      f'{s.unit} level: {s.expected_cohort:g} of {s.population:,} {s.unit}s '
-      f'expected in each of {s.rounds} rounds, {_clipping(values, s.unit)} '
+      f'{s.unit} level: {cohort} '
+      f'in each of {s.rounds} rounds, {_clipping(values, s.unit)} '
       f'clipping, '
       f'{parameters:,} parameters'
     )
@@ -357,7 +362,10 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   )
   absl_flags.DEFINE_integer('num_clients', 300, 'number of clients', **put)
   absl_flags.DEFINE_float(
-    'clients_per_round', None, 'expected cohort [num_clients / 10]', **put
+    'clients_per_round',
+    None,
+    'expected cohort, up to all clients [num_clients / 10]',
+    **put,
   )
   absl_flags.DEFINE_integer(
     'max_clients_per_round',
@@ -374,7 +382,7 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   absl_flags.DEFINE_float(
     'expected_batch_size',
     None,
-    'expected records in a round [num_records / 20]',
+    'expected records in a round, up to all of them [num_records / 20]',
     **put,
   )
   absl_flags.DEFINE_integer(

@@ -32,6 +32,7 @@ from absl import flags as absl_flags
 from experiments import plan
 from experiments.config import flags
 from experiments.config import settings as settings_lib
+from experiments.modes import base as base_mode
 from experiments.running import cells as cells_lib
 from experiments.running import command
 from experiments.running import jobs
@@ -141,7 +142,14 @@ def _flags(
 
 def without_privacy(given: settings_lib.Flags) -> settings_lib.Flags:
   """Returns flags without clipping, noise, and the settings that need them."""
-  return given.changed(**given.mode().baseline()).without_ignored()
+  plain = given.changed(**given.mode().baseline())
+  if plain.server_optimizer == 'adam_bc':  # It has no noise to subtract.
+    plain = plain.changed(server_optimizer='adam')
+  if (
+    plain.class_weights == base_mode.NOISED
+  ):  # There is no noise to count with.
+    plain = plain.changed(class_weights=None, class_count_noise=None)
+  return plain.without_ignored()
 
 
 def check_strictest(planned: Sequence[_Planned]) -> None:

@@ -46,11 +46,13 @@ import tensorflow_federated as tff
 import tqdm
 
 from experiments.config import assembly
+from experiments.modes import base
 from experiments.running import dry_run
 from tff_medical import runtime
 from tff_medical.data import images
 from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
+from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
@@ -78,7 +80,11 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.run.output_dir or ''))
   folder.check()
   set_runtime(settings.run)
-  parts = assembly.assemble(settings, progress=_show_calibration)
+  parts = assembly.assemble(
+    settings,
+    progress=_show_calibration,
+    counts=_earlier_counts(folder, settings),
+  )
   settings, task, feed = parts.settings, parts.task, parts.feed
   mechanism = parts.mechanism
   if mechanism.is_private:
@@ -90,32 +96,27 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   assembly.check_data_ledger(parts)
   with ending.deferred():
     config = assembly.claim(folder, settings, task)
+  # The ledger charges class counts when it is started.
+  reserve = functools.partial(_reserve, data_ledger, parts, config.run_id)
+  reserve()
   with ledger_lib.PrivacyLedger(
     folder.ledger,
     mechanism,
     delta=parts.delta,
     epsilon_budget=settings.mode.epsilon_budget,
     run_id=config.run_id,
+    counts=parts.counts,
   ) as ledger:
     folder.remove_leftovers()
     checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
     folder.reconcile(ledger)
-    if data_ledger is not None:
-      done = checkpoints.latest_round() or 0
-      ledger.limit(
-        data_ledger.reserve(
-          assembly.units(parts),
-          mechanism,
-          data_ledger_lib.Request(
-            config.run_id,
-            'train',
-            settings.mode.rounds,
-            spent=ledger.charges,
-            remaining=ledger.cost_between(done, settings.mode.rounds),
-          ),
-          delta=parts.delta,
-        )
-      )
+    done = checkpoints.latest_round() or 0
+    granted = reserve(
+      spent=ledger.charges,
+      remaining=ledger.cost_between(done, settings.mode.rounds),
+    )
+    if granted is not None:
+      ledger.limit(granted)
     with tqdm.tqdm(total=settings.mode.rounds, unit='round', leave=True) as bar:
       outcome = training.train(
         parts.process,
@@ -162,6 +163,35 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   return outcome
 
 
+def _reserve(
+  data_ledger: data_ledger_lib.DataLedger | None,
+  parts: assembly.Assembly,
+  run_id: str,
+  spent: int = 0,
+  remaining: int = 0,
+) -> int | None:
+  """Reserves the run in the ledger of its data, if there is one.
+
+  Returns:
+    Number of charges that the run may have; None without a data ledger.
+  """
+  if data_ledger is None:
+    return None
+  return data_ledger.reserve(
+    assembly.units(parts),
+    parts.mechanism,
+    data_ledger_lib.Request(
+      run_id,
+      'train',
+      parts.settings.mode.rounds,
+      spent=spent,
+      remaining=remaining,
+      before=parts.event_before,
+    ),
+    delta=parts.delta,
+  )
+
+
 def _round_metrics(
   task: tasks.Task, weights: tff.learning.models.ModelWeights
 ) -> dict[str, float]:
@@ -183,6 +213,19 @@ def _final_metrics(
   if outcome.reason is training.StopReason.INTERRUPTED:
     return {}
   return dict(task.evaluate(outcome.weights, split_name))
+
+
+def _earlier_counts(
+  folder: run_folder_lib.RunFolder, settings: settings_lib.Settings
+) -> class_counts.ClassCounts | None:
+  """Returns the noised class counts that an earlier start has paid for."""
+  if settings.mode.class_weights != base.NOISED:
+    return None
+  try:
+    header = ledger_lib.read(folder.ledger).header
+  except FileNotFoundError:
+    return None
+  return class_counts.ClassCounts.of(dict(header))
 
 
 def set_runtime(run: settings_lib.RunSettings) -> None:

@@ -21,6 +21,7 @@ import tensorflow_federated as tff
 from experiments.config import assembly
 from experiments.config import flags as flags_lib
 from experiments.config import settings as settings_lib
+from experiments.modes import base
 from tff_medical import _validate
 from tff_medical.auditing import bounds
 from tff_medical.auditing import canaries as canaries_lib
@@ -29,6 +30,7 @@ from tff_medical.data import images as images_lib
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import card as card_lib
+from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
@@ -69,12 +71,28 @@ class FinishedRun:
     """
     task = assembly.load_task(self.settings)
     self._check_data(task.data)
+    if self.settings.mode.class_weights == base.NOISED:
+      task = dataclasses.replace(task, class_weights=self._counts().weights())
     initial = task.initial_model.digest if task.initial_model else None
     if initial != self.config.initial_model_sha256:
       raise self._other(
         'initial model', self.config.initial_model_sha256, initial
       )
     return task
+
+  def _counts(self) -> class_counts.ClassCounts:
+    """Returns the noised class counts, which the run has published."""
+    try:
+      header = ledger_lib.read(self.folder.ledger).header
+    except FileNotFoundError:
+      header = {}
+    counts = class_counts.ClassCounts.of(dict(header))
+    if counts is None:
+      raise _validate.InputError(
+        f'{self.folder.path} has lost the class counts of its ledger; restore '
+        'the file'
+      )
+    return counts
 
   def load_data(self) -> images_lib.ImageData:
     """Returns the data of the run, without loading its initial model.
@@ -323,6 +341,8 @@ def _with_canaries(
     model=task.model,
     seed=task.seed,
     initial_model=task.initial_model,
+    label_smoothing=task.label_smoothing,
+    class_weights=task.class_weights,
     wrap=functools.partial(
       canaries_lib.with_canaries,
       canaries=canaries,

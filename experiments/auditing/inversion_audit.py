@@ -36,7 +36,6 @@ from experiments import modes
 from experiments.auditing import audited_run
 from experiments.config import assembly
 from tff_medical import _validate
-from tff_medical import models
 from tff_medical.auditing import inversion
 from tff_medical.data import examples
 from tff_medical.data import images as images_lib
@@ -108,7 +107,7 @@ def invert(
   mechanism = assembly.assemble(run.settings, task).mechanism
   assert isinstance(mechanism, mechanisms.GaussianMechanism)  # See `check`.
   multi_label = task.data.multi_label
-  loss = models.loss(multi_label)
+  loss = task.loss
   attack = inversion.InversionAttack(task.keras_model, loss)
   chosen = train.take(
     np.random.default_rng(run.settings.data.seed).choice(

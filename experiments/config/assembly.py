@@ -11,8 +11,10 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+from typing import Any
 
 from absl import logging
+import dp_accounting
 import numpy as np
 import tensorflow_federated as tff
 
@@ -24,6 +26,7 @@ from tff_medical import models
 from tff_medical.learning import tasks
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
+from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.program import run_folder
@@ -39,12 +42,15 @@ class Assembly:
     task: Images of the clients, and the model.
     feed: Feed that turns the units drawn for a round into client datasets.
     mechanism: Mechanism with calibrated noise.
+    counts: Noised class counts that decide the loss, if any. A ledger charges
+      them before anything that depends on them is published.
   """
 
   settings: settings_lib.Settings
   task: tasks.Task
   feed: base.Feed
   mechanism: interface.Mechanism
+  counts: class_counts.ClassCounts | None = None
 
   @property
   def delta(self) -> float:
@@ -52,6 +58,11 @@ class Assembly:
     return self.settings.mode.target_delta or accounting.default_delta(
       self.feed.num_units
     )
+
+  @property
+  def event_before(self) -> dp_accounting.DpEvent | None:
+    """Event that is paid for once before the first round, if any."""
+    return self.counts.release.event() if self.counts else None
 
   @functools.cached_property
   def process(self) -> tff.learning.templates.LearningProcess:
@@ -63,6 +74,7 @@ def assemble(
   settings: settings_lib.Settings,
   task: tasks.Task | None = None,
   progress: Callable[[str], None] = lambda line: None,
+  counts: class_counts.ClassCounts | None = None,
 ) -> Assembly:
   """Returns the objects of a run; its noise is calibrated to a target ε.
 
@@ -71,6 +83,8 @@ def assemble(
     task: Task of the run; None loads it.
     progress: Function that is called with a line after every step of the
       calibration.
+    counts: Noised class counts of an earlier start of the run; None draws them
+      anew if the settings ask for them.
 
   Raises:
     InputError: The data cannot be used, or the target is out of reach.
@@ -79,7 +93,35 @@ def assemble(
   feed = settings.mode.feed(task)
   settings = settings.for_data(task.num_clients, feed.num_units)
   mechanism = build_mechanism(settings, feed.num_units, progress)
-  return Assembly(settings, task, feed, mechanism)
+  release = settings.mode.class_count_release(task.num_clients)
+  if release is None:
+    return Assembly(settings, task, feed, mechanism)
+  if counts is None:
+    counts = _draw_counts(release, settings.mode, task)
+  task = dataclasses.replace(task, class_weights=counts.weights())
+  return Assembly(settings, task, feed, mechanism, counts)
+
+
+def _draw_counts(
+  release: class_counts.ClassCountRelease, mode: Any, task: tasks.Task
+) -> class_counts.ClassCounts:
+  """Returns freshly noised counts of the units of each class.
+
+  Raises:
+    InputError: The task is multi-label.
+  """
+  data = task.data
+  if data.multi_label:
+    raise _validate.InputError(
+      f'class_weights must not be {base.NOISED} for a multi-label task, whose '
+      'records have no single class; leave them out'
+    )
+  exact = mode.units_of(task).class_counts(
+    data.train.labels, data.num_classes, task.num_clients
+  )
+  if release.num_noises == 1:
+    exact = exact.sum(axis=0, keepdims=True)
+  return release.draw(exact)
 
 
 def build_mechanism(
@@ -95,6 +137,8 @@ def build_mechanism(
     progress: Function for lines of progress, as in `assemble`.
   """
   mode = settings.mode
+  # The number of sites changes the counts' noise, never their event.
+  release = mode.class_count_release(num_clients=1)
   mechanism = mode.mechanism(num_units)
   if mode.target_epsilon is None:
     return mechanism
@@ -103,6 +147,7 @@ def build_mechanism(
     target_epsilon=mode.target_epsilon,
     delta=base.known(mode.target_delta),
     rounds=mode.rounds,
+    before=release.event() if release else None,
     progress=progress,
   )
 
@@ -189,7 +234,10 @@ def check_data_ledger(parts: Assembly) -> float | None:
     units(parts),
     parts.mechanism,
     data_ledger_lib.Request(
-      filed.run_id if filed else '', 'train', parts.settings.mode.rounds
+      filed.run_id if filed else '',
+      'train',
+      parts.settings.mode.rounds,
+      before=parts.event_before,
     ),
     delta=parts.delta,
   )
@@ -226,6 +274,8 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
     model=settings.model.model,
     seed=data_settings.seed,
     initial_model=initial_model,
+    label_smoothing=settings.mode.label_smoothing,
+    class_weights=settings.mode.class_weight_values,
   )
 
 

@@ -257,8 +257,12 @@ class Settings:
     number of rounds may also change, unless the noise or the learning rate
     depends on it.
     """
-    schedule = getattr(self.mode, 'client_learning_rate_schedule', 'constant')
-    if self.mode.target_epsilon is None and schedule == 'constant':
+    decays = any(
+      getattr(self.mode, f'{who}_learning_rate_schedule', 'constant')
+      != 'constant'
+      for who in ('client', 'server')
+    )
+    if self.mode.target_epsilon is None and not decays:
       return may_change() | {'rounds'}
     return may_change()
 

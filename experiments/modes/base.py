@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import typing
 from typing import Any, ClassVar, Optional, TypeVar
 
@@ -27,9 +28,13 @@ if typing.TYPE_CHECKING:
   import tensorflow as tf
   import tensorflow_federated as tff
 
+  from tff_medical.privacy import class_counts
   from tff_medical.privacy import interface
   from tff_medical.privacy import mechanisms
 
+# Value of class_weights for weights from a noised count.
+NOISED = 'noised'
+SCHEDULES = ('constant', 'linear', 'cosine')
 AUGMENTATIONS = ('flip', 'rotate', 'crop', 'shift', 'brightness')
 
 ModeT = TypeVar('ModeT', bound='Mode')
@@ -53,8 +58,13 @@ class Mode(abc.ABC):
   default_clients: ClassVar[int]
   # Reason why the training cannot be repeated with canaries; '' if it can.
   refuses_canaries: ClassVar[str] = ''
+  # Reason why the noise of an update is not the same in every round; '' if it
+  # is the same with fixed clipping.
+  noise_varies: ClassVar[str] = ''
   # Whether an absent client must take part in a round without data.
   keeps_absent: ClassVar[bool] = False
+  # Whether each site adds its own noise, and trusts nobody.
+  sites_add_noise: ClassVar[bool] = False
   # Whether a release is the sum of clipped updates with one noise.
   has_one_noise: ClassVar[bool] = False
   # Runtimes that can run the mode.
@@ -109,11 +119,24 @@ class Mode(abc.ABC):
   )
   server_optimizer: str = fields.setting(
     'sgd',
-    'optimizer that applies the aggregated update',
-    choices=('sgd', 'adam', 'yogi'),
+    'optimizer that applies the aggregated update; adam_bc is Adam that '
+    "subtracts the noise's variance from its second moment (DP-AdamBC)",
+    choices=('sgd', 'adam', 'yogi', 'adam_bc'),
   )
   server_learning_rate: float = fields.setting(
     1.0, 'learning rate of the server optimizer', low=1e-10, high=1e30
+  )
+  server_learning_rate_schedule: str = fields.setting(
+    'constant',
+    "decay of the server optimizer's learning rate to 0 over the rounds",
+    choices=SCHEDULES,
+  )
+  adam_bc_floor: float = fields.setting(
+    0.5,
+    "smallest second moment of adam_bc, as a fraction of the noise's variance",
+    only_if={'server_optimizer': ('adam_bc',)},
+    low=1e-6,
+    high=1e6,
   )
   server_momentum: float = fields.setting(
     0.9,
@@ -132,6 +155,27 @@ class Mode(abc.ABC):
     or_zero=True,
   )
 
+  label_smoothing: float = fields.setting(
+    0.0,
+    'part of the uniform distribution in each label of the loss, in [0, 1)',
+    low=1e-6,
+    high=0.999,
+    or_zero=True,
+  )
+  class_weights: Optional[str] = fields.setting(
+    None,
+    "weights of the classes in a record's loss, positive numbers with commas, "
+    'which are scaled to a mean of 1; noised balances the classes by a noised '
+    'count of the records or patients, which ε includes',
+  )
+  class_count_noise: Optional[float] = fields.setting(
+    None,
+    'standard deviation of the noise on each class count, in records or '
+    'patients [half the square root of their number]',
+    only_if={'class_weights': (NOISED,)},
+    low=limits.MIN_NOISE_MULTIPLIER,
+    high=limits.MAX_NOISE_MULTIPLIER,
+  )
   augment: Optional[str] = fields.setting(
     None,
     'random transformations of training images, with commas, which leave ε as it '
@@ -144,6 +188,29 @@ class Mode(abc.ABC):
     if self.augment is None:
       return ()
     return tuple(name.strip() for name in self.augment.split(','))
+
+  @property
+  def class_weight_values(self) -> tuple[float, ...] | None:
+    """Weights of the classes as given; None if there are none yet.
+
+    Raises:
+      InputError: A weight is no positive number.
+    """
+    if self.class_weights in (None, NOISED):
+      return None
+    values = []
+    for text in str(self.class_weights).split(','):
+      try:
+        value = float(text)
+      except ValueError:
+        value = math.nan
+      if not 0 < value < math.inf:
+        raise InputError(
+          f'class_weights must be positive numbers, separated by commas, got '
+          f'{text.strip()!r}'
+        )
+      values.append(value)
+    return tuple(values)
 
   @property
   def publishes_broken_units(self) -> bool:
@@ -215,12 +282,43 @@ class Mode(abc.ABC):
           f'{name}={getattr(self, name)} would be ignored with no noise; leave '
           'it out'
         )
-
+    if self.server_optimizer == 'adam_bc':
+      self._check_adam_bc()
+    _ = self.class_weight_values
+    if self.class_weights == NOISED:
+      self._check_noised_counts()
     for name in self.augment_names:
       _validate.one_of(AUGMENTATIONS, augment=name)
     if len(set(self.augment_names)) < len(self.augment_names):
       raise InputError(
         f'augment must name each transformation once, got {self.augment}'
+      )
+
+  def _check_noised_counts(self) -> None:
+    """Refuses a noised count where it has no bound or no use."""
+    remedy = 'give numbers with commas'
+    if self.privacy_unit == 'client':
+      raise InputError(
+        f'class_weights must not be {NOISED} with privacy_unit=client: a client '
+        f'changes the counts by all of its images; {remedy}'
+      )
+    if not self.is_private:
+      raise InputError(
+        f'class_weights must not be {NOISED} without privacy, where exact '
+        f'weights cost nothing; {remedy}'
+      )
+
+  def _check_adam_bc(self) -> None:
+    """Refuses to subtract the variance of noise that is not constant."""
+    reason = self.noise_varies
+    if not self.is_private:
+      reason = 'there is no noise, whose variance it would subtract'
+    elif self.clipping == 'adaptive':
+      reason = 'the noise follows the adaptive clip norm'
+    if reason:
+      raise InputError(
+        f'server_optimizer must not be adam_bc with mechanism={self.name} and '
+        f'clipping={self.clipping}: {reason}; choose adam'
       )
 
   def check_clients(self, num_clients: int) -> None:
@@ -241,8 +339,8 @@ class Mode(abc.ABC):
       num_units: Number of units that the guarantee protects.
 
     Raises:
-      InputError: A cohort is not below the population, or `target_delta` has no
-        allowed default.
+      InputError: A cohort is too large for the population, or `target_delta`
+        has no allowed default.
     """
     if not self.is_private:
       return self
@@ -253,8 +351,25 @@ class Mode(abc.ABC):
         f'target_delta must be given where the population is {num_units}: its '
         f'default would be {delta:g}'
       )
-    return self.with_default(
+    mode = self.with_default(
       target_delta=delta, epsilon_budget=self.target_epsilon
+    )
+    if mode.class_weights == NOISED:
+      return mode.with_default(class_count_noise=num_units**0.5 / 2)
+    return mode
+
+  def class_count_release(
+    self, num_clients: int
+  ) -> class_counts.ClassCountRelease | None:
+    """Returns the release before the first round, if the mode has one.
+
+    Args:
+      num_clients: Number of clients.
+    """
+    if self.class_weights != NOISED:
+      return None
+    return tfm.privacy.class_counts.ClassCountRelease(
+      known(self.class_count_noise), num_clients if self.sites_add_noise else 1
     )
 
   def with_default(self: ModeT, **defaults: Any) -> ModeT:
@@ -297,6 +412,17 @@ class Mode(abc.ABC):
       self.server_optimizer,
       learning_rate=self.server_learning_rate,
       momentum=self.server_momentum if self.server_optimizer == 'sgd' else 0.0,
+      noise_stddev=mechanism.mean_stddev
+      if self.server_optimizer == 'adam_bc'
+      else None,
+      noise_floor=self.adam_bc_floor,
+      schedule=tfm.learning.schedules.build_schedule(
+        self.server_learning_rate_schedule,
+        learning_rate=self.server_learning_rate,
+        rounds=self.rounds,
+      )
+      if self.server_learning_rate_schedule != 'constant'
+      else None,
     )
     if not self.ema_decay:
       return self.process(task, mechanism, optimizer)
@@ -345,19 +471,18 @@ def known(value: _T | None) -> _T:
   return value
 
 
-def check_below(name: str, value: float, limit: int, units: str) -> None:
-  """Raises `InputError` unless a cohort is below its population.
+def check_below(name: str, value: float, num_clients: int) -> None:
+  """Raises `InputError` unless a cohort is below the number of clients.
 
   Args:
     name: Name of the setting of the cohort.
     value: Expected cohort size.
-    limit: Size of the population.
-    units: Noun for the units of the population, in the plural.
+    num_clients: Number of clients.
   """
-  if value >= limit:
+  if value >= num_clients:
     raise InputError(
-      f'{name} must be below the {limit} {units}, got {value:g}; lower it'
-      + (' or choose client_sampling=all' if units == 'clients' else '')
+      f'{name} must be below the {num_clients} clients, got {value:g}; lower '
+      'it or choose client_sampling=all'
     )
 
 

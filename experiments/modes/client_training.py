@@ -19,8 +19,6 @@ _MAX_PASSES = 1_000_000
 
 ClientTrainingT = TypeVar('ClientTrainingT', bound='ClientTraining')
 
-SCHEDULES = ('constant', 'linear', 'cosine')
-
 
 @dataclasses.dataclass(frozen=True)
 class ClientTraining(base.Mode, abc.ABC):
@@ -41,7 +39,7 @@ class ClientTraining(base.Mode, abc.ABC):
   client_learning_rate_schedule: str = fields.setting(
     'constant',
     "decay of the clients' learning rate to 0 over the rounds",
-    choices=SCHEDULES,
+    choices=base.SCHEDULES,
   )
   proximal_strength: float = fields.setting(
     0.0,
@@ -55,7 +53,7 @@ class ClientTraining(base.Mode, abc.ABC):
     """Raises `InputError` unless the settings fit a number of clients."""
     cohort = getattr(self, 'clients_per_round', None)
     if cohort is not None:
-      base.check_below('clients_per_round', cohort, num_clients, 'clients')
+      base.check_below('clients_per_round', cohort, num_clients)
     cohort_size = (
       {'num_clients': num_clients}
       if cohort is None
@@ -97,7 +95,7 @@ class ClientTraining(base.Mode, abc.ABC):
       client_optimizer=self._client_optimizer
       if is_scheduled
       else self._client_optimizer(self.client_learning_rate),
-      client_learning_rate=tfm.learning.client_training.build_schedule(
+      client_learning_rate=tfm.learning.schedules.build_schedule(
         self.client_learning_rate_schedule,
         learning_rate=self.client_learning_rate,
         rounds=self.rounds,

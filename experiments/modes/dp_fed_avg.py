@@ -67,10 +67,7 @@ class DpFedAvg(client_training.ClientTraining):
       return mode
     mode = mode.with_default(clients_per_round=num_clients / 10)
     base.check_below(
-      'clients_per_round',
-      base.known(mode.clients_per_round),
-      num_clients,
-      'clients',
+      'clients_per_round', base.known(mode.clients_per_round), num_clients
     )
     cap, expected = (
       mode.max_clients_per_round,

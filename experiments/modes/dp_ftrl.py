@@ -24,6 +24,9 @@ class DpFtrl(client_training.ClientTraining):
   """A client joins each tree at most once; rounds of a tree share its noise."""
 
   name: ClassVar[str] = 'dp_ftrl'
+  noise_varies: ClassVar[str] = (
+    'the noise of a tree is not independent from round to round'
+  )
 
   clipping: str = fields.setting(
     'fixed', "kind of clipping of a client's update", choices=('fixed',)
@@ -55,7 +58,7 @@ class DpFtrl(client_training.ClientTraining):
     mode = super().for_data(num_clients, num_units)
     mode = mode.with_default(clients_per_round=float(max(1, num_clients // 10)))
     cohort = base.known(mode.clients_per_round)
-    base.check_below('clients_per_round', cohort, num_clients, 'clients')
+    base.check_below('clients_per_round', cohort, num_clients)
     return mode.with_default(
       rounds_per_tree=min(self.rounds, int(num_clients // cohort))
     )

@@ -21,11 +21,12 @@ if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
 
   from tff_medical.privacy import mechanisms
+  from tff_medical.privacy import sampling
 
 
 @dataclasses.dataclass(frozen=True)
 class DpSgd(unit_training.UnitTraining):
-  """Each unit joins each round independently; the server adds the noise."""
+  """Units join rounds independently or all; the server adds the noise."""
 
   name: ClassVar[str] = 'dp_sgd'
   has_one_noise: ClassVar[bool] = True
@@ -73,9 +74,7 @@ class DpSgd(unit_training.UnitTraining):
   def mechanism(self, num_units: int) -> mechanisms.GaussianMechanism:
     """Returns the Gaussian mechanism for records or patients."""
     return tfm.privacy.mechanisms.GaussianMechanism(
-      sampling=tfm.privacy.sampling.PoissonSampling(
-        num_units, base.known(self.expected_batch_size)
-      ),
+      sampling=self._sampling(num_units),
       clipping=dp_fed_avg.clipping(self),
       noise_multiplier=self.noise_multiplier or 0.0,
       privacy_unit=self.privacy_unit,
@@ -102,4 +101,12 @@ class DpSgd(unit_training.UnitTraining):
     return dataclasses.replace(
       mode,
       target_unclipped_quantile=self.target_unclipped_quantile / present,
+    )
+
+  def _sampling(self, num_units: int) -> sampling.Sampling:
+    samplings = tfm.privacy.sampling
+    if self.unit_sampling == 'all':
+      return samplings.FullParticipation(num_units)
+    return samplings.PoissonSampling(
+      num_units, base.known(self.expected_batch_size)
     )

@@ -32,6 +32,10 @@ class LocalDpSgd(unit_training.UnitTraining):
 
   name: ClassVar[str] = 'local_dp_sgd'
   refuses_canaries: ClassVar[str] = 'each site adds its own noise'
+  sites_add_noise: ClassVar[bool] = True
+  noise_varies: ClassVar[str] = (
+    'each site adds noise to its own steps, and which sites are averaged varies'
+  )
 
   server_learning_rate: float = fields.redefine(
     base.Mode, 'server_learning_rate', 1.0
@@ -66,6 +70,12 @@ class LocalDpSgd(unit_training.UnitTraining):
   def for_data(self, num_clients: int, num_units: int) -> LocalDpSgd:
     """Returns the mode with its expected batch; see the base class."""
     mode = super().for_data(num_clients, num_units)
+    if mode.unit_sampling == 'all':
+      fields.check_product(
+        unit_training.MAX_IMAGES_AT_ONCE,
+        'images in memory at once',
+        {'local_steps': self.local_steps, 'number of units': num_units},
+      )
     if self.local_steps * num_units > _MAX_DRAWS:
       raise InputError(
         f'local_steps ({self.local_steps}) x {num_units} {self.privacy_unit}s '
@@ -77,10 +87,11 @@ class LocalDpSgd(unit_training.UnitTraining):
     self, num_units: int
   ) -> local_dp_sgd_mechanism.LocalDpSgdSampling:
     """Returns the sampling of each step's units."""
+    rate = 1.0
+    if self.unit_sampling != 'all':
+      rate = base.known(self.expected_batch_size) / num_units
     return tfm.privacy.local_dp_sgd_mechanism.LocalDpSgdSampling(
-      num_units,
-      rate=base.known(self.expected_batch_size) / num_units,
-      steps=self.local_steps,
+      num_units, rate, steps=self.local_steps
     )
 
   def feed(self, task: tfm.learning.tasks.Task) -> base.Feed:

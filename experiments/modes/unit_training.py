@@ -27,10 +27,17 @@ class UnitTraining(base.Mode, abc.ABC):
   server_learning_rate: float = fields.redefine(
     base.Mode, 'server_learning_rate', 0.5
   )
+  unit_sampling: str = fields.setting(
+    'poisson',
+    'sampling of records or patients. poisson: each one joins each step '
+    'independently; all: all of them join every step',
+    choices=('poisson', 'all'),
+  )
   expected_batch_size: Optional[float] = fields.setting(
     None,
     'expected records or patients in a step, over all clients [a twentieth of '
-    'the population]',
+    'the population]; the population itself is unit_sampling=all',
+    only_if={'unit_sampling': ('poisson',)},
     low=1e-3,
     high=1e6,
   )
@@ -63,13 +70,19 @@ class UnitTraining(base.Mode, abc.ABC):
   ) -> base.ModeT:
     """Returns the mode with its expected batch; see the base class."""
     mode: Any = super().for_data(num_clients, num_units)
+    if mode.unit_sampling == 'all':
+      return mode
     mode = mode.with_default(expected_batch_size=num_units / 20)
-    base.check_below(
-      'expected_batch_size',
-      mode.expected_batch_size,
-      num_units,
-      f'{mode.privacy_unit}s',
-    )
+    if mode.expected_batch_size > num_units:
+      raise InputError(
+        f'expected_batch_size must be at most the {num_units} '
+        f'{mode.privacy_unit}s, got {mode.expected_batch_size:g}; lower it or '
+        'choose unit_sampling=all'
+      )
+    if mode.expected_batch_size == num_units:
+      return dataclasses.replace(
+        mode, unit_sampling='all', expected_batch_size=None
+      )
     return mode
 
   def units_of(self, task: tfm.learning.tasks.Task) -> tfm.data.units.Units:
@@ -103,6 +116,8 @@ class UnitTraining(base.Mode, abc.ABC):
     """Returns the mode with the same sampling rate for more units."""
     del present
     mode: Any = self
+    if mode.unit_sampling == 'all':
+      return self
     return dataclasses.replace(
       mode, expected_batch_size=base.known(mode.expected_batch_size) * scale
     )

@@ -114,11 +114,14 @@ def _model(parts: assembly.Assembly) -> str:
 
 def _training(parts: assembly.Assembly) -> str:
   mode, sampling = parts.settings.mode, parts.mechanism.sampling
-  return (
-    f'{mode.name}, {mode.rounds:,} rounds; {sampling.name} sampling of '
-    f'{sampling.expected_cohort:g} of {parts.feed.num_units:,} '
-    f'{mode.privacy_unit}s per round'
+  population = f'{parts.feed.num_units:,} {mode.privacy_unit}s'
+  cohort = (
+    f'all {population} in every round, without amplification by sampling'
+    if sampling.expected_cohort == parts.feed.num_units
+    else f'{sampling.name} sampling of {sampling.expected_cohort:g} of '
+    f'{population} per round'
   )
+  return f'{mode.name}, {mode.rounds:,} rounds; {cohort}'
 
 
 def _noise(parts: assembly.Assembly) -> str:
@@ -129,6 +132,19 @@ def _noise(parts: assembly.Assembly) -> str:
   return (
     f'noise multiplier {mechanism.noise_multiplier:.4f}, {mode.clipping} '
     f'clipping at {mode.clip_norm:g}, δ {parts.delta:.3g}{budget}'
+    f'{_counts(parts)}'
+  )
+
+
+def _counts(parts: assembly.Assembly) -> str:
+  """Returns the cost of the class counts; the counts themselves are secret."""
+  if parts.counts is None:
+    return ''
+  release = parts.counts.release
+  spent = accounting.epsilon(release.event(), rounds=1, delta=parts.delta)
+  return (
+    f'; class counts with noise of {release.stddev:.3g}, which alone cost ε '
+    f'{spent:.3f}'
   )
 
 
@@ -137,10 +153,14 @@ def _epsilons(parts: assembly.Assembly) -> str:
   if not mechanism.is_private:
     return 'none'
   event = mechanism.charge_event()
+  before = parts.counts.release.event() if parts.counts else None
   shown = sorted({max(1, round(rounds * share)) for share in _SHARES})
   values = (
     accounting.epsilon(
-      event, rounds=mechanism.charges_for(number), delta=parts.delta
+      event,
+      rounds=mechanism.charges_for(number),
+      delta=parts.delta,
+      before=before,
     )
     for number in shown
   )

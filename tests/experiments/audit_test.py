@@ -233,6 +233,7 @@ class EnlargeTest(parameterized.TestCase):
     {**_CLIENT, **_PRIVATE, 'max_clients_per_round': 9},
     {'num_clients': 12, 'client_sampling': 'all', **_PRIVATE},
     {**_RECORD, **_PRIVATE},
+    {**_RECORD, 'unit_sampling': 'all', **_PRIVATE},
   )
   def test_mechanism_stays_the_same_for_more_units(self, **changed):
     settings = settings_lib.Flags.of(output_dir='x', **changed).resolve()

@@ -82,6 +82,8 @@ def _other_value(field):
   low, high = field.metadata['low'], field.metadata['high']
   if field.name == 'augment':
     return 'flip'
+  if field.name == 'class_weights':
+    return '1,2'
   whole = isinstance(low, int)
   value = default / 2 if default else min(2, high / 2)
   if whole:
@@ -97,6 +99,8 @@ def _needed(mode, name):
     if fields.of(mode)[other].default not in allowed:
       choices = fields.of(mode)[other].metadata['choices'] or allowed
       found[other] = next(a for a in allowed if a in choices)
+  if found.get('server_optimizer') == 'adam_bc':
+    found['clipping'] = 'fixed'  # The noise has to be constant.
   if name == 'augment' and 'augmentations' in fields.of(mode):
     found['augmentations'] = 2
   return found
@@ -130,6 +134,10 @@ class ModesTest(parameterized.TestCase):
       if name == 'privacy_unit':
         continue
       if name == 'clipping' and len(field.metadata['choices']) == 1:
+        continue
+      if name == 'adam_bc_floor' and mode.noise_varies:
+        continue
+      if name == 'class_count_noise' and mode.units == ('client',):
         continue
       value = _other_value(field)
       given = {name: value, **_needed(mode, name)}
@@ -200,6 +208,19 @@ class ModesTest(parameterized.TestCase):
     self.assertEqual(more.noise_multiplier, settings.mode.noise_multiplier)
     self.assertEqual(more.rounds, settings.mode.rounds)
     self.assertIsInstance(mode.refuses_canaries, str)
+
+  @parameterized.parameters(*_EVERY_UNIT)
+  def test_all_units_stay_all_units_with_canaries(self, mode, unit):
+    name = 'client_sampling' if unit == 'client' else 'unit_sampling'
+    if name not in fields.of(mode):
+      return
+    settings = _resolved(mode, unit, **{name: 'all'})
+    units = _num_units(settings.mode)
+    more = settings.mode.with_canaries(scale=3.0, present=2.0)
+    sampling = more.mechanism(3 * units).sampling
+    self.assertEqual(sampling.rate, 1)
+    self.assertEqual(sampling.expected_cohort, 3 * units)
+    self.assertFalse(sampling.amplifies)
 
   @parameterized.parameters(*_EVERY_UNIT)
   def test_config_json_gives_its_settings_back(self, mode, unit):

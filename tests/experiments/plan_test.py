@@ -101,6 +101,15 @@ class PlanTest(parameterized.TestCase):
     if parameters:
       self.assertEqual(plan.count_parameters('cnn_small', 28, data), parameters)
 
+  def test_a_batch_of_all_records_is_named_so(self):
+    printed = _run(
+      '--epsilons=8',
+      '--num_records=500',
+      '--expected_batch_size=500',
+      '--num_parameters=100',
+    )
+    self.assertIn('record level: all 500 records in each of', printed)
+
   def test_a_new_data_set_is_a_line_in_one_place(self):
     new = loading.Source(500, 3, ('healthy', 'ill'), load=None)
     with mock.patch.dict(loading.DATASETS, {'new': new}):

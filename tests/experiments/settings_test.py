@@ -11,11 +11,10 @@ from experiments.config import fields
 from experiments.config import flags
 from experiments.config import settings as settings_lib
 from experiments.modes import base
-from experiments.modes import client_training as mode_training
 from tests.faults import flag_faults
 from tff_medical import _validate
 from tff_medical.learning import augmentation
-from tff_medical.learning import client_training
+from tff_medical.learning import schedules
 
 
 def _read(*arguments):
@@ -137,6 +136,15 @@ class SettingsTest(parameterized.TestCase):
       'clients_per_round=3.0 would be ignored with privacy_unit=record',
     ),
     (['--expected_batch_size=3'], 'expected_batch_size.*ignored'),
+    (['--unit_sampling=all'], 'unit_sampling=all would be ignored'),
+    (
+      [
+        '--privacy_unit=record',
+        '--unit_sampling=all',
+        '--expected_batch_size=3',
+      ],
+      'expected_batch_size.*ignored with unit_sampling=all',
+    ),
     (
       ['--privacy_unit=record', '--max_images_per_patient=3'],
       'max_images_per_patient.*ignored',
@@ -147,6 +155,58 @@ class SettingsTest(parameterized.TestCase):
       ['--server_optimizer=yogi', '--server_momentum=.9'],
       'server_momentum.*ignored.*yogi',
     ),
+    (
+      ['--clipping=none', '--server_optimizer=adam_bc'],
+      'adam_bc.*there is no noise.*choose adam',
+    ),
+    (
+      [
+        '--noise_multiplier=0',
+        '--clipping=fixed',
+        '--server_optimizer=adam_bc',
+      ],
+      'adam_bc.*there is no noise',
+    ),
+    (['--server_optimizer=adam_bc'], 'adam_bc.*the noise follows the adaptive'),
+    (
+      ['--server_optimizer=adam_bc', '--mechanism=dp_ftrl'],
+      'adam_bc.*the noise of a tree',
+    ),
+    (
+      [
+        '--server_optimizer=adam_bc',
+        '--mechanism=local_dp_sgd',
+        '--privacy_unit=record',
+      ],
+      'adam_bc.*each site adds noise',
+    ),
+    (
+      ['--adam_bc_floor=.1'],
+      'adam_bc_floor.*ignored with server_optimizer=sgd',
+    ),
+    (['--class_weights=noised'], 'class_weights.*privacy_unit=client'),
+    (
+      [
+        '--class_weights=noised',
+        '--privacy_unit=record',
+        '--clipping=none',
+      ],
+      'class_weights must not be noised without privacy',
+    ),
+    (
+      [
+        '--class_weights=1,2',
+        '--class_count_noise=3',
+        '--privacy_unit=record',
+      ],
+      'class_count_noise.*ignored with class_weights=1,2',
+    ),
+    (['--label_smoothing=1'], 'label_smoothing must lie between'),
+    (['--class_weights=1,x'], "class_weights must be positive.*got 'x'"),
+    (['--class_weights=1,0'], "class_weights must be positive.*got '0'"),
+    (['--class_weights=1,inf'], 'class_weights must be positive'),
+    (['--class_weights='], 'class_weights must not be blank'),
+    (['--server_learning_rate_schedule=step'], 'schedule must be one of'),
     (['--clipping=adaptve'], "clipping.*did you mean 'adaptive'"),
     (['--partition=random'], 'partition must be one of'),
     (['--privacy_unit=site'], 'privacy_unit must be one of'),
@@ -207,17 +267,50 @@ class SettingsTest(parameterized.TestCase):
     self.assertIsNone(settings.used().get('clients_per_round'))
     self.assertAlmostEqual(settings.used().get('target_delta'), 4000**-1.1)
 
+  def test_all_records_by_number_are_all_records_by_name(self):
+    record = ('--target_epsilon=8', '--privacy_unit=record')
+    for more in ((), ('--mechanism=local_dp_sgd', '--local_steps=2')):
+      by_number, by_name = (
+        _read(*record, *more, flag).for_data(8, 100)
+        for flag in ('--expected_batch_size=100', '--unit_sampling=all')
+      )
+      self.assertEqual(by_number, by_name)
+      self.assertEqual(by_number.used()['unit_sampling'], 'all')
+      self.assertNotIn('expected_batch_size', by_number.used())
+      self.assertEqual(by_number.mode.mechanism(100).sampling.rate, 1)
+      below = _read(*record, *more, '--expected_batch_size=99').for_data(8, 100)
+      self.assertEqual(below.mode.mechanism(100).sampling.rate, 0.99)
+
+  def test_all_units_of_all_local_steps_fit_into_memory(self):
+    settings = _read(
+      '--privacy_unit=record',
+      '--mechanism=local_dp_sgd',
+      '--target_epsilon=8',
+      '--unit_sampling=all',
+      '--local_steps=5',
+    )
+    settings.for_data(8, 200_000)
+    with self.assertRaisesRegex(_validate.InputError, 'local_steps .*memory'):
+      settings.for_data(8, 200_001)
+
   @parameterized.parameters(
     ([], 20, 20, '--clients_per_round=20', 'clients_per_round.*below the 20'),
     (
       ['--privacy_unit=record'],
       8,
       100,
-      '--expected_batch_size=100',
-      'expected_batch_size must be below the 100 records',
+      '--expected_batch_size=101',
+      'expected_batch_size must be at most the 100 records.*unit_sampling=all',
+    ),
+    (
+      ['--privacy_unit=patient', '--mechanism=local_dp_sgd'],
+      8,
+      100,
+      '--expected_batch_size=101',
+      'expected_batch_size must be at most the 100 patients',
     ),
   )
-  def test_cohort_is_below_the_population(
+  def test_cohort_is_not_above_the_population(
     self, arguments, num_clients, num_units, cohort, message
   ):
     settings = _read('--target_epsilon=8', cohort, *arguments)
@@ -231,8 +324,17 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(settings.used().get('clients_per_round'), 30)
     self.assertEqual(settings.used().get('rounds_per_tree'), 10)
 
+  def test_a_schedule_fixes_the_number_of_rounds(self):
+    for flag, fixed in (
+      ('--server_learning_rate_schedule=constant', False),
+      ('--server_learning_rate_schedule=linear', True),
+      ('--client_learning_rate_schedule=cosine', True),
+    ):
+      names = _read('--noise_multiplier=1', flag).may_change()
+      self.assertEqual('rounds' not in names, fixed, flag)
+
   def test_schedules_are_those_of_the_library(self):
-    self.assertEqual(mode_training.SCHEDULES, client_training.SCHEDULES)
+    self.assertEqual(base.SCHEDULES, schedules.SCHEDULES)
 
   def test_every_number_has_bounds_that_its_default_keeps(self):
     for name, groups in settings_lib.owners().items():

@@ -272,6 +272,18 @@ class TradeoffTest(parameterized.TestCase):
     base = self.base.changed(mechanism='distributed_dp', clients_per_round=None)
     self.assertEqual(tradeoff.without_privacy(base).client_sampling, 'all')
 
+  def test_without_noise_there_is_no_noised_count(self):
+    base = self.base.changed(
+      privacy_unit='record', clients_per_round=None, class_weights='noised'
+    )
+    plain = tradeoff.without_privacy(base.changed(class_count_noise=3.0))
+    self.assertIsNone(plain.resolve().mode.class_weights)
+
+  def test_without_noise_adam_bc_is_adam(self):
+    base = self.base.changed(clipping='fixed', server_optimizer='adam_bc')
+    plain = tradeoff.without_privacy(base.changed(adam_bc_floor=0.1))
+    self.assertEqual(plain.resolve().mode.server_optimizer, 'adam')
+
   def test_seeds_start_at_the_given_one(self):
     base = self.base.changed(seed=5)
     planned = tradeoff.plan_cells(base, [2.0], 2)

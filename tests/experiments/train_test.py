@@ -26,8 +26,10 @@ from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
+from tff_medical.auditing import verification
 from tff_medical.data import loading
 from tff_medical.privacy import accounting
+from tff_medical.privacy import class_counts
 from tff_medical.program import checkpoints
 from tff_medical.program import training
 from tff_medical.serving import export
@@ -435,6 +437,10 @@ class TrainTest(parameterized.TestCase):
         'clients_per_round': None,
         'augmentations': 2,
         'augment': 'flip,rotate,crop,brightness',
+        'server_optimizer': 'adam_bc',
+        'server_learning_rate': 0.01,
+        'server_learning_rate_schedule': 'cosine',
+        'ema_decay': 0.5,
       },
       'dp_sgd',
     ),
@@ -470,6 +476,135 @@ class TrainTest(parameterized.TestCase):
     self.assertTrue(
       all(np.all(np.isfinite(w)) for w in outcome.weights.trainable)
     )
+
+  @parameterized.parameters(
+    ({'privacy_unit': 'record'}, 'all', 60),
+    (
+      {
+        'privacy_unit': 'patient',
+        'partition': 'natural_site',
+        'dataset': 'synthetic',
+        'data_dir': None,
+      },
+      'all',
+      None,
+    ),
+    (
+      {
+        'privacy_unit': 'record',
+        'mechanism': 'local_dp_sgd',
+        'num_clients': 3,
+        'local_steps': 2,
+      },
+      'local_all',
+      60,
+    ),
+  )
+  def test_all_units_in_every_round(self, changed, sampler, population):
+    flags = {'clients_per_round': None, 'num_clients': None, **changed}
+    self._run(rounds=3, noise_multiplier=3.0, unit_sampling='all', **flags)
+    card = export.load_card(self.output / 'saved_model')
+    self.assertEqual(card['sampling'], sampler)
+    self.assertEqual(card['mechanism']['sampling_rate'], 1)
+    if population:
+      self.assertEqual(card['mechanism']['population'], population)
+    self.assertEqual(
+      card['charge_event'], 'GaussianDpEvent(noise_multiplier=3.0)'
+    )
+    self.assertNotIn('who took part', ' '.join(card['not_covered']))
+    # Composed Gaussians are one Gaussian.
+    charges = 3 * changed.get('local_steps', 1)
+    exact = dp_accounting.get_epsilon_gaussian(
+      3.0 / charges**0.5, card['delta']
+    )
+    self.assertBetween(card['epsilon'], exact, exact + 1e-3)
+    checks = {c.what: c for c in verification.verify(self.output)}
+    self.assertTrue(all(c.is_right for c in checks.values()), checks)
+    rate = checks['ledger: sampling_rate of mechanism and event']
+    self.assertEqual(rate.found, '1.0 and 1.0')
+
+  @parameterized.parameters('dp_sgd', 'local_dp_sgd')
+  def test_noised_class_weights_are_paid_for_and_kept(self, mechanism):
+    flags = {
+      'privacy_unit': 'record',
+      'mechanism': mechanism,
+      'clients_per_round': None,
+      'num_clients': 3,
+      'noise_multiplier': None,
+      'target_epsilon': 2.0,
+      'class_weights': 'noised',
+      'class_count_noise': 4.0,
+    }
+    drawn = []
+    draw = class_counts.ClassCountRelease.draw
+
+    def spy(release, exact):
+      drawn.append(exact)
+      return draw(release, exact)
+
+    with mock.patch.object(class_counts.ClassCountRelease, 'draw', spy):
+      self._run(rounds=2, **flags)
+      lines = (self.output / 'privacy_ledger.jsonl').read_text().splitlines()
+      header, first, *_ = map(json.loads, lines)
+      # A second start goes on with the counts that were paid for.
+      self._run(rounds=2, **flags)
+    self.assertLen(drawn, 1)
+    np.testing.assert_array_equal(drawn[0].sum(axis=0), [30, 30])
+    self.assertLen(drawn[0], 3 if mechanism == 'local_dp_sgd' else 1)
+    card = export.load_card(self.output / 'saved_model')
+    for stated in (header, card):
+      self.assertEqual(
+        stated['event_before'], 'GaussianDpEvent(noise_multiplier=4.0)'
+      )
+      self.assertLen(stated['class_counts'], 2)
+    self.assertEqual(card['class_counts'], header['class_counts'])
+    # The target covers the counts and all rounds, and hardly more.
+    self.assertBetween(card['epsilon'], 1.9, 2.0)
+    rounds_alone = accounting.epsilon(
+      accounting.parse_event(header['event']),
+      rounds=first['charges'],
+      delta=card['delta'],
+    )
+    self.assertGreater(first['epsilon'], rounds_alone)
+    checks = verification.verify(self.output)
+    self.assertTrue(all(c.is_right for c in checks), checks)
+    self.assertTrue(
+      all(c.is_right for c in verification.verify(self.output / 'saved_model'))
+    )
+    # A card that leaves the counts out states an ε that does not follow.
+    path = self.output / 'saved_model' / 'assets' / 'privacy_card.json'
+    lying = json.loads(path.read_text())
+    del lying['event_before'], lying['class_counts']
+    path.write_text(json.dumps(lying))
+    wrong = [c.what for c in verification.verify(self.output) if not c.is_right]
+    self.assertContainsSubset(
+      ['card: event_before', 'card: class_counts', 'card: ε from its event'],
+      wrong,
+    )
+
+  def test_all_records_take_the_same_steps_whatever_the_cohort_seed(self):
+    plain = {
+      'privacy_unit': 'record',
+      'clients_per_round': None,
+      'noise_multiplier': None,
+      'clipping': 'none',
+    }
+    weights = [
+      self._run(
+        **plain, **batch, cohort_seed=seed, output_dir=str(self.temp / name)
+      ).weights.trainable
+      for seed, name, batch in (
+        (1, 'a', {'unit_sampling': 'all'}),
+        (2, 'b', {'expected_batch_size': 60.0}),
+        (3, 'c', {'expected_batch_size': 59.0}),
+      )
+    ]
+    for a, b in zip(weights[0], weights[1]):
+      np.testing.assert_allclose(a, b, atol=1e-6)
+    difference = max(
+      np.abs(a - c).max() for a, c in zip(weights[0], weights[2])
+    )
+    self.assertGreater(difference, 1e-4)
 
   def test_runs_on_tff_s_own_runtime_in_a_process_of_its_own(self):
     log = self.temp / 'log'

@@ -1,7 +1,6 @@
-"""Tests of the FedProx term and of learning rates by round."""
+"""Tests of the FedProx term, also with learning rates by round."""
 
 import collections
-import math
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -12,6 +11,7 @@ import tensorflow_federated as tff
 from tff_medical import _validate
 from tff_medical import learning
 from tff_medical.learning import client_training
+from tff_medical.learning import schedules
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
 
@@ -110,30 +110,7 @@ class WithProximalTermTest(parameterized.TestCase):
       )
 
 
-class ScheduleTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ('constant', lambda n: 1.0),
-    ('linear', lambda n: 1 - n / 8),
-    ('cosine', lambda n: (1 + math.cos(math.pi * n / 8)) / 2),
-  )
-  def test_values(self, name, factor):
-    schedule = client_training.build_schedule(name, learning_rate=0.2, rounds=8)
-    for n in range(8):
-      self.assertAlmostEqual(float(schedule(n)), 0.2 * factor(n), places=6)
-    self.assertEqual(float(schedule(20)), float(schedule(7)))
-    self.assertGreater(float(schedule(20)), 0)
-
-  @parameterized.parameters(
-    ('cosin', 0.1, 5, 'cosine'),
-    ('cosine', 0.0, 5, 'client_learning_rate'),
-    ('cosine', 0.1, 0, 'rounds'),
-  )
-  def test_refuses(self, name, learning_rate, rounds, message):
-    with self.assertRaisesRegex(_validate.InputError, message):
-      client_training.build_schedule(
-        name, learning_rate=learning_rate, rounds=rounds
-      )
-
+class RoundTest(parameterized.TestCase):
   @parameterized.parameters(_functional_model, lambda: _variable_model)
   def test_each_round_trains_with_its_own_rate_and_the_term(self, model):
     process = learning.build_dp_fed_avg(
@@ -142,7 +119,7 @@ class ScheduleTest(parameterized.TestCase):
       client_optimizer=lambda rate: client_training.with_proximal_term(
         tff.learning.optimizers.build_sgdm(rate), 0.5
       ),
-      client_learning_rate=client_training.build_schedule(
+      client_learning_rate=schedules.build_schedule(
         'linear', learning_rate=0.2, rounds=4
       ),
     )

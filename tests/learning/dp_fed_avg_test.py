@@ -14,7 +14,7 @@ import tensorflow_federated as tff
 from tests.learning import unit_models
 from tff_medical import learning
 from tff_medical.learning import augmentation
-from tff_medical.learning import client_training
+from tff_medical.learning import schedules
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
@@ -183,7 +183,7 @@ class BuildDpFedAvgTest(parameterized.TestCase):
       _functional_model(),
       _mechanism(mechanisms.FixedClipping(1.0)),
       client_optimizer=_sgd if schedule else _sgd(),
-      client_learning_rate=client_training.build_schedule(
+      client_learning_rate=schedules.build_schedule(
         schedule, learning_rate=0.5, rounds=3
       )
       if schedule

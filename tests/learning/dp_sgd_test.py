@@ -236,6 +236,10 @@ class BuildDpSgdTest(parameterized.TestCase):
     state = process.initialize()
     drawn = [_step(process, sites, state) for sites in ([], [], _no_units(2))]
     expected = 0.5 * mechanism.value_noise_multiplier / _EXPECTED
+    if isinstance(clipping, mechanisms.FixedClipping):
+      self.assertAlmostEqual(mechanism.mean_stddev, expected)
+    else:
+      self.assertIsNone(mechanism.mean_stddev)
     self.assertAlmostEqual(np.std(drawn) / expected, 1.0, delta=0.05)
     self.assertAlmostEqual(np.mean(drawn) / expected, 0.0, delta=0.05)
     self.assertLess(np.abs(np.corrcoef(drawn) - np.eye(3)).max(), 0.1)

@@ -98,6 +98,24 @@ class TaskTest(absltest.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'converted by TFF'):
       _ = task.tff_model
 
+  def test_loss_is_smoothed_and_weighted_as_told(self):
+    labels, logits = np.array([0, 1]), np.array([[0.5, -1.0], [2.0, 1.0]])
+    plain = float(_task().loss(labels, logits))
+    task = _task(label_smoothing=0.2, class_weights=(1.0, 3.0))
+    expected = models.loss(
+      False, label_smoothing=0.2, class_weights=(1.0, 3.0)
+    )(labels, logits)
+    self.assertEqual(float(task.loss(labels, logits)), float(expected))
+    self.assertNotAlmostEqual(float(expected), plain)
+
+  def test_refuses_class_weights_that_do_not_fit_the_classes(self):
+    with self.assertRaisesRegex(
+      _validate.InputError, 'one number for each of the 2 classes, got 3'
+    ):
+      _task(class_weights=(1.0, 2.0, 3.0))
+    with self.assertRaisesRegex(_validate.InputError, 'label_smoothing'):
+      _task(label_smoothing=1.5)
+
   def test_starts_from_the_weights_of_an_earlier_model(self):
     earlier = models.build(
       'cnn_small', input_shape=(8, 8, 1), num_outputs=2, seed=9

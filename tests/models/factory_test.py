@@ -105,7 +105,7 @@ class BuildTest(parameterized.TestCase):
       models.build(**{**good, **change})
 
 
-class LossTest(absltest.TestCase):
+class LossTest(parameterized.TestCase):
   def test_multi_class_is_the_mean_negative_log_softmax(self):
     logits = np.array([[0.0, 0.0], [0.0, np.log(3.0)]], np.float32)
     loss = models.loss(multi_label=False)(np.array([1, 0]), logits)
@@ -140,6 +140,63 @@ class LossTest(absltest.TestCase):
       np.testing.assert_allclose(
         tape.gradient(found, logits), gradient / 3, atol=1e-7
       )
+
+  def test_smoothed_classes_are_mixed_with_the_uniform_distribution(self):
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(5, 3)).astype(np.float32)
+    labels = np.array([0, 2, 1, 1, 0])
+    logs = np.log(special.softmax(logits.astype(np.float64), axis=1))
+    plain = -logs[np.arange(5), labels]
+    for smoothing in (0.1, 0.9):
+      expected = (1 - smoothing) * plain - smoothing * logs.mean(axis=1)
+      found = models.loss(False, label_smoothing=smoothing)(labels, logits)
+      self.assertAlmostEqual(float(found), expected.mean(), places=6)
+
+  def test_smoothed_findings_leave_unknown_ones_out(self):
+    rng = np.random.default_rng(3)
+    labels = np.array([[1, -1, 0], [-1, -1, 1], [-1, -1, -1]])
+    values = rng.normal(size=(3, 3)).astype(np.float32)
+    p, targets = special.expit(values), np.where(labels == 1, 0.9, 0.1)
+    losses = -targets * np.log(p) - (1 - targets) * np.log(1 - p)
+    expected = ((losses[0, 0] + losses[0, 2]) / 2 + losses[1, 2]) / 3
+    for unknown in (0.0, -1e30, 1e30):
+      logits = tf.Variable(np.where(labels == -1, np.float32(unknown), values))
+      with tf.GradientTape() as tape:
+        found = models.loss(True, label_smoothing=0.2)(labels, logits)
+      self.assertAlmostEqual(float(found), expected, places=6)
+      gradient = tape.gradient(found, logits).numpy()
+      np.testing.assert_array_equal(gradient[labels == -1], 0)
+      self.assertAlmostEqual(gradient[1, 2], (p[1, 2] - 0.9) / 3, places=6)
+
+  def test_class_weights_multiply_the_loss_of_each_record(self):
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(4, 3)).astype(np.float32)
+    labels = np.array([0, 2, 1, 1])
+    plain = -np.log(special.softmax(logits, axis=1))[np.arange(4), labels]
+    for scale in (1.0, 1e6):  # Only ratios matter: the mean is 1.
+      weights = [1.0 * scale, 2.0 * scale, 6.0 * scale]
+      found = models.loss(False, class_weights=weights)(labels, logits)
+      expected = np.mean(plain * np.array([1, 6, 2, 2]) / 3)
+      self.assertAlmostEqual(float(found), expected, places=5)
+    equal = models.loss(False, class_weights=[5.0] * 3)(labels, logits)
+    self.assertAlmostEqual(float(equal), plain.mean(), places=6)
+
+  def test_weights_are_bounded_by_the_number_of_classes(self):
+    extreme = models.loss(False, class_weights=[1e-30, 1e30, 1e-30])
+    logits = np.zeros((1, 3), np.float32)
+    self.assertAlmostEqual(
+      float(extreme(np.array([1]), logits)), 3 * np.log(3.0), places=5
+    )
+
+  @parameterized.parameters(
+    (False, {'label_smoothing': 1.0}, 'label_smoothing'),
+    (False, {'label_smoothing': -0.1}, 'label_smoothing'),
+    (False, {'class_weights': [1.0, 0.0]}, 'class_weights must be positive'),
+    (True, {'class_weights': [1.0, 2.0]}, 'class_weights.*multi-label'),
+  )
+  def test_refuses(self, multi_label, values, message):
+    with self.assertRaisesRegex(_validate.InputError, message):
+      models.loss(multi_label, **values)
 
   def test_masking_a_finding_is_dropping_it(self):
     rng = np.random.default_rng(1)

@@ -11,6 +11,7 @@ from dp_accounting import rdp
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import sampling
 
 
 def _poisson(rate, noise_multiplier):
@@ -65,6 +66,61 @@ class PldEpsilonTest(parameterized.TestCase):
     exact = dp_accounting.get_epsilon_gaussian(5.0 / math.sqrt(9), 1e-5)
     self.assertAlmostEqual(
       accounting.pld_epsilon(event, rounds=9, delta=1e-5), exact, delta=1e-3
+    )
+
+  @parameterized.product(
+    total=(20.0, 4.0, 0.7), rounds=(1, 30, 1000), delta=(1e-3, 1e-6)
+  )
+  def test_full_participation_is_one_gaussian_of_all_rounds(
+    self, total, rounds, delta
+  ):
+    """Gaussians with z in T rounds are one with z / sqrt(T), exactly."""
+    everybody = sampling.FullParticipation(1000)
+    event = everybody.event(
+      dp_accounting.GaussianDpEvent(total * math.sqrt(rounds))
+    )
+    exact = dp_accounting.get_epsilon_gaussian(total, delta)
+    stated = accounting.pld_epsilon(event, rounds=rounds, delta=delta)
+    self.assertGreaterEqual(stated, exact - 1e-9)
+    # The grid overstates small epsilons; see the module's docstring.
+    self.assertLess(stated, exact + (2e-3 if exact > 0.5 else 1e-2))
+
+  @parameterized.parameters(1, 40)
+  def test_a_release_before_gaussian_rounds_has_a_closed_form(self, rounds):
+    event, before = (dp_accounting.GaussianDpEvent(z) for z in (5.0, 7.0))
+    total = 1 / math.hypot(math.sqrt(rounds) / 5, 1 / 7)
+    self.assertAlmostEqual(
+      accounting.epsilon(event, rounds=rounds, delta=1e-5, before=before),
+      dp_accounting.get_epsilon_gaussian(total, 1e-5),
+      delta=2e-3,
+    )
+    alone = accounting.epsilon(event, rounds=0, delta=1e-5, before=before)
+    self.assertAlmostEqual(
+      alone, dp_accounting.get_epsilon_gaussian(7.0, 1e-5), delta=2e-3
+    )
+
+  def test_a_release_before_sampled_rounds_is_composed_by_the_library(self):
+    event, before = _poisson(0.1, 1.0), dp_accounting.GaussianDpEvent(4.0)
+    expected = (
+      pld.PLDAccountant(value_discretization_interval=1e-3)
+      .compose(event, 20)
+      .compose(before)
+      .get_epsilon(1e-4)
+    )
+    found = accounting.epsilon(event, rounds=20, delta=1e-4, before=before)
+    self.assertAlmostEqual(found, expected, delta=1e-3)
+    plain = accounting.epsilon(event, rounds=20, delta=1e-4)
+    self.assertGreater(found, plain + 0.01)
+    by_rdp = accounting.rdp_epsilon(event, rounds=20, delta=1e-4, before=before)
+    self.assertGreater(by_rdp, found)
+    self.assertGreater(
+      by_rdp, accounting.rdp_epsilon(event, rounds=20, delta=1e-4) + 0.01
+    )
+    # On the coarsest grid the bound without amplification has both parts.
+    hardly = dp_accounting.GaussianDpEvent(1e-4)
+    self.assertGreaterEqual(
+      accounting.epsilon(hardly, rounds=3, delta=1e-4, before=hardly),
+      dp_accounting.get_epsilon_gaussian(1e-4 / 2, 1e-4) * (1 - 1e-9),
     )
 
   def test_no_noise_is_no_guarantee_and_no_round_costs_nothing(self):

@@ -2,6 +2,7 @@
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import dp_accounting
 from dp_accounting import pld
 
 from tff_medical import _validate
@@ -104,6 +105,27 @@ class CalibrateTest(parameterized.TestCase):
         target_epsilon=target_epsilon,
         delta=1e-3,
         rounds=10,
+      )
+
+  def test_a_release_before_the_first_round_is_part_of_the_target(self):
+    before = dp_accounting.GaussianDpEvent(10.0)
+    mechanism = mechanisms.GaussianMechanism(
+      sampling=sampling.FullParticipation(1000),
+      clipping=mechanisms.FixedClipping(1.0),
+    )
+    plan = {'target_epsilon': 1.0, 'delta': 1e-3, 'rounds': 20}
+    private = calibration.calibrate(mechanism, before=before, **plan)
+    spent = accounting.epsilon(
+      private.charge_event(), rounds=20, delta=1e-3, before=before
+    )
+    self.assertBetween(spent, 0.995, 1.0)
+    without = calibration.calibrate(mechanism, **plan)
+    self.assertGreater(private.noise_multiplier, without.noise_multiplier)
+    with self.assertRaisesRegex(
+      _validate.InputError, 'before the first round costs .*class_count_noise'
+    ):
+      calibration.calibrate(
+        mechanism, before=dp_accounting.GaussianDpEvent(1.0), **plan
       )
 
 

@@ -76,6 +76,9 @@ class DistributedMechanismTest(parameterized.TestCase):
       mechanism = _mechanism(z)
       stddev = np.sqrt(20 * mechanism.local_variance) / mechanism.clip_steps
       self.assertAlmostEqual(stddev / z, 1)
+      self.assertAlmostEqual(
+        mechanism.mean_stddev / (mechanism.clipping.clip_norm * stddev / 20), 1
+      )
       self.assertLessEqual(mechanism.local_variance, 2e8)
 
   def test_refuses_cohorts_that_may_be_smaller(self):

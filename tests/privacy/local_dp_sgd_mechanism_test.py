@@ -49,8 +49,23 @@ class LocalPoissonSamplingTest(parameterized.TestCase):
     np.testing.assert_array_equal(sampling.draw(3, 7, 9), first)
     self.assertNotEqual(sampling.draw(3, 7, 10).tolist(), first.tolist())
 
+  def test_rate_one_is_every_unit_in_every_step_without_amplification(self):
+    everybody = local_dp_sgd_mechanism.LocalDpSgdSampling(7, rate=1.0, steps=3)
+    steps = everybody.by_step(everybody.draw(3, 1, 1))
+    self.assertLen(steps, 3)
+    for units in steps:
+      np.testing.assert_array_equal(units, np.arange(7))
+    self.assertEqual(everybody.expected_cohort, 7)
+    self.assertEqual(everybody.name, 'local_all')
+    inner = dp_accounting.GaussianDpEvent(1.5)
+    self.assertEqual(everybody.event(inner), inner)
+    caveats = ' '.join(_mechanism(sampling=everybody).caveats)
+    self.assertNotIn('who took part', caveats)
+    self.assertIn('number of units of each site', caveats)
+    self.assertIn('who took part', ' '.join(_mechanism().caveats))
+
   @parameterized.parameters(
-    ({'rate': 0.0},), ({'rate': 1.0},), ({'steps': 0},), ({'population': 0},)
+    ({'rate': 0.0},), ({'rate': 1.1},), ({'steps': 0},), ({'population': 0},)
   )
   def test_refuses(self, change):
     arguments = {'population': 10, 'rate': 0.1, 'steps': 2, **change}
@@ -72,6 +87,20 @@ class LocalGaussianMechanismTest(parameterized.TestCase):
       ),
       accountant.get_epsilon(1e-3),
       delta=1e-2,
+    )
+
+  def test_epsilon_of_whole_sites_is_that_of_one_gaussian(self):
+    mechanism = _mechanism(
+      sampling=local_dp_sgd_mechanism.LocalDpSgdSampling(500, 1.0, steps=4),
+      noise_multiplier=20.0,
+    )
+    # 25 rounds of 4 steps: a hundred Gaussians are one with z / 10.
+    self.assertAlmostEqual(
+      accounting.epsilon(
+        mechanism.charge_event(), rounds=mechanism.charges_for(25), delta=1e-3
+      ),
+      dp_accounting.get_epsilon_gaussian(2.0, 1e-3),
+      delta=1e-3,
     )
 
   def test_calibrates(self):

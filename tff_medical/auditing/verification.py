@@ -23,6 +23,7 @@ import dp_accounting
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import class_counts
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints
 from tff_medical.program import metrics_table
@@ -124,6 +125,7 @@ def _guarded(
 def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
   try:
     event = accounting.parse_event(str(ledger.header.get('event')))
+    before = _event_before(ledger.header)
     delta = float(ledger.header['delta'])
     _validate.in_range(0, 1, delta=delta)
   except (KeyError, TypeError, ValueError) as error:
@@ -135,12 +137,18 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     wrong = [
       entry
       for entry in chosen
-      if not _close(entry.epsilon, _computed(event, entry.charges, delta))
+      if not _close(
+        entry.epsilon, _computed(event, entry.charges, delta, before)
+      )
     ]
   except _validate.InputError as error:
     yield Check('ledger: ε from its events', _text(error), False)
     return
-  last = ledger.entries[-1].epsilon if ledger.entries else 0.0
+  last = (
+    ledger.entries[-1].epsilon
+    if ledger.entries
+    else _computed(event, 0, delta, before)
+  )
   yield Check(
     'ledger: ε from its events',
     f'round {wrong[0].round_num} states ε {wrong[0].epsilon:.6g}'
@@ -158,8 +166,31 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     )
 
 
+def _event_before(
+  stated: Mapping[str, Any],
+) -> dp_accounting.DpEvent | None:
+  """Returns the event that a ledger or card states before the first round.
+
+  Raises:
+    InputError: There is no such event, or it is not that of the class counts.
+  """
+  if not any(key in stated for key in ('event_before', 'class_counts')):
+    return None
+  counts = class_counts.ClassCounts.of(dict(stated))
+  event = accounting.parse_event(str(stated.get('event_before')))
+  if counts is None or counts.release.event() != event:
+    raise _validate.InputError(
+      f'the event before the first round ({event}) is not that of the class '
+      'counts; restore the file'
+    )
+  return event
+
+
 def _computed(
-  event: dp_accounting.DpEvent, charges: int, delta: float
+  event: dp_accounting.DpEvent,
+  charges: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None,
 ) -> float:
   """Returns the epsilon of an event from a file, which may be any event.
 
@@ -172,7 +203,7 @@ def _computed(
       f'{charges} charges are more than any run has ({ledger_lib.MAX_COUNT:,})'
     )
   try:
-    return accounting.epsilon(event, rounds=charges, delta=delta)
+    return accounting.epsilon(event, rounds=charges, delta=delta, before=before)
   except (
     ArithmeticError,
     MemoryError,
@@ -190,9 +221,11 @@ def _header_fits(
 ) -> Iterator[Check]:
   """Yields checks of the described mechanism against the charged event."""
   inner = getattr(event, 'event', event)
+  # A plain Gaussian is the event of all units in every round.
+  everybody = 1.0 if isinstance(event, dp_accounting.GaussianDpEvent) else None
   for name, stated in (
     ('noise_multiplier', getattr(inner, 'noise_multiplier', None)),
-    ('sampling_rate', getattr(event, 'sampling_probability', None)),
+    ('sampling_rate', getattr(event, 'sampling_probability', everybody)),
   ):
     # The events of trees and of discrete noise have other parameters.
     if stated is not None and 'tree_height' not in header:
@@ -291,6 +324,9 @@ def _stated(
     yield _same(
       f'{name}: event', stated['charge_event'], ledger.header.get('event')
     )
+    for key in ('event_before', 'class_counts'):
+      if key in stated or key in ledger.header:
+        yield _same(f'{name}: {key}', stated.get(key), ledger.header.get(key))
   if saved is not None:
     yield _same(f'{name}: rounds', stated.get('rounds'), saved.round_num)
     yield _same(
@@ -319,7 +355,8 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
   try:
     event = accounting.parse_event(str(card.get('charge_event')))
     charges = _validate.count(card.get('charges'), 'charges')
-    epsilon = _computed(event, charges, card['delta'])
+    before = _event_before(card)
+    epsilon = _computed(event, charges, card['delta'], before)
   except _validate.InputError as error:
     yield Check('card: ε from its event', _text(error), False)
     return

@@ -56,6 +56,33 @@ class Units:
     clients = self.clients[indices]
     return [indices[clients == client] for client in range(num_clients)]
 
+  def class_counts(
+    self, labels: np.ndarray, num_classes: int, num_clients: int
+  ) -> np.ndarray:
+    """Returns the number of units of each class at each client, without noise.
+
+    A unit whose images are of several classes counts for each of them by its
+    share, so that each unit adds 1 in all.
+
+    Args:
+      labels: Classes of the split's rows, integers [N].
+      num_classes: Number K of classes.
+      num_clients: Number C of clients.
+
+    Returns:
+      Counts, float64 [C, K].
+    """
+    is_image = self.rows != examples.PADDING
+    shares = is_image / is_image.sum(axis=1, keepdims=True)
+    counts = np.zeros((num_clients, num_classes))
+    clients = np.broadcast_to(self.clients[:, np.newaxis], self.rows.shape)
+    np.add.at(
+      counts,
+      (clients[is_image], labels[self.rows[is_image]]),
+      shares[is_image],
+    )
+    return counts
+
   def arrays(
     self, split: images.Split, indices: np.ndarray
   ) -> examples.Examples:

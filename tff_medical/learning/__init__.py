@@ -1,6 +1,8 @@
 """Federated learning processes: `build_*` functions made of TFF's own parts."""
 
+from tff_medical.learning import client_training
 from tff_medical.learning import evaluation
+from tff_medical.learning import schedules
 from tff_medical.learning import tasks
 from tff_medical.learning import weight_averaging
 from tff_medical.learning.augmentation import Augmentation
@@ -18,7 +20,9 @@ __all__ = [
   'build_dp_sgd',
   'build_local_dp_sgd',
   'build_server_optimizer',
+  'client_training',
   'evaluation',
+  'schedules',
   'step_arrays',
   'tasks',
   'weight_averaging',

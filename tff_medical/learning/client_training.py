@@ -1,4 +1,4 @@
-"""Client training: the FedProx term and learning rates by round.
+"""Client training: the FedProx term.
 
 FedProx (Li et al. 2020, arXiv 1812.06127) adds strength / 2 * |w - w0|**2 to
 every client's loss, where w0 are the weights that the server sent. The term
@@ -9,56 +9,17 @@ one, so it works with every model, optimizer and schedule.
 to the gradient instead of strength * (w - w0), which drives clients apart
 (learning/templates/proximal_client_work.py, both variants). It also takes no
 schedule.
-
->>> schedule = build_schedule('cosine', learning_rate=0.1, rounds=100)
->>> [round(float(schedule(done)), 4) for done in (0, 50, 99)]
-[0.1, 0.05, 0.0]
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
-import math
-from typing import Any, Union
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
-
-# Maps the number of completed rounds, an int or int32, to a learning rate.
-Schedule = Callable[[Union[int, tf.Tensor]], tf.Tensor]
-
-SCHEDULES = ('constant', 'linear', 'cosine')
-
-
-def build_schedule(name: str, *, learning_rate: float, rounds: int) -> Schedule:
-  """Returns the clients' learning rate by the number n of completed rounds.
-
-  Args:
-    name: Name of the schedule: 'constant', 'linear' (lr * (1 - n / rounds)) or
-      'cosine' (lr * (1 + cos(pi * n / rounds)) / 2).
-    learning_rate: Learning rate lr of the first round, above 0.
-    rounds: Number of planned rounds. Later rounds keep the rate of the last
-      one.
-
-  Raises:
-    InputError: The name is unknown or a value is out of range.
-  """
-  _validate.one_of(SCHEDULES, client_learning_rate_schedule=name)
-  _validate.positive(client_learning_rate=learning_rate)
-  _validate.positive_int(rounds=rounds)
-
-  def schedule(rounds_done: int | tf.Tensor) -> tf.Tensor:
-    progress = tf.cast(tf.minimum(rounds_done, rounds - 1), tf.float32) / rounds
-    if name == 'linear':
-      return learning_rate * (1 - progress)
-    if name == 'cosine':
-      return learning_rate * (1 + tf.cos(math.pi * progress)) / 2
-    return tf.constant(learning_rate, tf.float32)
-
-  return schedule
 
 
 def with_proximal_term(

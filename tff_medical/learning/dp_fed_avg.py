@@ -17,9 +17,9 @@ import tensorflow_federated as tff
 
 from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
-from tff_medical.learning import client_training
 from tff_medical.learning import labels
 from tff_medical.learning import optimizers
+from tff_medical.learning import schedules
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import interface
 
@@ -38,7 +38,7 @@ def build_dp_fed_avg(
   mechanism: interface.ClientMechanism,
   *,
   client_optimizer: ClientOptimizer,
-  client_learning_rate: client_training.Schedule | None = None,
+  client_learning_rate: schedules.Schedule | None = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
   count_broken: bool = False,
   augmentation: augmentation_lib.Augmentation | None = None,
@@ -64,7 +64,7 @@ def build_dp_fed_avg(
       learning rate to the optimizer. See `client_training.with_proximal_term`
       for FedProx.
     client_learning_rate: Function from the number of completed rounds to the
-      clients' learning rate; see `client_training.build_schedule`.
+      clients' learning rate; see `schedules.build_schedule`.
     server_optimizer: Optimizer that takes the aggregated update as a gradient.
       The default is SGD with learning rate 1, which adds the update.
     count_broken: Whether the metrics count the clients without data or with an

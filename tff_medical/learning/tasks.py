@@ -35,6 +35,8 @@ class Task:
     seed: Seed of the model's initial weights.
     initial_model: Model whose weights take the place of the seeded ones, if
       any.
+    label_smoothing: Label smoothing of the loss, in [0, 1); see `models.loss`.
+    class_weights: Weight of each class in the loss, if given.
   """
 
   data: images.ImageData
@@ -42,8 +44,17 @@ class Task:
   model: str | models.ModelFunction
   seed: int = 0
   initial_model: models.InitialModel | None = None
+  label_smoothing: float = 0.0
+  class_weights: tuple[float, ...] | None = None
 
   def __post_init__(self) -> None:
+    weights = self.class_weights
+    if weights is not None and len(weights) != self.data.num_classes:
+      raise _validate.InputError(
+        f'class_weights must be one number for each of the '
+        f'{self.data.num_classes} classes, got {len(weights)}'
+      )
+    _ = self.loss  # A wrong value is refused before anything is built.
     models.check_federated(self.keras_model)
 
   @property
@@ -55,6 +66,19 @@ class Task:
   def provenance(self) -> dict[str, Any] | None:
     """Entry of a card on the initial model, if there is one."""
     return self.initial_model.provenance if self.initial_model else None
+
+  @functools.cached_property
+  def loss(self) -> tf.keras.losses.Loss:
+    """Loss on logits; see `models.loss`.
+
+    Raises:
+      InputError: Label smoothing or class weights cannot be used.
+    """
+    return models.loss(
+      self.data.multi_label,
+      label_smoothing=self.label_smoothing,
+      class_weights=self.class_weights,
+    )
 
   @functools.cached_property
   def clients(self) -> clients_lib.ImageClientData:
@@ -103,7 +127,7 @@ class Task:
     try:
       return tff.learning.models.functional_model_from_keras(
         self.keras_model,
-        loss_fn=models.loss(self.data.multi_label),
+        loss_fn=self.loss,
         input_spec=self.input_spec,
       )
     except tff.learning.models.functional.KerasFunctionalModelError as error:

@@ -140,11 +140,16 @@ UNKNOWN = -1
 class _KnownBinaryCrossentropy(tf.keras.losses.Loss):
   """Binary cross-entropy of each record, a mean over its known findings."""
 
+  def __init__(self, label_smoothing: float, reduction: str):
+    super().__init__(reduction)
+    self._smoothing = label_smoothing
+
   def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
     y_true = tf.cast(y_true, y_pred.dtype)
     is_known = tf.not_equal(y_true, tf.cast(UNKNOWN, y_true.dtype))
     losses = tf.nn.sigmoid_cross_entropy_with_logits(
-      labels=y_true, logits=y_pred
+      labels=y_true * (1 - self._smoothing) + self._smoothing / 2,
+      logits=y_pred,
     )
     # No gradient passes to what is not chosen here.
     losses = tf.where(is_known, losses, tf.zeros_like(losses))
@@ -154,22 +159,86 @@ class _KnownBinaryCrossentropy(tf.keras.losses.Loss):
     )
 
 
-def loss(multi_label: bool) -> tf.keras.losses.Loss:
+class _WeightedCrossentropy(tf.keras.losses.Loss):
+  """Cross-entropy of each record, times the weight of the record's class."""
+
+  def __init__(
+    self,
+    label_smoothing: float,
+    class_weights: Sequence[float] | None,
+    reduction: str,
+  ):
+    super().__init__(reduction)
+    self._smoothing = label_smoothing
+    self._weights = class_weights
+
+  def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+    num_classes = y_pred.shape[-1]
+    classes = tf.cast(tf.reshape(y_true, [-1]), tf.int32)
+    # One-hot labels in place of a gather, which fails for an invalid label.
+    targets = tf.one_hot(classes, num_classes, dtype=y_pred.dtype)
+    losses = tf.nn.softmax_cross_entropy_with_logits(
+      labels=targets * (1 - self._smoothing) + self._smoothing / num_classes,
+      logits=y_pred,
+    )
+    if self._weights is None:
+      return losses
+    weights = tf.constant(self._weights, y_pred.dtype)
+    return losses * tf.reduce_sum(targets * weights, axis=-1)
+
+
+def loss(
+  multi_label: bool,
+  *,
+  label_smoothing: float = 0.0,
+  class_weights: Sequence[float] | None = None,
+) -> tf.keras.losses.Loss:
   """Returns the loss on logits, a mean over the batch.
 
   The loss of a multi-label record is the mean binary cross-entropy over its
   known findings, and 0 if none is known. Unknown findings have no gradient.
 
+  Label smoothing (Szegedy et al. 2016, arXiv 1512.00567) mixes each label with
+  the uniform distribution. The weight of a record's class multiplies the loss
+  of the record, and so its gradient before it is clipped. Weights are scaled to
+  a mean of 1 over the classes, which bounds them by the number of classes.
+
   Args:
     multi_label: Whether labels are 0, 1 and `UNKNOWN` [N, K] instead of integer
       classes [N].
+    label_smoothing: Part s of the uniform distribution, in [0, 1). A class has
+      the target 1 - s + s / K and the others s / K. A finding has 1 - s / 2 or
+      s / 2.
+    class_weights: Positive weight of each class [K]; None weighs all the same.
 
   Returns:
     Keras loss of (labels, logits [N, K]).
+
+  Raises:
+    InputError: A value is out of range, or findings are to have class weights.
   """
   mean = tf.keras.losses.Reduction.SUM_OVER_BATCH_SIZE
+  _validate.non_negative(label_smoothing=label_smoothing)
+  if label_smoothing:
+    _validate.in_range(0, 1, label_smoothing=label_smoothing)
   if multi_label:
-    return _KnownBinaryCrossentropy(reduction=mean)
-  return tf.keras.losses.SparseCategoricalCrossentropy(
-    from_logits=True, reduction=mean
-  )
+    if class_weights is not None:
+      raise _validate.InputError(
+        f'class_weights must be left out for a multi-label task, got '
+        f'{list(class_weights)}: a record has no single class'
+      )
+    return _KnownBinaryCrossentropy(label_smoothing, mean)
+  if class_weights is not None:
+    class_weights = _with_mean_1(class_weights)
+  if not label_smoothing and class_weights is None:
+    return tf.keras.losses.SparseCategoricalCrossentropy(
+      from_logits=True, reduction=mean
+    )
+  return _WeightedCrossentropy(label_smoothing, class_weights, mean)
+
+
+def _with_mean_1(class_weights: Sequence[float]) -> list[float]:
+  for weight in class_weights:
+    _validate.positive(class_weights=weight)
+  mean = sum(class_weights) / len(class_weights)
+  return [weight / mean for weight in class_weights]

@@ -18,6 +18,7 @@ __all__ = [
   'aggregators',
   'calibration',
   'card',
+  'class_counts',
   'data_ledger',
   'distributed_dp_mechanism',
   'dp_ftrl_mechanism',
@@ -35,6 +36,7 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import aggregators as aggregators
   from tff_medical.privacy import calibration as calibration
   from tff_medical.privacy import card as card
+  from tff_medical.privacy import class_counts as class_counts
   from tff_medical.privacy import data_ledger as data_ledger
   from tff_medical.privacy import (
     distributed_dp_mechanism as distributed_dp_mechanism,

@@ -155,7 +155,11 @@ def accountant_of(event: dp_accounting.DpEvent) -> str:
 
 
 def epsilon(
-  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent,
+  *,
+  rounds: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None = None,
 ) -> float:
   """Returns the stated epsilon at `delta` of `rounds` such events.
 
@@ -166,8 +170,21 @@ def epsilon(
     event: Event of one round.
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    before: Event that is paid for once besides, if any, even with no rounds.
   """
-  return composed_epsilon([(event, rounds)], delta=delta)
+  return composed_epsilon(_with_before(event, rounds, before), delta=delta)
+
+
+def _with_before(
+  event: dp_accounting.DpEvent,
+  rounds: int,
+  before: dp_accounting.DpEvent | None,
+) -> list[tuple[dp_accounting.DpEvent, int]]:
+  """Returns the events of rounds, and the one that is paid for besides."""
+  charges = [(event, rounds)]
+  if before is not None:
+    charges.append((before, 1))
+  return charges
 
 
 def composed_epsilon(
@@ -192,6 +209,22 @@ def composed_epsilon(
   if any(isinstance(part, _RDP_EVENTS) for part in _parts(pairs)):
     return _rdp_epsilon(pairs, delta)
   return _pld_epsilon(pairs, delta)
+
+
+def composed_event(
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]],
+) -> dp_accounting.DpEvent:
+  """Returns one event that costs what all of them cost together.
+
+  Args:
+    charges: Pairs of an event and the number, 0 or more, of such events.
+  """
+  counts: dict[dp_accounting.DpEvent, int] = {}
+  for event, count in _flat(charges):
+    counts[event] = counts.get(event, 0) + count
+  return dp_event.ComposedDpEvent(
+    tuple(dp_event.SelfComposedDpEvent(e, n) for e, n in counts.items() if n)
+  )
 
 
 def _parts(
@@ -240,7 +273,11 @@ def _total_noise(parts: Mapping[dp_accounting.DpEvent, int]) -> float:
 
 
 def pld_epsilon(
-  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent,
+  *,
+  rounds: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None = None,
 ) -> float:
   """Returns the epsilon at `delta` of `rounds` such events, by PLD.
 
@@ -249,8 +286,9 @@ def pld_epsilon(
       or not sampled, or a non-private event, whose epsilon is inf.
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    before: Gaussian event that is paid for once besides, if any.
   """
-  return _pld_epsilon([(event, rounds)], delta)
+  return _pld_epsilon(_with_before(event, rounds, before), delta)
 
 
 def _pld_epsilon(
@@ -298,7 +336,11 @@ def _common_interval(parts: Mapping[dp_accounting.DpEvent, int]) -> float:
 
 
 def rdp_epsilon(
-  event: dp_accounting.DpEvent, *, rounds: int, delta: float
+  event: dp_accounting.DpEvent,
+  *,
+  rounds: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None = None,
 ) -> float:
   """Returns the epsilon at `delta` of `rounds` such events, by RDP.
 
@@ -308,8 +350,9 @@ def rdp_epsilon(
     event: Event of one round.
     rounds: Number of rounds, 0 or more.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    before: Event that is paid for once besides, if any.
   """
-  return _rdp_epsilon([(event, rounds)], delta)
+  return _rdp_epsilon(_with_before(event, rounds, before), delta)
 
 
 def _rdp_epsilon(
@@ -376,8 +419,9 @@ def _event_of(node: ast.expr) -> Any:
       raise ValueError(node.func.id)
     kind = getattr(dp_event, node.func.id)
     return kind(**{str(k.arg): _event_of(k.value) for k in node.keywords})
-  if isinstance(node, ast.List):
-    return [_event_of(part) for part in node.elts]
+  if isinstance(node, (ast.List, ast.Tuple)):
+    parts = [_event_of(part) for part in node.elts]
+    return parts if isinstance(node, ast.List) else tuple(parts)
   value = ast.literal_eval(node)
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise ValueError(value)

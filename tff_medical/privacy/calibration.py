@@ -38,6 +38,7 @@ def calibrate(
   target_epsilon: float,
   delta: float,
   rounds: int,
+  before: dp_accounting.DpEvent | None = None,
   progress: Callable[[str], None] | None = None,
   price: Price | None = None,
 ) -> interface.PricedT:
@@ -51,6 +52,8 @@ def calibrate(
     target_epsilon: Epsilon, above 0, that all rounds together may cost.
     delta: Delta, in (0, 1), at which epsilon is stated.
     rounds: Number of planned rounds.
+    before: Event that is paid for once before the first round, if any; its
+      noise stays as it is.
     progress: Callback that gets one line after every step of the search.
     price: Epsilon, at `delta`, of everything that has to stay within the target
       if these rounds are a part of it. By default it is that of the rounds.
@@ -61,11 +64,21 @@ def calibrate(
   _validate.positive(target_epsilon=target_epsilon)
   _validate.positive_int(rounds=rounds)
   charges = mechanism.charges_for(rounds)
+  if before is not None:
+    spent = accounting.epsilon(before, rounds=1, delta=delta)
+    if spent >= target_epsilon:
+      raise _validate.InputError(
+        f'target_epsilon {target_epsilon:g} is out of reach: what is released '
+        f'before the first round costs ε {spent:.3g}; raise its noise '
+        '(class_count_noise) or target_epsilon'
+      )
 
   def epsilon(noise_multiplier: float) -> float:
     event = mechanism.with_noise(noise_multiplier).charge_event()
     if price is None:
-      result = accounting.epsilon(event, rounds=charges, delta=delta)
+      result = accounting.epsilon(
+        event, rounds=charges, delta=delta, before=before
+      )
     else:
       result = price(event, charges)
     if progress:

@@ -117,6 +117,7 @@ def build_card(
     'rounds_charged': ledger.rounds_charged,
     'charges': ledger.charges,
     'charge_event': repr(mechanism.charge_event()),
+    **(ledger.counts.describe() if ledger.counts else {}),
     'accountant': accounting.accountant_of(mechanism.charge_event()),
     'accountant_version': accounting.accountant_version(),
     'ledger_sha256': ledger.digest,
@@ -228,6 +229,9 @@ def of_the_best(
     'tuning': {**tuning, 'epsilon_of_one_training': card['epsilon']},
   }
   values.pop('data_ledger', None)
+  # Its event is a part of the whole.
+  for name in ('event_before', 'class_counts'):
+    values.pop(name, None)
   if 'created' in card:
     # The time of day would tell how long the trials took, hence their number.
     values['created'] = card['created'][:10]

@@ -122,6 +122,17 @@ class DistributedDpMechanism:
     ) ** 2 / self.sampling.population
 
   @property
+  def mean_stddev(self) -> float | None:
+    """Standard deviation of the noise in each entry of the mean of a round.
+
+    It is None without noise.
+    """
+    if not self.is_private:
+      return None
+    total = self.clipping.clip_norm * self.noise_multiplier
+    return total / self.sampling.population
+
+  @property
   def _max_stddev(self) -> float:
     return math.sqrt(_MAX_LOCAL_VARIANCE * self.sampling.population)
 

@@ -7,7 +7,9 @@ again, and rounds that the file lacks are charged with the next one. A round
 that would exceed the budget is refused.
 
 The file has one JSON object per line. The first line is the header: mechanism,
-event of one charge, delta, budget and the run's id. Each further line is an
+event of one charge, delta, budget and the run's id. A noised count of the
+classes, which is released before the first round, is charged and stated there,
+in one line. Each further line is an
 entry: round, number of the attempt, charges so far, and their total epsilon.
 Each line carries the SHA-256 of all lines before it. An auditor who holds the
 last digest can therefore detect any change of the file. `read` checks a file
@@ -34,6 +36,7 @@ import dp_accounting
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import class_counts
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger_file
 
@@ -200,6 +203,7 @@ class PrivacyLedger:
     delta: float,
     epsilon_budget: float | None = None,
     run_id: str | None = None,
+    counts: class_counts.ClassCounts | None = None,
   ):
     """Opens the ledger at `path`, or starts it.
 
@@ -210,6 +214,8 @@ class PrivacyLedger:
       epsilon_budget: Largest epsilon that a round may reach; None is no limit.
       run_id: Identity of the run, which an existing file must have. By default
         the identity in the file, or a new one.
+      counts: Noised class counts that are released before the first round, if
+        any. They are charged when the file is started.
 
     Raises:
       InputError: The file is a ledger of another mechanism, delta, budget or
@@ -220,6 +226,8 @@ class PrivacyLedger:
       _validate.positive(epsilon_budget=epsilon_budget)
     self._path = pathlib.Path(path)
     self._event = mechanism.charge_event()
+    self._counts = counts
+    self._before = counts.release.event() if counts else None
     self._charges_for = mechanism.charges_for
     self._sampling = mechanism.sampling
     self._delta = delta
@@ -243,6 +251,7 @@ class PrivacyLedger:
         'epsilon_budget': _files.plain_json(epsilon_budget),
         'event': repr(self._event),
         **mechanism.describe(),
+        **(counts.describe() if counts else {}),
       }
       self._start_or_resume(header, run_id)
     except BaseException:
@@ -273,6 +282,11 @@ class PrivacyLedger:
   def entries(self) -> tuple[Entry, ...]:
     """All entries of the file so far."""
     return tuple(self._entries)
+
+  @property
+  def counts(self) -> class_counts.ClassCounts | None:
+    """Noised class counts that are charged before the first round, if any."""
+    return self._counts
 
   @property
   def sampling(self) -> interface.Sampler:
@@ -312,6 +326,11 @@ class PrivacyLedger:
     """Event of one charge."""
     return self._event
 
+  @property
+  def before(self) -> dp_accounting.DpEvent | None:
+    """Event that is paid for once before the first round, if any."""
+    return self._before
+
   def limit(self, max_charges: int) -> None:
     """Refuses from now on to charge more than a data ledger has reserved."""
     self._max_charges = max_charges
@@ -319,7 +338,10 @@ class PrivacyLedger:
   def rdp_epsilon(self) -> float:
     """Returns the epsilon of all charges by RDP."""
     return accounting.rdp_epsilon(
-      self._event, rounds=self.charges, delta=self._delta
+      self._event,
+      rounds=self.charges,
+      delta=self._delta,
+      before=self._before,
     )
 
   def seed_of_draws(self, cohort_seed: int) -> int:
@@ -462,7 +484,9 @@ class PrivacyLedger:
     return max(1, first_cost)
 
   def _epsilon_of(self, charges: int) -> float:
-    return accounting.epsilon(self._event, rounds=charges, delta=self._delta)
+    return accounting.epsilon(
+      self._event, rounds=charges, delta=self._delta, before=self._before
+    )
 
   def _append(self, entry: Entry) -> None:
     digest = self._file.append(entry.record())

@@ -1,8 +1,8 @@
 """Local DP-SGD: each site adds its own noise and need not trust the server.
 
 Every round each site takes several steps of DP-SGD (Abadi et al. 2016, arXiv
-1607.00133). A step uses a Poisson-drawn batch of the site's own units and the
-site's own noise. Then the site sends its model. That model is already private
+1607.00133). A step uses a Poisson-drawn batch of the site's own units, or all
+of them, and the site's own noise. Then the site sends its model. That model is already private
 when it leaves the site, so the guarantee also holds against the server and the
 other sites. A unit is at one site, and only the steps of that site see it. The
 models of other sites depend on it only through already private models
@@ -40,9 +40,11 @@ from tff_medical.privacy import sampling as sampling_lib
 class LocalDpSgdSampling:
   """Each unit joins each step of each round independently at the same rate.
 
+  At the rate 1 every unit joins every step, and nothing is amplified.
+
   Attributes:
     population: Number of units over all sites.
-    rate: Probability, in (0, 1), that a unit joins a step.
+    rate: Probability, in (0, 1], that a unit joins a step.
     steps: Number of steps of each site in a round.
   """
 
@@ -50,13 +52,22 @@ class LocalDpSgdSampling:
   rate: float
   steps: int
 
-  name = 'local_poisson'
-  amplifies = True
   draws_by_attempt = True
 
   def __post_init__(self) -> None:
     _validate.positive_int(population=self.population, local_steps=self.steps)
-    _validate.in_range(0, 1, sampling_rate=self.rate)
+    if self.rate != 1:
+      _validate.in_range(0, 1, sampling_rate=self.rate)
+
+  @property
+  def name(self) -> str:
+    """Name of the sampler in the ledger and the card."""
+    return 'local_poisson' if self.amplifies else 'local_all'
+
+  @property
+  def amplifies(self) -> bool:
+    """Whether the units of a step are a secret random part of all units."""
+    return self.rate < 1
 
   @property
   def expected_cohort(self) -> float:
@@ -76,6 +87,8 @@ class LocalDpSgdSampling:
 
   def event(self, inner: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
     """Returns the event of `inner` applied to one step's units."""
+    if not self.amplifies:
+      return inner
     return dp_accounting.PoissonSampledDpEvent(self.rate, inner)
 
 
@@ -124,12 +137,17 @@ class LocalDpSgdMechanism:
   @property
   def caveats(self) -> tuple[str, ...]:
     """Sentences on what epsilon does not cover with this mechanism."""
+    sizes = (
+      'The number of units of each site, which weighs its model and divides '
+      'its noised sums, and so is public.'
+    )
+    if not self.sampling.amplifies:
+      return (sizes,)
     return (
       'Knowledge of who took part: amplification by sampling holds against '
       'those who cannot tell the batches, so the cohort seed must stay secret; '
       'in a real federation each site draws with a seed of its own.',
-      'The number of units of each site, which weighs its model and divides '
-      'its noised sums, and so is public.',
+      sizes,
     )
 
   def with_noise(self, noise_multiplier: float) -> LocalDpSgdMechanism:

@@ -172,6 +172,18 @@ class GaussianMechanism:
     precision = self.noise_multiplier**-2 - (2 * self.count_stddev) ** -2
     return precision**-0.5 if precision > 0 else float('inf')
 
+  @property
+  def mean_stddev(self) -> float | None:
+    """Standard deviation of the noise in each entry of the mean of a round.
+
+    It is None where it is not the same in every round: without noise, and with
+    adaptive clipping, whose noise follows the clip norm.
+    """
+    if not self.is_private or not isinstance(self.clipping, FixedClipping):
+      return None
+    total = self.clipping.clip_norm * self.noise_multiplier
+    return total / self.sampling.expected_cohort
+
   def with_noise(self, noise_multiplier: float) -> GaussianMechanism:
     """Returns this mechanism with another total noise multiplier."""
     return dataclasses.replace(self, noise_multiplier=noise_multiplier)
