@@ -98,6 +98,9 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   assembly.check_data_ledger(parts)
   with ending.deferred():
     config = assembly.claim(folder, settings, task)
+  # The ledger charges class counts when it is started.
+  reserve = functools.partial(_reserve, data_ledger, parts, config.run_id)
+  reserve()
   with ledger_lib.PrivacyLedger(
     folder.ledger,
     mechanism,
@@ -109,22 +112,13 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     folder.remove_leftovers()
     checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
     folder.reconcile(ledger)
-    if data_ledger is not None:
-      done = checkpoints.latest_round() or 0
-      ledger.limit(
-        data_ledger.reserve(
-          assembly.units(parts),
-          mechanism,
-          data_ledger_lib.Request(
-            config.run_id,
-            'train',
-            settings.mode.rounds,
-            spent=ledger.charges,
-            remaining=ledger.cost_between(done, settings.mode.rounds),
-          ),
-          delta=parts.delta,
-        )
-      )
+    done = checkpoints.latest_round() or 0
+    granted = reserve(
+      spent=ledger.charges,
+      remaining=ledger.cost_between(done, settings.mode.rounds),
+    )
+    if granted is not None:
+      ledger.limit(granted)
     with tqdm.tqdm(total=settings.mode.rounds, unit='round', leave=True) as bar:
       outcome = training.train(
         parts.process,
@@ -177,6 +171,35 @@ def run(given: settings_lib.Flags) -> training.Outcome:
         folder.write_scores(scores, training.weights_digest(outcome.weights))
       _finish(folder, task, settings, outcome, result, card, seconds)
   return outcome
+
+
+def _reserve(
+  data_ledger: data_ledger_lib.DataLedger | None,
+  parts: assembly.Assembly,
+  run_id: str,
+  spent: int = 0,
+  remaining: int = 0,
+) -> int | None:
+  """Reserves the run in the ledger of its data, if there is one.
+
+  Returns:
+    Number of charges that the run may have; None without a data ledger.
+  """
+  if data_ledger is None:
+    return None
+  return data_ledger.reserve(
+    assembly.units(parts),
+    parts.mechanism,
+    data_ledger_lib.Request(
+      run_id,
+      'train',
+      parts.settings.mode.rounds,
+      spent=spent,
+      remaining=remaining,
+      before=parts.event_before,
+    ),
+    delta=parts.delta,
+  )
 
 
 def _round_metrics(

@@ -43,7 +43,6 @@ from typing import Any
 
 from absl import flags as absl_flags
 import dp_accounting
-from dp_accounting import dp_event
 import pandas as pd
 
 from experiments.config import flags
@@ -362,9 +361,12 @@ def price(
     resolved = given.resolve()
     feed = resolved.mode.feed(task)
     resolved = resolved.for_data(task.num_clients, feed.num_units)
+    counts = resolved.mode.class_count_release(task.num_clients)
     prepared.append(
       selection.Trial(
-        resolved.mode.mechanism(feed.num_units), resolved.mode.rounds
+        resolved.mode.mechanism(feed.num_units),
+        resolved.mode.rounds,
+        counts.event() if counts else None,
       )
     )
   delta = resolved.mode.target_delta
@@ -621,17 +623,13 @@ def composed_event(
   Raises:
     InputError: The ledger lacks a run.
   """
-  counts: dict[dp_accounting.DpEvent, int] = {}
-  for run_id in run_ids:
-    if run_id not in book.runs:
-      raise _validate.InputError(
-        f'the data_ledger lacks run {run_id}; restore the file'
-      )
-    entry = book.runs[run_id]
-    event = accounting.parse_event(entry.event)
-    counts[event] = counts.get(event, 0) + entry.charges
-  return dp_event.ComposedDpEvent(
-    [dp_event.SelfComposedDpEvent(e, n) for e, n in counts.items() if n]
+  missing = [run_id for run_id in run_ids if run_id not in book.runs]
+  if missing:
+    raise _validate.InputError(
+      f'the data_ledger lacks run {missing[0]}; restore the file'
+    )
+  return accounting.composed_event(
+    cost for run_id in run_ids for cost in book.runs[run_id].costs()
   )
 
 

@@ -14,6 +14,7 @@ import pathlib
 from typing import Any
 
 from absl import logging
+import dp_accounting
 import numpy as np
 import tensorflow_federated as tff
 
@@ -61,6 +62,11 @@ class Assembly:
     return self.settings.mode.target_delta or accounting.default_delta(
       self.feed.num_units
     )
+
+  @property
+  def event_before(self) -> dp_accounting.DpEvent | None:
+    """Event that is paid for once before the first round, if any."""
+    return self.counts.release.event() if self.counts else None
 
   @functools.cached_property
   def process(self) -> tff.learning.templates.LearningProcess:
@@ -258,7 +264,10 @@ def check_data_ledger(parts: Assembly) -> float | None:
     units(parts),
     parts.mechanism,
     data_ledger_lib.Request(
-      filed.run_id if filed else '', 'train', parts.settings.mode.rounds
+      filed.run_id if filed else '',
+      'train',
+      parts.settings.mode.rounds,
+      before=parts.event_before,
     ),
     delta=parts.delta,
   )

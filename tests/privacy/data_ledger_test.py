@@ -15,6 +15,7 @@ import dp_accounting
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
+from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.privacy import ledger_file
@@ -340,6 +341,35 @@ class DataLedgerTest(parameterized.TestCase):
     with self.assertRaisesRegex(ledger_lib.BudgetExceededError, 'reserved 2'):
       ledger.charge(3)
     self.assertEqual(ledger.charges, 2)
+
+  def test_what_is_paid_before_the_first_round_counts_once(self):
+    before = dp_accounting.GaussianDpEvent(3.0)
+    event = _mechanism().charge_event()
+    both = accounting.composed_epsilon([(event, 50), (before, 1)], delta=_DELTA)
+    with self.assertRaisesRegex(_validate.InputError, 'has a budget'):
+      self._reserve('a', budget=both - 1e-3, before=before)
+    self.path.unlink(missing_ok=True)
+    self._reserve('a', budget=both, before=before)
+    self._reserve('a', budget=both, before=before)
+    self.assertEqual(data_ledger.read(self.path).epsilon, both)
+    with self.assertRaisesRegex(_validate.InputError, 'another event'):
+      self._reserve('a')
+    ledger = self._run('a', 10)
+    with self.assertRaisesRegex(_validate.InputError, 'no reservation'):
+      self._book().settle(ledger)
+    counted = class_counts.ClassCounts(
+      class_counts.ClassCountRelease(3.0), (1, 2)
+    )
+    with ledger_lib.PrivacyLedger(
+      self.folder / 'counted.jsonl',
+      _mechanism(),
+      delta=_DELTA,
+      run_id='a',
+      counts=counted,
+    ) as ledger:
+      ledger.charge(10)
+      epsilon = self._book().settle(ledger).epsilon
+      self.assertAlmostEqual(epsilon, ledger.epsilon)
 
   def test_a_gaussian_for_each_run_has_a_closed_form(self):
     mechanism = mechanisms.GaussianMechanism(

@@ -1,5 +1,6 @@
 """Tests of what the choice of the best training costs."""
 
+import dataclasses
 import math
 import random
 
@@ -91,7 +92,7 @@ class NumberOfTrialsTest(parameterized.TestCase):
       if a > 1
     )
     event = selection.NumberOfTrials(mean).event(
-      dp_accounting.GaussianDpEvent(sigma), 1
+      dp_accounting.GaussianDpEvent(sigma)
     )
     stated = accounting.epsilon(event, rounds=1, delta=_DELTA)
     self.assertAlmostEqual(stated, best, delta=1e-6)
@@ -165,6 +166,24 @@ class SelectedTest(parameterized.TestCase):
     )
     self.assertGreater(composed, 3.0)
     self.assertLess(trial.epsilon(_DELTA), 1.6)
+
+  def test_each_trial_pays_for_what_it_releases_before_its_rounds(self):
+    before = dp_accounting.GaussianDpEvent(20.0)
+    trial = dataclasses.replace(_trial(), before=before)
+    event = trial.mechanism.charge_event()
+    together = selection.Together((trial, trial)).charge_event()
+    self.assertEqual(
+      accounting.epsilon(together, rounds=1, delta=_DELTA),
+      accounting.composed_epsilon([(event, 100), (before, 2)], delta=_DELTA),
+    )
+    number = selection.NumberOfTrials(4.0)
+    selected = selection.Selected((trial,), number).charge_event()
+    self.assertEqual(accounting.parse_event(repr(selected)), selected)
+    without = selection.Selected((_trial(),), number).charge_event()
+    self.assertGreater(
+      accounting.epsilon(selected, rounds=1, delta=_DELTA),
+      accounting.epsilon(without, rounds=1, delta=_DELTA) + 1e-3,
+    )
 
   @parameterized.parameters({'rounds': 60}, {'rate': 0.2})
   def test_refuses_candidates_of_different_cost(self, **changed):

@@ -13,6 +13,8 @@ import math
 import os
 import pathlib
 
+import dp_accounting
+
 from tff_medical import _validate
 from tff_medical.auditing import verification
 from tff_medical.privacy import accounting
@@ -103,11 +105,10 @@ def table(book: data_ledger.Book) -> str:
   `alone` is the epsilon of the run, `together` that of all runs up to it.
   """
   rows = [('run', 'purpose', 'state', 'charges', 'alone', 'together', 'event')]
-  charges = []
+  charges: list[tuple[dp_accounting.DpEvent, int]] = []
   for run_id, entry in book.runs.items():
-    event = accounting.parse_event(entry.event)
-    charges.append((event, entry.charges))
-    alone = accounting.epsilon(event, rounds=entry.charges, delta=book.delta)
+    charges.extend(entry.costs())
+    alone = accounting.composed_epsilon(entry.costs(), delta=book.delta)
     together = accounting.composed_epsilon(charges, delta=book.delta)
     rows.append(
       (
@@ -117,7 +118,7 @@ def table(book: data_ledger.Book) -> str:
         f'{entry.charges:,}',
         f'{alone:.4f}',
         f'{together:.4f}',
-        entry.event,
+        f'{entry.before} + {entry.event}' if entry.before else entry.event,
       )
     )
   widths = [max(map(len, column)) for column in zip(*rows)]

@@ -172,17 +172,19 @@ def epsilon(
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
     before: Event that is paid for once besides, if any, even with no rounds.
   """
-  return composed_epsilon(_charges(event, rounds, before), delta=delta)
+  return composed_epsilon(_with_before(event, rounds, before), delta=delta)
 
 
-def _charges(
+def _with_before(
   event: dp_accounting.DpEvent,
   rounds: int,
   before: dp_accounting.DpEvent | None,
 ) -> list[tuple[dp_accounting.DpEvent, int]]:
-  """Returns the charges of a run: its rounds, and what comes before them."""
-  once = [] if before is None else [(before, 1)]
-  return [(event, rounds), *once]
+  """Returns the events of rounds, and the one that is paid for besides."""
+  charges = [(event, rounds)]
+  if before is not None:
+    charges.append((before, 1))
+  return charges
 
 
 def composed_epsilon(
@@ -207,6 +209,22 @@ def composed_epsilon(
   if any(isinstance(part, _RDP_EVENTS) for part in _parts(pairs)):
     return _rdp_epsilon(pairs, delta)
   return _pld_epsilon(pairs, delta)
+
+
+def composed_event(
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]],
+) -> dp_accounting.DpEvent:
+  """Returns one event that costs what all of them cost together.
+
+  Args:
+    charges: Pairs of an event and the number, 0 or more, of such events.
+  """
+  counts: dict[dp_accounting.DpEvent, int] = {}
+  for event, count in _flat(charges):
+    counts[event] = counts.get(event, 0) + count
+  return dp_event.ComposedDpEvent(
+    tuple(dp_event.SelfComposedDpEvent(e, n) for e, n in counts.items() if n)
+  )
 
 
 def _parts(
@@ -270,7 +288,7 @@ def pld_epsilon(
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
     before: Gaussian event that is paid for once besides, if any.
   """
-  return _pld_epsilon(_charges(event, rounds, before), delta)
+  return _pld_epsilon(_with_before(event, rounds, before), delta)
 
 
 def _pld_epsilon(
@@ -334,7 +352,7 @@ def rdp_epsilon(
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
     before: Event that is paid for once besides, if any.
   """
-  return _rdp_epsilon(_charges(event, rounds, before), delta)
+  return _rdp_epsilon(_with_before(event, rounds, before), delta)
 
 
 def _rdp_epsilon(
@@ -401,8 +419,9 @@ def _event_of(node: ast.expr) -> Any:
       raise ValueError(node.func.id)
     kind = getattr(dp_event, node.func.id)
     return kind(**{str(k.arg): _event_of(k.value) for k in node.keywords})
-  if isinstance(node, ast.List):
-    return [_event_of(part) for part in node.elts]
+  if isinstance(node, (ast.List, ast.Tuple)):
+    parts = [_event_of(part) for part in node.elts]
+    return parts if isinstance(node, ast.List) else tuple(parts)
   value = ast.literal_eval(node)
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise ValueError(value)

@@ -79,12 +79,8 @@ def calibrate(
       result = accounting.epsilon(
         event, rounds=charges, delta=delta, before=before
       )
-    elif before is None:
-      result = price(event, charges)
     else:
-      rounds_of_event = dp_accounting.SelfComposedDpEvent(event, charges)
-      both = dp_accounting.ComposedDpEvent([rounds_of_event, before])
-      result = price(both, 1)
+      result = price(event, charges)
     if progress:
       progress(f'noise multiplier {noise_multiplier:.4f}: ε {result:.4f}')
     return result

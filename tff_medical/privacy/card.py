@@ -272,6 +272,9 @@ def of_the_best(
     'tuning': {**tuning, 'epsilon_of_one_training': card['epsilon']},
   }
   values.pop('data_ledger', None)
+  # Its event is a part of the whole.
+  for name in ('event_before', 'class_counts'):
+    values.pop(name, None)
   if 'created' in card:
     # The time of day would tell how long the trials took, hence their number.
     values['created'] = card['created'][:10]

@@ -26,11 +26,12 @@ a new one; the chain of digests shows that to those who hold an earlier digest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
 import hmac
+import itertools
 import math
 import os
 import pathlib
@@ -55,6 +56,8 @@ _CHANGE_REMEDY = (
   'while it was open, and nothing was reserved; start the same command again'
 )
 RESERVED, SETTLED = 'reserved', 'settled'
+# Events, each with the number of times that it is paid for.
+Costs = Sequence[tuple[dp_accounting.DpEvent, int]]
 # Seconds for which a run waits while others reserve or settle.
 _PATIENCE_SECS = 120.0
 _POLL_SECS = 0.05
@@ -109,6 +112,7 @@ class Request:
     spent: Number of charges in the run's own ledger, which cannot be refused.
     remaining: Number of charges of the rounds that are still to be run, which
       exceeds those that were planned if rounds are run again.
+    before: Event that is paid for once before the first round, if any.
   """
 
   run_id: str
@@ -116,6 +120,7 @@ class Request:
   rounds: int
   spent: int = 0
   remaining: int = 0
+  before: dp_accounting.DpEvent | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +135,8 @@ class Entry:
     charges: Number of all charges of the run, which replaces that of its
       earlier lines.
     epsilon: Epsilon of all runs with this line.
+    before: Event that is paid for once before the first charge, as text; '' if
+      there is none.
     ledger_digest: Digest of the run's own ledger; '' before it has settled.
     digest: SHA-256, in hexadecimal, that commits to the file up to this line.
   """
@@ -140,6 +147,7 @@ class Entry:
   event: str
   charges: int
   epsilon: float
+  before: str = ''
   ledger_digest: str = ''
   digest: str = ''
 
@@ -160,16 +168,25 @@ class Entry:
       event=str(record['event']),
       charges=ledger_file.whole(record['charges']),
       epsilon=float(record['epsilon']),
+      before=str(record.get('event_before', '')),
       ledger_digest=str(record.get('ledger_sha256', '')),
       digest=line.digest,
     )
     _validate.one_of((RESERVED, SETTLED), kind=entry.kind)
-    accounting.parse_event(entry.event)
+    entry.costs()  # Raises if an event is none.
     if not 0 <= entry.charges <= ledger_lib.MAX_COUNT:
       raise ValueError(f'{entry.charges} charges')
     if math.isnan(entry.epsilon) or entry.epsilon < 0 or not entry.run_id:
       raise ValueError(f'epsilon is {entry.epsilon}, run {entry.run_id!r}')
     return entry
+
+  def costs(self) -> Costs:
+    """Returns all that the run was charged."""
+    return _costs(
+      accounting.parse_event(self.event),
+      self.charges,
+      accounting.parse_event(self.before) if self.before else None,
+    )
 
   def record(self) -> dict[str, Any]:
     """Returns the values of the line, without the digest."""
@@ -180,6 +197,7 @@ class Entry:
       'event': self.event,
       'charges': self.charges,
       'epsilon': _files.plain_json(self.epsilon),
+      **({'event_before': self.before} if self.before else {}),
       **({'ledger_sha256': self.ledger_digest} if self.ledger_digest else {}),
       # Two copies of the file that both go on have different digests.
       'nonce': secrets.token_hex(16),
@@ -220,20 +238,16 @@ class Book:
     """Epsilon of all runs together."""
     return self.epsilon_with({})
 
-  def epsilon_with(
-    self, changed: Mapping[str, tuple[dp_accounting.DpEvent, int]]
-  ) -> float:
+  def epsilon_with(self, changed: Mapping[str, Costs]) -> float:
     """Returns the total epsilon if some runs had other charges.
 
     Args:
-      changed: Event and number of charges by the id of a run, which may be new.
+      changed: What a run is charged, by the id of the run, which may be new.
     """
-    charges = {
-      run_id: (accounting.parse_event(entry.event), entry.charges)
-      for run_id, entry in self.runs.items()
-    }
+    costs = {run_id: entry.costs() for run_id, entry in self.runs.items()}
     return accounting.composed_epsilon(
-      {**charges, **changed}.values(), delta=self.delta
+      itertools.chain.from_iterable({**costs, **changed}.values()),
+      delta=self.delta,
     )
 
   def charges(self, run_id: str) -> int:
@@ -355,6 +369,7 @@ class DataLedger:
           purpose=request.purpose,
           event=mechanism.charge_event(),
           charges=charges,
+          before=request.before,
         )
 
       self._check_event(book, mechanism, request)
@@ -380,7 +395,10 @@ class DataLedger:
     with self._locked() as file:
       book = _book(self.path, file.load())
       entry = book.runs.get(ledger.run_id)
-      if entry is None or entry.event != repr(ledger.event):
+      if entry is None or (entry.event, entry.before) != (
+        repr(ledger.event),
+        _text(ledger.before),
+      ):
         raise _validate.InputError(
           f'{self.path} has no reservation of run {ledger.run_id} for its '
           'mechanism; restore the file'
@@ -404,6 +422,7 @@ class DataLedger:
         purpose=entry.purpose,
         event=ledger.event,
         charges=max(ledger.charges, floor),
+        before=ledger.before,
         ledger_digest=ledger.digest,
       )
 
@@ -426,7 +445,9 @@ class DataLedger:
     ]:
       if charges < least:
         break
-      total = book.epsilon_with({run_id: (event, charges)})
+      total = book.epsilon_with(
+        {run_id: _costs(event, charges, request.before)}
+      )
       if charges <= known or total <= book.budget:
         return charges, total
     raise _validate.InputError(
@@ -441,7 +462,10 @@ class DataLedger:
   ) -> None:
     """Raises `InputError` if a run has an entry with another event."""
     event, entry = repr(mechanism.charge_event()), book.runs.get(request.run_id)
-    if entry is not None and entry.event != event:
+    if entry is not None and (entry.event, entry.before) != (
+      event,
+      _text(request.before),
+    ):
       raise _validate.InputError(
         f'data_ledger {self.path} has an entry of run {request.run_id} with '
         f'another event ({entry.event} there, {event} now); choose another '
@@ -534,12 +558,18 @@ def _append(
   book: Book,
   *,
   event: dp_accounting.DpEvent,
+  charges: int,
+  before: dp_accounting.DpEvent | None,
+  run_id: str,
   **values: Any,
 ) -> Book:
   """Writes an entry with its total epsilon; returns the contents with it."""
   entry = Entry(
     event=repr(event),
-    epsilon=book.epsilon_with({values['run_id']: (event, values['charges'])}),
+    charges=charges,
+    before=_text(before),
+    run_id=run_id,
+    epsilon=book.epsilon_with({run_id: _costs(event, charges, before)}),
     **values,
   )
   digest = file.append(entry.record())
@@ -551,7 +581,9 @@ def _advice(book: Book, mechanism: interface.Priced, request: Request) -> str:
   """Returns the sentence on the largest target that would fit the budget."""
 
   def price(event: dp_accounting.DpEvent, charges: int) -> float:
-    return book.epsilon_with({request.run_id: (event, charges)})
+    return book.epsilon_with(
+      {request.run_id: _costs(event, charges, request.before)}
+    )
 
   try:
     fitting = calibration.calibrate(
@@ -567,6 +599,7 @@ def _advice(book: Book, mechanism: interface.Priced, request: Request) -> str:
     fitting.charge_event(),
     rounds=fitting.charges_for(request.rounds),
     delta=book.delta,
+    before=request.before,
   )
   return (
     f'A target_epsilon of at most {math.floor(1e4 * epsilon) / 1e4:g} would fit '
@@ -597,6 +630,18 @@ def _book(path: pathlib.Path, chain: ledger_file.Chain) -> Book:
     except (KeyError, TypeError, ValueError) as error:
       raise ledger_file.no_entry(path, line.number, error, _REMEDY) from None
   return Book(header, tuple(entries), chain.lines[-1].digest)
+
+
+def _costs(
+  event: dp_accounting.DpEvent,
+  charges: int,
+  before: dp_accounting.DpEvent | None,
+) -> Costs:
+  return [(event, charges), *([(before, 1)] if before is not None else [])]
+
+
+def _text(event: dp_accounting.DpEvent | None) -> str:
+  return '' if event is None else repr(event)
 
 
 def _key(header: Mapping[str, Any]) -> bytes:

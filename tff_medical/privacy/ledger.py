@@ -326,6 +326,11 @@ class PrivacyLedger:
     """Event of one charge."""
     return self._event
 
+  @property
+  def before(self) -> dp_accounting.DpEvent | None:
+    """Event that is paid for once before the first round, if any."""
+    return self._before
+
   def limit(self, max_charges: int) -> None:
     """Refuses from now on to charge more than a data ledger has reserved."""
     self._max_charges = max_charges

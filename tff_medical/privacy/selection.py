@@ -13,11 +13,9 @@ Each trial is one training. There are two ways to pay for the choice:
 Both have the members of a mechanism that calibration and data ledger use, with
 a single charge for everything.
 
->>> import dp_accounting
->>> number = NumberOfTrials(mean=10.0)
->>> selected = number.event(dp_accounting.GaussianDpEvent(100.0), charges=100)
->>> alone = accounting.rdp_epsilon(
-...     dp_accounting.GaussianDpEvent(100.0), rounds=100, delta=1e-5)
+>>> trial = dp_accounting.GaussianDpEvent(10.0)
+>>> selected = NumberOfTrials(mean=10.0).event(trial)
+>>> alone = accounting.rdp_epsilon(trial, rounds=1, delta=1e-5)
 >>> price = accounting.epsilon(selected, rounds=1, delta=1e-5)
 >>> round(alone, 2), round(price, 2)
 (0.38, 0.85)
@@ -76,18 +74,9 @@ class NumberOfTrials:
       )
     )
 
-  def event(
-    self, event: dp_accounting.DpEvent, charges: int
-  ) -> dp_accounting.DpEvent:
-    """Returns the event of releasing the best of the trials.
-
-    Args:
-      event: Event of one charge of a trial.
-      charges: Number of charges of a trial.
-    """
-    return dp_event.RepeatAndSelectDpEvent(
-      dp_event.SelfComposedDpEvent(event, charges), self.mean, self.shape
-    )
+  def event(self, trial: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
+    """Returns the event of releasing the best of trials, each of an event."""
+    return dp_event.RepeatAndSelectDpEvent(trial, self.mean, self.shape)
 
   def probabilities(self, largest: int) -> list[float]:
     """Returns the probabilities of 1, 2, ..., `largest` trials."""
@@ -127,10 +116,12 @@ class Trial:
   Attributes:
     mechanism: Mechanism of the training.
     rounds: Number of its rounds.
+    before: Event that is paid for once before its first round, if any.
   """
 
   mechanism: interface.Mechanism
   rounds: int
+  before: dp_accounting.DpEvent | None = None
 
   @property
   def charges(self) -> int:
@@ -140,8 +131,20 @@ class Trial:
   def epsilon(self, delta: float) -> float:
     """Returns the epsilon of this training alone."""
     return accounting.epsilon(
-      self.mechanism.charge_event(), rounds=self.charges, delta=delta
+      self.mechanism.charge_event(),
+      rounds=self.charges,
+      delta=delta,
+      before=self.before,
     )
+
+  def event(self) -> dp_accounting.DpEvent:
+    """Returns the event of the whole training."""
+    rounds = dp_event.SelfComposedDpEvent(
+      self.mechanism.charge_event(), self.charges
+    )
+    if self.before is None:
+      return rounds
+    return dp_event.ComposedDpEvent((self.before, rounds))
 
   def with_noise(self, noise_multiplier: float) -> Trial:
     """Returns the trial with another noise multiplier."""
@@ -194,12 +197,8 @@ class Together(_Choice):
 
   def charge_event(self) -> dp_accounting.DpEvent:
     """Returns the event of all trials together."""
-    counts: dict[dp_accounting.DpEvent, int] = {}
-    for trial in self.trials:
-      event = trial.mechanism.charge_event()
-      counts[event] = counts.get(event, 0) + trial.charges
-    return dp_event.ComposedDpEvent(
-      [dp_event.SelfComposedDpEvent(e, n) for e, n in counts.items()]
+    return accounting.composed_event(
+      (trial.event(), 1) for trial in self.trials
     )
 
 
@@ -215,10 +214,7 @@ class Selected(_Choice):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    events = {
-      (repr(t.mechanism.with_noise(_PLACEHOLDER).charge_event()), t.charges)
-      for t in self.trials
-    }
+    events = {repr(t.with_noise(_PLACEHOLDER).event()) for t in self.trials}
     if len(events) > 1:
       raise _validate.InputError(
         'search must leave rounds, cohort and sampling alone with '
@@ -228,8 +224,7 @@ class Selected(_Choice):
 
   def charge_event(self) -> dp_accounting.DpEvent:
     """Returns the event of releasing the best trial."""
-    trial = self.trials[0]
-    return self.number.event(trial.mechanism.charge_event(), trial.charges)
+    return self.number.event(self.trials[0].event())
 
 
 def calibrate_together(
@@ -249,9 +244,8 @@ def calibrate_together(
     InputError: The target is out of reach for a trial.
   """
 
-  def key(trial: Trial) -> tuple[str, int]:
-    event = trial.mechanism.with_noise(_PLACEHOLDER).charge_event()
-    return repr(event), trial.charges
+  def key(trial: Trial) -> str:
+    return repr(trial.with_noise(_PLACEHOLDER).event())
 
   kinds = {key(trial): trial for trial in trials}
   if len(kinds) == 1:
@@ -270,6 +264,7 @@ def calibrate_together(
         target_epsilon=epsilon,
         delta=delta,
         rounds=trial.rounds,
+        before=trial.before,
       ).noise_multiplier
       for name, trial in kinds.items()
     }
