@@ -43,6 +43,7 @@ from tests.faults import tamper_faults
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.program import run_folder
+from tff_medical.scoring import evaluation
 
 _LIMIT_SECS = 60
 _PRELOAD = ('tests.faults.folder_faults',)
@@ -183,7 +184,7 @@ def _make_reference(folder: pathlib.Path) -> None:
 
 def _reference(folder: pathlib.Path) -> None:
   task = types.SimpleNamespace(data=_images(), initial_model=None)
-  trained = ('completed', 'one model', {'auc': 0.5})
+  trained = ('completed', 'one model', evaluation.Evaluation({'auc': 0.5}))
   with (
     mock.patch.object(references.assembly, 'load_task', lambda settings: task),
     mock.patch.object(references, '_train_central', lambda *unused: trained),

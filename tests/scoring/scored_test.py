@@ -22,7 +22,7 @@ def _images(**changed):
   return scored.ScoredImages(**{**arguments, **changed})
 
 
-class FileTest(parameterized.TestCase):
+class ScoresFileTest(parameterized.TestCase):
   def test_holds_what_metrics_need(self):
     images = _images()
     again, digest = scored.ScoredImages.from_bytes(images.to_bytes('ab'), 'x')
