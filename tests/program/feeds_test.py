@@ -331,6 +331,20 @@ class UnitFeedTest(absltest.TestCase):
     self.assertEqual(_labels(first), [])
     self.assertEqual(_labels(second), [[[1], [2]], [[5]]])
 
+  def test_all_units_are_read_once(self):
+    split = _split()
+    feed = feeds.UnitFeed(
+      split, units_lib.record_units(_PARTITION), 2, microbatch_size=2
+    )
+    everyone = np.arange(6)
+    first = [_labels(dataset) for dataset in feed(everyone)]
+    split.labels[:] = 9  # Would be seen by another read.
+    self.assertEqual([_labels(d) for d in feed(everyone)], first)
+    self.assertEqual(_labels(feed(np.array([1]))[1]), [[[9]]])
+    with mock.patch.object(feeds, '_MAX_KEPT_BYTES', 1):
+      unkept = feeds.UnitFeed(split, feed.units, 2, microbatch_size=2)
+      self.assertNotEqual([_labels(d) for d in unkept(everyone)], first)
+
   def test_refuses(self):
     units = units_lib.record_units(_PARTITION)
     with self.assertRaisesRegex(_validate.InputError, 'microbatch_size'):

@@ -5,9 +5,9 @@ gives the stated epsilon. RDP (Mironov 2017) is looser and serves as an
 independent check.
 
 The loss is discretised at 1e-3 and rounded towards more loss. Where epsilon
-exceeds 0.5 this overstates epsilon by at most 1e-4. It is ten times faster than
-the library's default of 1e-4, so that every single round can be charged
-exactly. With hardly any noise or very many rounds this grid would take
+exceeds 0.5 this overstates the epsilon of sampled rounds by at most 1e-4, and
+that of rounds with all units by at most 2e-3. It is ten times faster than the
+library's default of 1e-4, so that every single round can be charged exactly. With hardly any noise or very many rounds this grid would take
 gigabytes. The grid is then coarser, which states a larger epsilon, never a
 smaller one. Time and memory are bounded for every noise multiplier.
 

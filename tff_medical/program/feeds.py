@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 from absl import logging
@@ -264,7 +265,26 @@ class UnitFeed:
     return self(np.zeros(0, np.int64))
 
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
-    """Returns a dataset per client, of its units among `indices`, int64 [n]."""
+    """Returns a dataset per client, of its units among `indices`, int64 [n].
+
+    Where every unit takes part in every round, the datasets of all units are
+    kept, up to 2 GiB.
+    """
+    if len(indices) < self.num_units:
+      return self._datasets(indices)
+    if not self._kept:
+      nbytes = self.units.rows.size * math.prod(self.split.input_shape) * 4
+      datasets = self._datasets(indices)
+      if nbytes > _MAX_KEPT_BYTES:
+        return datasets
+      self._kept.extend(datasets)
+    return list(self._kept)
+
+  @functools.cached_property
+  def _kept(self) -> list[tf.data.Dataset]:
+    return []
+
+  def _datasets(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     return [
       runtime.tensor_dataset(
         self.units.arrays(self.split, units_of_client),
