@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
