@@ -195,15 +195,15 @@ def load_task(settings: settings_lib.Settings) -> tasks.Task:
 def _refuse_same_data(initial: models.InitialModel, dataset: str) -> None:
   """Refuses to state an epsilon for data that was trained on before."""
   for earlier in initial.datasets:
-    # A card may append to the name that the file is not the official one.
-    is_same = f'{earlier} '.startswith(f'{dataset} ')
-    if not is_same and not own_images.may_be_same(earlier, dataset):
-      continue
-    hint = ''
+    shown, hint = dataset, ''
     if own_images.may_be_same(earlier, dataset):
+      shown = earlier
       hint = ' (two sets of own images need a different --dataset_name each)'
+    # A card may append to the name that the file is not the official one.
+    elif not f'{earlier} '.startswith(f'{dataset} '):
+      continue
     raise _validate.InputError(
-      f'initial_model {initial.name} was trained on {earlier} as well{hint}, so '
+      f'initial_model {initial.name} was trained on {shown} as well{hint}, so '
       'the ε of this run alone would not hold; start from a model of other data, '
       'go on in the output_dir of that run, or give up privacy with clipping=none'
     )
