@@ -105,16 +105,15 @@ def refuse_same_data(
     InputError: The data set is among them.
   """
   for earlier in trained_on:
-    # A card may append to the name that the file is not the official one.
-    is_same = f'{earlier} '.startswith(f'{dataset} ')
-    may_be_same = own_images.may_be_same(earlier, dataset)
-    if not is_same and not may_be_same:
-      continue
-    hint = ''
-    if may_be_same:
+    shown, hint = dataset, ''
+    if own_images.may_be_same(earlier, dataset):
+      shown = earlier
       hint = ' (two sets of own images need a different --dataset_name each)'
+    # A card may append to the name that the file is not the official one.
+    elif not f'{earlier} '.startswith(f'{dataset} '):
+      continue
     raise _validate.InputError(
-      f'{model} was trained on {earlier} as well{hint}, so '
+      f'{model} was trained on {shown} as well{hint}, so '
       'the ε of this run alone would not hold; start from a model of other data, '
       'go on in the output_dir of that run, or give up privacy with clipping=none'
     )
