@@ -392,6 +392,21 @@ class WeightsTest(parameterized.TestCase):
       np.testing.assert_allclose(row, list(expected.values()), atol=1e-12)
 
 
+class EqualScoresTest(absltest.TestCase):
+  def test_auc_counts_them_half_and_weighs_images(self):
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 80)
+    margin = (rng.normal(size=80) + labels).round()
+    logits = np.stack([np.zeros(80), margin], axis=1)
+    weights = rng.integers(0, 4, 80).astype(float)
+    measures = metrics.Measures(scored.ScoredImages(logits, labels, _BINARY))
+    found = measures.values(weights[None])[0, measures.names.index('auc')]
+    expected = sklearn_metrics.roc_auc_score(
+      labels, margin, sample_weight=weights
+    )
+    self.assertAlmostEqual(found, expected)
+
+
 class CalibrationTest(absltest.TestCase):
   def test_error_by_hand(self):
     # Bins (8/15, 9/15] and (12/15, 13/15]: gaps of .6 - 1/2 and .85 - 1.
