@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from experiments import references
 from experiments import train
+from experiments.auditing import audited_run
 from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from tests.experiments import npz
@@ -570,6 +571,11 @@ class TrainTest(parameterized.TestCase):
     self.assertTrue(all(c.is_right for c in checks), checks)
     self.assertTrue(
       all(c.is_right for c in verification.verify(self.output / 'saved_model'))
+    )
+    # An audit repeats the training with the weights that were published.
+    audited = audited_run.FinishedRun.load(str(self.output)).build_task()
+    self.assertEqual(
+      audited.class_weights, class_counts.ClassCounts.of(header).weights()
     )
     # A card that leaves the counts out states an ε that does not follow.
     path = self.output / 'saved_model' / 'assets' / 'privacy_card.json'

@@ -16,6 +16,7 @@ from absl.testing import parameterized
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import class_counts
 from tff_medical.privacy import dp_ftrl_mechanism
 from tff_medical.privacy import ledger
 from tff_medical.privacy import local_dp_sgd_mechanism
@@ -71,6 +72,49 @@ class PrivacyLedgerTest(parameterized.TestCase):
       self.assertEqual(book.epsilon, expected)
       self.assertGreater(book.rdp_epsilon(), expected)
     self.assertEqual(self._records()[-1]['epsilon'], expected)
+
+  def test_class_counts_are_charged_in_the_line_that_states_them(self):
+    release = class_counts.ClassCountRelease(3.0)
+    counts = class_counts.ClassCounts(release, (40, 60))
+    arguments = {'delta': 1e-3, 'counts': counts}
+    with ledger.PrivacyLedger(self.path, _mechanism(), **arguments) as book:
+      (header,) = self._records()
+      self.assertEqual(header['class_counts'], [40, 60])
+      self.assertEqual(
+        header['event_before'], 'GaussianDpEvent(noise_multiplier=3.0)'
+      )
+      alone = accounting.pld_epsilon(release.event(), rounds=1, delta=1e-3)
+      self.assertEqual(book.epsilon, alone)
+      event = _mechanism().charge_event()
+      for round_num in (1, 2):
+        self.assertEqual(
+          book.charge(round_num),
+          accounting.pld_epsilon(
+            event, rounds=round_num, delta=1e-3, before=release.event()
+          ),
+        )
+      self.assertGreater(book.rdp_epsilon(), book.epsilon)
+    with ledger.PrivacyLedger(self.path, _mechanism(), **arguments) as book:
+      self.assertEqual(book.counts, counts)
+    # Other counts are another release, for which nothing was paid.
+    for other in (None, class_counts.ClassCounts(release, (41, 60))):
+      with self.assertRaisesRegex(_validate.InputError, 'another .*counts'):
+        ledger.PrivacyLedger(self.path, _mechanism(), delta=1e-3, counts=other)
+
+  def test_class_counts_are_part_of_the_budget(self):
+    counts = class_counts.ClassCounts(class_counts.ClassCountRelease(3.0), (9,))
+    one_round = accounting.pld_epsilon(
+      _mechanism().charge_event(), rounds=1, delta=1e-3
+    )
+    with ledger.PrivacyLedger(
+      self.path,
+      _mechanism(),
+      delta=1e-3,
+      epsilon_budget=one_round + 1e-6,
+      counts=counts,
+    ) as book:
+      with self.assertRaises(ledger.BudgetExceededError):
+        book.charge(1)
 
   def test_charge_is_on_disk_before_it_returns(self):
     """A process that is killed right after a charge has paid for it."""
