@@ -113,7 +113,8 @@ LAYER_NAMES = (
 
 # Features of the middle separate diseases better than those of the last layer
 # under a small budget; both together lose little.
-_DEFAULT_LAYERS = ('block_11', 'head')
+# Chosen on validation images of three sets of MedMNIST, at epsilon 1 and 8.
+_DEFAULT_LAYERS = ('block_11',)
 
 
 def load(request: backbone.Request) -> backbone.Backbone:
