@@ -9,8 +9,8 @@ file. It replays the ledger's chain, computes ε again from the events, and
 compares ledger, checkpoint, summary, card, metrics and exported weights. It
 prints one line per check. Exit code 1 says that a check failed.
 
-With --data_ledger it prints the runs of a data ledger, with ε of each and of all
-together, and checks that none of the given runs has charged more than it holds.
+With --data_ledger it prints the runs of a data ledger, with ε of each and of
+all together, and checks that no given run has charged more than it holds.
 """
 
 from __future__ import annotations
