@@ -286,7 +286,7 @@ def _describe(
   default: Any,
   help_text: str,
   choices: Sequence[str] = (),
-  only_if: Mapping[str, Sequence[Any]] | None = None,
+  only_if: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
   """Yields the lines of a flag."""
   shown = '' if default in (None, '') else f'={default}'
@@ -295,7 +295,12 @@ def _describe(
   if choices:
     text += f' ({", ".join(choices)})'
   for other, values in (only_if or {}).items():
-    text += f' [with --{other}={", ".join(map(str, values))}]'
+    if values is fields.GIVEN:
+      text += f' [with --{other}]'
+    elif values == (None,):
+      text += f' [without --{other}]'
+    else:
+      text += f' [with --{other}={", ".join(map(str, values))}]'
   yield from textwrap.wrap(
     text,
     _WIDTH,
