@@ -7,7 +7,7 @@ first use.
 
 >>> import tff_medical
 >>> tff_medical.models.MODELS
-('cnn', 'cnn_small', 'resnet', 'scattering')
+('cnn', 'cnn_small', 'resnet')
 """
 
 from __future__ import annotations

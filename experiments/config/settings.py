@@ -108,8 +108,8 @@ class ModelSettings:
   backbone: Optional[str] = fields.setting(
     None,
     'frozen network whose features are computed once an image: scattering '
-    '(wavelets), efficientnet-lite0, keras:NAME of keras.applications, or '
-    'savedmodel:FOLDER',
+    '(wavelets), efficientnet-lite0, keras:NAME of keras.applications, '
+    'savedmodel:FOLDER, or two of them joined by a plus',
   )
   backbone_weights: Optional[str] = fields.setting(
     None,

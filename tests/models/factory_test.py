@@ -27,8 +27,6 @@ class BuildTest(parameterized.TestCase):
     ('resnet', (64, 64, 3), 8, 174_472),
     ('resnet', (224, 224, 1), 2, 172_322),
     ('resnet', (224, 224, 3), 8, 174_472),
-    ('scattering', (28, 28, 1), 2, 7_940),
-    ('scattering', (28, 28, 3), 8, 95_264),
   )
   def test_shapes_and_documented_sizes(self, name, shape, outputs, parameters):
     model = models.build(name, input_shape=shape, num_outputs=outputs)

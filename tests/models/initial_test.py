@@ -5,6 +5,7 @@ from __future__ import annotations
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import tensorflow as tf
 
 from tff_medical import _validate
 from tff_medical import models
@@ -16,6 +17,11 @@ def _build(name='cnn_small', channels=1, outputs=2, size=28, seed=0):
   return models.build(
     name, input_shape=(size, size, channels), num_outputs=outputs, seed=seed
   )
+
+
+def _head(features):
+  inputs = tf.keras.Input((features,))
+  return tf.keras.Model(inputs, tf.keras.layers.Dense(2, name='logits')(inputs))
 
 
 def _initial(model=None, class_names=('a', 'b'), card=None):
@@ -57,12 +63,12 @@ class PutIntoTest(parameterized.TestCase):
       _initial().put_into(_build(**changed), ('a', 'b'))
 
   def test_refuses_to_be_ignored(self):
-    initial = _initial(_build('scattering'))
-    initial.put_into(_build('scattering'), ('a', 'b'))
+    initial = _initial(_head(12))
+    initial.put_into(_head(12), ('a', 'b'))
     with self.assertRaisesRegex(_validate.InputError, 'would be ignored'):
-      initial.put_into(_build('scattering'), ('a', 'c'))
+      initial.put_into(_head(12), ('a', 'c'))
     with self.assertRaisesRegex(_validate.InputError, "layer 'logits'"):
-      initial.put_into(_build('scattering', size=16), ('a', 'b'))
+      initial.put_into(_head(16), ('a', 'b'))
 
   def test_refuses_weights_that_are_not_finite(self):
     model = _build()

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import collections
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import kymatio.numpy
 import numpy as np
 import tensorflow as tf
-import tensorflow_federated as tff
 
-from tff_medical import models
-from tff_medical.learning import unit_gradients
 from tff_medical.models import scattering
 
 
@@ -64,53 +59,23 @@ class ScatteringTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(tape.gradient(total, image)).all())
 
 
-class ModelTest(absltest.TestCase):
-  def test_only_the_classifier_is_trained(self):
-    model = models.build(
-      'scattering', input_shape=(28, 28, 3), num_outputs=5, seed=0
-    )
-    self.assertEqual([w.shape for w in model.weights], [(7 * 7 * 243, 5), (5,)])
-    self.assertLen(model.trainable_weights, 2)
-
-  def test_several_sizes_in_one_process(self):
-    """Also after TFF cloned one of them in a graph."""
-    first = models.build('scattering', input_shape=(28, 28, 1), num_outputs=2)
-    images = _images(2, 28, 28, 1) / 2 + 0.5
+class NormalisedTest(absltest.TestCase):
+  def test_nothing_is_trained_and_sizes_live_side_by_side(self):
+    """Also after Keras cloned one of them."""
+    by_shape = {}
+    for shape in ((28, 28, 1), (16, 20, 3)):
+      inputs = tf.keras.Input(shape)
+      by_shape[shape] = tf.keras.Model(inputs, scattering.normalised(inputs))
+    first = by_shape[28, 28, 1]
+    self.assertEmpty(first.weights)
+    images = _images(2, 28, 28, 1)
     expected = first(images).numpy()
-    spec = (
-      tf.TensorSpec((None, 28, 28, 1), tf.float32),
-      tf.TensorSpec((None,), tf.int64),
+    clone = tf.keras.models.clone_model(first)
+    np.testing.assert_array_equal(clone(images), expected)
+    self.assertEqual(
+      by_shape[16, 20, 3](_images(4, 16, 20, 3)).shape, (4, 4, 5, 243)
     )
-    for _ in range(2):
-      tff.learning.models.functional_model_from_keras(
-        first, models.loss(False), spec
-      )
-      models.restore_eager(first)
-    other = models.build('scattering', input_shape=(16, 20, 3), num_outputs=3)
-    self.assertEqual(other(_images(4, 16, 20, 3)).shape, (4, 3))
     np.testing.assert_array_equal(first(images), expected)
-
-  def test_gradients_of_units_follow_by_rules(self):
-    keras_model = models.build(
-      'scattering', input_shape=(28, 28, 1), num_outputs=2, seed=0
-    )
-    spec = collections.OrderedDict(
-      x=tf.TensorSpec((None, 28, 28, 1), tf.float32),
-      y=tf.TensorSpec((None,), tf.int64),
-    )
-    model = tff.learning.models.functional_model_from_keras(
-      keras_model, models.loss(False), spec
-    )
-    with tf.Graph().as_default():
-      weights = tuple(tf.constant(w) for w in model.initial_weights[0])
-      gradients = unit_gradients.by_rules(
-        model,
-        (weights, ()),
-        tf.compat.v1.placeholder(tf.float32, (None, None, 1, 28, 28, 1)),
-        tf.compat.v1.placeholder(tf.int64, (None, None)),
-        tf.compat.v1.placeholder(tf.float32, (None, None)),
-      )
-    self.assertLen(gradients, 2)
 
 
 if __name__ == '__main__':

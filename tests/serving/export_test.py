@@ -96,9 +96,7 @@ class _InFolder(parameterized.TestCase):
 
 
 class ServingTest(_InFolder):
-  @parameterized.parameters(
-    ('cnn_small', False, 1), ('cnn_small', True, 3), ('scattering', False, 3)
-  )
+  @parameterized.parameters(('cnn_small', False, 1), ('cnn_small', True, 3))
   def test_a_process_with_tensorflow_alone_agrees(
     self, name, multi_label, channels
   ):

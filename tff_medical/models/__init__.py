@@ -2,7 +2,7 @@
 
 >>> from tff_medical import models
 >>> models.MODELS
-('cnn', 'cnn_small', 'resnet', 'scattering')
+('cnn', 'cnn_small', 'resnet')
 >>> model = models.build('cnn_small', input_shape=(28, 28, 1), num_outputs=2)
 >>> model.count_params()
 14194

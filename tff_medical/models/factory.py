@@ -13,10 +13,8 @@ differential privacy:
 | cnn_small  | 8 px and up   | 14,194          | 14,680            |
 | cnn        | 8 px and up   | 93,154          | 94,504            |
 | resnet     | 32 px and up  | 172,322         | 174,472           |
-| scattering | 8 px and up   | 7,940           | 95,264            |
 
-The features of `scattering` are fixed. Its number of parameters grows with the
-area of the image; the table gives it for 28 px.
+A dense head on the fixed features of a backbone is smaller; see `backbones`.
 
 Test AUC on PneumoniaMNIST, trained centrally without privacy (6 epochs of Adam,
 batches of 32, three seeds): `cnn_small` .948 to .953, `cnn` .954 to .956, and
@@ -29,7 +27,7 @@ batches of 32, three seeds): `cnn_small` .948 to .953, `cnn` .954 to .956, and
 Traceback (most recent call last):
 ...
 tff_medical._validate.InputError: model must be one of cnn, cnn_small, \
-module:function, resnet, scattering, got 'cnn_smal'; did you mean 'cnn_small'?
+module:function, resnet, got 'cnn_smal'; did you mean 'cnn_small'?
 """
 
 from __future__ import annotations
@@ -43,7 +41,6 @@ from tff_medical import _validate
 from tff_medical.models import cnn
 from tff_medical.models import own
 from tff_medical.models import resnet
-from tff_medical.models import scattering
 
 
 class _Entry(NamedTuple):
@@ -55,7 +52,6 @@ _ENTRIES = {
   'cnn': _Entry(cnn.wide, 8),
   'cnn_small': _Entry(cnn.small, 8),
   'resnet': _Entry(resnet.build, 32),
-  'scattering': _Entry(scattering.build, 8),
 }
 
 MODELS = tuple(_ENTRIES)
