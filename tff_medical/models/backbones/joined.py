@@ -49,15 +49,26 @@ def load(
     for name in names
   ]
   inputs = tf.keras.Input(shape=request.image_shape, name='image')
-  outputs = features.of_vectors([part.model(inputs) for part in parts])
+  # Not nested: Keras cannot clone a model of models.
+  outputs = features.of_vectors([part.model.call(inputs) for part in parts])
   return backbone.Backbone(
     name=request.name,
     origin=_origin([part.origin for part in parts]),
     layer_names=(),
     layers=tuple(layer for part in parts for layer in part.layers),
     image_size=max(part.image_size for part in parts),
-    model=tf.keras.Model(inputs, outputs, name='joined'),
+    model=_model(request.name, inputs, outputs),
   )
+
+
+def _model(name: str, inputs: tf.Tensor, outputs: tf.Tensor) -> tf.keras.Model:
+  try:
+    return tf.keras.Model(inputs, outputs, name='joined')
+  except ValueError as error:  # Two networks of one family share layer names.
+    raise _validate.InputError(
+      f'backbone {name!r} cannot be joined ({error}); choose networks of '
+      'different families'
+    ) from error
 
 
 def _origin(origins: list[backbone.Origin]) -> backbone.Origin:
