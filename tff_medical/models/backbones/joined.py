@@ -51,7 +51,7 @@ def load(
   inputs = tf.keras.Input(shape=request.image_shape, name='image')
   outputs = features.of_vectors([part.model(inputs) for part in parts])
   return backbone.Backbone(
-    name=request.name,
+    name=SEPARATOR.join(part.name for part in parts),
     origin=_origin([part.origin for part in parts]),
     layer_names=(),
     layers=tuple(layer for part in parts for layer in part.layers),
