@@ -116,6 +116,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     granted = reserve(
       spent=ledger.charges,
       remaining=ledger.cost_between(done, settings.mode.rounds),
+      ledger=ledger,
     )
     if granted is not None:
       ledger.limit(granted)
@@ -179,6 +180,7 @@ def _reserve(
   run_id: str,
   spent: int = 0,
   remaining: int = 0,
+  ledger: ledger_lib.PrivacyLedger | None = None,
 ) -> int | None:
   """Reserves the run in the ledger of its data, if there is one.
 
@@ -199,6 +201,7 @@ def _reserve(
       before=parts.event_before,
     ),
     delta=parts.delta,
+    ledger=ledger,
   )
 
 
