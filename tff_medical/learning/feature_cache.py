@@ -102,7 +102,7 @@ def _is_whole(
   nbytes = len(split) * math.prod(_shape(transfer)) * _DTYPE.itemsize
   try:
     return path.stat().st_size == nbytes
-  except FileNotFoundError:
+  except OSError:  # Writing the file tells what is wrong.
     return False
 
 
