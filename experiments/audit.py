@@ -108,6 +108,11 @@ def audit(
     KeyboardInterrupt: The user interrupted the training; no file is left.
   """
   _validate.non_negative(canaries=canaries, inversion_images=inversion_images)
+  if data_ledger is not None and not canaries:
+    raise _validate.InputError(
+      f'data_ledger={data_ledger} would be ignored with canaries=0, which repeat '
+      'no training; leave it out'
+    )
   run = audited_run.FinishedRun.load(run_dir)
   if data_ledger is not None:
     data_ledger = fields.local_path('data_ledger', data_ledger)

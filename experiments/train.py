@@ -13,6 +13,7 @@ saved round. With --dry_run it prints what would run and the expected time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -48,6 +49,7 @@ import tqdm
 from experiments.config import assembly
 from experiments.modes import base
 from experiments.running import dry_run
+from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.data import images
 from tff_medical.learning import tasks
@@ -116,6 +118,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     granted = reserve(
       spent=ledger.charges,
       remaining=ledger.cost_between(done, settings.mode.rounds),
+      ledger=ledger,
     )
     if granted is not None:
       ledger.limit(granted)
@@ -179,6 +182,7 @@ def _reserve(
   run_id: str,
   spent: int = 0,
   remaining: int = 0,
+  ledger: ledger_lib.PrivacyLedger | None = None,
 ) -> int | None:
   """Reserves the run in the ledger of its data, if there is one.
 
@@ -199,6 +203,7 @@ def _reserve(
       before=parts.event_before,
     ),
     delta=parts.delta,
+    ledger=ledger,
   )
 
 
@@ -233,14 +238,26 @@ def _evaluation(
 def _earlier_counts(
   folder: run_folder_lib.RunFolder, settings: settings_lib.Settings
 ) -> class_counts.ClassCounts | None:
-  """Returns the noised class counts that an earlier start has paid for."""
+  """Returns the noised class counts that an earlier start has paid for.
+
+  Raises:
+    InputError: They are lost. New ones would be a second release, for which the
+      run has not paid.
+  """
   if settings.mode.class_weights != base.NOISED:
     return None
   try:
     header = ledger_lib.read(folder.ledger).header
   except FileNotFoundError:
-    return None
-  return class_counts.ClassCounts.of(dict(header))
+    header = {}
+  counts = class_counts.ClassCounts.of(dict(header))
+  # The ledger is on disk before the folder of checkpoints is made.
+  if counts is None and folder.checkpoints.exists():
+    raise _validate.InputError(
+      f'{folder.ledger} has lost the class counts of the run, which ε pays for '
+      'once; restore the file or choose another output_dir'
+    )
+  return counts
 
 
 def set_runtime(run: settings_lib.RunSettings) -> None:
@@ -379,6 +396,8 @@ def show(given: settings_lib.Flags) -> None:
     InputError: A setting or the data cannot be used.
   """
   settings = given.resolve()
+  nowhere = dataclasses.replace(settings.run, output_dir=None)
+  settings = dataclasses.replace(settings, run=nowhere)
   set_runtime(settings.run)
   parts = assembly.assemble(settings, progress=_show_calibration)
   parts.task.data.eval_split(settings.run.eval_split)

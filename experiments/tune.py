@@ -72,12 +72,8 @@ _ON_TEST = 'best_on_test'
 _SMALLER_IS_BETTER = ('loss', 'ece', 'mean_absolute_error')
 # Settings that no candidate may change: trials would protect or measure others.
 _FIXED = (
+  *settings_lib.DATA_FLAGS,
   'mechanism',
-  'dataset',
-  'data_dir',
-  'partition',
-  'num_clients',
-  'seed',
   'privacy_unit',
   'clipping',
   'target_epsilon',

@@ -252,7 +252,9 @@ def check_data_ledger(parts: Assembly) -> float | None:
     data_ledger(run),
     run_folder.RunFolder(pathlib.Path(run.output_dir or '')),
   )
-  filed = folder.read_config() if folder.config.exists() else None
+  # A dry run has no folder; the working directory may hold any config.json.
+  has_begun = run.output_dir is not None and folder.config.exists()
+  filed = folder.read_config() if has_begun else None
   if ledger is None:
     path = filed.settings.get('data_ledger') if filed else None
     if path is not None:

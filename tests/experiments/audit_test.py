@@ -224,6 +224,8 @@ class AuditTest(parameterized.TestCase):
       audit.main(str(self.temp), 100, None)
     with self.assertRaisesRegex(_validate.InputError, 'canaries'):
       audit.main(str(self.temp), -1, None)
+    with self.assertRaisesRegex(_validate.InputError, 'would be ignored'):
+      audit.main(str(self.temp), 0, None, data_ledger='ledger.jsonl')
 
 
 class EnlargeTest(parameterized.TestCase):

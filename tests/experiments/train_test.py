@@ -78,6 +78,8 @@ class TrainTest(parameterized.TestCase):
   def test_a_dry_run_says_what_would_run_and_writes_nothing(self):
     folder = self.temp / 'here'
     folder.mkdir()
+    config = folder / 'config.json'
+    config.write_text('{"of": "another program"}')
     flags = self.settings.changed(
       output_dir=None,
       clipping='fixed',
@@ -95,7 +97,7 @@ class TrainTest(parameterized.TestCase):
       capture_output=True,
       text=True,
     )
-    self.assertEqual(list(folder.iterdir()), [])
+    self.assertEqual(list(folder.iterdir()), [config])
     lines = dict(
       re.split(r' {2,}', line, maxsplit=1)
       for line in done.stdout.splitlines()
@@ -586,6 +588,18 @@ class TrainTest(parameterized.TestCase):
     self.assertTrue(
       all(c.is_right for c in verification.verify(self.output / 'saved_model'))
     )
+    # Counts that are lost are not drawn again: that would be a second release.
+    ledger = self.output / 'privacy_ledger.jsonl'
+    content = ledger.read_bytes()
+    for left in (None, b''):
+      ledger.unlink(missing_ok=True)
+      if left is not None:
+        ledger.write_bytes(left)
+      with self.assertRaisesRegex(
+        _validate.InputError, 'lost the class counts'
+      ):
+        self._run(rounds=2, **flags)
+    ledger.write_bytes(content)
     # An audit repeats the training with the weights that were published.
     audited = audited_run.FinishedRun.load(str(self.output)).build_task()
     self.assertEqual(

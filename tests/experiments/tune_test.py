@@ -39,6 +39,7 @@ class SearchTest(parameterized.TestCase):
     'rounds', '=1,2', 'rounds=', 'rounds=1,,2', 'rounds=1,1', 'seed=1,2',
     'target_epsilon=1,2', 'noise_multiplier=1,2', 'eval_split=test',
     'data_ledger=a,b', 'dataset=synthetic', 'privacy_unit=record',
+    'image_size=28,64', 'dirichlet_alpha=0.1,1', 'label_columns=a,b',
   )  # fmt: skip
   def test_refuses_a_search(self, text):
     with self.assertRaisesRegex(_validate.InputError, '^search '):

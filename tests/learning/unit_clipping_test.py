@@ -70,6 +70,32 @@ class FactorsTest(parameterized.TestCase):
     norms, (total, _) = _norms_and_sum(inputs, outputs, other, weights)
     np.testing.assert_allclose(norms[0], np.linalg.norm(total), rtol=1e-5)
 
+  @parameterized.parameters((1e-20, 1e17), (1e17, 1e-20), (1e-19, 1.5e19))
+  def test_factors_of_very_different_sizes(self, of_inputs, of_outputs):
+    """Their squares vanish or overflow in float32, their product does not."""
+    p = 10_000
+    inputs = np.full((1, 1, p), of_inputs, np.float32)
+    outputs = np.full((1, 1, 1), of_outputs, np.float32)
+    other, weights = np.zeros((1, 1), np.float32), np.ones(1, np.float32)
+    norms, (total, _) = _norms_and_sum(inputs, outputs, other, weights)
+    expected = np.float64(of_inputs) * of_outputs * p**0.5
+    np.testing.assert_allclose(norms[0], expected, rtol=1e-4)
+    np.testing.assert_allclose(norms[0], np.linalg.norm(total), rtol=1e-4)
+
+  @parameterized.parameters(0.0, np.nan, np.inf)
+  def test_outputs_that_are_all_alike(self, value):
+    inputs, outputs = np.ones((1, 1, 3)), np.full((1, 1, 2), value)
+    norms, _ = _norms_and_sum(
+      inputs.astype(np.float32),
+      outputs.astype(np.float32),
+      np.zeros((1, 1), np.float32),
+      np.ones(1, np.float32),
+    )
+    if value == 0:
+      self.assertEqual(float(norms[0]), 0)
+    else:
+      self.assertFalse(np.isfinite(norms[0]))
+
   def test_no_gradient_of_a_single_row_is_written_down(self):
     """The gradients of all units would take 400 GB."""
     units, p, q = 2_000, 10_000, 5_000

@@ -12,6 +12,7 @@ from tff_medical.privacy import dp_ftrl_mechanism
 from tff_medical.privacy import ledger
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
+from tff_medical.privacy import selection
 
 _CLIPPING = mechanisms.FixedClipping(1.0)
 
@@ -107,6 +108,24 @@ class BuildCardTest(absltest.TestCase):
     self.assertIn('(y)', said['text'])
     self.assertIn('epsilon 2.5 at delta 0.001 for each record', said['text'])
     self.assertIn('(z), for which that model promises nothing', said['text'])
+
+  def test_of_the_best_says_what_a_selection_keeps_secret(self):
+    mechanism = mechanisms.GaussianMechanism(
+      sampling=sampling.PoissonSampling(100, 10),
+      clipping=_CLIPPING,
+      noise_multiplier=4.0,
+    )
+    trial = mechanism.charge_event()
+    said = self._card(mechanism, [1])
+    selected = selection.NumberOfTrials(3.0).event(trial)
+    for event, is_secret in ((selected, True), (trial, False)):
+      best = card.of_the_best(said, event=event, tuning={})
+      text = ' '.join(best['not_covered'])
+      self.assertEqual('number of trainings' in text, is_secret)
+      self.assertIn('than those of this tuning', text)
+      self.assertEqual(
+        best['tuning'], {'epsilon_of_one_training': said['epsilon']}
+      )
 
   def test_of_pooled_images_nothing_is_covered(self):
     said = card.build_open_card(dataset='x', test_metrics={'auc': 0.9})

@@ -223,8 +223,42 @@ class DataLedgerTest(parameterized.TestCase):
     self._reserve('a', budget=9.0)
     self._book().settle(self._run('a', 20))
     (self.folder / 'a.jsonl').rename(self.folder / 'lost.jsonl')
+    # The round that was charged since then adds to those that were lost.
     book = self._book().settle(self._run('a', 1))
-    self.assertEqual(book.charges('a'), 20)
+    self.assertEqual(book.charges('a'), 21)
+
+  def test_both_copies_of_a_run_are_paid_for(self):
+    """A folder is copied after 5 rounds, and both copies go on to 20."""
+    self._reserve('a', 20, budget=9.0)
+    self._run('a', 5).close()
+    before = (self.folder / 'a.jsonl').read_bytes()
+    first = self._run('a', 20)
+    self._book().settle(first)
+    first.close()
+    (self.folder / 'a.jsonl').write_bytes(before)
+    second = self._run('a', 5)
+    request = data_ledger.Request('a', 'train', 20, spent=5, remaining=15)
+    with self.assertRaisesRegex(_validate.InputError, 'is an older copy'):
+      self._book().reserve(
+        _UNITS, _mechanism(), request, delta=_DELTA, ledger=second
+      )
+    second.close()
+    # If it was under way already, no charge of it is lost.
+    second = self._run('a', 20)
+    book = self._book().settle(second)
+    self.assertGreaterEqual(book.charges('a'), 35)
+    # It goes on, and only what is new is added.
+    before = book.charges('a')
+    self._book().reserve(
+      _UNITS,
+      _mechanism(),
+      data_ledger.Request('a', 'train', 22, spent=20, remaining=2),
+      delta=_DELTA,
+      ledger=second,
+    )
+    second.close()
+    book = self._book().settle(self._run('a', 22))
+    self.assertEqual(book.charges('a'), before + 2)
 
   @parameterized.parameters(('b', 1.0), ('a', 1.5))
   def test_only_the_ledger_of_the_run_is_its_witness(self, run_id, noise):

@@ -92,10 +92,19 @@ def _run(book: data_ledger.Book, folder: pathlib.Path) -> verification.Check:
   if entry is None:
     return verification.Check(what, f'run {ledger.run_id} is missing', False)
   charges = ledger.entries[-1].charges if ledger.entries else 0
+  events = (ledger.header.get('event'), ledger.header.get('event_before', ''))
+  settled = book.settled(ledger.run_id)
+  digests = {ledger.header_digest, *(e.digest for e in ledger.entries)}
+  if (entry.event, entry.before) != events:
+    problem = ', of other events'
+  elif settled is not None and settled.ledger_digest not in digests:
+    problem = ', settled with another copy of this ledger'
+  else:
+    problem = ''
   return verification.Check(
     what,
-    f'{charges} of {entry.charges} {entry.kind}',
-    charges <= entry.charges and entry.event == ledger.header.get('event'),
+    f'{charges} of {entry.charges} {entry.kind}{problem}',
+    charges <= entry.charges and not problem,
   )
 
 

@@ -65,7 +65,9 @@ def with_features(
   root = pathlib.Path(folder) if folder is not None else default_folder()
   splits = {name: split for name, split in data.splits() if len(split)}
   paths = {name: _path(root, split, transfer) for name, split in splits.items()}
-  missing = {n: s for n, s in splits.items() if not paths[n].exists()}
+  missing = {
+    n: s for n, s in splits.items() if not _is_whole(paths[n], s, transfer)
+  }
   total = sum(len(split) for split in missing.values())
   with (
     tqdm.tqdm(
@@ -91,6 +93,17 @@ def _open(
 ) -> pixels.StoredRows:
   shape = (len(split), *_shape(transfer))
   return pixels.StoredRows(path, shape, dtype=_DTYPE)
+
+
+def _is_whole(
+  path: pathlib.Path, split: images_lib.Split, transfer: models.Transfer
+) -> bool:
+  """Returns whether a file is there with all of its bytes."""
+  nbytes = len(split) * math.prod(_shape(transfer)) * _DTYPE.itemsize
+  try:
+    return path.stat().st_size == nbytes
+  except OSError:  # Writing the file tells what is wrong.
+    return False
 
 
 def _path(
@@ -127,7 +140,7 @@ def _write(
   path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
   partial = path.with_suffix('.partial')
   with _locked(partial) as file:
-    if path.exists():  # Another process was faster.
+    if _is_whole(path, split, transfer):  # Another process was faster.
       partial.unlink(missing_ok=True)
       show(len(split))
       return

@@ -57,9 +57,18 @@ def _squares_of_product(factors: layer_gradients.Factors) -> tf.Tensor:
   # computed for both.
   return _by_rows(
     factors,
-    lambda: _squares(factors.inputs) * _squares(factors.outputs),
+    lambda: _squares_of_one_row(factors),
     lambda: _squares(factors.product()),
   )
+
+
+def _squares_of_one_row(factors: layer_gradients.Factors) -> tf.Tensor:
+  # The square of a number below 1e-19 is 0 in float32. The outputs may be as
+  # large as such inputs are small, and the gradient far above the clip norm. So
+  # the inputs get the scale of the gradient before they are squared.
+  largest = tf.reduce_max(tf.abs(factors.outputs), axis=(1, 2), keepdims=True)
+  outputs = tf.math.divide_no_nan(factors.outputs, largest)
+  return _squares(factors.inputs * largest) * _squares(outputs)
 
 
 def _by_rows(

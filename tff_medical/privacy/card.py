@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import dp_accounting
+from dp_accounting import dp_event
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
@@ -268,7 +269,7 @@ def of_the_best(
     'accountant': accounting.accountant_of(event),
     'charges': 1,
     'charge_event': repr(event),
-    'not_covered': [others, *card['not_covered'][1:]],
+    'not_covered': [others, *card['not_covered'][1:], *_secrets(event)],
     'tuning': {**tuning, 'epsilon_of_one_training': card['epsilon']},
   }
   values.pop('data_ledger', None)
@@ -281,6 +282,16 @@ def of_the_best(
   if data_ledger is not None:
     values['data_ledger'] = data_ledger.describe()
   return values
+
+
+def _secrets(event: dp_accounting.DpEvent) -> list[str]:
+  """Returns the sentence on what the price of a selection keeps secret."""
+  if not isinstance(event, dp_event.RepeatAndSelectDpEvent):
+    return []
+  return [
+    'Knowledge of the number of trainings that this one was chosen from, of any '
+    'other of them, or of how long all of them took: it must stay secret.'
+  ]
 
 
 def _other_runs(book: data_ledger_lib.Book) -> str:

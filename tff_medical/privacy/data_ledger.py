@@ -255,6 +255,13 @@ class Book:
     entry = self.runs.get(run_id)
     return entry.charges if entry else 0
 
+  def settled(self, run_id: str) -> Entry | None:
+    """Returns the last entry with which a run was settled, if any."""
+    for entry in reversed(self.entries):
+      if (entry.run_id, entry.kind) == (run_id, SETTLED):
+        return entry
+    return None
+
   def describe(self) -> dict[str, Any]:
     """Returns what a privacy card says of the runs on the same data."""
     return {
@@ -340,6 +347,7 @@ class DataLedger:
     request: Request,
     *,
     delta: float,
+    ledger: ledger_lib.PrivacyLedger | None = None,
   ) -> int:
     """Reserves the charges of a run; call it before the first of them.
 
@@ -347,12 +355,19 @@ class DataLedger:
     Charges in the run's own ledger that this file lacks are entered even if the
     run is then refused: they were spent.
 
+    Args:
+      units: Units of the run.
+      mechanism: Mechanism of the run.
+      request: Charges of the run.
+      delta: Delta of the run, at which a new file states its total.
+      ledger: The run's own ledger, once it is open.
+
     Returns:
       Number of charges that the run may have, for `PrivacyLedger.limit`.
 
     Raises:
-      InputError: As `check` says, or another process held the file for too
-        long.
+      InputError: As `check` says, another process held the file for too long,
+        or the run's own ledger does not continue the one that was settled.
       OSError: The reservation could not be written; the run must not start.
     """
     with self._locked() as file:
@@ -373,6 +388,18 @@ class DataLedger:
         )
 
       self._check_event(book, mechanism, request)
+      settled = book.settled(request.run_id)
+      if (
+        ledger is not None
+        and settled is not None
+        and ledger.charges_at(settled.ledger_digest) is None
+      ):
+        raise _validate.InputError(
+          f'data_ledger {self.path} was settled for run {request.run_id} with '
+          'another ledger than the one in this folder, which is an older copy '
+          'or has lost its end; restore the folder that went on, or choose '
+          'another output_dir'
+        )
       book = enter(request.spent)
       granted, _ = self._granted(book, mechanism, request)
       enter(granted)
@@ -405,15 +432,12 @@ class DataLedger:
         )
       if entry.kind == SETTLED and entry.ledger_digest == ledger.digest:
         return book
-      # A ledger that has lost charges does not give them back.
-      floor = max(
-        (
-          e.charges
-          for e in book.entries
-          if e.run_id == ledger.run_id and e.kind == SETTLED
-        ),
-        default=0,
-      )
+      charges, settled = ledger.charges, book.settled(ledger.run_id)
+      if settled is not None:
+        # What was charged since then adds to it. Of two copies of a run that
+        # both went on, and of a ledger that lost charges, all of it counts.
+        shared = ledger.charges_at(settled.ledger_digest) or 0
+        charges += settled.charges - shared
       return _append(
         file,
         book,
@@ -421,7 +445,7 @@ class DataLedger:
         run_id=ledger.run_id,
         purpose=entry.purpose,
         event=ledger.event,
-        charges=max(ledger.charges, floor),
+        charges=charges,
         before=ledger.before,
         ledger_digest=ledger.digest,
       )

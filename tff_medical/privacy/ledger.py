@@ -331,6 +331,18 @@ class PrivacyLedger:
     """Event that is paid for once before the first round, if any."""
     return self._before
 
+  def charges_at(self, digest: str) -> int | None:
+    """Returns the charges when `digest` was that of the file.
+
+    It is None if the file never had this digest, or has lost its lines.
+    """
+    if digest == self._header_digest:
+      return 0
+    for entry in reversed(self._entries):
+      if entry.digest == digest:
+        return entry.charges
+    return None
+
   def limit(self, max_charges: int) -> None:
     """Refuses from now on to charge more than a data ledger has reserved."""
     self._max_charges = max_charges

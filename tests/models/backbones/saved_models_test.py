@@ -117,6 +117,36 @@ class SavedModelsTest(parameterized.TestCase):
     self.assertEqual(self._load(without).origin.trained_on, 'unknown')
     self.assertEmpty(self._load(without).origin.datasets)
 
+  def test_knows_the_data_of_backbones_behind_backbones(self):
+    of_images = {'name': 'savedmodel:b', 'card': {'dataset': 'retina'}}
+    joined = {'name': 'a+b', 'card': {'parts': [{'dataset': 'chest'}]}}
+    card = {
+      **_CARD,
+      'backbone': of_images,
+      'initial_model': {'dataset': 'phantoms', 'backbone': joined},
+    }
+    folder, _ = self._saved(card=card)
+    origin = self._load(folder).origin
+    self.assertEqual(
+      set(origin.datasets), {'pneumonia', 'phantoms', 'retina', 'chest'}
+    )
+    # The next card states it as well, so that no data set is forgotten.
+    again, _ = self._saved(
+      card={**_CARD, 'dataset': 'breast', 'backbone': {'card': origin.card}}
+    )
+    self.assertIn('retina', self._load(again).origin.datasets)
+
+  def test_states_no_path(self):
+    folder, _ = self._saved()
+    name = pathlib.Path(folder).name
+    self.assertEqual(
+      self._load(folder).provenance['name'], f'savedmodel:{name}'
+    )
+    joined = backbones.load(
+      f'scattering+savedmodel:{folder}', image_shape=(28, 28, 1)
+    )
+    self.assertEqual(joined.provenance['name'], f'scattering+savedmodel:{name}')
+
   def test_refuses_a_card_that_states_no_guarantee(self):
     folder, _ = self._saved(card={'dataset': 'pneumonia'})
     with self.assertRaisesRegex(_validate.InputError, 'privacy_card lacks'):

@@ -52,7 +52,7 @@ def load(
   # Not nested: Keras cannot clone a model of models.
   outputs = features.of_vectors([part.model.call(inputs) for part in parts])
   return backbone.Backbone(
-    name=request.name,
+    name=SEPARATOR.join(part.name for part in parts),
     origin=_origin([part.origin for part in parts]),
     layer_names=(),
     layers=tuple(layer for part in parts for layer in part.layers),

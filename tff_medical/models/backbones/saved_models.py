@@ -28,7 +28,7 @@ PREFIX = 'savedmodel'
 _SIGNATURE = 'serving_default'
 _SMALLEST = 8
 # Keys of the card that the new card repeats.
-_STATED = ('dataset', 'epsilon', 'delta', 'unit', 'initial_model')
+_STATED = ('dataset', 'epsilon', 'delta', 'unit', 'initial_model', 'backbone')
 
 
 class Served(tf.keras.layers.Layer):
@@ -73,7 +73,8 @@ def load(request: backbone.Request) -> backbone.Backbone:
     for output in outputs
   ]
   return backbone.Backbone(
-    name=request.name,
+    # A card does not state where a folder lies on this machine.
+    name=f'{PREFIX}:{origin.source}',
     origin=origin,
     layer_names=layer_names,
     layers=layers,
@@ -97,7 +98,7 @@ def _origin(folder: pathlib.Path) -> backbone.Origin:
     sha256.update(backbone.digest_of_file(path).encode())
   card = _card(folder)
   return backbone.Origin(
-    source=folder.name,
+    source=folder.resolve().name,
     sha256=sha256.hexdigest(),
     license='unknown',
     trained_on=str(card['dataset']) if card else 'unknown',
@@ -117,11 +118,16 @@ def _card(folder: pathlib.Path) -> dict[str, Any] | None:
 
 def _datasets(card: dict[str, Any] | None) -> tuple[str, ...]:
   """Returns the data sets of a model and of those that it started from."""
-  datasets = []
-  while card:
-    datasets.append(str(card['dataset']))
-    card = card.get('initial_model')
-  return tuple(datasets)
+  if card is None:
+    return ()
+  names = [str(card['dataset'])] if 'dataset' in card else []
+  # The entry on a backbone holds that on its training, or one for each part.
+  for key in ('initial_model', 'backbone', 'card', 'parts'):
+    earlier = card.get(key)
+    for entry in earlier if isinstance(earlier, list) else [earlier]:
+      if isinstance(entry, dict):
+        names.extend(_datasets(entry))
+  return tuple(names)
 
 
 def _loaded(request: backbone.Request, folder: pathlib.Path) -> Any:
