@@ -381,8 +381,11 @@ def price(
   ledger = assembly.data_ledger(settings.run)
   if ledger is not None and request is not None:
     parts = assembly.Assembly(resolved, task, feed, choice.trials[0].mechanism)
-    act = ledger.reserve if search.is_secret else ledger.check
-    act(assembly.units(parts), choice, request, delta=delta)
+    units = assembly.units(parts)
+    if search.is_secret:
+      ledger.reserve(units, choice, request, delta=delta)
+    else:
+      ledger.check(units, choice, request, delta=delta)
   return Priced(
     noise_multipliers=tuple(
       t.mechanism.noise_multiplier for t in choice.trials
