@@ -7,9 +7,10 @@ independent check.
 The loss is discretised at 1e-3 and rounded towards more loss. Where epsilon
 exceeds 0.5 this overstates the epsilon of sampled rounds by at most 1e-4, and
 that of rounds with all units by at most 2e-3. It is ten times faster than the
-library's default of 1e-4, so that every single round can be charged exactly. With hardly any noise or very many rounds this grid would take
-gigabytes. The grid is then coarser, which states a larger epsilon, never a
-smaller one. Time and memory are bounded for every noise multiplier.
+library's default of 1e-4, so that every single round can be charged exactly.
+With hardly any noise or very many rounds this grid would take gigabytes. The
+grid is then coarser, which states a larger epsilon, never a smaller one. Time
+and memory are bounded for every noise multiplier.
 
 >>> event = dp_accounting.PoissonSampledDpEvent(
 ...     0.1, dp_accounting.GaussianDpEvent(1.0))
