@@ -242,7 +242,8 @@ def repeat_with_canaries(
     data_ledger: Ledger of the data set, if the training is charged in one.
 
   Raises:
-    InputError: The data ledger has no room for the training, the run has no guarantee, or its data is missing.
+    InputError: The data ledger has no room for the training, the run has no
+      guarantee, or its data is missing.
     KeyboardInterrupt: The user interrupted the training.
   """
   mode = run.settings.mode

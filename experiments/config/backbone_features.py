@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import re
 from typing import Any
 
 from experiments.config import settings as settings_lib
@@ -41,16 +43,19 @@ def load(
   layers = chosen.backbone_layers
 
   def split(num_outputs: int, seed: int | None) -> backbones.Split:
-    return backbones.trainable(
-      chosen.backbone or '',
-      chosen.trainable,
-      image_shape=data.image_shape,
-      num_outputs=num_outputs,
-      seed=seed,
-      layers=None if layers is None else [n.strip() for n in layers.split(',')],
-      weights=chosen.backbone_weights,
-      image_size=chosen.backbone_image_size,
-    )
+    with _named_as_flags():
+      return backbones.trainable(
+        chosen.backbone or '',
+        chosen.trainable,
+        image_shape=data.image_shape,
+        num_outputs=num_outputs,
+        seed=seed,
+        layers=None
+        if layers is None
+        else [n.strip() for n in layers.split(',')],
+        weights=chosen.backbone_weights,
+        image_size=chosen.backbone_image_size,
+      )
 
   first = split(data.num_classes, seed=0)
   if settings.mode.is_private:
@@ -62,6 +67,21 @@ def load(
     provenance=provenance,
     build_trained=lambda n, seed: split(n, seed).trained,
   )
+
+
+@contextlib.contextmanager
+def _named_as_flags() -> Iterator[None]:
+  """Turns arguments of `backbones` in messages into flags.
+
+  `--image_size` is another flag than the `image_size` of a backbone.
+  """
+  try:
+    yield
+  except _validate.InputError as error:
+    text = str(error)
+    if re.match('(layers|image_size|weights (file|must)) ', text):
+      raise _validate.InputError(f'backbone_{text}') from error
+    raise
 
 
 def check_initial_model(

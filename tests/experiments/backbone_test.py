@@ -19,6 +19,7 @@ from experiments.config import settings as settings_lib
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.auditing import verification
+from tff_medical.data import images
 from tff_medical.serving import export
 from tff_medical.serving import pretrained
 
@@ -120,6 +121,18 @@ class BackboneTest(parameterized.TestCase):
     self.assertEqual(results['canaries'], 20)
 
 
+_SPLIT = images.Split(
+  images=np.zeros((2, 28, 28, 1), np.uint8), labels=np.arange(2)
+)
+_IMAGES = images.ImageData(
+  name='small',
+  train=_SPLIT,
+  validation=_SPLIT,
+  test=_SPLIT,
+  class_names=('a', 'b'),
+)
+
+
 class RefusalTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'model': 'cnn'}, 'model=cnn would be ignored with backbone=scattering'),
@@ -143,6 +156,23 @@ class RefusalTest(parameterized.TestCase):
     )  # fmt: skip
     with self.assertRaisesRegex(_validate.InputError, "mean 'scattering'"):
       assembly.load_task(flags.resolve())
+
+  @parameterized.parameters(
+    ({'backbone_layers': 'a'}, '^backbone_layers of backbone'),
+    ({'backbone_weights': '/no'}, '^backbone_weights must not'),
+    (
+      {'backbone': 'scattering+efficientnet-lite0', 'backbone_image_size': 64},
+      '^backbone_image_size must not be given',
+    ),
+  )
+  def test_messages_name_the_flag(self, changed, message):
+    """`image_size` alone would be taken for `--image_size`."""
+    flags = settings_lib.Flags.of(
+      backbone='scattering', privacy_unit='record', noise_multiplier=1.0,
+      output_dir='x',
+    ).changed(**changed)  # fmt: skip
+    with self.assertRaisesRegex(_validate.InputError, message):
+      backbone_features.load(flags.resolve(), _IMAGES)
 
   def test_a_backbone_of_the_same_data(self):
     backbone_features.refuse_same_data('backbone b', ('medmnist/a',), 'c')

@@ -1,6 +1,7 @@
 """Tests of epsilon against dp-accounting, closed forms and published figures."""
 
 import math
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -8,6 +9,7 @@ import dp_accounting
 from dp_accounting import dp_event
 from dp_accounting import pld
 from dp_accounting import rdp
+from dp_accounting.pld import privacy_loss_distribution
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
@@ -300,6 +302,22 @@ class ComposedEpsilonTest(parameterized.TestCase):
       accountant.get_epsilon(1e-5),
     )
     self.assertEqual(accounting.parse_event(repr(selected)), selected)
+
+  def test_many_events_are_built_once(self):
+    """The ledger of a data set holds tens of events, and asks often."""
+    runs = [(_poisson(0.01, 4 + i / 10), 1) for i in range(40)]
+    first = accounting.composed_epsilon(runs, delta=1e-3)
+    with mock.patch.object(
+      privacy_loss_distribution,
+      'from_gaussian_mechanism',
+      side_effect=AssertionError,
+    ):
+      self.assertEqual(
+        accounting.composed_epsilon(reversed(runs), delta=1e-3), first
+      )
+      # Of one more charge of a run, nothing but the composition is new.
+      more = accounting.composed_epsilon([*runs, runs[0]], delta=1e-3)
+    self.assertGreater(more, first)
 
   def test_a_number_of_charges_that_no_run_has_is_refused(self):
     event = dp_event.SelfComposedDpEvent(_poisson(0.1, 1.0), 10**9)

@@ -366,6 +366,27 @@ class LocalStepsFeedTest(absltest.TestCase):
     batch = next(second.as_numpy_iterator())
     np.testing.assert_array_equal(batch['expected_units'], [1.5] * 3)
 
+  def test_all_units_of_all_steps_are_read_once(self):
+    sampling = local_dp_sgd_mechanism.LocalDpSgdSampling(6, rate=1.0, steps=2)
+    split = _split()
+    feed = feeds.LocalStepsFeed(
+      split, units_lib.record_units(_PARTITION), 2, sampling
+    )
+    everyone = sampling.draw(0, 1, 1)
+    first = [_masked(dataset) for dataset in feed(everyone)]
+    self.assertEqual(sum(map(len, first[0] + first[1])), 12)
+    split.labels[:] = 9  # Would be seen by another read.
+    self.assertEqual([_masked(d) for d in feed(everyone)], first)
+    self.assertEqual(
+      [_masked(d) for d in feed.without_data()], [[[], []], [[], []]]
+    )
+    with mock.patch.object(feeds, '_MAX_KEPT_BYTES', 1):
+      unkept = feeds.LocalStepsFeed(split, feed.units, 2, sampling)
+      unkept(everyone)
+      split.labels[:] = 8
+      self.assertNotEqual(_masked(unkept(everyone)[0]), first[0])
+      self.assertIn(8, np.concatenate(_masked(unkept(everyone)[0])))
+
 
 def _masked(dataset):
   return [

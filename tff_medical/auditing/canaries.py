@@ -2,9 +2,9 @@
 
 Canaries enter a run as data. So the audited client work, clipping, noise and
 server are those of every run. The image (or features) of canary i has the value
--10**6 - i everywhere, which no real image has. `with_canaries` returns a model whose loss
-on such an image is linear in the weights. The gradient of that loss points
-along direction i and is far longer than the clip norm. A canary therefore sends
+-10**6 - i everywhere, which no real image has. `with_canaries` returns a model
+whose loss on such an image is linear in the weights. The gradient of that loss
+points along direction i and is far longer than the clip norm. A canary therefore sends
 its direction at the clip norm. This holds for the update of a client (Andrew et
 al. 2023, arXiv 2302.03098) and for the gradient of a record or patient. If
 clipping fails, the contribution is far longer.

@@ -2,8 +2,8 @@
 
 Every round each site takes several steps of DP-SGD (Abadi et al. 2016, arXiv
 1607.00133). A step uses a Poisson-drawn batch of the site's own units, or all
-of them, and the site's own noise. Then the site sends its model. That model is already private
-when it leaves the site, so the guarantee also holds against the server and the
+of them, and the site's own noise. Then the site sends its model. That model is
+already private when it leaves the site, so the guarantee also holds against the server and the
 other sites. A unit is at one site, and only the steps of that site see it. The
 models of other sites depend on it only through already private models
 (post-processing). So epsilon is the cost of steps * rounds draws at the common

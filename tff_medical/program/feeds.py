@@ -322,9 +322,27 @@ class LocalStepsFeed:
   def __call__(self, drawn: np.ndarray) -> list[tf.data.Dataset]:
     """Returns a dataset per client, with one batch per step.
 
+    Where every unit takes part in every step, the datasets are kept, up to 2
+    GiB.
+
     Args:
       drawn: Draw of the sampling, which holds the units of all steps.
     """
+    if len(drawn) < self.sampling.steps * self.num_units:
+      return self._datasets(drawn)
+    if not self._kept:
+      rows = self.sampling.steps * self.units.rows.size
+      datasets = self._datasets(drawn)
+      if rows * math.prod(self.split.input_shape) * 4 > _MAX_KEPT_BYTES:
+        return datasets
+      self._kept.extend(datasets)
+    return list(self._kept)
+
+  @functools.cached_property
+  def _kept(self) -> list[tf.data.Dataset]:
+    return []
+
+  def _datasets(self, drawn: np.ndarray) -> list[tf.data.Dataset]:
     by_step = [
       self.units.by_client(units, self.num_clients)
       for units in self.sampling.by_step(drawn)
