@@ -67,9 +67,8 @@ def check(
   """
   if run.settings.model.backbone is not None:
     raise _validate.InputError(
-      'inversion_images reconstructs the pixels that a model was trained on, got '
-      f'a run on the features of backbone {run.settings.model.backbone}; give '
-      '--inversion_images=0'
+      'inversion_images attacks models without a backbone, got a run with '
+      f'backbone {run.settings.model.backbone}; give --inversion_images=0'
     )
   mode = run.settings.mode
   if not mode.has_one_noise or not mode.is_private:
