@@ -151,10 +151,10 @@ class ServingTest(_InFolder):
       export.load_card(self.path)['weights_sha256'],
       checkpoints.weights_digest(head.get_weights()),
     )
-    for weight, read in zip(
-      head.get_weights(), pretrained.read_weights(self.path), strict=True
-    ):
-      np.testing.assert_array_equal(weight, read)
+    read = pretrained.read_weights(self.path)
+    self.assertLen(read, len(head.get_weights()))
+    for found, expected in zip(read, head.get_weights()):
+      np.testing.assert_array_equal(found, expected)
 
   def test_any_number_of_images(self):
     _save(self.path)

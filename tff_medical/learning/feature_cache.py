@@ -69,12 +69,10 @@ def with_features(
     n: s for n, s in splits.items() if not _is_whole(paths[n], s, transfer)
   }
   total = sum(len(split) for split in missing.values())
-  with (
-    tqdm.tqdm(
-      total=total, unit='image', desc='fixed features', disable=not total
-    ) as bar,
-    _disk_errors(root),
-  ):
+  bar = tqdm.tqdm(
+    total=total, unit='image', desc='fixed features', disable=not total
+  )
+  with bar, _disk_errors(root):
     for name, split in missing.items():
       _write(paths[name], split, transfer, bar.update)
   with_rows: dict[str, Any] = {
