@@ -14,10 +14,10 @@ results.csv, results.md, comparison.png, cells/NAME (each a run's folder) and
 logs/.
 
 The table shows each difference from the base with its 95 % confidence interval
-over seeds and its bootstrap interval over images; "helps" needs both on one side
-of zero. Variants are compared on validation images; --eval_split=test gives
-the figures to report. To compare metrics of many variants is tuning, which no ε
-covers.
+over seeds and its bootstrap interval over images; "helps" needs both to be
+above zero.
+Variants are compared on validation images; --eval_split=test gives the figures
+to report. To compare metrics of many variants is tuning, which no ε covers.
 """
 
 from __future__ import annotations

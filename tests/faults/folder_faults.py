@@ -84,7 +84,7 @@ def _no_figure(self: figure.Figure, path: Any, **unused: Any) -> None:
 def _report(folder: pathlib.Path) -> None:
   # Their folder is made as ever; to draw hundreds of figures takes minutes.
   with mock.patch.object(figure.Figure, 'savefig', _no_figure):
-    report.main(types.SimpleNamespace(sweep_dir=str(folder)))
+    report.main(types.SimpleNamespace(sweep_dir=str(folder), run_dir=None))
 
 
 def _comparison(
@@ -183,7 +183,9 @@ def _make_reference(folder: pathlib.Path) -> None:
 
 
 def _reference(folder: pathlib.Path) -> None:
-  task = types.SimpleNamespace(data=_images(), initial_model=None)
+  task = types.SimpleNamespace(
+    data=_images(), initial_model=None, transfer=None, backbone=None
+  )
   trained = ('completed', 'one model', evaluation.Evaluation({'auc': 0.5}))
   with (
     mock.patch.object(references.assembly, 'load_task', lambda settings: task),

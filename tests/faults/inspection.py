@@ -137,7 +137,7 @@ def _published(
     found = {name: float(value) for name, value in row.items() if value}
     wanted = dict(last[number]['values'])
     if last[number]['evaluates']:
-      wanted['auc'] = last[number]['norm']
+      wanted['validation/auc'] = last[number]['norm']
     if found != wanted:
       yield f'metrics.csv round {number}: {found}, not {wanted}'
     there = events.get(number, {})

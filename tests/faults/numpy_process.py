@@ -40,8 +40,10 @@ from experiments.modes import dp_fed_avg
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_file
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import published
+from tff_medical.scoring import evaluation as scoring
 
 CLIENTS = 1000
 COHORT = 50
@@ -231,10 +233,20 @@ class _Task:
       name='stand-in',
       largest_group=None,
       decoding_policy=None,
+      has_validation=True,
+      eval_split=lambda name: name,
     )
 
-  def evaluate(self, weights: Any) -> dict[str, float]:
+  def evaluate(self, weights: Any, split_name: str) -> dict[str, float]:
+    del split_name
     return {'auc': norm(weights)}
+
+  def evaluation(
+    self, model: tf.keras.Model, split_name: str, specificity: float
+  ) -> tuple[scoring.Evaluation, None]:
+    del split_name, specificity
+    weights = types.SimpleNamespace(trainable=model.get_weights())
+    return scoring.Evaluation(metrics={'auc': norm(weights)}), None
 
   def load_weights(self, weights: Any) -> tf.keras.Model:
     model = tf.keras.Sequential(
@@ -325,9 +337,9 @@ def _stand_ins(process: _Process) -> list[Any]:
 
 def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
   """Returns the patches that count, tell and aim."""
-  charge, write = (
+  charge, append = (
     ledger_lib.PrivacyLedger.charge,
-    ledger_lib.PrivacyLedger._write,
+    ledger_file.LedgerFile.append,
   )
   save = checkpoints_lib.Checkpoints.save
   nonces = {one['round']: one['nonce'] for one in truth.lines('saved')}
@@ -384,10 +396,10 @@ def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
   return [
     mock.patch.object(ledger_lib.PrivacyLedger, 'charge', charge_and_remember),
     mock.patch.object(
-      ledger_lib.PrivacyLedger,
-      '_write',
+      ledger_file.LedgerFile,
+      'append',
       lambda self, record: aim.around(
-        'write ledger', lambda: write(self, record), self._path
+        'write ledger', lambda: append(self, record), self._path
       ),
     ),
     mock.patch.object(checkpoints_lib.Checkpoints, 'save', save_and_tell),

@@ -79,7 +79,7 @@ def _unit_gradients(model, data):
     gradients = unit_gradients.unit_gradients(model, way, weights, batch)
     with tf.compat.v1.Session(graph=graph) as session:
       found = session.run(
-        gradients, {batch[name]: data[name] for name in batch}
+        list(gradients), {batch[name]: data[name] for name in batch}
       )
   return np.concatenate([g.reshape(len(g), -1) for g in found], axis=1)
 

@@ -89,7 +89,7 @@ class WeightedLossTest(parameterized.TestCase):
       with tf.compat.v1.Session(graph=graph) as session:
         data = _units(self.x)
         found = session.run(
-          gradients, {batch[name]: data[name] for name in batch}
+          list(gradients), {batch[name]: data[name] for name in batch}
         )
     found = np.concatenate([g.reshape(len(g), -1) for g in found], axis=1)
     np.testing.assert_allclose(found, self.expected, rtol=1e-5, atol=1e-6)
