@@ -5,10 +5,10 @@ r"""Shows what a data set holds before anything is trained on it.
         --partition=natural_site --output_dir=look
 
 Prints the counts by site, class and split, and the findings to know before a
-training. The folder gets data_report.unnoised.html with contact sheets, grey levels,
-decoding rules, clients, equal and nearly equal images, and the same as CSV and
-PNG. Nothing of it is noised or covered by any ε: it is for whoever holds the
-data, and has to stay where the images are.
+training. The folder gets data_report.unnoised.html with contact sheets, grey
+levels, decoding rules, clients, equal and nearly equal images, and the same as
+CSV and PNG. Nothing of it is noised or covered by any ε: it is for whoever
+holds the data, and has to stay where the images are.
 """
 
 from __future__ import annotations

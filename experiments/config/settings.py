@@ -441,9 +441,9 @@ class Flags:
     for name in self.given:
       reason = self._ignored_by(mode, name)
       if reason:
+        value = ' '.join(str(self.given[name]).split())  # It stays one line.
         raise _validate.InputError(
-          f'{name}={self.given[name]} would be ignored with {reason}; leave it '
-          'out'
+          f'{name}={value} would be ignored with {reason}; leave it out'
         )
     data, own, open_set = self.resolve_data()
     model = fields.read(ModelSettings, self._part(ModelSettings))
