@@ -47,6 +47,7 @@ import pandas as pd
 
 from experiments.config import flags
 from experiments.config import settings as settings_lib
+from experiments.modes import base as base_mode
 from experiments.running import cells
 from experiments.running import command
 from experiments.running import exit_codes
@@ -365,9 +366,8 @@ def price(
         counts.event() if counts else None,
       )
     )
-  delta = resolved.mode.target_delta
-  target = resolved.mode.target_epsilon
-  assert delta is not None and target is not None  # Both are resolved.
+  delta = base_mode.known(resolved.mode.target_delta)
+  target = base_mode.known(resolved.mode.target_epsilon)
   choice: selection.Selected | selection.Together
   if search.is_secret:
     choice = selection.calibrate_selected(

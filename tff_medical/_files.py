@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import errno
+import hashlib
 import json
 import math
 import numbers
@@ -33,6 +34,27 @@ MAX_TEXT_BYTES = 256 * 2**20
 # Protobuf's limit for a graph, and above the size of the largest backbone.
 MAX_MODEL_BYTES = 2**31
 PARTIAL_SUFFIX = '.partial'
+# Size of one read of a file that is not held in memory.
+_BLOCK_BYTES = 2**24
+
+
+def cache_folder(name: str) -> pathlib.Path:
+  """Returns the folder `name` of this project in the user's cache folder."""
+  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(cache).expanduser() / 'tff_medical' / name
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+  """Returns the SHA-256 of a regular file of any size, in hexadecimal.
+
+  Raises:
+    OSError: The file cannot be read.
+  """
+  content = hashlib.sha256()
+  with open_regular(path) as file:
+    while block := file.read(_BLOCK_BYTES):
+      content.update(block)
+  return content.hexdigest()
 
 
 def read_bytes(

@@ -7,12 +7,15 @@ import contextlib
 import re
 from typing import Any
 
+import tensorflow as tf
+
 from experiments.config import settings as settings_lib
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.data import images
 from tff_medical.data import own_images
 from tff_medical.models import backbones
+from tff_medical.models import transfer
 
 
 def check(settings: settings_lib.Settings) -> None:
@@ -61,11 +64,17 @@ def load(
   if settings.mode.is_private:
     refuse_same_data(f'backbone {first.name}', first.origin.datasets, data.name)
   provenance = first.provenance
+
+  def build_trained(num_outputs: int, seed: int | None) -> tf.keras.Model:
+    if first.part == backbones.HEAD:  # The backbone need not be loaded again.
+      return transfer.linear(first.frozen, num_outputs, seed)
+    return split(num_outputs, seed).trained
+
   return models.Transfer(
     frozen=first.frozen,
     identity={**provenance, 'image_shape': list(data.image_shape)},
     provenance=provenance,
-    build_trained=lambda n, seed: split(n, seed).trained,
+    build_trained=build_trained,
   )
 
 

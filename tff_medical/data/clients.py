@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
-import math
 
 import numpy as np
 import tensorflow as tf
@@ -167,10 +166,9 @@ class ImageClientData(tff.simulation.datasets.ClientData):
   def _traced_dataset(self, client_id: tf.Tensor) -> tf.data.Dataset:
     """Builds a graph that looks the client up when the graph runs."""
     stored = self._split.model_inputs
-    nbytes = math.prod(stored.shape) * stored.dtype.itemsize
-    if nbytes > _MAX_GRAPH_BYTES:
+    if self._split.nbytes > _MAX_GRAPH_BYTES:
       raise _validate.InputError(
-        f'{nbytes} bytes of images or features do not fit into a '
+        f'{self._split.nbytes} bytes of images or features do not fit into a '
         'TensorFlow graph (2 GiB); use create_tf_dataset_for_client'
       )
     matches = tf.equal(client_id, self.client_ids)

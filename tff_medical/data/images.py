@@ -122,8 +122,9 @@ class Split:
 
   @property
   def nbytes(self) -> int:
-    """Size of all images in bytes."""
-    return math.prod(self.images.shape)
+    """Size of what a model takes for all images, as stored, in bytes."""
+    stored = self.model_inputs
+    return math.prod(stored.shape) * stored.dtype.itemsize
 
   def rows(self, indices: np.ndarray) -> np.ndarray:
     """Returns a new uint8 array [..., H, W, C] of the images at `indices`.

@@ -18,6 +18,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data.decoders import decoded
@@ -218,8 +219,7 @@ def _unpacked(flag: str, path: pathlib.Path, own: OwnImages) -> pathlib.Path:
 def _prepared_dir(own: OwnImages) -> pathlib.Path:
   if own.prepared_dir is not None:
     return pathlib.Path(own.prepared_dir).expanduser()
-  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(cache).expanduser() / 'tff_medical' / 'prepared'
+  return _files.cache_folder('prepared')
 
 
 def _is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:

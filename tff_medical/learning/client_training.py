@@ -20,6 +20,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
+from tff_medical.learning import wrapping_optimizer
 
 
 def with_proximal_term(
@@ -38,14 +39,14 @@ def with_proximal_term(
   return _Proximal(optimizer, strength) if strength else optimizer
 
 
-class _Proximal(tff.learning.optimizers.Optimizer):
+class _Proximal(wrapping_optimizer.WrappingOptimizer):
   """Adds the proximal term to the gradients of another optimizer.
 
   The weights at the first step are the weights that the server sent.
   """
 
   def __init__(self, inner: tff.learning.optimizers.Optimizer, strength: float):
-    self._inner = inner
+    super().__init__(inner)
     self._strength = strength
 
   def initialize(self, specs: Any) -> collections.OrderedDict:
@@ -71,12 +72,3 @@ class _Proximal(tff.learning.optimizers.Optimizer):
       inner=inner, started=tf.constant(True), sent=sent
     )
     return state, weights
-
-  def get_hparams(self, state: collections.OrderedDict) -> Any:
-    return self._inner.get_hparams(state['inner'])
-
-  def set_hparams(
-    self, state: collections.OrderedDict, hparams: Any
-  ) -> collections.OrderedDict:
-    inner = self._inner.set_hparams(state['inner'], hparams)
-    return collections.OrderedDict({**state, 'inner': inner})

@@ -1,8 +1,8 @@
 """Fixed features of a data set, computed once an image and kept on disk.
 
 The features of each split are one raw float32 file, which `pixels.StoredRows`
-reads by rows. Its folder is named by a digest of the images and of the frozen
-layers, so that a change of either makes new features. Writing goes on where a
+reads by rows. It is named by a digest of the images and of the frozen layers, so
+that a change of either makes new features. Writing goes on where a
 killed process stopped. Two processes never compute the same features at once.
 
 The files hold features of client data: they are private to their owner, and
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from tff_medical import _files
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.data import examples
@@ -38,12 +39,6 @@ _DTYPE = np.dtype('<f4')
 _FORMAT = 1
 
 
-def default_folder() -> pathlib.Path:
-  """Returns the folder of all features: in the user's cache folder."""
-  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(cache).expanduser() / 'tff_medical' / 'features'
-
-
 def with_features(
   data: images_lib.ImageData,
   transfer: models.Transfer,
@@ -56,13 +51,15 @@ def with_features(
   Args:
     data: Images of all splits.
     transfer: Network with a frozen part that takes images of the data's shape.
-    folder: Folder of all features; `default_folder` if None. It is made if it
-      does not exist.
+    folder: Folder of all features, which is made if it does not exist; None for
+      one in the user's cache folder.
 
   Raises:
     InputError: The folder cannot be written, or the features are not finite.
   """
-  root = pathlib.Path(folder) if folder is not None else default_folder()
+  root = pathlib.Path(
+    _files.cache_folder('features') if folder is None else folder
+  )
   splits = {name: split for name, split in data.splits() if len(split)}
   paths = {name: _path(root, split, transfer) for name, split in splits.items()}
   missing = {

@@ -146,7 +146,7 @@ def _by_unit(values: tf.Tensor, units: tf.Tensor) -> tf.Tensor:
   return tf.reshape(values, (units[0], units[1] * rows, features))
 
 
-def _is_convolution(op: tf.Operation, weight: tf.Tensor) -> bool:
+def _has_plain_filter(op: tf.Operation, weight: tf.Tensor) -> bool:
   images, kernel = op.inputs
   return (
     kernel is weight
@@ -154,8 +154,13 @@ def _is_convolution(op: tf.Operation, weight: tf.Tensor) -> bool:
     and op.get_attr('padding') in (b'SAME', b'VALID')
     and list(op.get_attr('dilations')) == [1, 1, 1, 1]
     and images.shape[1:].is_fully_defined()
-    and images.shape[3] == kernel.shape[2]
   )
+
+
+def _is_convolution(op: tf.Operation, weight: tf.Tensor) -> bool:
+  images, kernel = op.inputs
+  # Otherwise each group of channels has filters of its own.
+  return _has_plain_filter(op, weight) and images.shape[3] == kernel.shape[2]
 
 
 def _convolution(
@@ -173,17 +178,6 @@ def _convolution(
     _by_unit(seen, units), _by_unit(gradient, units), transpose_a=True
   )
   return tf.reshape(product, (units[0], *kernel.shape))
-
-
-def _is_depthwise(op: tf.Operation, weight: tf.Tensor) -> bool:
-  images, kernel = op.inputs
-  return (
-    kernel is weight
-    and op.get_attr('data_format') == b'NHWC'
-    and op.get_attr('padding') in (b'SAME', b'VALID')
-    and list(op.get_attr('dilations')) == [1, 1, 1, 1]
-    and images.shape[1:].is_fully_defined()
-  )
 
 
 def _depthwise(
@@ -263,7 +257,7 @@ def _scale(index: int) -> _Rule:
 
 _RULES = {
   'Conv2D': ((_convolution, _is_convolution),),
-  'DepthwiseConv2dNative': ((_depthwise, _is_depthwise),),
+  'DepthwiseConv2dNative': ((_depthwise, _has_plain_filter),),
   'MatMul': ((_product, _is_product),),
   'BiasAdd': ((_sum, _is_by_channel),),
   'Add': ((_sum, _is_by_channel),),

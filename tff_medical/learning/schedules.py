@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
+from tff_medical.learning import wrapping_optimizer
 
 # Maps the number of completed rounds, an int or int32, to a learning rate.
 Schedule = Callable[[Union[int, tf.Tensor]], tf.Tensor]
@@ -51,7 +52,7 @@ def build_schedule(name: str, *, learning_rate: float, rounds: int) -> Schedule:
   return schedule
 
 
-class Scheduled(tff.learning.optimizers.Optimizer):
+class Scheduled(wrapping_optimizer.WrappingOptimizer):
   """Takes the steps of another optimizer, each with the rate of its round.
 
   The number of steps is part of the state, so that a run that goes on from a
@@ -68,7 +69,7 @@ class Scheduled(tff.learning.optimizers.Optimizer):
         rate, as those of TFF's optimizers do.
       schedule: Learning rate by the number of steps before.
     """
-    self._inner = inner
+    super().__init__(inner)
     self._schedule = schedule
 
   def initialize(self, specs: Any) -> collections.OrderedDict:
@@ -94,14 +95,3 @@ class Scheduled(tff.learning.optimizers.Optimizer):
     inner, weights = self._inner.next(inner, weights, gradients)
     state = collections.OrderedDict(inner=inner, steps=state['steps'] + 1)
     return state, weights
-
-  def get_hparams(self, state: collections.OrderedDict) -> Any:
-    """Returns the hyperparameters of the inner optimizer."""
-    return self._inner.get_hparams(state['inner'])
-
-  def set_hparams(
-    self, state: collections.OrderedDict, hparams: Any
-  ) -> collections.OrderedDict:
-    """Returns the state with these hyperparameters of the inner optimizer."""
-    inner = self._inner.set_hparams(state['inner'], hparams)
-    return collections.OrderedDict({**state, 'inner': inner})

@@ -26,9 +26,10 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
+from tff_medical.learning import wrapping_optimizer
 
 
-class Averaging(tff.learning.optimizers.Optimizer):
+class Averaging(wrapping_optimizer.WrappingOptimizer):
   """Takes the steps of another optimizer and averages the model's weights.
 
   The state holds `total`, a sum of the weights after each step with
@@ -44,7 +45,7 @@ class Averaging(tff.learning.optimizers.Optimizer):
       decay: Decay in (0, 1); about 1 / (1 - decay) steps count.
     """
     _validate.in_range(0, 1, ema_decay=decay)
-    self._inner = inner
+    super().__init__(inner)
     self._decay = decay
 
   def initialize(self, specs: Any) -> collections.OrderedDict:
@@ -67,17 +68,6 @@ class Averaging(tff.learning.optimizers.Optimizer):
 
   def _average(self, old: tf.Tensor, new: tf.Tensor | float) -> tf.Tensor:
     return self._decay * old + (1 - self._decay) * new
-
-  def get_hparams(self, state: collections.OrderedDict) -> Any:
-    """Returns the hyperparameters of the inner optimizer."""
-    return self._inner.get_hparams(state['inner'])
-
-  def set_hparams(
-    self, state: collections.OrderedDict, hparams: Any
-  ) -> collections.OrderedDict:
-    """Returns the state with these hyperparameters of the inner optimizer."""
-    inner = self._inner.set_hparams(state['inner'], hparams)
-    return collections.OrderedDict({**state, 'inner': inner})
 
 
 def with_averaged_model(

@@ -329,7 +329,7 @@ class _Preparation:
     info['duplicates'] = preparation_report.duplicates(
       comparison, columns['splits']
     )
-    info['pixels_sha256'] = preparation_report.sha256(path)
+    info['pixels_sha256'] = _files.sha256(path)
     info['digest'] = preparation_report.digest(info, columns)
     del pixels
     _files.write_json(self._partial / prepared.INFO, info)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from tff_medical.data import images
 from tff_medical.data.preparing import near_duplicates
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.tables import image_table
-
-_BATCH_BYTES = 2**24
 
 
 def describe(
@@ -120,15 +117,6 @@ def duplicates(
     if copies.is_complete
     else None,
   }
-
-
-def sha256(path: pathlib.Path) -> str:
-  """Returns the SHA-256 of a file in hexadecimal."""
-  content = hashlib.sha256()
-  with open(path, 'rb') as file:
-    while block := file.read(_BATCH_BYTES):
-      content.update(block)
-  return content.hexdigest()
 
 
 def digest(info: dict[str, Any], columns: dict[str, np.ndarray]) -> str:

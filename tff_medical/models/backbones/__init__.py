@@ -9,6 +9,7 @@
 from tff_medical.models.backbones.backbone import Backbone
 from tff_medical.models.backbones.backbone import Origin
 from tff_medical.models.backbones.backbone import Split
+from tff_medical.models.backbones.fine_tuning import HEAD
 from tff_medical.models.backbones.fine_tuning import PARTS
 from tff_medical.models.backbones.fine_tuning import check_part
 from tff_medical.models.backbones.fine_tuning import trainable
@@ -18,6 +19,7 @@ from tff_medical.models.backbones.loading import load
 
 __all__ = [
   'BACKBONES',
+  'HEAD',
   'PARTS',
   'Backbone',
   'Origin',

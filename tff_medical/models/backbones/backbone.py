@@ -276,16 +276,12 @@ def digest_of_file(path: str | os.PathLike[str]) -> str:
   Raises:
     InputError: The file cannot be read.
   """
-  sha256 = hashlib.sha256()
   try:
-    with _files.open_regular(path) as file:
-      for block in iter(lambda: file.read(1 << 20), b''):
-        sha256.update(block)
+    return _files.sha256(path)
   except OSError as error:
     raise _validate.InputError(
       f'weights file {path} cannot be read ({error.strerror}); check the path'
     ) from error
-  return sha256.hexdigest()
 
 
 # Makes a backbone of one kind.

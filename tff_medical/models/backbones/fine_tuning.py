@@ -28,6 +28,7 @@ import tensorflow as tf
 
 from tff_medical import _validate
 from tff_medical.models import layers as layers_lib
+from tff_medical.models import transfer
 from tff_medical.models.backbones import backbone
 from tff_medical.models.backbones import efficientnet_lite0
 from tff_medical.models.backbones import keras_applications
@@ -75,19 +76,19 @@ def trainable(
   check_part(name, part)
   _validate.positive_int(num_outputs=num_outputs)
   request = backbone.request(name, image_shape, layers, weights, image_size)
-  seeds = layers_lib.layer_seeds(seed)
-
-  def logits(x: tf.Tensor) -> tf.Tensor:
-    return layers_lib.dense_logits(x, num_outputs, seeds)
-
   if part == HEAD:
-    return _head(load(request), logits)
+    return _head(load(request), num_outputs, seed)
   if request.layers is not None and len(request.layers) != 1:
     raise _validate.InputError(
       f'layers must be one name where {part!r} is trained, got '
       f'{",".join(request.layers) or "none"}; name the layer that ends the '
       'network'
     )
+  seeds = layers_lib.layer_seeds(seed)
+
+  def logits(x: tf.Tensor) -> tf.Tensor:
+    return layers_lib.dense_logits(x, num_outputs, seeds)
+
   return _SPLITTERS[_kind(name)](request, part, logits)
 
 
@@ -111,9 +112,8 @@ def _kind(name: str) -> str:
 
 
 def _head(
-  frozen: backbone.Backbone, logits: backbone.Classifier
+  frozen: backbone.Backbone, num_outputs: int, seed: int | None
 ) -> backbone.Split:
-  inputs = tf.keras.Input((frozen.num_features,), name='features')
   return backbone.Split(
     name=frozen.name,
     part=HEAD,
@@ -121,5 +121,5 @@ def _head(
     layers=frozen.layers,
     image_size=frozen.image_size,
     frozen=frozen.model,
-    trained=tf.keras.Model(inputs, logits(inputs)),
+    trained=transfer.linear(frozen.model, num_outputs, seed),
   )
