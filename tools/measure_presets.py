@@ -5,7 +5,8 @@ r"""Measures presets over seeds, for a CSV, a table and the presets' headers.
         --output_dir=runs/presets
 
 Each preset is run once a seed by the command in its header. A run that is
-complete in --output_dir is not repeated. results/presets.csv gets a row a run, and
+complete in --output_dir is not repeated; one of other flags than the preset's now
+is refused. results/presets.csv gets a row a run, and
 the line "# reached:" in a preset's header gets mean and standard deviation. The
 table is printed, and `tools.publish` puts it into docs/results.md.
 """
@@ -22,6 +23,7 @@ import sys
 from absl import flags as absl_flags
 import pandas as pd
 
+from experiments.config import flags as flags_lib
 from experiments.config import settings as settings_lib
 from experiments.running import cells
 from experiments.running import command
@@ -114,6 +116,19 @@ def _is_complete(run: pathlib.Path) -> bool:
   return folder.read_summary().eval_split == images.TEST
 
 
+def check_flags(run: pathlib.Path, name: str) -> None:
+  """Raises `InputError` if a complete run was not made by the preset's flags."""
+  preset = f'--flagfile={PRESETS / name}.flags'
+  given = flags_lib.changed(settings_lib.Flags.of(), preset).given
+  ran = run_folder.RunFolder(run).read_config().settings
+  for flag, value in given.items():
+    if flag not in ran or ran[flag] != value:
+      raise _validate.InputError(
+        f'{run} ran with {flag} {ran.get(flag)!r}, but the preset {name} has '
+        f'{value!r}; delete that run or choose another output_dir'
+      )
+
+
 def _run_all(
   names: Sequence[str], seeds: int, data_dir: str, folder: pathlib.Path
 ) -> cells.Ended:
@@ -122,7 +137,9 @@ def _run_all(
   for seed in range(seeds):
     for name in names:
       run = _run_folder(folder, name, seed)
-      if not _is_complete(run):
+      if _is_complete(run):
+        check_flags(run, name)
+      else:
         settings = settings_lib.Flags.of(
           data_dir=data_dir,
           seed=seed,

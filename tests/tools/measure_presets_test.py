@@ -1,11 +1,15 @@
 """Tests of the table of presets and of the presets' headers."""
 
+import dataclasses
+import json
 import math
 import pathlib
+import re
 
 from absl.testing import absltest
 
 from tests import finished_sweeps
+from tff_medical import _validate
 from tff_medical.reporting import run_tables
 from tools import measure_presets
 
@@ -55,6 +59,43 @@ class MeasurePresetsTest(absltest.TestCase):
       run_tables.read(path), run_tables.table(again)
     )
     self.assertEqual(list(merged['auc']), [0.9, 0.8, 0.99])
+
+  def _write_config(self, run, settings):
+    config = finished_sweeps.config(settings=settings)
+    (run / 'config.json').write_text(json.dumps(dataclasses.asdict(config)))
+
+  def test_run_of_other_flags_is_refused(self):
+    name = 'retinamnist_record_eps1'
+    run = pathlib.Path(self.create_tempdir().full_path)
+    text = (measure_presets.PRESETS / f'{name}.flags').read_text()
+    settings = {
+      'dataset': 'medmnist/retinamnist',
+      'eval_split': 'test',
+      'backbone': 'efficientnet-lite0',
+      'backbone_layers': 'block_5',
+      'privacy_unit': 'record',
+      'num_clients': 8,
+      'partition': 'dirichlet',
+      'dirichlet_alpha': 0.5,
+      'unit_sampling': 'all',
+      'microbatch_size': 1024,
+      'rounds': 50,
+      'clipping': 'fixed',
+      'clip_norm': 1.0,
+      'class_weights': 'noised',
+      'server_learning_rate': 1.0,
+      'rounds_per_eval': 50,
+      'target_epsilon': 1.0,
+    }
+    self.assertLen(re.findall('^--', text, re.M), len(settings))
+    self._write_config(run, settings)
+    measure_presets.check_flags(run, name)
+    for other in ({**settings, 'target_epsilon': 3.0}, {'rounds': 50}):
+      self._write_config(run, other)
+      with self.assertRaisesRegex(
+        _validate.InputError, 'but the preset retinamnist_record_eps1 has'
+      ):
+        measure_presets.check_flags(run, name)
 
   def test_header_is_replaced(self):
     path = pathlib.Path(self.create_tempdir().full_path, 'a.flags')
