@@ -6,12 +6,12 @@ r"""Compares variants of a setting at one privacy budget.
         --variant='larger model: --model=cnn' --output_dir=runs/helps
 
 The flags of `experiments.train` make the base. A variant is a name and the
-flags that it changes. The noise of each variant is calibrated for the same ε,
-so a variant that needs less noise gets less. Variants of a seed share data,
-partition and, where shapes are the same, initial weights. Started again with
-the same folder, the command does the missing trainings. The folder gets
-results.csv, results.md, comparison.png, cells/NAME (each a run's folder) and
-logs/.
+flags that it changes; without a value, as in `--backbone=`, it takes the base's
+flag back. The noise of each variant is calibrated for the same ε, so a variant
+that needs less noise gets less. Variants of a seed share data, partition and,
+where shapes are the same, initial weights. Started again with the same folder,
+the command does the missing trainings. The folder gets results.csv, results.md,
+comparison.png, cells/NAME (each a run's folder) and logs/.
 
 The table shows each difference from the base with its 95 % confidence interval
 over seeds and its bootstrap interval over images; "helps" needs both to be

@@ -66,6 +66,7 @@ def changed(given: settings_lib.Flags, arguments: str) -> settings_lib.Flags:
   Args:
     given: Flags to override.
     arguments: Overriding flags as in a shell, e.g. `--rounds=5 --model=cnn`.
+      A flag without a value, `--backbone=`, takes that flag back.
 
   Raises:
     InputError: The text holds anything but flags of settings.
@@ -74,6 +75,8 @@ def changed(given: settings_lib.Flags, arguments: str) -> settings_lib.Flags:
   read = define(values)
   try:
     words = shlex.split(arguments)
+    taken_back = [name for name in map(_without_value, words) if name]
+    words = [word for word in words if not _without_value(word)]
     check_flagfiles(words)
     rest = values(['', *with_configs(words)])
   except _validate.InputError:
@@ -84,7 +87,13 @@ def changed(given: settings_lib.Flags, arguments: str) -> settings_lib.Flags:
     raise _validate.InputError(
       f'{arguments!r} must hold flags alone (--name=value), got {rest[1]!r}'
     )
-  return given.changed(**read().given)
+  return given.changed(**{**dict.fromkeys(taken_back), **read().given})
+
+
+def _without_value(word: str) -> str | None:
+  """Returns the setting that a word like `--backbone=` takes back, if any."""
+  name = word[2:-1] if word.startswith('--') and word.endswith('=') else None
+  return name if name in settings_lib.names() else None
 
 
 def check_flagfiles(

@@ -252,11 +252,27 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(settings.seed, 3)
     self.assertEqual(settings.target_epsilon, 40)
 
+  def test_a_variant_takes_back_flags_of_the_base(self):
+    base = self.base.changed(
+      backbone='scattering', clip_norm=2.0, server_learning_rate=3.0
+    )
+    text = '--backbone= --server_learning_rate= --model=cnn_small --rounds= '
+    variant = compare.Variant('own network', text + '--rounds=3')
+    settings = variant.settings(base, 0, self.output)
+    self.assertIsNone(settings.backbone)
+    self.assertEqual(settings.model, 'cnn_small')
+    self.assertEqual(settings.clip_norm, 2.0)
+    self.assertEqual(settings.rounds, 3)
+    default = self.base.server_learning_rate
+    self.assertEqual(settings.server_learning_rate, default)
+
   @parameterized.parameters(
     ('wide', "variant must be 'NAME: --flag=value"),
     (': --model=cnn', 'variant must be'),
     ('x: --no_such_flag=1', 'no_such_flag'),
     ('x: cnn', 'flags alone'),
+    ('x: --no_such_flag=', 'no_such_flag'),
+    ('x: --target_epsilon=', 'must have the target_epsilon of the base'),
     ('x: --clipping=fixd', "did you mean 'fixed'"),
     ('x: --rounds=abc', 'rounds'),
     ('x: --local_steps=3', 'local_steps=3 would be ignored'),
