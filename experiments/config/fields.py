@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 import dataclasses
+import functools
 import math
 import os
 import typing
@@ -108,9 +109,15 @@ def of(group: type[Any]) -> dict[str, dataclasses.Field[Any]]:
   return {f.name: f for f in dataclasses.fields(group)}
 
 
+# A command reads the kind of every setting; typing compiles all hints each time.
+@functools.cache
+def _hints(group: type[Any]) -> dict[str, Any]:
+  return typing.get_type_hints(group)
+
+
 def kind(group: type[Any], name: str) -> type[Any]:
   """Returns bool, int, float or str: the type of a setting's value."""
-  hint = typing.get_type_hints(group)[name]
+  hint = _hints(group)[name]  # type: ignore[arg-type]  # python/mypy#11469
   return next(k for k in _KINDS if k in (*typing.get_args(hint), hint))
 
 
