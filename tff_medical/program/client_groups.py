@@ -1,0 +1,120 @@
+"""Feed of groups of clients, for `learning.build_batched_dp_fed_avg`.
+
+A dataset of a round is a group of clients instead of one client. Clients of
+like size share a group, so that little is filled up. The number of images in a
+group is bounded, and with it the memory that their gradients need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import collections
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tff_medical import _validate
+from tff_medical import runtime
+from tff_medical.program import feeds
+from tff_medical.runtime import tensor_data
+
+# More images at once are no faster on a CPU, and their activations leave its
+# caches.
+_IMAGES_AT_ONCE = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClientGroupFeed:
+  """Feed of the whole data of each drawn client, in groups of clients.
+
+  A client that cannot be read takes part without data, as in `ClientFeed`.
+
+  Attributes:
+    inner: Feed that reads the clients. Its examples are mappings of `x` and
+      `y`, or pairs.
+    images_at_once: Largest number of images in a group of several clients.
+  """
+
+  inner: feeds.ClientFeed
+  images_at_once: int = _IMAGES_AT_ONCE
+
+  def __post_init__(self) -> None:
+    _validate.positive_int(images_at_once=self.images_at_once)
+
+  @property
+  def num_units(self) -> int:
+    """Population of the mechanism's sampling."""
+    return self.inner.num_units
+
+  def without_data(self) -> list[tf.data.Dataset]:
+    """Returns the datasets of a round with one client, which has no data."""
+    return self._groups(self.inner.without_data())
+
+  def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
+    """Returns the datasets of the groups of the clients at `indices`.
+
+    Args:
+      indices: Indices of the drawn clients, int64 [n].
+
+    Raises:
+      InputError: None of at least 10 drawn clients can be read.
+    """
+    return self._groups(self.inner(indices))
+
+  def _groups(
+    self, clients: Sequence[tf.data.Dataset]
+  ) -> list[tf.data.Dataset]:
+    batches = [tensor_data.batches_of(client) for client in clients]
+    examples = [b.components for b in batches if b is not None]
+    sizes = np.array([len(x) for x, _ in examples], np.int64)
+    return [
+      _dataset([examples[i] for i in group], sizes[group])
+      for group in groups_of_like_size(sizes, self.images_at_once)
+    ]
+
+
+def groups_of_like_size(
+  sizes: np.ndarray, images_at_once: int
+) -> Iterator[np.ndarray]:
+  """Yields the indices of the clients of each group, int64 [n].
+
+  >>> [g.tolist() for g in groups_of_like_size(np.array([8, 1, 7, 2]), 16)]
+  [[1, 3], [2, 0]]
+
+  Args:
+    sizes: Number of images of each client, int64.
+    images_at_once: Largest number of images in a group of several clients,
+      each filled up to the largest client of the group.
+  """
+  order = np.argsort(sizes, kind='stable')
+  start = 0
+  for end in range(1, len(order) + 1):
+    # The clients ascend, so the next one would be the largest of its group.
+    if end < len(order):
+      largest = max(1, sizes[order[end]])
+      if (end + 1 - start) * largest <= images_at_once:
+        continue
+    yield order[start:end]
+    start = end
+
+
+def _dataset(
+  examples: Sequence[tuple[tf.Tensor, ...]], sizes: np.ndarray
+) -> tf.data.Dataset:
+  """Returns the group of clients with these examples (x, y), as one batch."""
+  with tf.device('CPU:0'):
+    x, y = (_stacked(column, sizes) for column in zip(*examples))
+    mask = tf.sequence_mask(sizes, max(1, sizes.max()), tf.float32)
+  arrays = collections.OrderedDict(x=x, y=y, mask=mask)
+  return runtime.tensor_dataset(arrays, batch_size=len(sizes))
+
+
+def _stacked(values: Sequence[tf.Tensor], sizes: np.ndarray) -> tf.Tensor:
+  """Returns [clients, K, ...] of values [n, ...], with zeros after the last."""
+  if sizes.min() == sizes.max() > 0:
+    return tf.stack(values)
+  rows = tf.RaggedTensor.from_row_lengths(tf.concat(values, 0), sizes)
+  width = max(1, sizes.max())
+  return rows.to_tensor(shape=[len(sizes), width, *values[0].shape[1:]])
