@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from typing import Any, Union
 
 import numpy as np
@@ -39,11 +40,18 @@ from tff_medical.learning import unit_inputs
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import mechanisms
 
-
 # A constant learning rate, or one by the number of completed rounds.
 LearningRate = Union[float, schedules.Schedule]
 
-_Model = tff.learning.models.FunctionalModel
+# Largest client, in images, for which products of patches are as fast as a
+# convolution's own gradient.
+_SMALL_CLIENT = 32
+
+# Sizes of a group: of the clients' gradients, and of the images in front of
+# convolutions and of dense layers.
+_PARAMETERS_AT_ONCE = 2**24
+_PIXELS_AT_ONCE = 128 * 28**2
+_FEATURES_AT_ONCE = 2**19
 
 # Number of images, and tolerance in float32, of the comparison of losses.
 _COMPARED = 3
@@ -70,21 +78,88 @@ class ClientWork:
     return self.epochs == 1 and self.largest_client <= self.batch_size
 
 
-def has_rules(model: _Model) -> bool:
-  """Returns whether the gradients by client are exact and fast for a model.
+@dataclasses.dataclass(frozen=True)
+class GroupSize:
+  """Largest group of clients whose gradients are held at once.
 
-  They are if `layer_gradients` has a rule for each use of a weight, and if the
-  loss of a batch is the mean of the losses of its images.
+  Attributes:
+    clients: Number of clients.
+    images: Number of images in a group of several clients.
   """
+
+  clients: int
+  images: int
+
+  def __post_init__(self) -> None:
+    _validate.positive_int(
+      clients_at_once=self.clients, images_at_once=self.images
+    )
+
+
+def group_size(model: tff.learning.models.FunctionalModel) -> GroupSize:
+  """Returns the size of a group that needs little memory and is fast.
+
+  A larger group was not faster on a CPU. The gradients of the clients take at
+  most 64 MiB, if one client's do. Activations take some dozens of MiB.
+  """
+  trainable, non_trainable = model.initial_weights
+  shape = unit_inputs.of_model(model)[0].shape[1:]
+  if any(np.ndim(w) > 2 for w in (*trainable, *non_trainable)):
+    images = _PIXELS_AT_ONCE // shape[:-1].num_elements()
+  else:
+    images = _FEATURES_AT_ONCE // shape.num_elements()
+  parameters = sum(np.size(w) for w in trainable)
+  return GroupSize(max(1, _PARAMETERS_AT_ONCE // parameters), max(1, images))
+
+
+def is_faster(
+  model: tff.learning.models.FunctionalModel, work: ClientWork, on_gpu: bool
+) -> bool:
+  """Returns whether clients train faster in one batch than one by one.
+
+  Measured on CPUs, against one client on each core: a CNN of 225k parameters
+  takes .6 of the time for clients of 8 images, as much for 32 images, and 1.1
+  times as long for 128, where the products of patches lose against the
+  convolution's own gradient. On a GPU each small kernel costs its launch, so
+  that one batch is taken for clients of any size.
+
+  Args:
+    model: Functional model that the clients train.
+    work: Work of each client.
+    on_gpu: Whether clients train on a GPU.
+  """
+  if not work.is_one_step:
+    return False
+  is_dense = all(np.ndim(w) <= 2 for w in model.initial_weights[0])
+  if not (on_gpu or is_dense or work.largest_client <= _SMALL_CLIENT):
+    return False
   try:
-    way = exact_gradients.find_way(model)
+    return _exact_way(model) is unit_gradients.by_rules
   except _validate.InputError:
     return False
-  return way is unit_gradients.by_rules and _has_mean_loss(model)
+
+
+@functools.lru_cache(maxsize=4)
+def _exact_way(
+  model: tff.learning.models.FunctionalModel,
+) -> unit_gradients.Way:
+  """Returns the fastest exact way to the gradients of clients.
+
+  Raises:
+    InputError: There is none, or the loss of a batch is not the mean of the
+      losses of its images.
+  """
+  way = exact_gradients.find_way(model)
+  if not _has_mean_loss(model):
+    raise _validate.InputError(
+      'model must have a loss that is the mean over the images of a batch, got '
+      'another one; average it, or use build_dp_fed_avg'
+    )
+  return way
 
 
 def build_batched_dp_fed_avg(
-  model: _Model,
+  model: tff.learning.models.FunctionalModel,
   mechanism: mechanisms.GaussianMechanism,
   *,
   client_learning_rate: LearningRate,
@@ -115,17 +190,9 @@ def build_batched_dp_fed_avg(
   """
   unit_inputs.check_functional(model)
   _check_mechanism(mechanism)
-  if not _has_mean_loss(model):
-    raise _validate.InputError(
-      'model must have a loss that is the mean over the images of a batch, got '
-      'another one; average it, or use build_dp_fed_avg'
-    )
   return _compose(
     _GroupSum(
-      model,
-      exact_gradients.find_way(model),
-      dp_sgd.QuerySum(mechanism),
-      augmentation,
+      model, _exact_way(model), dp_sgd.QuerySum(mechanism), augmentation
     ),
     mechanism,
     client_learning_rate,
@@ -148,7 +215,7 @@ def _check_mechanism(mechanism: Any) -> None:
     )
 
 
-def _has_mean_loss(model: _Model) -> bool:
+def _has_mean_loss(model: tff.learning.models.FunctionalModel) -> bool:
   """Returns whether the loss of a batch is the mean of its images' losses."""
   rng = np.random.default_rng(0)
   x_spec, y_spec = unit_inputs.of_model(model)
@@ -179,7 +246,7 @@ class _GroupSum:
 
   def __init__(
     self,
-    model: _Model,
+    model: tff.learning.models.FunctionalModel,
     way: unit_gradients.Way,
     query: dp_sgd.QuerySum,
     augmentation: augmentation_lib.Augmentation | None,
@@ -189,7 +256,7 @@ class _GroupSum:
     self._way = way
     self._augmentation = augmentation
 
-  def __call__(
+  def of(
     self,
     params: Any,
     rate: tf.Tensor,
@@ -229,7 +296,9 @@ class _GroupSum:
     return groups.reduce(none, add_batch)
 
 
-def _scaled(model: _Model, rate: tf.Tensor) -> _Model:
+def _scaled(
+  model: tff.learning.models.FunctionalModel, rate: tf.Tensor
+) -> tff.learning.models.FunctionalModel:
   """Returns the model whose gradients are `rate` times those of `model`."""
   return tff.learning.models.FunctionalModel(
     initial_weights=model.initial_weights,
@@ -299,7 +368,8 @@ def _compose(
     prepare.type_signature.result, weights_type, data_type
   )
   def work(sent: Any, weights: Any, groups: Any) -> Any:
-    return group_sum(*sent, weights, groups)
+    params, rate = sent
+    return group_sum.of(params, rate, weights, groups)
 
   @tff.tensorflow.computation(
     work.type_signature.result[0], np.int32, aggregator_type
@@ -334,7 +404,11 @@ def _compose(
     # Groups to server: one sum, which gets its noise before any other use.
     update, aggregator = tff.federated_map(
       finish,
-      (tff.federated_sum(sums[0]), tff.federated_sum(sums[1]), state.aggregator),
+      (
+        tff.federated_sum(sums[0]),
+        tff.federated_sum(sums[1]),
+        state.aggregator,
+      ),
     )
     step = finalizer.next(state.finalizer, state.global_model_weights, update)
     new_state = tff.federated_zip(

@@ -120,6 +120,7 @@ class QuerySum:
     )
 
   def initial_state(self) -> Any:
+    """Returns the state of the query before the first round."""
     return self._state(self.query.initial_global_state())
 
   def params(self, state: Any) -> Any:

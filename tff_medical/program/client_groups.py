@@ -1,28 +1,23 @@
 """Feed of groups of clients, for `learning.build_batched_dp_fed_avg`.
 
 A dataset of a round is a group of clients instead of one client. Clients of
-like size share a group, so that little is filled up. The number of images in a
-group is bounded, and with it the memory that their gradients need.
+like size share a group, so that little is filled up. The numbers of clients and
+images in a group are bounded, and with them the memory of a round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 import collections
+from collections.abc import Iterator, Sequence
 import dataclasses
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tff_medical import _validate
 from tff_medical import runtime
+from tff_medical.learning import batched_clients
 from tff_medical.program import feeds
 from tff_medical.runtime import tensor_data
-
-# More images at once are no faster on a CPU, and their activations leave its
-# caches.
-_IMAGES_AT_ONCE = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,14 +29,11 @@ class ClientGroupFeed:
   Attributes:
     inner: Feed that reads the clients. Its examples are mappings of `x` and
       `y`, or pairs.
-    images_at_once: Largest number of images in a group of several clients.
+    size: Size of a group; see `batched_clients.group_size`.
   """
 
   inner: feeds.ClientFeed
-  images_at_once: int = _IMAGES_AT_ONCE
-
-  def __post_init__(self) -> None:
-    _validate.positive_int(images_at_once=self.images_at_once)
+  size: batched_clients.GroupSize
 
   @property
   def num_units(self) -> int:
@@ -71,30 +63,31 @@ class ClientGroupFeed:
     sizes = np.array([len(x) for x, _ in examples], np.int64)
     return [
       _dataset([examples[i] for i in group], sizes[group])
-      for group in groups_of_like_size(sizes, self.images_at_once)
+      for group in groups_of_like_size(sizes, self.size)
     ]
 
 
 def groups_of_like_size(
-  sizes: np.ndarray, images_at_once: int
+  sizes: np.ndarray, limit: batched_clients.GroupSize
 ) -> Iterator[np.ndarray]:
   """Yields the indices of the clients of each group, int64 [n].
 
-  >>> [g.tolist() for g in groups_of_like_size(np.array([8, 1, 7, 2]), 16)]
+  >>> limit = batched_clients.GroupSize(clients=10, images=16)
+  >>> [g.tolist() for g in groups_of_like_size(np.array([8, 1, 7, 2]), limit)]
   [[1, 3], [2, 0]]
 
   Args:
     sizes: Number of images of each client, int64.
-    images_at_once: Largest number of images in a group of several clients,
-      each filled up to the largest client of the group.
+    limit: Largest group. Each client is filled up to the largest one of its
+      group; a larger client is a group of its own.
   """
   order = np.argsort(sizes, kind='stable')
   start = 0
   for end in range(1, len(order) + 1):
     # The clients ascend, so the next one would be the largest of its group.
     if end < len(order):
-      largest = max(1, sizes[order[end]])
-      if (end + 1 - start) * largest <= images_at_once:
+      clients, largest = end + 1 - start, max(1, sizes[order[end]])
+      if clients <= limit.clients and clients * largest <= limit.images:
         continue
     yield order[start:end]
     start = end
