@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.learning import batched_clients
 from tff_medical.program import feeds
@@ -42,7 +43,7 @@ class ClientGroupFeed:
 
   def without_data(self) -> list[tf.data.Dataset]:
     """Returns the datasets of a round with one client, which has no data."""
-    return self._groups(self.inner.without_data())
+    return in_groups(self.inner.without_data(), self.size)
 
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     """Returns the datasets of the groups of the clients at `indices`.
@@ -53,18 +54,36 @@ class ClientGroupFeed:
     Raises:
       InputError: None of at least 10 drawn clients can be read.
     """
-    return self._groups(self.inner(indices))
+    return in_groups(self.inner(indices), self.size)
 
-  def _groups(
-    self, clients: Sequence[tf.data.Dataset]
-  ) -> list[tf.data.Dataset]:
-    batches = [tensor_data.batches_of(client) for client in clients]
-    examples = [b.components for b in batches if b is not None]
-    sizes = np.array([len(x) for x, _ in examples], np.int64)
-    return [
-      _dataset([examples[i] for i in group], sizes[group])
-      for group in groups_of_like_size(sizes, self.size)
-    ]
+
+def in_groups(
+  clients: Sequence[tf.data.Dataset], limit: batched_clients.GroupSize
+) -> list[tf.data.Dataset]:
+  """Returns the datasets of groups of clients.
+
+  Args:
+    clients: Datasets that `runtime.tensor_dataset` made of x and y. All
+      examples of a client form its one step, whatever its batch size.
+    limit: Largest group.
+
+  Raises:
+    InputError: `runtime.tensor_dataset` made none of a dataset.
+  """
+  examples = []
+  for client in clients:
+    batches = tensor_data.batches_of(client)
+    if batches is None:
+      raise _validate.InputError(
+        'clients must be datasets of runtime.tensor_dataset, got '
+        f'{type(client).__name__}; make them of arrays x and y'
+      )
+    examples.append(batches.components)
+  sizes = np.array([len(x) for x, _ in examples], np.int64)
+  return [
+    _dataset([examples[i] for i in group], sizes[group])
+    for group in groups_of_like_size(sizes, limit)
+  ]
 
 
 def groups_of_like_size(
