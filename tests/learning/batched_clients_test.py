@@ -371,7 +371,7 @@ class ChoiceTest(parameterized.TestCase):
   def test_groups_bound_gradients_and_images(self):
     self.assertEqual(
       batched_clients.group_size(_head(1024)),
-      batched_clients.GroupSize(clients=2**24 // 3075, images=512),
+      batched_clients.GroupSize(clients=2**24 // 3075, images=4096),
     )
     convolutional = batched_clients.group_size(_model())
     self.assertEqual(convolutional.images, 128 * 28**2 // 30)

@@ -51,7 +51,7 @@ _SMALL_CLIENT = 32
 # convolutions and of dense layers.
 _PARAMETERS_AT_ONCE = 2**24
 _PIXELS_AT_ONCE = 128 * 28**2
-_FEATURES_AT_ONCE = 2**19
+_FEATURES_AT_ONCE = 2**22
 
 # Number of images, and tolerance in float32, of the comparison of losses.
 _COMPARED = 3
