@@ -51,9 +51,11 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments.measuring import bare_tensorflow
+from experiments.measuring import batched_rounds
 from experiments.measuring import timing
 from tff_medical import _validate
 from tff_medical import runtime
+from tff_medical.learning import batched_clients
 from tff_medical.runtime import devices
 
 _NOISE_MULTIPLIER = 0.5
@@ -197,9 +199,23 @@ def _floor(
   return training.next_round
 
 
+def _batched(
+  work: Workload, context: Any, threads: int | None
+) -> Callable[[], None]:
+  """Returns what the experiments choose: one batch, if it is faster."""
+  steps = batched_clients.ClientWork(work.images, work.batch_size)
+  trained = model()
+  on_gpu = bool(tf.config.list_physical_devices('GPU'))
+  if not batched_clients.is_faster(trained, steps, on_gpu):
+    return _local(work, context, threads)
+  data = client_data(work)
+  return batched_rounds.rounds(context, trained, data, _NOISE_MULTIPLIER)
+
+
 _CONTENDER_FNS = {
   'local': _local,
   'local_plain': _plain,
+  'local_batched': _batched,
   'tff': _tff,
   'floor': _floor,
 }

@@ -35,6 +35,7 @@ from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import checkpoints as checkpoints_lib
+from tff_medical.program import feeds
 from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.program import training
 
@@ -156,9 +157,19 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _AuditedTask(tasks.Task):
-  """A task whose model is wrapped, so that it also trains on canaries."""
+  """A task whose model is wrapped, so that it also trains on canaries.
 
+  Attributes:
+    audited: Task without canaries.
+    wrap: Function that returns the wrapped model.
+  """
+
+  audited: tasks.Task | None = None
   wrap: Callable[[Any], Any] = lambda model: model
+
+  @property
+  def base_model(self) -> tff.learning.models.FunctionalModel:
+    return self.audited.tff_model if self.audited else super().base_model
 
   @functools.cached_property
   def tff_model(self) -> tff.learning.models.FunctionalModel:
@@ -348,13 +359,14 @@ def _with_canaries(
     transfer=task.transfer,
     label_smoothing=task.label_smoothing,
     class_weights=task.class_weights,
+    audited=task,
     wrap=functools.partial(
       canaries_lib.with_canaries,
       canaries=canaries,
       length=canaries_lib.gradient_length(
         mode.clip_norm, getattr(mode, 'client_learning_rate', 1.0)
       ),
-      by_unit=mode.privacy_unit != 'client',
+      by_unit=not isinstance(inner, feeds.ClientFeed),
     ),
   )
   feed = canaries_lib.CanaryFeed(

@@ -88,26 +88,39 @@ class ClientTraining(base.Mode, abc.ABC):
     server_optimizer: tff.learning.optimizers.Optimizer,
   ) -> tff.learning.templates.LearningProcess:
     """Returns DP-FedAvg with the mechanism's aggregator."""
-    is_scheduled = self.client_learning_rate_schedule != 'constant'
+    rate = self.learning_rate
     return tfm.learning.build_dp_fed_avg(
       task.tff_model,
       mechanism,
       client_optimizer=self._client_optimizer
-      if is_scheduled
-      else self._client_optimizer(self.client_learning_rate),
-      client_learning_rate=tfm.learning.schedules.build_schedule(
-        self.client_learning_rate_schedule,
-        learning_rate=self.client_learning_rate,
-        rounds=self.rounds,
-      )
-      if is_scheduled
-      else None,
-      server_optimizer=server_optimizer,
-      count_broken=self.publishes_broken_units,
-      augmentation=tfm.learning.Augmentation(self.augment_names)
+      if callable(rate)
+      else self._client_optimizer(rate),
+      client_learning_rate=rate if callable(rate) else None,
+      **self._shared_arguments(server_optimizer),
+    )
+
+  @property
+  def learning_rate(self) -> Any:
+    """Learning rate of the clients, or its schedule over the rounds."""
+    if self.client_learning_rate_schedule == 'constant':
+      return self.client_learning_rate
+    return tfm.learning.schedules.build_schedule(
+      self.client_learning_rate_schedule,
+      learning_rate=self.client_learning_rate,
+      rounds=self.rounds,
+    )
+
+  def _shared_arguments(
+    self, server_optimizer: tff.learning.optimizers.Optimizer
+  ) -> dict[str, Any]:
+    """Returns the arguments of a process, whichever way its clients train."""
+    return {
+      'server_optimizer': server_optimizer,
+      'count_broken': self.publishes_broken_units,
+      'augmentation': tfm.learning.Augmentation(self.augment_names)
       if self.augment_names
       else None,
-    )
+    }
 
   def _client_optimizer(
     self, learning_rate: Any

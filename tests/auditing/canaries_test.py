@@ -63,18 +63,21 @@ class ContributionTest(parameterized.TestCase):
     super().setUp()
     runtime.set_local_context()
 
-  @parameterized.parameters('client', 'record')
+  @parameterized.parameters('client', 'group', 'record')
   def test_a_canary_sends_its_direction_at_the_clip_norm(self, unit):
     canaries = _canaries()
     make = {
       'client': canary_runs.client_process,
+      'group': canary_runs.group_process,
       'record': canary_runs.record_process,
     }[unit]
     inner = {
       'client': canary_runs.client_feed,
+      'group': canary_runs.group_feed,
       'record': canary_runs.unit_feed,
     }[unit](6)
     feed = canaries_lib.CanaryFeed(inner, canaries, canary_runs.SHAPE)
+    unit = 'record' if unit == 'record' else 'client'
     process = make(_mechanism(unit, feed.num_units, 0.5), canaries)
     state = process.initialize()
     for number in (0, 13):
@@ -150,6 +153,15 @@ class FeedTest(absltest.TestCase):
     self.assertEqual([len(b['x']) for b in batches], [16, 4])
     self.assertEqual(batches[0]['mask'].shape, (16, 1))
     self.assertEmpty(list(feed(np.array([0]))[-1]))
+
+  def test_canaries_of_groups_form_one_more_group(self):
+    feed = canaries_lib.CanaryFeed(
+      canary_runs.group_feed(20), _canaries(), canary_runs.SHAPE
+    )
+    datasets = feed(np.array([0, 8, 9, *range(20, 20 + 20)]))
+    self.assertLen(datasets, 2)
+    sizes = [[b['mask'].shape for b in dataset] for dataset in datasets]
+    self.assertEqual(sizes, [[(3, 4)], [(16, 1), (4, 1)]])
 
 
 if __name__ == '__main__':

@@ -12,8 +12,10 @@ from tff_medical.auditing import canary_audit
 from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
 from tff_medical.data import units as units_lib
+from tff_medical.learning import batched_clients
 from tff_medical.learning import dp_sgd
 from tff_medical.privacy import accounting
+from tff_medical.program import client_groups
 from tff_medical.program import feeds
 
 SIDE = 24
@@ -65,6 +67,13 @@ def client_feed(num_clients):
   return feeds.ClientFeed(clients, batch_size=4)
 
 
+def group_feed(num_clients):
+  """Returns the feed of groups of the clients of `client_feed`."""
+  return client_groups.ClientGroupFeed(
+    client_feed(num_clients), batched_clients.GroupSize(clients=16, images=64)
+  )
+
+
 def unit_feed(num_records):
   """Returns the feed of records on 3 sites."""
   parts = tuple(np.array_split(np.arange(num_records), 3))
@@ -85,6 +94,19 @@ def client_process(actual, canaries):
   )
   optimizer = tff.learning.optimizers.build_sgdm(CLIENT_LEARNING_RATE)
   return learning.build_dp_fed_avg(model, actual, client_optimizer=optimizer)
+
+
+def group_process(actual, canaries):
+  """Returns DP-FedAvg with clients in one batch, as `actual` says."""
+  model = canaries_lib.with_canaries(
+    linear_model(),
+    canaries,
+    length=canaries_lib.gradient_length(1.0, CLIENT_LEARNING_RATE),
+    by_unit=True,
+  )
+  return learning.build_batched_dp_fed_avg(
+    model, actual, client_learning_rate=CLIENT_LEARNING_RATE
+  )
 
 
 def record_process(actual, canaries):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import statistics
 import types
@@ -47,16 +48,17 @@ class BenchmarkTest(parameterized.TestCase):
     path = self.create_tempfile('benchmark.json').full_path
     values = _values(
       workloads=['common'],
-      contenders=['local', 'local_plain', 'floor'],
+      contenders=['local', 'local_plain', 'local_batched', 'floor'],
       json=path,
     )
-    with mock.patch.dict(benchmark.WORKLOADS, common=_SMALL):
+    work = dataclasses.replace(_SMALL, batch_size=8)  # One step.
+    with mock.patch.dict(benchmark.WORKLOADS, common=work):
       benchmark.main(values)
     with open(path, encoding='utf-8') as file:
       report = json.load(file)
     self.assertEqual(report['rounds'], 1)
     self.assertContainsSubset(
-      ['local_secs', 'floor_secs', 'local_to_floor'],
+      ['local_secs', 'local_to_local_batched', 'local_to_floor'],
       report['results']['common'],
     )
 

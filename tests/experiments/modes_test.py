@@ -24,6 +24,8 @@ from experiments.running import dry_run
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import runtime
+from tff_medical.learning import batched_clients
+from tff_medical.program import client_groups
 
 _CLIENTS = 12
 _RECORDS = 60
@@ -283,6 +285,47 @@ class RoundTest(parameterized.TestCase):
     self.assertNotEmpty(weights)
     for part in weights:
       self.assertTrue(np.all(np.isfinite(part)))
+
+  @parameterized.parameters(
+    ({'client_batch_size': 5}, True),
+    ({'client_batch_size': 5, 'proximal_strength': 2.0}, True),
+    ({'client_batch_size': 5, 'clipping': 'none'}, True),
+    ({'client_batch_size': 4}, False),
+    ({'client_batch_size': 5, 'client_epochs': 2}, False),
+    ({'client_batch_size': 5, 'mechanism': 'dp_ftrl'}, False),
+    ({'client_batch_size': 5, 'mechanism': 'distributed_dp'}, False),
+  )
+  def test_clients_of_one_step_train_in_one_batch(self, changed, expected):
+    """Each of the 12 clients has 5 of the 60 images."""
+    if changed.get('clipping') == 'none':
+      changed = {**changed, 'noise_multiplier': None}
+    mode = modes.MODES[changed.get('mechanism', 'dp_fed_avg')]
+    mode = _given(mode, **changed).resolve().mode
+    feed = mode.feed(self.task)
+    self.assertEqual(isinstance(feed, client_groups.ClientGroupFeed), expected)
+
+  def test_one_batch_gives_the_same_rounds(self):
+    weights = []
+    for is_faster in (True, False):
+      with mock.patch.object(
+        batched_clients, 'is_faster', return_value=is_faster
+      ):
+        settings = _given(
+          modes.MODES['dp_fed_avg'],
+          client_sampling='all',
+          noise_multiplier=0.0,
+          client_learning_rate_schedule='linear',
+          publish_broken_units=True,
+        ).resolve()
+        parts = assembly.assemble(settings, self.task)
+        state = parts.process.initialize()
+        for _ in range(2):
+          output = parts.process.next(state, parts.feed(np.arange(_CLIENTS)))
+          state = output.state
+      self.assertEqual(output.metrics['aggregator']['broken_units'], 0)
+      weights.append(parts.process.get_model_weights(state).trainable)
+    for batched, one_by_one in zip(*weights):
+      np.testing.assert_allclose(batched, one_by_one, atol=1e-6)
 
 
 class NewModeTest(absltest.TestCase):

@@ -30,6 +30,7 @@ import tensorflow_federated as tff
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.data import examples
+from tff_medical.program import client_groups
 from tff_medical.program import feeds
 
 # Length of a canary's contribution over the clip norm. It is large because
@@ -116,7 +117,8 @@ def with_canaries(
       and has one output [N, K].
     canaries: Canaries of the audit.
     length: Approximate length of a canary's gradient.
-    by_unit: Whether units train in `tf.vectorized_map`, as in DP-SGD. A
+    by_unit: Whether units train in `tf.vectorized_map`, as in DP-SGD and as
+      clients in one batch do. A
       direction is then made for every unit. `tf.vectorized_map` runs a branch
       of `tf.cond` even for no units, and its fallback for random ops fails on
       none.
@@ -197,7 +199,7 @@ class CanaryFeed:
       noise.
   """
 
-  inner: feeds.ClientFeed | feeds.UnitFeed
+  inner: feeds.ClientFeed | feeds.UnitFeed | client_groups.ClientGroupFeed
   canaries: Canaries
   input_shape: tuple[int, ...]
   label_shape: tuple[int, ...] = ()
@@ -215,7 +217,8 @@ class CanaryFeed:
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     """Returns the datasets of a round.
 
-    With a feed of units the drawn canaries form one more site.
+    With a feed of units the drawn canaries form one more site, and with one of
+    groups of clients one more group.
 
     Args:
       indices: Indices of the drawn units, int [n].
@@ -227,6 +230,8 @@ class CanaryFeed:
     if isinstance(self.inner, feeds.UnitFeed):
       site = self._site(numbers[included], self.inner.microbatch_size)
       return [*datasets, site]
+    if isinstance(self.inner, client_groups.ClientGroupFeed):
+      return [*datasets, self._site(numbers[included], self.inner.size.clients)]
     datasets += [self._client(numbers[[n]]) for n in np.flatnonzero(included)]
     if self.keeps_absent:
       datasets += [self._client(numbers[:0])] * int((~included).sum())

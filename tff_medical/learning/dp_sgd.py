@@ -93,7 +93,7 @@ def build_dp_sgd(
   return _compose(
     model,
     exact_gradients.find_way(model),
-    _QuerySum(mechanism),
+    QuerySum(mechanism),
     server_optimizer
     or optimizers.build_server_optimizer('sgd', learning_rate=1.0),
     augmentation,
@@ -101,8 +101,8 @@ def build_dp_sgd(
   )
 
 
-class _QuerySum:
-  """Noised sum of clipped gradients under a mechanism.
+class QuerySum:
+  """Noised sum of clipped gradients, or client updates, under a mechanism.
 
   The methods are pure functions of TensorFlow values. The server calls
   `initial_state`, `params` and `noised_mean`, the sites `zero` and
@@ -111,7 +111,7 @@ class _QuerySum:
 
   def __init__(self, mechanism: mechanisms.GaussianMechanism):
     self._clipping = mechanism.clipping
-    self._query = tfp.NormalizedQuery(
+    self.query = tfp.NormalizedQuery(
       gaussian_query.sum_query(mechanism),
       denominator=float(mechanism.sampling.expected_cohort),
     )
@@ -120,15 +120,16 @@ class _QuerySum:
     )
 
   def initial_state(self) -> Any:
-    return self._state(self._query.initial_global_state())
+    """Returns the state of the query before the first round."""
+    return self._state(self.query.initial_global_state())
 
   def params(self, state: Any) -> Any:
     """Returns the parameters for the sites: the clip norm."""
-    return self._query.derive_sample_params(state[0])
+    return self.query.derive_sample_params(state[0])
 
   def zero(self, gradients: _Gradients) -> Any:
     """Returns the sum of no units."""
-    return self._query.initial_sample_state(gradients)
+    return self.query.initial_sample_state(gradients)
 
   def clipped_sum(
     self,
@@ -154,7 +155,7 @@ class _QuerySum:
       return total(is_unit * unit_clipping.clip_factors(norms, params))
     quantile = params.quantile_estimator_params
     below = tf.cast(norms <= quantile.current_estimate, tf.float32)
-    zero = self._query.initial_sample_state(())
+    zero = self.query.initial_sample_state(())
     return zero._replace(
       sum_state=total(
         is_unit * unit_clipping.clip_factors(norms, params.sum_params)
@@ -165,14 +166,14 @@ class _QuerySum:
 
   def noised_mean(self, total: Any, state: Any) -> tuple[_Gradients, Any]:
     """Returns the noised gradient and the state of the next round."""
-    result, new_state, _ = self._query.get_noised_result(total, state[0])
+    result, new_state, _ = self.query.get_noised_result(total, state[0])
     return tuple(result), self._state(new_state)
 
 
 def _site_sum(
   model: tff.learning.models.FunctionalModel,
   way: unit_gradients.Way,
-  query: _QuerySum,
+  query: QuerySum,
   augmentation: augmentation_lib.Augmentation | None,
   params: Any,
   weights: tff.learning.models.ModelWeights,
@@ -201,7 +202,7 @@ def _site_sum(
 def _compose(
   model: tff.learning.models.FunctionalModel,
   way: unit_gradients.Way,
-  query: _QuerySum,
+  query: QuerySum,
   server_optimizer: tff.learning.optimizers.Optimizer,
   augmentation: augmentation_lib.Augmentation | None,
   count_broken: bool,

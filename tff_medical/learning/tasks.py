@@ -157,6 +157,11 @@ class Task:
         'from plain Keras layers'
       ) from error
 
+  @property
+  def base_model(self) -> tff.learning.models.FunctionalModel:
+    """The model behind `tff_model`, where an audit wraps that one."""
+    return self.tff_model
+
   def load_weights(
     self, weights: tff.learning.models.ModelWeights
   ) -> tf.keras.Model:

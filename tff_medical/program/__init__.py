@@ -14,6 +14,7 @@ from tff_medical import _lazy
 
 __all__ = [
   'checkpoints',
+  'client_groups',
   'coroutines',
   'ending',
   'feeds',
@@ -25,6 +26,7 @@ __all__ = [
 
 if typing.TYPE_CHECKING:
   from tff_medical.program import checkpoints as checkpoints
+  from tff_medical.program import client_groups as client_groups
   from tff_medical.program import coroutines as coroutines
   from tff_medical.program import ending as ending
   from tff_medical.program import feeds as feeds
