@@ -47,30 +47,24 @@ Way = Callable[
 
 
 class Gradients(tuple[tf.Tensor, ...]):
-  """Gradients [B, ...] for each trainable weight, with the factors of some.
+  """Gradients [B, ...] for each trainable weight, in the form of their rules.
 
-  Whoever reads the factors of a gradient instead of its tensor saves the time
-  and the memory of the product, which is then never computed.
+  Whoever reads the parts instead of the tensors saves the time and the memory
+  of products that are then never computed.
 
   Attributes:
-    factors: Factors of each gradient, where it is the product of two.
+    parts: Gradients of each weight, as tensors, `Factors` or `Swapped`.
   """
 
-  factors: tuple[layer_gradients.Factors | None, ...]
+  parts: tuple[layer_gradients.Part, ...]
 
   @classmethod
-  def of(
-    cls, parts: Sequence[tf.Tensor | layer_gradients.Factors]
-  ) -> Gradients:
-    """Returns gradients, each given by its tensor or by its factors."""
-    is_product = [isinstance(p, layer_gradients.Factors) for p in parts]
+  def of(cls, parts: Sequence[layer_gradients.Part]) -> Gradients:
+    """Returns the gradients that are given by their parts."""
     gradients = cls(
-      part.product() if product else part
-      for part, product in zip(parts, is_product)
+      part if tf.is_tensor(part) else part.product() for part in parts
     )
-    gradients.factors = tuple(
-      part if product else None for part, product in zip(parts, is_product)
-    )
+    gradients.parts = tuple(parts)
     return gradients
 
 
@@ -146,9 +140,7 @@ def by_rules(
   uses = [(i, op) for i, w in enumerate(trainable) for op in w.consumers()]
   of_outputs = _gradients_of_outputs(loss, [op for _, op in uses])
   # A weight that is used several times has one part per use.
-  parts_by_weight: list[list[tf.Tensor | layer_gradients.Factors]] = [
-    [] for _ in trainable
-  ]
+  parts_by_weight: list[list[layer_gradients.Part]] = [[] for _ in trainable]
   for (i, op), gradients in zip(uses, of_outputs):
     if not gradients:
       continue
@@ -168,7 +160,7 @@ def by_rules(
 
 
 def _sum(
-  parts: Sequence[tf.Tensor | layer_gradients.Factors],
+  parts: Sequence[layer_gradients.Part],
   shape: tuple[tf.Tensor | int, ...],
   dtype: tf.DType,
 ) -> tf.Tensor:
