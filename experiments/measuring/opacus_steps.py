@@ -4,13 +4,13 @@ PyTorch and TensorFlow need different packages, so that Opacus runs in a Python
 of its own, with one thread. This file is the program of that process and what
 starts it. The program imports neither TensorFlow nor this project:
 
-    PYTHON experiments/measuring/opacus_steps.py cnn_small 256 hooks
+    PYTHON experiments/measuring/opacus_steps.py cnn_small 256 opacus_hooks
 
 It prints a line when it is ready. For each line on stdin it runs one step and
 prints its seconds. A step is what `gradient_benchmark` measures: the sum of the
-clipped gradients of a batch's records, without noise. `plain` is PyTorch's
-gradient of the batch. `hooks` and `ghost` are Opacus's modes (Yousefpour et al.
-2021, arXiv 2109.12298; ghost clipping: Li et al. 2022, arXiv 2110.05679).
+clipped gradients of a batch's records, without noise (Yousefpour et al. 2021,
+arXiv 2109.12298; ghost clipping: Li et al. 2022, arXiv 2110.05679). That of
+`torch_plain` is PyTorch's gradient of the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 import time
 from typing import Any
 
-MODES = ('plain', 'hooks', 'ghost')
+CONTENDERS = ('torch_plain', 'opacus_hooks', 'opacus_ghost')
 _CLIP_NORM = 1.0
 _VARIABLES = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')
 
@@ -32,22 +32,20 @@ _VARIABLES = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')
 class OpacusProcess:
   """Process that runs a step of Opacus whenever it is called."""
 
-  def __init__(self, python: str, model: str, batch_size: int, mode: str):
+  def __init__(self, python: str, model: str, batch_size: int, contender: str):
     """Starts the process and waits until it is ready.
 
     Args:
       python: Path of a Python that has PyTorch and Opacus.
-      model: Name of the model, as in `gradient_benchmark.WORKLOADS`.
+      model: Name of a model, as in `gradient_benchmark.WORKLOADS`.
       batch_size: Number of records in a step.
-      mode: One of `MODES`.
+      contender: One of `CONTENDERS`.
 
     Raises:
-      RuntimeError: The process ended instead, for instance as Opacus is not
-        installed; the message has the last line of its error.
-      OSError: There is no such Python.
+      InputError: There is no such Python, or it cannot run Opacus.
     """
     self._process = subprocess.Popen(
-      [python, str(pathlib.Path(__file__)), model, str(batch_size), mode],
+      [python, str(pathlib.Path(__file__)), model, str(batch_size), contender],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -111,8 +109,8 @@ def _cnn_dense(torch: Any) -> Any:
 _MODELS = {'cnn_small': (_cnn_small, 1), 'cnn_dense': (_cnn_dense, 3)}
 
 
-def _step(model_name: str, batch_size: int, mode: str) -> Callable[[], object]:
-  """Returns a function that runs a step of one mode."""
+def _step(model_name: str, batch_size: int, contender: str) -> Callable[[], object]:
+  """Returns a function that runs a step of one contender."""
   import torch
 
   torch.set_num_threads(1)
@@ -121,10 +119,10 @@ def _step(model_name: str, batch_size: int, mode: str) -> Callable[[], object]:
   x = torch.rand(batch_size, channels, 28, 28)
   y = torch.randint(2, (batch_size,))
   criterion = torch.nn.CrossEntropyLoss(
-    reduction='sum' if mode == 'plain' else 'mean'
+    reduction='sum' if contender == 'torch_plain' else 'mean'
   )
   optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-  if mode == 'plain':
+  if contender == 'torch_plain':
 
     def plain() -> None:
       optimizer.zero_grad()
@@ -144,9 +142,9 @@ def _step(model_name: str, batch_size: int, mode: str) -> Callable[[], object]:
     noise_multiplier=0.0,
     max_grad_norm=_CLIP_NORM,
     poisson_sampling=False,
-    grad_sample_mode=mode,
+    grad_sample_mode=contender[len('opacus_') :],
   )
-  if mode == 'ghost':
+  if contender == 'opacus_ghost':
     private, private_optimizer, private_criterion, _ = made
   else:
     private, private_optimizer, _ = made
@@ -155,15 +153,15 @@ def _step(model_name: str, batch_size: int, mode: str) -> Callable[[], object]:
   def step() -> None:
     private_optimizer.zero_grad()
     private_criterion(private(x), y).backward()
-    if mode == 'hooks':  # Ghost clipping has clipped and summed already.
+    if contender == 'opacus_hooks':  # Ghost clipping has clipped and summed already.
       private_optimizer.clip_and_accumulate()
 
   return step
 
 
-def main(model: str, batch_size: int, mode: str) -> None:
+def main(model: str, batch_size: int, contender: str) -> None:
   """Runs steps until stdin ends."""
-  step = _step(model, batch_size, mode)
+  step = _step(model, batch_size, contender)
   step()
   print('ready', flush=True)
   for _ in sys.stdin:
