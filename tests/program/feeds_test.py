@@ -347,12 +347,12 @@ class UnitFeedTest(parameterized.TestCase):
     indices = np.sort(
       np.random.default_rng(drawn).choice(100, drawn, replace=False)
     )
-    with mock.patch.object(
-      feeds.devices, 'available_cores', lambda: cores
-    ):
+    with mock.patch.object(feeds.devices, 'available_cores', lambda: cores):
       labels = [_labels(dataset) for dataset in feed(indices)]
     self.assertEqual([[len(batch) for batch in d] for d in labels], sizes)
-    every = [int(y[0]) for dataset in labels for batch in dataset for y in batch]
+    every = [
+      int(y[0]) for dataset in labels for batch in dataset for y in batch
+    ]
     self.assertEqual(every, indices.tolist())
 
   def test_no_more_datasets_than_clients(self):

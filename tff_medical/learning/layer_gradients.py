@@ -16,9 +16,7 @@ TensorShape([2, 9, 27])
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-from typing import NamedTuple
-from typing import Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import tensorflow as tf
@@ -85,6 +83,8 @@ def norm_needs_product(rows: Any, inputs: int, outputs: int) -> Any:
   """
   return 4 * rows * (inputs + outputs) > inputs * outputs
 
+
+_Rule = Callable[[tf.Operation, tf.Tensor, tf.Tensor], Part]
 
 # Largest number of channels for which a convolution copies patches faster than
 # a gather.

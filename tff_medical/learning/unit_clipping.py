@@ -91,8 +91,10 @@ def _norms_of_product(factors: layer_gradients.Factors) -> tf.Tensor:
       needs_product,
       # The product of a branch is its own: one that comes from outside would be
       # computed for every branch.
-      lambda: tf.math.reduce_euclidean_norm(_matrix(factors.product()), axis=1)
-      + _rounding(factors),
+      lambda: (
+        tf.math.reduce_euclidean_norm(_matrix(factors.product()), axis=1)
+        + _rounding(factors)
+      ),
       lambda: _norms_by_pairs(factors) + _rounding(factors),
     ),
   )
