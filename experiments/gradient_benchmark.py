@@ -218,7 +218,10 @@ def _measure_steps(
     for name in of_opacus
   }
   try:
-    every = {**contenders(here, *work), **processes}
+    every: dict[str, Callable[[], object]] = {
+      **contenders(here, *work),
+      **processes,
+    }
     return summarize(timing.measure(every, warm_up, steps))
   finally:
     for process in processes.values():

@@ -54,8 +54,8 @@ class OpacusProcess:
     except OSError as error:
       raise _error(python, str(error)) from error
     if not self._read_line():
-      _, error = self._process.communicate()
-      raise _error(python, (error.strip().splitlines() or ['no error'])[-1])
+      _, printed = self._process.communicate()
+      raise _error(python, (printed.strip().splitlines() or ['no error'])[-1])
 
   def __call__(self) -> None:
     """Runs one step."""

@@ -47,11 +47,11 @@ def global_norms(gradients: Gradients) -> tf.Tensor:
   Args:
     gradients: Tensors, or `unit_gradients.Gradients` with their parts.
   """
-  parts = _parts(gradients)
-  matrices = [_matrix(p) for p in parts if not _is_product(p)]
+  products, others = _divided(gradients)
+  matrices = [_matrix(part) for part in others]
   # Squares that are not kept, unlike those of `tf.square`.
   norms = [tf.math.reduce_euclidean_norm(m, axis=1) for m in _joined(matrices)]
-  norms += [_norms_of_product(p) for p in parts if _is_product(p)]
+  norms += [_norms_of_product(factors) for factors in products]
   if len(norms) == 1:
     return norms[0]
   return tf.math.reduce_euclidean_norm(tf.stack(norms, axis=1), axis=1)
@@ -61,8 +61,14 @@ def _parts(gradients: Gradients) -> tuple[layer_gradients.Part, ...]:
   return getattr(gradients, 'parts', tuple(gradients))
 
 
-def _is_product(part: layer_gradients.Part) -> bool:
-  return isinstance(part, layer_gradients.Factors)
+def _divided(
+  gradients: Gradients,
+) -> tuple[list[layer_gradients.Factors], list[layer_gradients.Part]]:
+  """Returns the parts that are factors, and the others."""
+  parts = _parts(gradients)
+  factors = [p for p in parts if isinstance(p, layer_gradients.Factors)]
+  others = [p for p in parts if not isinstance(p, layer_gradients.Factors)]
+  return factors, others
 
 
 def _matrix(part: layer_gradients.Part) -> tf.Tensor:
@@ -161,31 +167,27 @@ def weighted_sum(
     weights: Weight of each unit, float [B].
   """
   weights = tf.where(finite, weights, 0.0)
-  parts = _parts(gradients)
-  matrices = _joined([_matrix(p) for p in parts if not _is_product(p)])
-  products = [p for p in parts if _is_product(p)]
-  values = [*matrices, *(v for p in products for v in (p.inputs, p.outputs))]
+  products, others = _divided(gradients)
+  matrices = _joined([_matrix(part) for part in others])
+  rows = [values for p in products for values in (p.inputs, p.outputs)]
   # The weight 0 is not enough: 0 times NaN is NaN.
   values = tf.cond(
     tf.reduce_all(finite),
-    lambda: [tf.identity(v) for v in values],
-    lambda: [_without(v, finite) for v in values],
+    lambda: [tf.identity(v) for v in (*matrices, *rows)],
+    lambda: [_without(v, finite) for v in (*matrices, *rows)],
   )
-  totals = iter(
-    _split(
-      [
-        tf.linalg.matvec(m, weights, transpose_a=True)
-        for m in values[: len(matrices)]
-      ],
-      [p for p in parts if not _is_product(p)],
-    )
+  matrices, rows = values[: len(matrices)], values[len(matrices) :]
+  totals = [tf.linalg.matvec(m, weights, transpose_a=True) for m in matrices]
+  sums = iter(_split(totals, others))
+  sums_of_products = iter(
+    _sum_of_products(inputs, outputs, weights, product.shape)
+    for inputs, outputs, product in zip(rows[::2], rows[1::2], products)
   )
-  factors = iter(values[len(matrices) :])
   return tuple(
-    _sum_of_products(next(factors), next(factors), weights, part.shape)
-    if _is_product(part)
-    else next(totals)
-    for part in parts
+    next(
+      sums_of_products if isinstance(part, layer_gradients.Factors) else sums
+    )
+    for part in _parts(gradients)
   )
 
 
