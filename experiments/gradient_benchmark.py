@@ -2,16 +2,25 @@
 
 A step of plain SGD needs the gradient of the batch. A step of DP-SGD needs the
 gradient of each record, its norm, and the sum of the clipped gradients. The
-contenders are:
+contenders are, each with one thread:
 
 - plain: the gradient of the batch's summed loss, in one pass.
-- rules: `learning.unit_gradients`, by the rules of `layer_gradients`, clipped.
+- rules: `learning.unit_gradients`, by the rules of `layer_gradients`, clipped,
+  in microbatches of `unit_gradients.microbatch_size`.
 - vectorized: `tf.vectorized_map` over the records, clipped in the same way.
+- torch_plain, opacus_hooks, opacus_ghost: PyTorch's plain gradient, and the two
+  modes of Opacus, in a Python of their own that --opacus_python names.
 
-Images are grey, 28 x 28. A batch is a site's micro-batch on one thread, as in
-the local runtime on a CPU. Figures are medians over steps. A ratio is the
-median of the ratios within each step. The clip norm is so large that all three
-contenders have the same result.
+Images are 28 x 28. `cnn_small` (14,194 parameters) takes grey ones, `cnn_dense`
+(225,352 parameters) those of `experiments.benchmark`. The clip norm is so large
+that plain, rules and vectorized have the same result.
+
+Whole rounds follow, on all cores, with draw, feed and noise; see
+`measuring.record_rounds`. The last figure is the peak memory of a round of a
+model of 1 million parameters, in a process of its own.
+
+Figures are medians over steps. A ratio is the median of the ratios within each
+step.
 
     python -m experiments.gradient_benchmark --json=gradient_benchmark.json
 """
@@ -31,6 +40,13 @@ from experiments.running import command
 if __name__ == '__main__':
   absl_flags.DEFINE_integer('steps', 50, 'number of measured steps')
   absl_flags.DEFINE_integer('warm_up', 5, 'number of steps before them')
+  absl_flags.DEFINE_list('contenders', ['plain', 'rules'], 'ways to compare')
+  absl_flags.DEFINE_string(
+    'opacus_python',
+    None,
+    'path of a Python with Opacus, which runs torch_plain, opacus_hooks and '
+    'opacus_ghost',
+  )
   absl_flags.DEFINE_string('json', None, 'file for the figures')
   command.parse()
 
@@ -38,47 +54,65 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from experiments.measuring import opacus_steps
+from experiments.measuring import record_rounds
 from experiments.measuring import timing
 from tff_medical import _validate
-from tff_medical import models
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
 
-SHAPE = (28, 28, 1)
-WORKLOADS = (('cnn_small', 32), ('cnn_small', 256), ('cnn', 32), ('cnn', 256))
+WORKLOADS = (
+  ('cnn_small', 256),
+  ('cnn_small', 1024),
+  ('cnn_dense', 256),
+  ('cnn_dense', 1024),
+)
 _CLIP_NORM = 1e6
 
 _Gradients = tuple[tf.Tensor, ...]
 
 
-def model(name: str) -> tff.learning.models.FunctionalModel:
-  """Returns a model of `tff_medical.models` for two classes."""
-  spec = collections.OrderedDict(
-    x=tf.TensorSpec((None, *SHAPE), tf.float32),
-    y=tf.TensorSpec((None,), tf.int64),
-  )
-  return tff.learning.models.functional_model_from_keras(
-    models.build(name, input_shape=SHAPE, num_outputs=2, seed=0),
-    models.loss(multi_label=False),
-    spec,
-  )
-
-
 def contenders(
-  network: tff.learning.models.FunctionalModel, batch_size: int
-) -> dict[str, Callable[[], Sequence[np.ndarray]]]:
-  """Returns functions that compute the sum of the records' gradients."""
-  rng = np.random.default_rng(0)
-  values = (
-    *network.initial_weights[0],
-    rng.random((batch_size, *SHAPE), np.float32),
-    rng.integers(2, size=batch_size),
-  )
-  ways = {'plain': _plain, 'rules': _rules, 'vectorized': _vectorized}
+  names: Sequence[str], model: str, batch_size: int
+) -> dict[str, Callable[[], Any]]:
+  """Returns functions that compute the sum of the records' gradients.
+
+  Args:
+    names: Names of contenders that run in this process.
+    model: One of `record_rounds.MODELS`.
+    batch_size: Number of records.
+  """
+  network = record_rounds.functional_model(model)
+  x, y = record_rounds.images(network, batch_size)
   return {
-    name: functools.partial(_compiled(way, network), *values)
-    for name, way in ways.items()
+    name: functools.partial(
+      _in_microbatches if name == 'rules' else _at_once,
+      _compiled(_WAYS[name], network),
+      unit_gradients.microbatch_size(network),
+      network.initial_weights[0],
+      x,
+      y,
+    )
+    for name in names
   }
+
+
+def _at_once(
+  run: Callable[..., Any], size: int, weights: Any, x: Any, y: Any
+) -> Sequence[np.ndarray]:
+  del size
+  return run(*weights, x, y)
+
+
+def _in_microbatches(
+  run: Callable[..., Any], size: int, weights: Any, x: Any, y: Any
+) -> Sequence[np.ndarray]:
+  parts = -(-len(x) // size)
+  sums = [
+    run(*weights, *part)
+    for part in zip(np.array_split(x, parts), np.array_split(y, parts))
+  ]
+  return [sum(values) for values in zip(*sums)]
 
 
 def _compiled(
@@ -104,14 +138,6 @@ def _compiled(
     total = way(network, weights, x, y)
     session = tf.compat.v1.Session(graph=graph, config=threads)
   return session.make_callable(total, [*weights, x, y])
-
-
-def _plain(
-  network: Any, weights: _Gradients, x: tf.Tensor, y: tf.Tensor
-) -> _Gradients:
-  loss = network.loss(network.predict_on_batch((weights, ()), x, True), y)
-  size = tf.cast(tf.shape(x)[0], tf.float32)
-  return tuple(tf.gradients(size * loss, weights))
 
 
 def _rules(
@@ -152,34 +178,102 @@ def _clipped_sum(gradients: _Gradients) -> _Gradients:
   )
 
 
-def summarize(seconds: dict[str, list[float]]) -> dict[str, float]:
-  """Returns medians in milliseconds, and ratios to the plain gradient."""
+_WAYS = {
+  'plain': record_rounds.plain_gradient,
+  'rules': _rules,
+  'vectorized': _vectorized,
+}
+
+
+def summarize(
+  seconds: dict[str, list[float]], of: str = 'rules'
+) -> dict[str, float]:
+  """Returns medians in milliseconds, and the ratios of one contender.
+
+  Args:
+    seconds: Seconds of each step, by contender.
+    of: Contender whose ratios to all others are stated.
+  """
   summary = {
     f'{name}_millis': 1000 * statistics.median(values)
     for name, values in seconds.items()
   }
-  for name in ('rules', 'vectorized'):
-    summary[f'{name}_to_plain'] = timing.median_ratio(
-      seconds[name], seconds['plain']
-    )
+  for name, values in seconds.items():
+    if name != of and of in seconds:
+      summary[f'{of}_to_{name}'] = timing.median_ratio(seconds[of], values)
   return summary
 
 
-def main(steps: int, warm_up: int, json: str | None) -> None:
+def _measure_steps(
+  names: Sequence[str],
+  python: str | None,
+  work: tuple[str, int],
+  warm_up: int,
+  steps: int,
+) -> dict[str, float]:
+  of_opacus = [name for name in names if name in opacus_steps.CONTENDERS]
+  here = [name for name in names if name not in of_opacus]
+  processes = {
+    name: opacus_steps.OpacusProcess(python or '', *work, name)
+    for name in of_opacus
+  }
+  try:
+    every: dict[str, Callable[[], object]] = {
+      **contenders(here, *work),
+      **processes,
+    }
+    return summarize(timing.measure(every, warm_up, steps))
+  finally:
+    for process in processes.values():
+      process.close()
+
+
+def main(
+  *,
+  steps: int,
+  warm_up: int,
+  names: Sequence[str] = ('plain', 'rules'),
+  opacus_python: str | None = None,
+  json: str | None = None,
+) -> None:
   """Runs the command."""
   _validate.positive_int(steps=steps)
   _validate.non_negative(warm_up=warm_up)
-  results = {}
-  for name, batch_size in WORKLOADS:
-    seconds = timing.measure(
-      contenders(model(name), batch_size), warm_up, steps
+  for name in names:
+    _validate.one_of((*_WAYS, *opacus_steps.CONTENDERS), contenders=name)
+  if opacus_python is None and set(names) & set(opacus_steps.CONTENDERS):
+    raise _validate.InputError(
+      'contenders of PyTorch need opacus_python, the path of a Python with '
+      'Opacus, got none; give it, or leave them out'
     )
-    results[f'{name}, batches of {batch_size}'] = summarize(seconds)
+  results: dict[str, dict[str, Any]] = {}
+  for work in WORKLOADS:
+    results[f'step of {work[0]}, batches of {work[1]}'] = _measure_steps(
+      names, opacus_python, work, warm_up, steps
+    )
+  for work in WORKLOADS:
+    with record_rounds.contenders(*work) as rounds:
+      seconds = timing.measure(rounds, warm_up, steps)
+    results[f'round of {work[0]}, batches of {work[1]}'] = summarize(
+      seconds, of='round'
+    )
+  results['round of cnn_million, batches of 1024'] = {
+    'peak_mib': record_rounds.peak_mib('cnn_million', 1024)
+  }
   timing.print_table(results)
   if json:
     timing.write_json(json, results, steps=steps)
 
 
+def _main(values: absl_flags.FlagValues) -> None:
+  main(
+    steps=values.steps,
+    warm_up=values.warm_up,
+    names=values.contenders,
+    opacus_python=values.opacus_python,
+    json=values.json,
+  )
+
+
 if __name__ == '__main__':
-  _FLAGS = absl_flags.FLAGS
-  command.run(lambda: main(_FLAGS.steps, _FLAGS.warm_up, _FLAGS.json))
+  command.run(functools.partial(_main, absl_flags.FLAGS))

@@ -11,7 +11,8 @@ from tff_medical.learning import unit_gradients
 
 
 def _gradients(inputs, outputs, other):
-  factors = layer_gradients.Factors(inputs, outputs)
+  shape = (inputs.shape[2], outputs.shape[2])
+  factors = layer_gradients.Factors(inputs, outputs, shape)
   return unit_gradients.Gradients.of([factors, other])
 
 
@@ -24,20 +25,21 @@ def _norms_and_sum(inputs, outputs, other, weights):
 
 
 class FactorsTest(parameterized.TestCase):
-  def _draw(self, rows, units=7):
+  def _draw(self, rows, units=7, p=5, q=3):
     rng = np.random.default_rng(rows)
-    shapes = ((units, rows, 5), (units, rows, 3), (units, 4), (units,))
+    shapes = ((units, rows, p), (units, rows, q), (units, 4), (units,))
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
-  @parameterized.parameters(1, 2, 3)
-  def test_equal_those_of_the_product(self, rows):
-    inputs, outputs, other, weights = self._draw(rows)
+  # The norm is that of one row, of pairs of rows, and of the product.
+  @parameterized.parameters((1, 5, 3), (2, 30, 20), (3, 5, 3), (40, 30, 20))
+  def test_equal_those_of_the_product(self, rows, p, q):
+    inputs, outputs, other, weights = self._draw(rows, p=p, q=q)
     norms, (total, rest) = _norms_and_sum(inputs, outputs, other, weights)
     product = np.einsum('bnp,bnq->bpq', *(
       v.astype(np.float64) for v in (inputs, outputs)
     ))  # fmt: skip
     expected = np.sqrt((product**2).sum((1, 2)) + (other**2).sum(1))
-    np.testing.assert_allclose(norms, expected, rtol=1e-5)
+    np.testing.assert_allclose(norms, expected, rtol=1e-5 if rows < 4 else 1e-4)
     np.testing.assert_allclose(
       total, np.tensordot(weights, product, 1), rtol=1e-4, atol=1e-5
     )
@@ -59,16 +61,44 @@ class FactorsTest(parameterized.TestCase):
         np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
       broken[3] = before
 
-  def test_rows_that_cancel_are_clipped_by_what_remains(self):
-    """The norm of a patient's gradient is that of the sum that is released."""
+  @parameterized.product(q=(2, 64), small=(1e-2, 1e-5, 0.0))
+  def test_rows_that_cancel_are_clipped_by_what_remains(self, q, small):
+    """The norm is that of the sum that is released, or above it.
+
+    Rows of norm 20,000 cancel to what is `small`. Their pairs' products in 32
+    bits would be off by more than the clip norm, in both directions.
+    """
+    for seed in range(20):
+      rng = np.random.default_rng(seed)
+      row = rng.normal(size=400).astype(np.float32) * 1e3
+      changed = row + rng.normal(size=400).astype(np.float32) * small
+      sign = rng.normal(size=q).astype(np.float32)
+      inputs, outputs = np.stack([[row, changed]]), np.stack([[sign, -sign]])
+      other, weights = np.zeros((1, 1), np.float32), np.ones(1, np.float32)
+      norms, (total, _) = _norms_and_sum(inputs, outputs, other, weights)
+      exact = np.linalg.norm(np.outer((row - changed).astype(float), sign))
+      released = np.linalg.norm(total.numpy().astype(float))
+      self.assertGreaterEqual(norms[0], exact)
+      self.assertGreaterEqual(norms[0], released)
+      before = 2 * np.linalg.norm(row) * np.linalg.norm(sign)
+      self.assertLess(norms[0], exact + 3e-6 * before)
+
+  def test_the_sum_of_clipped_rows_that_cancel_keeps_the_clip_norm(self):
+    """Rows that cancel exactly, beside another unit's, in any order of sums."""
     rng = np.random.default_rng(0)
-    row = rng.normal(size=400).astype(np.float32) * 1e3
-    small = rng.normal(size=400).astype(np.float32) * 1e-2
-    inputs = np.stack([[row, row + small]])
-    outputs = np.array([[[1.0, -1.0], [-1.0, 1.0]]], np.float32)
-    other, weights = np.zeros((1, 1), np.float32), np.ones(1, np.float32)
-    norms, (total, _) = _norms_and_sum(inputs, outputs, other, weights)
-    np.testing.assert_allclose(norms[0], np.linalg.norm(total), rtol=1e-5)
+    rows = rng.normal(size=(2, 30)).astype(np.float32)
+    factors = np.array([[1e4, 1, -1e4, -1]], np.float32).T
+    inputs = np.stack([np.concatenate([rows, rows])] * 3)
+    outputs = factors * rng.normal(size=(3, 4, 40)).astype(np.float32)
+    outputs[:, 2:] = -outputs[:, :2] * np.float32(1 + 1e-6)
+    other = np.zeros((3, 1), np.float32)
+    norms, _ = _norms_and_sum(inputs, outputs, other, np.ones(3, np.float32))
+    clip = unit_clipping.clip_factors(norms, tf.constant(1.0))
+    every, one_less = (
+      _norms_and_sum(inputs, outputs, other, weights)[1][0].numpy()
+      for weights in (clip, clip * [1, 0, 1])
+    )
+    self.assertLess(np.linalg.norm(every - one_less), 1.0)
 
   @parameterized.parameters((1e-20, 1e17), (1e17, 1e-20), (1e-19, 1.5e19))
   def test_factors_of_very_different_sizes(self, of_inputs, of_outputs):

@@ -322,15 +322,47 @@ class NestedClientDataTest(parameterized.TestCase):
     self.assertGreater(np.abs(first[0]).max(), 0.0)
 
 
-class UnitFeedTest(absltest.TestCase):
-  def test_a_dataset_for_every_client_of_its_drawn_units(self):
-    feed = feeds.UnitFeed(
-      _split(), units_lib.record_units(_PARTITION), 2, microbatch_size=2
+class UnitFeedTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # Drawn units, cores, microbatch; the size of each dataset's batches.
+    (0, 2, 2, [[]]),
+    (3, 2, 8, [[3]]),
+    (16, 2, 8, [[8, 8]]),
+    (32, 1, 32, [[32]]),
+    (33, 2, 32, [[17], [16]]),
+    (64, 2, 30, [[16, 16], [16, 16]]),
+    (64, 9, 16, [[16], [16], [16], [16]]),
+  )
+  def test_parts_for_every_core_in_equal_microbatches(
+    self, drawn, cores, microbatch, sizes
+  ):
+    partition = tuple(np.arange(100).reshape(4, 25))
+    split = images.Split(
+      np.zeros((100, 2, 2, 1), np.uint8), labels=np.arange(100)
     )
-    self.assertEqual(feed.num_units, 6)
-    first, second = feed(np.array([1, 2, 5]))
-    self.assertEqual(_labels(first), [])
-    self.assertEqual(_labels(second), [[[1], [2]], [[5]]])
+    feed = feeds.UnitFeed(
+      split, units_lib.record_units(partition), 4, microbatch_size=microbatch
+    )
+    self.assertEqual(feed.num_units, 100)
+    indices = np.sort(
+      np.random.default_rng(drawn).choice(100, drawn, replace=False)
+    )
+    with mock.patch.object(feeds.devices, 'available_cores', lambda: cores):
+      labels = [_labels(dataset) for dataset in feed(indices)]
+    self.assertEqual([[len(batch) for batch in d] for d in labels], sizes)
+    every = [
+      int(y[0]) for dataset in labels for batch in dataset for y in batch
+    ]
+    self.assertEqual(every, indices.tolist())
+
+  def test_no_more_datasets_than_clients(self):
+    split = images.Split(
+      np.zeros((100, 2, 2, 1), np.uint8), labels=np.arange(100)
+    )
+    units = units_lib.record_units((np.arange(100),))
+    feed = feeds.UnitFeed(split, units, 1, microbatch_size=64)
+    with mock.patch.object(feeds.devices, 'available_cores', lambda: 8):
+      self.assertLen(feed(np.arange(90)), 1)
 
   def test_all_units_are_read_once(self):
     split = _split()
@@ -341,7 +373,7 @@ class UnitFeedTest(absltest.TestCase):
     first = [_labels(dataset) for dataset in feed(everyone)]
     split.labels[:] = 9  # Would be seen by another read.
     self.assertEqual([_labels(d) for d in feed(everyone)], first)
-    self.assertEqual(_labels(feed(np.array([1]))[1]), [[[9]]])
+    self.assertEqual(_labels(feed(np.array([1]))[0]), [[[9]]])
     with mock.patch.object(feeds, '_MAX_KEPT_BYTES', 1):
       unkept = feeds.UnitFeed(split, feed.units, 2, microbatch_size=2)
       self.assertNotEqual([_labels(d) for d in unkept(everyone)], first)

@@ -5,6 +5,7 @@ from tff_medical.learning import client_training
 from tff_medical.learning import evaluation
 from tff_medical.learning import schedules
 from tff_medical.learning import tasks
+from tff_medical.learning import unit_gradients
 from tff_medical.learning import weight_averaging
 from tff_medical.learning.augmentation import Augmentation
 from tff_medical.learning.batched_clients import build_batched_dp_fed_avg
@@ -29,5 +30,6 @@ __all__ = [
   'schedules',
   'step_arrays',
   'tasks',
+  'unit_gradients',
   'weight_averaging',
 ]

@@ -61,7 +61,9 @@ def build_dp_sgd(
   A site's dataset of a round holds the units of the site that
   `mechanism.sampling` drew among the units of all sites. It may be empty. Its
   batches have the layout of `unit_gradients.batch_spec` and only bound memory.
-  A round is one step, and the batch size does not change its result.
+  A round is one step. Neither the batch size nor the grouping of units into
+  datasets changes its result, so that a simulation may join the units of
+  several sites, as `program.feeds.UnitFeed` does.
 
   The guarantee holds for the results of `next`, if every round is charged with
   `mechanism.charge_event()`. There are no training metrics, as their sums would

@@ -16,7 +16,7 @@ TensorShape([2, 9, 27])
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import tensorflow as tf
@@ -30,17 +30,61 @@ class Factors(NamedTuple):
   Attributes:
     inputs: Rows of a layer's inputs, [B, n, p].
     outputs: Gradients of the layer's outputs, [B, n, q].
+    shape: Shape of the weight, which has p * q numbers.
   """
 
   inputs: tf.Tensor
   outputs: tf.Tensor
+  shape: tuple[int, ...]
 
   def product(self) -> tf.Tensor:
-    """Returns the gradients [B, p, q]."""
-    return tf.matmul(self.inputs, self.outputs, transpose_a=True)
+    """Returns the gradients [B, *shape]."""
+    product = tf.matmul(self.inputs, self.outputs, transpose_a=True)
+    return tf.reshape(product, (-1, *self.shape))
 
 
-_Rule = Callable[[tf.Operation, tf.Tensor, tf.Tensor], 'tf.Tensor | Factors']
+class Swapped(NamedTuple):
+  """Gradients of B units, whose two axes are swapped.
+
+  A product of matrices is faster with the longer axis as the last one.
+
+  Attributes:
+    values: Gradients [B, q, p].
+    shape: Shape of the weight, which has p * q numbers.
+  """
+
+  values: tf.Tensor
+  shape: tuple[int, ...]
+
+  def product(self) -> tf.Tensor:
+    """Returns the gradients [B, *shape]."""
+    return tf.reshape(tf.transpose(self.values, (0, 2, 1)), (-1, *self.shape))
+
+  def restored(self, total: tf.Tensor) -> tf.Tensor:
+    """Returns a sum of the gradients, given as q * p numbers, as [*shape]."""
+    total = tf.reshape(total, self.values.shape[1:])
+    return tf.reshape(tf.transpose(total), self.shape)
+
+
+Part = Union[tf.Tensor, Factors, Swapped]
+
+
+def norm_needs_product(rows: Any, inputs: int, outputs: int) -> Any:
+  """Returns whether the norm of a product is faster from the product itself.
+
+  The alternative takes the products of all pairs of rows, in 64 bits (Li et al.
+  2022, arXiv 2110.05679). A number of 64 bits counts as four here, for its size
+  and the conversion.
+
+  Args:
+    rows: Number of rows of a unit, an integer or a scalar tensor.
+    inputs: Number p of columns of one factor.
+    outputs: Number q of columns of the other factor.
+  """
+  return 4 * rows * (inputs + outputs) > inputs * outputs
+
+
+_Rule = Callable[[tf.Operation, tf.Tensor, tf.Tensor], Part]
 
 # Largest number of channels for which a convolution copies patches faster than
 # a gather.
@@ -52,7 +96,7 @@ def find_rule(op: tf.Operation, weight: tf.Tensor) -> _Rule | None:
 
   A rule takes the operation, the gradient of its output [N, ...], and [B, n]:
   the N images are B units of n images each. It returns the gradients of the B
-  units, [B, ...] with the shape of `weight`, or their factors.
+  units: [B, ...] with the shape of `weight`, `Factors` or `Swapped`.
   """
   for rule, applies in _RULES.get(op.type, ()):
     if applies(op, weight):
@@ -165,7 +209,7 @@ def _is_convolution(op: tf.Operation, weight: tf.Tensor) -> bool:
 
 def _convolution(
   op: tf.Operation, gradient: tf.Tensor, units: tf.Tensor
-) -> tf.Tensor:
+) -> Part:
   images, kernel = op.inputs
   seen = patches(
     images,
@@ -174,10 +218,16 @@ def _convolution(
     op.outputs[0].shape[1:3],
   )
   gradient = tf.ensure_shape(gradient, op.outputs[0].shape)
-  product = tf.matmul(
-    _by_unit(seen, units), _by_unit(gradient, units), transpose_a=True
+  factors = Factors(
+    _by_unit(seen, units), _by_unit(gradient, units), tuple(kernel.shape)
   )
-  return tf.reshape(product, (units[0], *kernel.shape))
+  p, q = seen.shape[-1], gradient.shape[-1]
+  if not norm_needs_product(seen.shape[1], p, q):
+    return factors
+  if p <= q:
+    return factors.product()
+  swapped = tf.matmul(factors.outputs, factors.inputs, transpose_a=True)
+  return Swapped(swapped, factors.shape)
 
 
 def _depthwise(
@@ -219,7 +269,11 @@ def _product(
   op: tf.Operation, gradient: tf.Tensor, units: tf.Tensor
 ) -> Factors:
   gradient = tf.ensure_shape(gradient, op.outputs[0].shape)
-  return Factors(_by_unit(op.inputs[0], units), _by_unit(gradient, units))
+  return Factors(
+    _by_unit(op.inputs[0], units),
+    _by_unit(gradient, units),
+    tuple(op.inputs[1].shape),
+  )
 
 
 def _is_by_channel(op: tf.Operation, weight: tf.Tensor) -> bool:

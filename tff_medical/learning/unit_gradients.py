@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import labels as labels_lib
 from tff_medical.learning import layer_gradients
@@ -47,31 +49,32 @@ Way = Callable[
 
 
 class Gradients(tuple[tf.Tensor, ...]):
-  """Gradients [B, ...] for each trainable weight, with the factors of some.
+  """Gradients [B, ...] for each trainable weight, in the form of their rules.
 
-  Whoever reads the factors of a gradient instead of its tensor saves the time
-  and the memory of the product, which is then never computed.
+  Whoever reads the parts instead of the tensors saves the time and the memory
+  of products that are then never computed.
 
   Attributes:
-    factors: Factors of each gradient, where it is the product of two.
+    parts: Gradients of each weight, as tensors, `Factors` or `Swapped`.
   """
 
-  factors: tuple[layer_gradients.Factors | None, ...]
+  parts: tuple[layer_gradients.Part, ...]
 
   @classmethod
-  def of(
-    cls, parts: Sequence[tf.Tensor | layer_gradients.Factors]
-  ) -> Gradients:
-    """Returns gradients, each given by its tensor or by its factors."""
-    is_product = [isinstance(p, layer_gradients.Factors) for p in parts]
+  def of(cls, parts: Sequence[layer_gradients.Part]) -> Gradients:
+    """Returns the gradients that are given by their parts."""
     gradients = cls(
-      part.product() if product else part
-      for part, product in zip(parts, is_product)
+      part if tf.is_tensor(part) else part.product() for part in parts
     )
-    gradients.factors = tuple(
-      part if product else None for part, product in zip(parts, is_product)
-    )
+    gradients.parts = tuple(parts)
     return gradients
+
+
+# Memory of a microbatch by an estimate that leaves out that TensorFlow frees
+# outputs early.
+_MICROBATCH_BYTES = 2**29
+# More units at once are not faster.
+_MAX_MICROBATCH = 256
 
 
 class NoRuleError(NotImplementedError):
@@ -98,6 +101,46 @@ def batch_spec(
   )
   mask = tf.TensorSpec((None, None), tf.float32)
   return collections.OrderedDict(x=x, y=y, mask=mask)
+
+
+def microbatch_size(
+  model: tff.learning.models.FunctionalModel, images: int = 1
+) -> int:
+  """Returns a number of units whose gradients fit into memory at once.
+
+  The estimate for a unit is its gradient, written down, and three times the
+  outputs of all operations of the model: as they are, with their gradients, and
+  with what the rules copy of them.
+
+  Args:
+    model: Functional model with one output.
+    images: Number of images of a unit, times the number of views of an image.
+  """
+  _validate.positive_int(images=images)
+  with tf.Graph().as_default() as graph, inlined_functions():
+    x, _ = unit_inputs.of_model(model)
+    weights = model.initial_weights
+    model.predict_on_batch(
+      tuple(tuple(tf.constant(w) for w in part) for part in weights),
+      tf.compat.v1.placeholder(x.dtype, (None, *x.shape[1:])),
+      True,
+    )
+    by_image = sum(
+      _nbytes_by_row(output)
+      for op in graph.get_operations()
+      for output in op.outputs
+    )
+  by_weights = sum(np.asarray(w).nbytes for w in model.initial_weights[0])
+  fit = _MICROBATCH_BYTES // (by_weights + 3 * images * by_image)
+  return int(min(max(fit, 1), _MAX_MICROBATCH))
+
+
+def _nbytes_by_row(tensor: tf.Tensor) -> int:
+  """Returns the bytes for each image of a batch; 0 if there is no batch."""
+  shape = tensor.shape
+  if not shape.rank or shape[0] is not None:
+    return 0
+  return tensor.dtype.size * (shape[1:].num_elements() or 0)
 
 
 def unit_gradients(
@@ -146,9 +189,7 @@ def by_rules(
   uses = [(i, op) for i, w in enumerate(trainable) for op in w.consumers()]
   of_outputs = _gradients_of_outputs(loss, [op for _, op in uses])
   # A weight that is used several times has one part per use.
-  parts_by_weight: list[list[tf.Tensor | layer_gradients.Factors]] = [
-    [] for _ in trainable
-  ]
+  parts_by_weight: list[list[layer_gradients.Part]] = [[] for _ in trainable]
   for (i, op), gradients in zip(uses, of_outputs):
     if not gradients:
       continue
@@ -168,7 +209,7 @@ def by_rules(
 
 
 def _sum(
-  parts: Sequence[tf.Tensor | layer_gradients.Factors],
+  parts: Sequence[layer_gradients.Part],
   shape: tuple[tf.Tensor | int, ...],
   dtype: tf.DType,
 ) -> tf.Tensor:

@@ -6,7 +6,7 @@ drew. The feed returns datasets:
 | feed             | privacy unit      | datasets of a round                   |
 |------------------|-------------------|---------------------------------------|
 | `ClientFeed`     | client            | one per drawn client, with all images |
-| `UnitFeed`       | record or patient | one per client, with its drawn units  |
+| `UnitFeed`       | record or patient | parts of the drawn units of all sites |
 | `LocalStepsFeed` | record or patient | one per client, with one batch a step |
 
 A dataset of drawn units may be empty.
@@ -40,10 +40,13 @@ from tff_medical.data import images
 from tff_medical.data import units as units_lib
 from tff_medical.learning import local_dp_sgd
 from tff_medical.privacy import local_dp_sgd_mechanism
+from tff_medical.runtime import devices
 
 # Client datasets are kept as tensors up to this total size.
 _MAX_KEPT_BYTES = 2 * 2**30
 _READ_BATCH = 256
+# A dataset of fewer drawn units is not divided any more.
+_SMALL_PART = 16
 # After this many failures and no success the data source is at fault, not the
 # clients.
 _MANY_CLIENTS = 10
@@ -237,14 +240,20 @@ class _ClientCache:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitFeed:
-  """Feed of the drawn records or patients of every client.
+  """Feed of the drawn records or patients of all clients, in equal parts.
+
+  The sum of clipped gradients is the same however units are grouped, and the
+  noise is added once, to the sum over all clients. So the datasets of a round
+  are as many as train at once on this machine, and not one for each client: a
+  client with few drawn units costs almost as much as one with many. Where each
+  client runs on a machine of its own, its dataset holds its own drawn units.
 
   Attributes:
     split: Training split.
     units: Units of the training split.
-    num_clients: Number of clients, hence of datasets in a round.
-    microbatch_size: Number of units whose gradients are held at once, which
-      bounds a client's memory.
+    num_clients: Number of clients, the largest number of datasets in a round.
+    microbatch_size: Largest number of units whose gradients are held at once,
+      which bounds memory.
   """
 
   split: images.Split
@@ -265,7 +274,7 @@ class UnitFeed:
     return self(np.zeros(0, np.int64))
 
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
-    """Returns a dataset per client, of its units among `indices`, int64 [n].
+    """Returns datasets of the units at `indices`, int64 [n]; at least one.
 
     Where every unit takes part in every round, the datasets of all units are
     kept, up to 2 GiB.
@@ -285,13 +294,24 @@ class UnitFeed:
     return []
 
   def _datasets(self, indices: np.ndarray) -> list[tf.data.Dataset]:
-    return [
-      runtime.tensor_dataset(
-        self.units.arrays(self.split, units_of_client),
-        batch_size=self.microbatch_size,
-      )
-      for units_of_client in self.units.by_client(indices, self.num_clients)
-    ]
+    at_once = min(self.num_clients, _clients_at_once())
+    parts = max(1, min(at_once, len(indices) // _SMALL_PART))
+    return [self._dataset(part) for part in np.array_split(indices, parts)]
+
+  def _dataset(self, indices: np.ndarray) -> tf.data.Dataset:
+    # Microbatches of one size: a small last one costs almost as much as a full
+    # one.
+    batches = max(1, math.ceil(len(indices) / self.microbatch_size))
+    return runtime.tensor_dataset(
+      self.units.arrays(self.split, indices),
+      batch_size=max(1, math.ceil(len(indices) / batches)),
+    )
+
+
+def _clients_at_once() -> int:
+  """Returns the number of clients that the local runtime runs at once."""
+  gpus = tf.config.list_physical_devices('GPU')
+  return len(gpus) or devices.available_cores()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
