@@ -375,7 +375,7 @@ def _gaussian_epsilon(noise: float, delta: float) -> float:
       low = middle
     else:
       high = middle
-  return high * (1 + 1e-10)  # Errors of rounding are far below that.
+  return high * (1 + 1e-10) + 1e-14  # Errors of rounding are below that.
 
 
 def _counted(rounds: int) -> int:
