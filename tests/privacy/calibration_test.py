@@ -102,7 +102,7 @@ class CalibrateTest(parameterized.TestCase):
     doublings = abs(math.log2(mechanism.noise_multiplier)) + 2
     self.assertLess(len(noises), doublings + 6)
 
-  @parameterized.parameters('step', 'infinite', 'flat')
+  @parameterized.parameters('step', 'infinite', 'flat', 'high', 'low')
   def test_the_search_ends_for_any_falling_price(self, shape):
     """Where a line is no help, the bracket is halved."""
 
@@ -111,6 +111,10 @@ class CalibrateTest(parameterized.TestCase):
       noise = event.event.noise_multiplier
       if shape == 'step':
         return 100.0 if noise < 1.2345 else 0.1
+      if shape == 'high':  # A line always ends beside the upper end.
+        return 1e6 if noise < 1.2345 else 0.999
+      if shape == 'low':
+        return 1.001 if noise < 1.2345 else 1e-6
       if shape == 'infinite':
         return math.inf if noise < 1.2345 else 0.0
       return 1.0 + 1e-9 * (1.2345 - noise)

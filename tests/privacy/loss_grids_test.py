@@ -110,6 +110,7 @@ class NumPointsTest(parameterized.TestCase):
     loss_grids.epsilon_of([(loss, 1000)], delta=1e-5)
     (spectrum,) = (side._spectra for side in loss.sides[:1])
     before = dict(spectrum)
+    self.assertNotEmpty(before)
     loss_grids.epsilon_of([(loss, 1001)], delta=1e-5)
     self.assertEqual(before.keys(), spectrum.keys())
     for length, values in before.items():

@@ -227,7 +227,7 @@ def _power(spectrum: np.ndarray, exponent: int) -> np.ndarray:
     return spectrum
   half = _power(spectrum, exponent // 2)
   square = half * half
-  return square
+  return square * spectrum if exponent % 2 else square
 
 
 def _epsilon_at(
