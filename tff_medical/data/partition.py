@@ -148,10 +148,10 @@ def dirichlet(
     cuts = np.rint(np.cumsum(shares[order, label]))[:-1].astype(int)
     for client, part in zip(order, np.split(members, cuts)):
       clients[client].extend(part.tolist())
-  members = _fill_empty(clients)
-  sizes = np.array([len(units_of_client) for units_of_client in members])
-  order = np.fromiter(itertools.chain(*members), np.int64, len(units))
-  return units.dealt(order, sizes)
+  filled = _fill_empty(clients)
+  sizes = np.array([len(units_of_client) for units_of_client in filled])
+  dealt = np.fromiter(itertools.chain(*filled), np.int64, len(units))
+  return units.dealt(dealt, sizes)
 
 
 def quantity_skew(
