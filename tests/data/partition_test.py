@@ -191,6 +191,21 @@ class DirichletTest(parameterized.TestCase):
       np.testing.assert_array_equal(rows, expected)
 
 
+class FillEmptyTest(absltest.TestCase):
+  def test_empty_clients_get_the_last_unit_of_the_largest(self):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+      sizes = np.bincount(rng.integers(12, size=30), minlength=12)
+      sizes[rng.integers(12, size=4)] = 0
+      units = iter(range(30))
+      filled = [[next(units) for _ in range(size)] for size in sizes]
+      expected = [list(client) for client in filled]
+      for client in expected:
+        if not client:
+          client.append(max(expected, key=len).pop())
+      self.assertEqual(partition._fill_empty(filled), expected)
+
+
 class QuantitySkewTest(absltest.TestCase):
   def test_amounts_are_more_unequal_for_small_alpha(self):
     split = _split(4000)

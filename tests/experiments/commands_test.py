@@ -25,6 +25,8 @@ _FOREIGN = (
 )  # fmt: skip
 # Packages that take seconds to import.
 _SLOW = ('tensorflow', 'tensorflow_federated', 'jax', 'keras')
+# Packages without which the flags of a training are read and refused.
+_NOT_FOR_FLAGS = ('scipy', 'pandas', 'matplotlib', 'tqdm')
 
 
 class _Ended(typing.NamedTuple):
@@ -35,12 +37,14 @@ class _Ended(typing.NamedTuple):
     printed: Text on stdout.
     errors: Lines on stderr, without the times of imports.
     slow: Packages of `_SLOW` that were imported.
+    not_for_flags: Packages of `_NOT_FOR_FLAGS` that were imported.
   """
 
   code: int
   printed: str
   errors: list[str]
   slow: list[str]
+  not_for_flags: list[str]
 
 
 def _run(command, *arguments):
@@ -61,6 +65,7 @@ def _run(command, *arguments):
     done.stdout,
     [x for x in lines if x not in times],
     sorted(imported & set(_SLOW)),
+    sorted(imported & set(_NOT_FOR_FLAGS)),
   )
 
 
@@ -120,6 +125,10 @@ class HelpTest(absltest.TestCase):
   def test_needs_no_tensorflow(self):
     for command, ended in self.ended.items():
       self.assertEmpty(ended.slow, command)
+
+  def test_flags_of_a_training_need_neither_scipy_nor_tables(self):
+    """They take longer to import than all modules of the settings together."""
+    self.assertEmpty(self.ended['train'].not_for_flags)
 
   def test_lines_fit_a_terminal(self):
     for command, ended in self.ended.items():

@@ -13,6 +13,7 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import loss_grids
 from tff_medical.privacy import sampling
 
 
@@ -142,6 +143,69 @@ class PldEpsilonTest(parameterized.TestCase):
   def test_refuses_delta(self, delta):
     with self.assertRaisesRegex(_validate.InputError, 'delta'):
       accounting.pld_epsilon(_poisson(0.1, 1.0), rounds=1, delta=delta)
+
+
+class GridTest(parameterized.TestCase):
+  """The grid follows the losses: figures of a grid of 1e-5 to 3e-6."""
+
+  @parameterized.parameters(
+    (1e-4, 1.04, 10_000, 1e-6, 0.04377),
+    (1e-4, 2.0, 10_000, 1e-6, 0.01722),
+    (0.01, 1.0, 10_000, 1e-6, 6.9074),
+    (0.1, 5.0, 100, 1e-4, 0.62551),
+    (0.5, 20.0, 10, 1e-4, 0.21425),
+    (0.1, 1.5, 10_000, 1e-5, 57.92),
+  )
+  def test_overstates_no_epsilon_by_much(
+    self, rate, noise_multiplier, rounds, delta, expected
+  ):
+    stated = accounting.pld_epsilon(
+      _poisson(rate, noise_multiplier), rounds=rounds, delta=delta
+    )
+    self.assertBetween(stated, expected * 0.9997, expected * 1.006)
+
+  @parameterized.parameters((1e-4, 1.04), (0.001, 3.0), (0.02, 0.8), (0.3, 2.0))
+  def test_epsilon_never_falls_with_the_rounds(self, rate, noise_multiplier):
+    """Whatever grid they have: grids become coarser with more rounds alone."""
+    event = _poisson(rate, noise_multiplier)
+    rounds = [1, 2, 3, 10, 100, 1000, 1023, 1024, 1025, 1026, 1027, 2047, 2049]
+    rounds += [4000, 10_000, 10_001, 30_000, 100_000]
+    spent = [
+      accounting.pld_epsilon(event, rounds=n, delta=1e-6) for n in rounds
+    ]
+    self.assertEqual(spent, sorted(spent))
+    intervals = [accounting._interval(event, n) for n in rounds]
+    self.assertEqual(intervals, sorted(intervals))
+
+  def test_many_rounds_are_counted_in_steps_that_are_rounded_up(self):
+    event = _poisson(0.05, 2.0)
+    for rounds in (1000, 1025, 5000, 9999):
+      counted = accounting._counted(rounds)
+      self.assertBetween(counted, rounds, rounds * (1 + 1 / 512))
+      self.assertEqual(
+        accounting.pld_epsilon(event, rounds=rounds, delta=1e-6),
+        accounting.pld_epsilon(event, rounds=counted, delta=1e-6),
+      )
+    self.assertEqual(accounting._counted(1000), 1000)
+
+  def test_a_run_of_many_rounds_composes_few_times(self):
+    with mock.patch.object(
+      loss_grids, 'epsilon_of', wraps=loss_grids.epsilon_of
+    ) as compose:
+      event = _poisson(0.05, 2.0)
+      for rounds in range(4000, 4200):
+        accounting.pld_epsilon(event, rounds=rounds, delta=1e-7)
+    self.assertLess(compose.call_count, 60)
+
+  @parameterized.product(
+    noise=(1e-3, 0.3, 1.0, 30.0, 1000.0), delta=(1e-12, 1e-5, 0.3)
+  )
+  def test_a_gaussian_is_never_below_and_hardly_above_the_library(
+    self, noise, delta
+  ):
+    exact = dp_accounting.get_epsilon_gaussian(noise, delta)
+    stated = accounting._gaussian_epsilon(noise, delta)
+    self.assertBetween(stated, exact - 2e-12, exact * (1 + 1e-8) + 2e-12)
 
 
 class BoundedTest(parameterized.TestCase):

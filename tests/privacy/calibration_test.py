@@ -1,5 +1,7 @@
 """Tests that calibrated noise keeps the promise, and hardly more than that."""
 
+import math
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import dp_accounting
@@ -85,6 +87,49 @@ class CalibrateTest(parameterized.TestCase):
     )
     self.assertGreater(len(lines), 3)
     self.assertRegex(lines[0], r'noise multiplier .*ε')
+
+  @parameterized.product(target_epsilon=(0.3, 1.0, 8.0), rounds=(10, 1000))
+  def test_a_few_steps_end_the_search(self, target_epsilon, rounds):
+    """A bisection of the same bracket takes 10 steps more than it began with."""
+    noises = []
+    mechanism = calibration.calibrate(
+      _mechanism(mechanisms.FixedClipping(1.0)),
+      target_epsilon=target_epsilon,
+      delta=1e-4,
+      rounds=rounds,
+      progress=lambda line: noises.append(float(line.split()[2][:-1])),
+    )
+    doublings = abs(math.log2(mechanism.noise_multiplier)) + 2
+    self.assertLess(len(noises), doublings + 6)
+
+  @parameterized.parameters('step', 'infinite', 'flat', 'high', 'low')
+  def test_the_search_ends_for_any_falling_price(self, shape):
+    """Where a line is no help, the bracket is halved."""
+
+    def price(event, charges):
+      del charges
+      noise = event.event.noise_multiplier
+      if shape == 'step':
+        return 100.0 if noise < 1.2345 else 0.1
+      if shape == 'high':  # A line always ends beside the upper end.
+        return 1e6 if noise < 1.2345 else 0.999
+      if shape == 'low':
+        return 1.001 if noise < 1.2345 else 1e-6
+      if shape == 'infinite':
+        return math.inf if noise < 1.2345 else 0.0
+      return 1.0 + 1e-9 * (1.2345 - noise)
+
+    calls = []
+    mechanism = calibration.calibrate(
+      _mechanism(mechanisms.FixedClipping(1.0)),
+      target_epsilon=1.0,
+      delta=1e-4,
+      rounds=10,
+      price=price,
+      progress=calls.append,
+    )
+    self.assertBetween(mechanism.noise_multiplier, 1.2345, 1.2345 * 1.00101)
+    self.assertLess(len(calls), 40)
 
   def test_refuses_what_no_noise_reaches(self):
     with self.assertRaisesRegex(

@@ -62,6 +62,18 @@ class TreeSamplingTest(parameterized.TestCase):
     z = (joined - 250) / math.sqrt(1000 * 0.25 * 0.75)
     self.assertGreater(stats.kstest(z.ravel(), 'norm').pvalue, 1e-4)
 
+  def test_a_tree_is_shuffled_once_and_by_the_same_permutation(self):
+    """A permutation takes time by the population, not by the cohort."""
+    sampling = dp_ftrl_mechanism.DpFtrlSampling(20, 5, 4)
+    dp_ftrl_mechanism._order_of_tree.cache_clear()
+    for tree in range(3):
+      drawn = [sampling.draw(9, 4 * tree + n + 1, 1) for n in range(4)]
+      order = np.random.default_rng((9, 4 * tree + 1)).permutation(20)
+      np.testing.assert_array_equal(
+        np.stack(drawn), np.sort(order.reshape(4, 5))
+      )
+    self.assertEqual(dp_ftrl_mechanism._order_of_tree.cache_info().misses, 3)
+
   def test_refuses_more_rounds_than_clients_last(self):
     with self.assertRaisesRegex(
       _validate.InputError, 'rounds_per_tree must be at most 30 .*got 31'

@@ -1,5 +1,11 @@
 """Tests of how cohorts are drawn and what the accountant is told of it."""
 
+import collections
+import fractions
+import itertools
+import math
+import tracemalloc
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import attrs
@@ -28,6 +34,98 @@ class PoissonSamplingTest(parameterized.TestCase):
     self.assertAlmostEqual(sizes.var(), 40 * 0.25 * 0.75, delta=0.6)
     correlation = np.corrcoef(joined[:, 0], joined[:, 1])[0, 1]
     self.assertLess(abs(correlation), 5 / np.sqrt(rounds))
+
+  @parameterized.parameters((3, 0.3), (5, 4.5), (4, 2))
+  def test_every_cohort_has_the_probability_of_independent_units(
+    self, population, expected
+  ):
+    """Chi-square over all subsets, against the definition of the sampling."""
+    poisson = sampling.PoissonSampling(population, expected)
+    rate, draws = expected / population, 20_000
+    counts = np.zeros(2**population)
+    for attempt in range(draws):
+      counts[np.sum(2 ** poisson.draw(11, 1, attempt))] += 1
+    joins = np.arange(2**population)[:, None] >> np.arange(population) & 1
+    probabilities = np.prod(np.where(joins, rate, 1 - rate), axis=1)
+    often = probabilities * draws >= 5
+    observed = np.append(counts[often], counts[~often].sum())
+    expectation = np.append(
+      probabilities[often], probabilities[~often].sum() + 1e-12
+    )
+    self.assertGreater(
+      stats.chisquare(observed, draws * expectation / expectation.sum()).pvalue,
+      1e-4,
+    )
+
+  def test_sizes_units_and_pairs_of_a_large_population(self):
+    """Chi-square where NumPy draws by another method than in small ones."""
+    population, draws = 100_000, 4000
+    poisson = sampling.PoissonSampling(population, expected_cohort=40)
+    cohorts = [poisson.draw(3, 1, attempt) for attempt in range(draws)]
+    sizes = np.array([len(cohort) for cohort in cohorts])
+    edges = np.array([30, 35, 38, 40, 42, 45, 50])
+    cdf = stats.binom.cdf([*edges, population], population, poisson.rate)
+    self.assertGreater(
+      stats.chisquare(
+        np.bincount(np.searchsorted(edges, sizes), minlength=len(cdf)),
+        draws * np.diff(cdf, prepend=0),
+      ).pvalue,
+      1e-4,
+    )
+    units = np.concatenate(cohorts)
+    self.assertGreater(
+      stats.chisquare(np.bincount(units // 1000, minlength=100)).pvalue, 1e-4
+    )
+    # Two units of a cohort are in the same of 20 blocks as often as any pair.
+    blocks = np.zeros((draws, 20))
+    for row, cohort in enumerate(cohorts):
+      blocks[row] = np.bincount(cohort // 5000, minlength=20)
+    pairs = blocks.T @ blocks - np.diag(blocks.sum(axis=0))
+    share = pairs / pairs.sum()
+    np.testing.assert_allclose(share, 1 / 400, rtol=0.1)
+
+  @parameterized.parameters(
+    (1, 0.5), (10, 0.05), (1000, 0.1), (10**6, 1e-7), (10**7, 1e-3), (50, 0.99)
+  )
+  def test_sizes_are_drawn_by_the_exact_binomial_distribution(
+    self, population, rate
+  ):
+    first, cumulative = sampling._cumulative_weights(population, rate)
+    sizes = range(first, first + len(cumulative))
+    weights = np.diff(np.array([0, *cumulative], object))
+    if population <= 1000:  # By the definition, in exact fractions.
+      q = fractions.Fraction(rate)
+      for size, weight in zip(sizes, weights):
+        exact = (
+          math.comb(population, size) * q**size * (1 - q) ** (population - size)
+        )
+        error = fractions.Fraction(int(weight), cumulative[-1]) - exact
+        self.assertLess(abs(error), fractions.Fraction(1, 2**180))
+    else:  # By the gamma function, in doubles.
+      np.testing.assert_allclose(
+        (weights / cumulative[-1]).astype(float),
+        stats.binom.pmf(sizes, population, rate),
+        atol=1e-13,
+      )
+    left_out = stats.binom.cdf(first - 1, population, rate)
+    left_out += stats.binom.sf(sizes[-1], population, rate)
+    self.assertLess(left_out, 1e-50)
+
+  def test_time_and_memory_follow_the_cohort_not_the_population(self):
+    """By the bytes that a draw allocates: an array of all units has 8 GB."""
+    for make in (
+      lambda n: sampling.PoissonSampling(n, 100),
+      lambda n: sampling.TruncatedPoissonSampling(n, 100, max_cohort=101),
+    ):
+      sampler = make(10**9)
+      tracemalloc.start()
+      self.addCleanup(tracemalloc.stop)
+      cohort = sampler.draw(1, 1, 1)
+      peak = tracemalloc.get_traced_memory()[1]
+      tracemalloc.stop()
+      self.assertLess(peak, 1_000_000)
+      self.assertBetween(len(cohort), 40, 170)
+      self.assertEqual(cohort.dtype, np.int64)
 
   def test_empty_cohorts_are_drawn(self):
     poisson = sampling.PoissonSampling(population=10, expected_cohort=0.5)
@@ -80,13 +178,34 @@ class TruncatedPoissonSamplingTest(parameterized.TestCase):
     for n in range(3000):
       cohort = capped.draw(1, 1, n)
       free = poisson.draw(1, 1, n)
-      self.assertContainsSubset(cohort, free)
-      self.assertLen(cohort, min(len(free), 12))
+      if len(free) <= 12:
+        np.testing.assert_array_equal(cohort, free)
+      self.assertLen(set(cohort.tolist()), min(len(free), 12))
       joined[cohort] += 1
       sizes.append(len(cohort))
     self.assertEqual(max(sizes), 12)
     # All units are alike, so the counts are as even as a multinomial's.
     self.assertGreater(stats.chisquare(joined).pvalue, 1e-4)
+
+  def test_every_cohort_has_the_probability_of_the_definition(self):
+    """Poisson's, and beyond the cap that of a uniform part of what is drawn."""
+    population, cap, rate, draws = 5, 2, 0.4, 20_000
+    capped = sampling.TruncatedPoissonSampling(population, 2, max_cohort=cap)
+    counts, probabilities = (collections.Counter() for _ in range(2))
+    for attempt in range(draws):
+      counts[tuple(capped.draw(5, 1, attempt).tolist())] += 1
+    for joins in itertools.product([False, True], repeat=population):
+      drawn = tuple(n for n in range(population) if joins[n])
+      probability = np.prod(np.where(joins, rate, 1 - rate))
+      kept = list(itertools.combinations(drawn, min(cap, len(drawn))))
+      for cohort in kept:
+        probabilities[cohort] += probability / len(kept)
+    self.assertEqual(set(counts), set(probabilities))
+    cohorts = sorted(probabilities)
+    pvalue = stats.chisquare(
+      [counts[c] for c in cohorts], [draws * probabilities[c] for c in cohorts]
+    ).pvalue
+    self.assertGreater(pvalue, 1e-4)
 
   def test_costs_more_than_poisson_and_no_less_than_stated(self):
     inner = dp_accounting.GaussianDpEvent(1.0)

@@ -54,6 +54,20 @@ class ClientFeedTest(absltest.TestCase):
     self.assertIsInstance(batch, collections.OrderedDict)
     np.testing.assert_allclose(batch['x'][:, 0, 0, 0], [0, 3 / 255])
 
+  def test_the_list_of_all_ids_is_made_once(self):
+    """Client data returns a new list at each look, of any number of ids."""
+    clients = clients_lib.ImageClientData(_split(), _PARTITION)
+    ids = clients.client_ids
+    with mock.patch.object(
+      clients_lib.ImageClientData, 'client_ids', new_callable=mock.PropertyMock
+    ) as looks:
+      looks.return_value = ids
+      feed = feeds.ClientFeed(clients, batch_size=2)
+      self.assertEqual(feed.num_units, 2)
+      for _ in range(3):
+        feed(np.array([0, 1]))
+    self.assertEqual(looks.call_count, 1)
+
   def test_refuses(self):
     with self.assertRaisesRegex(_validate.InputError, 'client_batch_size'):
       self._feed(batch_size=0)

@@ -23,7 +23,9 @@ use up every image. `quantity_skew` is that of Li et al. 2022 (arXiv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import heapq
+import itertools
 import logging
 
 import numpy as np
@@ -99,8 +101,9 @@ def iid(
     One sorted array of indices into `split` per client.
   """
   units = _units(split, num_clients)
-  order = rng.permutation(len(units))
-  return _gather(units, np.array_split(order, num_clients))
+  sizes = np.full(num_clients, len(units) // num_clients)
+  sizes[: len(units) % num_clients] += 1
+  return units.dealt(rng.permutation(len(units)), sizes)
 
 
 def dirichlet(
@@ -132,7 +135,7 @@ def dirichlet(
   """
   _validate.positive(alpha=alpha)
   units = _units(split, num_clients)
-  labels = _unit_labels(split.labels, units)
+  labels = units.labels(split.labels)
   counts = np.bincount(labels).astype(float)
   concentration = alpha * counts / counts.mean()
   mixes = _dirichlet(rng, concentration, num_clients)
@@ -144,8 +147,11 @@ def dirichlet(
     order = rng.permutation(num_clients)
     cuts = np.rint(np.cumsum(shares[order, label]))[:-1].astype(int)
     for client, part in zip(order, np.split(members, cuts)):
-      clients[client].extend(part)
-  return _gather(units, _fill_empty(clients))
+      clients[client].extend(part.tolist())
+  filled = _fill_empty(clients)
+  sizes = np.array([len(units_of_client) for units_of_client in filled])
+  dealt = np.fromiter(itertools.chain(*filled), np.int64, len(units))
+  return units.dealt(dealt, sizes)
 
 
 def quantity_skew(
@@ -175,8 +181,8 @@ def quantity_skew(
   # the rest.
   spare = len(units) - num_clients
   ends = np.rint(np.cumsum(weights / weights.sum()) * spare).astype(int)
-  cuts = ends[:-1] + np.arange(1, num_clients)
-  return _gather(units, np.split(rng.permutation(len(units)), cuts))
+  sizes = np.diff(ends, prepend=0) + 1
+  return units.dealt(rng.permutation(len(units)), sizes)
 
 
 def natural(split: images.Split, field: str) -> Partition:
@@ -205,7 +211,7 @@ def natural(split: images.Split, field: str) -> Partition:
     )
   if field == 'site' and split.patients is not None:
     values = _main_site(values, split.patients)
-  return tuple(np.flatnonzero(values == value) for value in np.unique(values))
+  return _rows_of_clients(np.unique(values, return_inverse=True)[1])
 
 
 def _require(kind: str, name: str, value: object, is_used: bool) -> None:
@@ -217,46 +223,81 @@ def _require(kind: str, name: str, value: object, is_used: bool) -> None:
     )
 
 
-def _units(split: images.Split, num_clients: int) -> list[np.ndarray]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Units:
+  """Units that are dealt out whole: patients, or else images.
+
+  Attributes:
+    of_row: Unit of each row of the split, int64 [N], from 0.
+    count: Number of units.
+  """
+
+  of_row: np.ndarray
+  count: int
+
+  def __len__(self) -> int:
+    return self.count
+
+  def dealt(self, order: np.ndarray, sizes: np.ndarray) -> Partition:
+    """Returns the partition of units that are dealt out in an order.
+
+    Args:
+      order: All units, in the order in which they are dealt out, int64 [U].
+      sizes: Number of units of each client, at least 1, int64 [clients].
+    """
+    clients = np.empty(self.count, np.int64)
+    clients[order] = np.repeat(np.arange(len(sizes)), sizes)
+    return _rows_of_clients(clients[self.of_row])
+
+  def labels(self, labels: np.ndarray) -> np.ndarray:
+    """Returns one label per unit, as consecutive numbers from 0.
+
+    Args:
+      labels: Labels of the split, integers [N] or, multi-label, [N, L].
+    """
+    if labels.ndim == 2:
+      is_present = labels > 0  # An unknown finding counts as an absent one.
+      counts = is_present.sum(axis=0)
+      has_finding = np.zeros((self.count, labels.shape[1]), bool)
+      np.logical_or.at(has_finding, self.of_row, is_present)
+      ranked = np.where(has_finding, counts, np.iinfo(np.int64).max)
+      chosen = np.where(
+        has_finding.any(axis=1), ranked.argmin(axis=1), len(counts)
+      )
+    else:
+      counts = np.zeros((self.count, labels.max() + 1), np.int64)
+      np.add.at(counts, (self.of_row, labels), 1)
+      chosen = counts.argmax(axis=1)
+    return np.unique(chosen, return_inverse=True)[1]
+
+
+def _units(split: images.Split, num_clients: int) -> _Units:
   """Returns the units that are dealt out whole: patients, or else images."""
   _validate.positive_int(num_clients=num_clients)
   if split.patients is None:
-    units = list(np.arange(len(split))[:, np.newaxis])
+    of_row = np.arange(len(split))
   else:
-    order = np.argsort(split.patients, kind='stable')
-    starts = np.flatnonzero(np.diff(split.patients[order])) + 1
-    units = np.split(order, starts)
-  if num_clients > len(units):
+    of_row = np.unique(split.patients, return_inverse=True)[1]
+  count = int(of_row.max(initial=-1)) + 1
+  if num_clients > count:
     noun = 'images' if split.patients is None else 'patients'
     raise _validate.InputError(
-      f'num_clients must be at most the {len(units)} training {noun}, got '
+      f'num_clients must be at most the {count} training {noun}, got '
       f'{num_clients}; use fewer clients or more data'
     )
-  return units
+  return _Units(of_row, count)
 
 
-def _gather(
-  units: Sequence[np.ndarray], clients: Sequence[Sequence[int] | np.ndarray]
-) -> Partition:
-  return tuple(
-    np.sort(np.concatenate([units[unit] for unit in client]))
-    for client in clients
-  )
+def _rows_of_clients(clients: np.ndarray) -> Partition:
+  """Returns the sorted rows of each client.
 
-
-def _unit_labels(labels: np.ndarray, units: list[np.ndarray]) -> np.ndarray:
-  """Returns one label per unit, as consecutive numbers from 0."""
-  if labels.ndim == 2:
-    is_present = labels > 0  # An unknown finding counts as an absent one.
-    counts = is_present.sum(axis=0)
-    has_finding = np.array([is_present[unit].any(axis=0) for unit in units])
-    ranked = np.where(has_finding, counts, np.iinfo(np.int64).max)
-    chosen = np.where(
-      has_finding.any(axis=1), ranked.argmin(axis=1), len(counts)
-    )
-  else:
-    chosen = np.array([np.bincount(labels[unit]).argmax() for unit in units])
-  return np.unique(chosen, return_inverse=True)[1]
+  Args:
+    clients: Client of each row, int64 [N]; each of the clients from 0 on has at
+      least one row.
+  """
+  rows = np.argsort(clients, kind='stable')
+  ends = np.cumsum(np.bincount(clients)).tolist()
+  return tuple(rows[start:end] for start, end in zip([0, *ends], ends))
 
 
 def _dirichlet(
@@ -284,9 +325,13 @@ def _fit(matrix: np.ndarray, rows: float, columns: np.ndarray) -> np.ndarray:
 
 def _fill_empty(clients: list[list[int]]) -> list[list[int]]:
   """Moves one unit from the largest client to each empty one."""
+  largest = [(-len(members), n) for n, members in enumerate(clients)]
+  heapq.heapify(largest)
   for client in clients:
     if not client:
-      client.append(max(clients, key=len).pop())
+      _, donor = largest[0]
+      client.append(clients[donor].pop())
+      heapq.heapreplace(largest, (-len(clients[donor]), donor))
   return clients
 
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from scipy import ndimage
 
 from tff_medical import _validate
 from tff_medical.data import images
@@ -224,6 +223,8 @@ def _noise(
   rng: np.random.Generator, n: int, size: int, scale: float
 ) -> np.ndarray:
   """Returns smooth noise [n, size, size] with a standard deviation of 1."""
+  from scipy import ndimage  # Late: flags import this module.
+
   white = rng.standard_normal([n, size, size], dtype=np.float32)
   smooth = ndimage.gaussian_filter(
     white, [0, scale * size, scale * size], mode='wrap'
@@ -279,6 +280,8 @@ def _scan(
   scene: np.ndarray,
 ) -> np.ndarray:
   """Returns the scenes as images of their sites, uint8 [n, H, W, C]."""
+  from scipy import ndimage  # Late: flags import this module.
+
   scene = scene.astype(np.float32)
   for site in np.unique(sites):
     of_site = sites == site

@@ -54,7 +54,9 @@ class Units:
       drawn.
     """
     clients = self.clients[indices]
-    return [indices[clients == client] for client in range(num_clients)]
+    order = np.argsort(clients, kind='stable')
+    ends = np.cumsum(np.bincount(clients, minlength=num_clients))
+    return np.split(indices[order], ends[:-1])
 
   def class_counts(
     self, labels: np.ndarray, num_classes: int, num_clients: int
@@ -125,22 +127,19 @@ def patient_units(
   client_of_row = np.empty(len(split), np.int64)
   for client, rows in enumerate(partition):
     client_of_row[rows] = client
-  members = np.split(
-    np.argsort(patient, kind='stable'),
-    np.cumsum(np.bincount(patient))[:-1],
-  )
-  width = min(max_images, max(map(len, members)))
+  sizes = np.bincount(patient)
+  order = np.argsort(patient, kind='stable')
+  first = np.cumsum(sizes) - sizes
+  unit = patient[order]
+  clients = client_of_row[order[first]]
+  if np.any(client_of_row[order] != clients[unit]):
+    raise _validate.InputError(
+      'a patient is on several clients; use a partition of '
+      'tff_medical.data.partition, which keeps patients together'
+    )
+  place = np.arange(len(order)) - first[unit]
+  width = min(max_images, int(sizes.max()))
+  is_used = place < width
   rows = np.full((len(numbers), width), examples.PADDING)
-  for unit, rows_of_unit in enumerate(members):
-    if np.ptp(client_of_row[rows_of_unit]):
-      raise _validate.InputError(
-        'a patient is on several clients; use a partition of '
-        'tff_medical.data.partition, which keeps patients together'
-      )
-    used = rows_of_unit[:width]
-    rows[unit, : len(used)] = used
-  return Units(
-    rows=rows,
-    clients=client_of_row[[rows_of_unit[0] for rows_of_unit in members]],
-    left_out=len(split) - int((rows != examples.PADDING).sum()),
-  )
+  rows[unit[is_used], place[is_used]] = order[is_used]
+  return Units(rows=rows, clients=clients, left_out=int(np.sum(~is_used)))

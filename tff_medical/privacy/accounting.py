@@ -4,13 +4,18 @@ PLD (privacy loss distributions; Koskela et al. 2020, Doroshenko et al. 2022)
 gives the stated epsilon. RDP (Mironov 2017) is looser and serves as an
 independent check.
 
-The loss is discretised at 1e-3 and rounded towards more loss. Where epsilon
-exceeds 0.5 this overstates the epsilon of sampled rounds by at most 1e-4, and
-that of rounds with all units by at most 2e-3. It is ten times faster than the
-library's default of 1e-4, so that every single round can be charged exactly.
-With hardly any noise or very many rounds this grid would take gigabytes. The
-grid is then coarser, which states a larger epsilon, never a smaller one. Time
-and memory are bounded for every noise multiplier.
+Rounds with all units have Gaussian noise alone, whose epsilon has a closed form
+(Balle and Wang 2018). Otherwise the loss is discretised, and rounded towards
+more loss. The grid follows the loss of a round: its interval is at most .08
+standard deviations of that loss, which overstates epsilon by at most .1 %. It
+is 1e-3, finer for small losses, and coarser for rounds with large losses only if
+they are many.
+
+Time and memory are bounded for every noise multiplier. With hardly any noise,
+very many rounds or a very small rate, the grid is coarser than that. A coarser
+grid states a larger epsilon, never a smaller one. More than 1,024 rounds are
+counted in steps of at most 1/512 of their number, rounded up. Rounds in between
+share one epsilon, so that a run of 10,000 rounds charges each within 1 ms.
 
 >>> event = dp_accounting.PoissonSampledDpEvent(
 ...     0.1, dp_accounting.GaussianDpEvent(1.0))
@@ -33,12 +38,22 @@ from absl import logging
 import dp_accounting
 from dp_accounting import dp_event
 from dp_accounting import rdp
-from dp_accounting.pld import common
 from dp_accounting.pld import privacy_loss_distribution
+from scipy import special
 
 from tff_medical import _validate
+from tff_medical.privacy import loss_grids
 
+# Interval of the losses' grid. All others are this times a power of 2: of two
+# such grids the coarser one never states the smaller epsilon.
 _DISCRETIZATION = 1e-3
+# Largest interval that is still fine, in standard deviations s of a round's
+# loss. A grid of interval h adds about h**2 / 6 to the variance s**2, and so
+# h**2 / (12 s**2) to epsilon, as a fraction: .05 % here.
+_FINE_STDDEVS = 0.08
+# Points that a grid of one round, and one of all rounds, may have to be finer
+# than it must: .4 s to build the first, 3 ms to compose it.
+_MAX_FINE_POINTS = 4e4
 # Events that a charge may pay for.
 _EVENTS = (
   'NonPrivateDpEvent',
@@ -54,13 +69,13 @@ _EVENTS = (
 _RDP_EVENTS = (dp_accounting.ZCDpEvent, dp_event.RepeatAndSelectDpEvent)
 # No run has as many charges; computing epsilon for 1e9 would never end.
 _MAX_COUNT = 10**7
+# Number of rounds from which their number is rounded up to 10 binary digits.
+_EXACT_COUNT_BITS = 10
 # The exponential of a larger interval overflows in dp-accounting.
 _MAX_DISCRETIZATION = 256.0
-# Points of the grids of one round and of all rounds: some seconds and 200 MB.
+# Points of the grids of one round and of all rounds: some seconds and 300 MB.
 _MAX_ROUND_POINTS = 1e5
 _MAX_COMPOSED_POINTS = 4e6
-# Tail mass that dp-accounting truncates when it composes PLDs.
-_TAIL_MASS = 1e-15
 _ADD_OR_REMOVE = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
 
@@ -86,18 +101,21 @@ def _noise_to_sensitivity(event: dp_accounting.DpEvent) -> float:
 
 # As many events as the ledger of a data set may well hold: 0.3 MB each, rarely
 # 2 MB, and 0.3 s to build one.
-@functools.lru_cache(maxsize=128)
-def _round_distribution(
+@functools.lru_cache(maxsize=256)
+def _round_loss(
   event: dp_accounting.DpEvent, interval: float
-) -> privacy_loss_distribution.PrivacyLossDistribution:
-  """Returns one round's loss distribution; cached, as it is slow to build."""
+) -> loss_grids.RoundLoss:
+  """Returns the loss of one round on a grid; cached, as it is slow to build."""
   grid = {
     'value_discretization_interval': interval,
     'neighboring_relation': _ADD_OR_REMOVE,
   }
   if isinstance(event, dp_accounting.TruncatedSubsampledGaussianDpEvent):
-    return (
-      privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
+    from_truncated = (
+      privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism
+    )
+    return loss_grids.RoundLoss.of(
+      from_truncated(
         dataset_size=event.dataset_size,
         sampling_probability=event.sampling_probability,
         truncated_batch_size=event.truncated_batch_size,
@@ -108,47 +126,63 @@ def _round_distribution(
   sampling_probability = 1.0
   if isinstance(event, dp_accounting.PoissonSampledDpEvent):
     sampling_probability = event.sampling_probability
-  return privacy_loss_distribution.from_gaussian_mechanism(
-    standard_deviation=_noise_to_sensitivity(event),
-    sampling_prob=sampling_probability,
-    **grid,
+  return loss_grids.RoundLoss.of(
+    privacy_loss_distribution.from_gaussian_mechanism(
+      standard_deviation=_noise_to_sensitivity(event),
+      sampling_prob=sampling_probability,
+      **grid,
+    )
   )
 
 
-@functools.lru_cache(maxsize=256)
-def _interval(event: dp_accounting.DpEvent, rounds: int) -> float:
-  """Returns the finest discretisation interval for `rounds` that fits memory.
+def _fine_interval(event: dp_accounting.DpEvent) -> float:
+  """Returns the interval up to which a grid of one round's loss is fine.
 
-  The interval is inf if no grid fits. It never becomes finer with more rounds,
-  so that epsilon never falls from one round to the next.
+  The standard deviation of a sampled Gaussian's loss is at most that of the
+  ratio of densities, q sqrt(exp(1/z**2) - 1), and at most 1/z.
   """
   noise = _noise_to_sensitivity(event)
+  rate = getattr(event, 'sampling_probability', 1.0)
+  precision = min(noise**-2, 50.0)
+  return _FINE_STDDEVS * min(1 / noise, rate * math.expm1(precision) ** 0.5)
+
+
+@functools.lru_cache(maxsize=256)
+def _finest_interval(event: dp_accounting.DpEvent) -> float:
+  """Returns the interval of an event's grid for few rounds."""
+  noise, fine = _noise_to_sensitivity(event), _fine_interval(event)
   # Range of a Gaussian's losses, 10 standard deviations to both sides.
   reach = noise**-2 + 20 / noise
   interval = _DISCRETIZATION
-  while reach > interval * _MAX_ROUND_POINTS:
+  while reach > interval * (
+    _MAX_FINE_POINTS if 2 * interval <= fine else _MAX_ROUND_POINTS
+  ):
     interval *= 2
+  if interval > _DISCRETIZATION:
+    return interval
+  points = len(_round_loss(event, interval))
+  while interval > fine and 2 * points <= _MAX_FINE_POINTS:
+    interval, points = interval / 2, points * 2
+  return interval
+
+
+@functools.lru_cache(maxsize=1024)
+def _interval(event: dp_accounting.DpEvent, rounds: int) -> float:
+  """Returns the interval of the grid for `rounds`; inf if no grid fits memory.
+
+  The interval never becomes finer with more rounds, so that epsilon never falls
+  from one round to the next.
+  """
+  interval = _finest_interval(event)
   while interval <= _MAX_DISCRETIZATION:
-    distribution = _round_distribution(event, interval)
-    excess = _composed_points(distribution, rounds) / _MAX_COMPOSED_POINTS
-    if excess <= 1:
+    points = loss_grids.num_points([(_round_loss(event, interval), rounds)])
+    may_be_coarser = 2 * interval <= _fine_interval(event)
+    limit = _MAX_FINE_POINTS if may_be_coarser else _MAX_COMPOSED_POINTS
+    if points <= limit:
       return interval
+    excess = points / _MAX_COMPOSED_POINTS
     interval *= 2 ** max(1, int(math.log2(excess)))
   return math.inf
-
-
-def _composed_points(
-  distribution: privacy_loss_distribution.PrivacyLossDistribution, rounds: int
-) -> int:
-  """Returns the size of the larger of the two grids of `self_compose`."""
-  points = 0
-  for pmf in (distribution._pmf_remove, distribution._pmf_add):
-    # dp-accounting's own convolution uses the same bounds.
-    low, high = common.compute_self_convolve_bounds(
-      pmf.to_dense_pmf()._probs, rounds, _TAIL_MASS
-    )
-    points = max(points, high - low + 1)
-  return points
 
 
 def accountant_of(event: dp_accounting.DpEvent) -> str:
@@ -201,7 +235,7 @@ def composed_epsilon(
   >>> z1, z2 = map(dp_accounting.GaussianDpEvent, (3.0, 4.0))
   >>> both = composed_epsilon([(z1, 1), (z2, 1)], delta=1e-5)
   >>> one = epsilon(dp_accounting.GaussianDpEvent(2.4), rounds=1, delta=1e-5)
-  >>> both == one  # 1/2.4**2 = 1/3**2 + 1/4**2
+  >>> math.isclose(both, one)  # 1/2.4**2 = 1/3**2 + 1/4**2
   True
 
   Args:
@@ -303,34 +337,68 @@ def _pld_epsilon(
     return 0.0
   if any(isinstance(e, dp_accounting.NonPrivateDpEvent) for e in parts):
     return math.inf
-  return _pld_epsilon_of(tuple(parts.items()), delta)
+  bound = _gaussian_epsilon(_total_noise(parts), delta)
+  if all(isinstance(e, dp_accounting.GaussianDpEvent) for e in parts):
+    return bound
+  # A grid may overstate epsilon more than a bound without amplification does.
+  counted = tuple((event, _counted(n)) for event, n in parts.items())
+  return min(bound, _grid_epsilon(counted, delta))
+
+
+def _gaussian_epsilon(noise: float, delta: float) -> float:
+  """Returns the epsilon of one Gaussian, rounded up (Balle and Wang 2018).
+
+  dp-accounting solves the same equation, in thirty times the time.
+
+  >>> exact = dp_accounting.get_epsilon_gaussian(2.0, 1e-5)
+  >>> 0 <= _gaussian_epsilon(2.0, 1e-5) - exact < 1e-8
+  True
+  """
+  log_delta = math.log(delta)
+
+  def excess(epsilon: float) -> float:
+    """Returns by how much log δ is above its target."""
+    first = special.log_ndtr(0.5 / noise - epsilon * noise)
+    second = epsilon + special.log_ndtr(-0.5 / noise - epsilon * noise)
+    if second >= first:  # By rounding: δ is too small for doubles.
+      return -math.inf
+    return float(first + math.log(-math.expm1(second - first)) - log_delta)
+
+  if excess(0.0) <= 0:
+    return 0.0
+  # The loss is above this with a probability below `delta`.
+  high = 0.5 / noise**2 + math.sqrt(-2 * log_delta) / noise
+  low = 0.0
+  while high - low > 1e-12 * high:
+    middle = (low + high) / 2
+    if excess(middle) > 0:
+      low = middle
+    else:
+      high = middle
+  return high * (1 + 1e-10) + 1e-14  # Errors of rounding are below that.
+
+
+def _counted(rounds: int) -> int:
+  """Returns a number of rounds, rounded up to `_EXACT_COUNT_BITS` digits.
+
+  >>> [_counted(n) for n in (7, 1023, 1025, 10_000, 10_001)]
+  [7, 1023, 1026, 10000, 10016]
+  """
+  step = 2 ** max(0, rounds.bit_length() - _EXACT_COUNT_BITS)
+  return -(-rounds // step) * step
 
 
 # A card, a check and an entry of a data ledger ask for the same total.
 @functools.lru_cache(maxsize=256)
-def _pld_epsilon_of(
+def _grid_epsilon(
   charges: tuple[tuple[dp_accounting.DpEvent, int], ...], delta: float
 ) -> float:
   parts = dict(charges)
   interval = _common_interval(parts)
-  epsilon_on_grid = math.inf
-  if interval <= _MAX_DISCRETIZATION:
-    composed = functools.reduce(
-      lambda first, second: first.compose(second, _TAIL_MASS),
-      (
-        _round_distribution(event, interval).self_compose(count, _TAIL_MASS)
-        for event, count in parts.items()
-      ),
-    )
-    epsilon_on_grid = float(composed.get_epsilon_for_delta(delta))
-  if interval == _DISCRETIZATION:
-    return epsilon_on_grid
-  # A coarse grid may overstate epsilon more than a bound without amplification
-  # by sampling does.
-  return min(
-    epsilon_on_grid,
-    float(dp_accounting.get_epsilon_gaussian(_total_noise(parts), delta)),
-  )
+  if interval > _MAX_DISCRETIZATION:
+    return math.inf
+  losses = [(_round_loss(event, interval), n) for event, n in parts.items()]
+  return loss_grids.epsilon_of(losses, delta=delta)
 
 
 def _common_interval(parts: Mapping[dp_accounting.DpEvent, int]) -> float:
@@ -338,7 +406,7 @@ def _common_interval(parts: Mapping[dp_accounting.DpEvent, int]) -> float:
   interval = max(_interval(event, count) for event, count in parts.items())
   while len(parts) > 1 and interval <= _MAX_DISCRETIZATION:
     points = sum(
-      _composed_points(_round_distribution(event, interval), count)
+      loss_grids.num_points([(_round_loss(event, interval), count)])
       for event, count in parts.items()
     )
     if points <= _MAX_COMPOSED_POINTS:

@@ -14,6 +14,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import math
 
 import dp_accounting
@@ -86,13 +87,58 @@ def calibrate(
     return result
 
   low, high = _bracket(mechanism, epsilon, target_epsilon, rounds)
-  while high > low * (1 + _TOLERANCE):
-    middle = math.sqrt(low * high)
-    if epsilon(middle) <= target_epsilon:
-      high = middle
-    else:
-      low = middle
-  return mechanism.with_noise(high)
+  while high.noise > low.noise * (1 + _TOLERANCE):
+    width = high.noise / low.noise
+    # Near the target a line is so good that one step on each side of its root
+    # ends the search. The bracket is halved wherever it is not.
+    for side in (1, -1):
+      if high.noise <= low.noise * (1 + _TOLERANCE):
+        break
+      step = _step(low, high, target_epsilon, side, epsilon)
+      if step.epsilon <= target_epsilon:
+        high = step
+      else:
+        low = step
+    if high.noise / low.noise > math.sqrt(width):
+      noise = math.sqrt(low.noise * high.noise)
+      middle = _Point(noise, epsilon(noise))
+      if middle.epsilon <= target_epsilon:
+        high = middle
+      else:
+        low = middle
+  return mechanism.with_noise(high.noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Point:
+  """A noise multiplier and its epsilon."""
+
+  noise: float
+  epsilon: float
+
+
+def _step(
+  low: _Point,
+  high: _Point,
+  target_epsilon: float,
+  side: int,
+  epsilon: Callable[[float], float],
+) -> _Point:
+  """Returns a point within the bracket, at one side of where a line ends it.
+
+  The line is in the logarithms of noise and epsilon, where it is nearly
+  straight. The middle takes its place where an end of it is 0 or infinite.
+  """
+  share = 0.5
+  if 0 < high.epsilon < low.epsilon < math.inf:
+    share = math.log(low.epsilon / target_epsilon) / math.log(
+      low.epsilon / high.epsilon
+    )
+  noise = low.noise * (high.noise / low.noise) ** share
+  noise *= 1 + side * _TOLERANCE / 3
+  margin = 1 + _TOLERANCE / 4
+  noise = min(max(noise, low.noise * margin), high.noise / margin)
+  return _Point(noise, epsilon(noise))
 
 
 def _bracket(
@@ -100,7 +146,7 @@ def _bracket(
   epsilon: Callable[[float], float],
   target_epsilon: float,
   rounds: int,
-) -> tuple[float, float]:
+) -> tuple[_Point, _Point]:
   """Returns a noise multiplier that is too small and one that suffices.
 
   Both are the same if even the smallest multiplier suffices.
@@ -113,22 +159,26 @@ def _bracket(
       f'multiplier must stay below {limit:.3g} here; raise the expected cohort '
       'or choose fixed clipping'
     )
-  high = min(1.0, limit)
-  if epsilon(high) <= target_epsilon:
-    while high > limits.MIN_NOISE_MULTIPLIER:
-      low = max(high / 2, limits.MIN_NOISE_MULTIPLIER)
-      if epsilon(low) > target_epsilon:
+
+  def point(noise: float) -> _Point:
+    return _Point(noise, epsilon(noise))
+
+  high = point(min(1.0, limit))
+  if high.epsilon <= target_epsilon:
+    while high.noise > limits.MIN_NOISE_MULTIPLIER:
+      low = point(max(high.noise / 2, limits.MIN_NOISE_MULTIPLIER))
+      if low.epsilon > target_epsilon:
         return low, high
       high = low
     return high, high
-  while high < limit:
-    low, high = high, min(2 * high, limit)
-    if epsilon(high) <= target_epsilon:
+  while high.noise < limit:
+    low, high = high, point(min(2 * high.noise, limit))
+    if high.epsilon <= target_epsilon:
       return low, high
   raise _validate.InputError(
     f'target_epsilon {target_epsilon:g} is out of reach for {rounds} rounds: '
     f'the largest noise multiplier possible here, {limit:.4g}, gives ε '
-    f'{epsilon(limit):.3g}; plan fewer rounds, raise target_epsilon'
+    f'{high.epsilon:.3g}; plan fewer rounds, raise target_epsilon'
     + (
       ', raise the expected cohort or choose fixed clipping'
       if limit < _MAX_NOISE_MULTIPLIER / 2

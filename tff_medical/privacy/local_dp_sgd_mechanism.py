@@ -78,7 +78,10 @@ class LocalDpSgdSampling:
     """Returns step * population + unit of all draws, sorted, int64 [n]."""
     del round_num  # A repeated round draws anew and is charged for it.
     rng = sampling_lib.cohort_rng(cohort_seed, attempt)
-    return np.flatnonzero(rng.random(self.steps * self.population) < self.rate)
+    num_draws = self.steps * self.population
+    if not self.amplifies:
+      return np.arange(num_draws)
+    return sampling_lib.independent_units(rng, num_draws, self.rate)
 
   def by_step(self, drawn: np.ndarray) -> list[np.ndarray]:
     """Returns the units of each step, from the result of `draw`."""

@@ -137,7 +137,7 @@ class ClientFeed:
   @property
   def num_units(self) -> int:
     """Population of the mechanism's sampling."""
-    return len(self.clients.client_ids)
+    return len(self._client_ids)
 
   def without_data(self) -> list[tf.data.Dataset]:
     """Returns the datasets of a round with one client, which has no data."""
@@ -168,6 +168,11 @@ class ClientFeed:
   def _cache(self) -> _ClientCache:
     return _ClientCache()
 
+  @functools.cached_property
+  def _client_ids(self) -> list[str]:
+    # Client data returns a new list of all ids at each look.
+    return list(self.clients.client_ids)
+
   def _dataset(self, index: int) -> tf.data.Dataset:
     cache = self._cache
     if index in cache.kept:
@@ -184,7 +189,7 @@ class ClientFeed:
 
   def _arrays(self, index: int) -> Any:
     """Returns the examples of a client; none if they cannot be read."""
-    client_id = self.clients.client_ids[index]
+    client_id = self._client_ids[index]
     self._cache.tried.add(index)
     try:
       arrays = read_client(self.clients, client_id)

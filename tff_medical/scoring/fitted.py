@@ -13,8 +13,6 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import optimize
-from scipy import special
 
 from tff_medical import _validate
 from tff_medical.scoring import scored
@@ -101,6 +99,10 @@ def threshold(negatives: np.ndarray, specificity: float) -> float:
 
 def _temperature(images: scored.ScoredImages) -> float:
   """Returns the temperature with the lowest loss."""
+  # Late: flags import this module, and are refused before SciPy is needed.
+  from scipy import optimize
+  from scipy import special
+
   logits, truth = images.logits.astype(np.float64), images.truth
 
   def loss(log_temperature: float) -> float:

@@ -21,7 +21,6 @@ import io
 import zipfile
 
 import numpy as np
-from scipy import special
 
 from tff_medical import _validate
 from tff_medical.data import images
@@ -85,6 +84,8 @@ class ScoredImages:
   @property
   def probabilities(self) -> np.ndarray:
     """Probabilities of the classes or findings, float64 [N, K]."""
+    from scipy import special  # Late: flags import this module.
+
     logits = self.logits.astype(np.float64)
     if self.multi_label:
       return special.expit(logits)
@@ -200,6 +201,8 @@ def of_probabilities(
   multi_label: bool = False,
 ) -> ScoredImages:
   """Returns images with finite logits that give `probabilities` [N, K]."""
+  from scipy import special  # Late: flags import this module.
+
   values = probabilities.astype(np.float64)
   logits = (
     special.logit(np.clip(values, _EPSILON, 1 - _EPSILON))

@@ -22,8 +22,6 @@ import pathlib
 import shutil
 from typing import Any, BinaryIO
 
-import tqdm
-
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data.preparing import archive_members
@@ -151,6 +149,8 @@ class _Unpacking:
     return num_files
 
   def _bar(self, text: str) -> Any:
+    import tqdm  # Late: flags import this module.
+
     # Nothing is shown where nobody looks.
     return tqdm.tqdm(
       total=self._size, unit='B', unit_scale=True, desc=text, disable=None

@@ -26,8 +26,6 @@ import hashlib
 import itertools
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from tff_medical.data import images as images_lib
 from tff_medical.data import pixels
@@ -266,6 +264,10 @@ def _others(
 
 def _groups(joined: np.ndarray, total: int) -> np.ndarray:
   """Returns the first image of what pairs [n, 2] of images join."""
+  # Late: flags import this module.
+  from scipy import sparse
+  from scipy.sparse import csgraph
+
   graph = sparse.coo_matrix(
     (np.ones(len(joined), bool), (joined[:, 0], joined[:, 1])), (total, total)
   )

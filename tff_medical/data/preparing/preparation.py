@@ -27,7 +27,6 @@ from typing import Any
 
 from absl import logging
 import numpy as np
-import tqdm
 
 from tff_medical import _files
 from tff_medical import _validate
@@ -215,6 +214,8 @@ class _Preparation:
       workers=min(self._options.workers or os.cpu_count() or 1, len(todo)),
       file_seconds=self._options.file_seconds,
     )
+    import tqdm  # Late: flags import this module.
+
     # Nothing is shown where nobody looks; the log has the parts.
     bar = tqdm.tqdm(
       total=total,
