@@ -81,12 +81,14 @@ def reduce_sequence(
   shapes = [tf.TensorShape(s) for s in node.attr['output_shapes'].list.shape]
   state, captured = list(inputs[:size]), list(inputs[size:])
   attribute = node.attr['f'].func
+  options = node.attr['config_proto'].s  # Of the call, or empty.
 
   def step(state: Sequence[tf.Tensor], batch: Sequence[tf.Tensor]) -> list:
     outputs = tf.raw_ops.StatefulPartitionedCall(
       args=[*state, *batch, *captured],
       Tout=[s.dtype for s in state],
       f=attribute,
+      config_proto=options,
     )
     for output, shape in zip(outputs, shapes):
       output.set_shape(shape)
