@@ -76,6 +76,10 @@ def choose(
   _validate.positive_int(clients_per_device=clients_per_device)
   _validate.within(1, _MAX_PARTS, clients_per_device=clients_per_device)
   names = _logical_devices(client_devices, clients_per_device)
+  if any(name.startswith('GPU:') for name in names):
+    # TensorFloat-32 rounds the inputs of matrix products to 11 bits. The sum of
+    # clipped gradients is such a product: it could exceed the clip norm.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
   return Placement(tuple(names), 1, 'clients_per_device')
 
 
