@@ -143,7 +143,8 @@ class _Invocation:
         for leaf in work.work.inputs
       ]
       with tf.device(slot.device):
-        outputs = work.work.step(args, self._key(slot))
+        placed = self._cohort.placed_on(slot.lane)
+        outputs = work.work.step(args, self._key(slot), placed)
       by_leaf = dict(zip(work.work.outputs, outputs))
       for leaf in work.kept:
         kept[leaf][index] = by_leaf[leaf]
