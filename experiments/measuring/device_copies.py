@@ -73,14 +73,10 @@ def _turns(graph: tf.Graph, library: Mapping[str, Any]) -> Iterator[Turn]:
 def _inside(op: tf.Operation, library: Mapping[str, Any]) -> Turn:
   """Returns the work inside of the functions that an operation runs."""
   keys = [k for k in op.node_def.attr if op.node_def.attr[k].HasField('func')]
-  return sum(
-    (_work(_graph(op, key, library), library) for key in keys), Turn()
-  )
+  return sum((_work(_graph(op, key, library), library) for key in keys), Turn())
 
 
-def _graph(
-  op: tf.Operation, key: str, library: Mapping[str, Any]
-) -> Any:
+def _graph(op: tf.Operation, key: str, library: Mapping[str, Any]) -> Any:
   return function_def_to_graph.function_def_to_graph(
     library[op.get_attr(key).name]
   )

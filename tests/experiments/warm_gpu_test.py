@@ -18,9 +18,10 @@ from tff_medical.runtime import devices
 
 class WarmGpuTest(absltest.TestCase):
   def test_without_a_gpu_it_says_what_to_do(self):
-    with mock.patch.object(
-      tf.config, 'list_physical_devices', lambda kind: []
-    ), mock.patch.dict(os.environ):
+    with (
+      mock.patch.object(tf.config, 'list_physical_devices', lambda kind: []),
+      mock.patch.dict(os.environ),
+    ):
       with self.assertRaisesRegex(_validate.InputError, 'make gpu') as caught:
         warm_gpu.main(None)
     self.assertNotIn('\n', str(caught.exception))

@@ -51,7 +51,7 @@ class Traced:
 def trace(
   block: tff.framework.ComputationBuildingBlock,
   functions: Sequence[tff.framework.ComputationBuildingBlock] = (),
-  options: graphs.Options = graphs.Options(),
+  options: graphs.Options = graphs.DEFAULT,
 ) -> Traced:
   """Evaluates the building block of a function on symbols.
 

@@ -144,9 +144,7 @@ class Cohort:
       len(self.devices) * self.threads, thread_name_prefix='tff_client'
     )
 
-  def placed_on(
-    self, lane: int
-  ) -> Callable[[tf.Tensor], tf.Tensor] | None:
+  def placed_on(self, lane: int) -> Callable[[tf.Tensor], tf.Tensor] | None:
     """Returns the function that puts a tensor on the device of a lane.
 
     The result is None on a CPU, where tensors are at once.

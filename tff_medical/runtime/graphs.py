@@ -133,6 +133,9 @@ class Options:
   precision: str = precision_lib.FLOAT32
 
 
+DEFAULT = Options()
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
   """One TensorFlow computation of TFF, ready to be added to graphs.
@@ -152,7 +155,7 @@ class Block:
   has_state: bool
 
   @classmethod
-  def from_proto(cls, proto: Any, options: Options = Options()) -> Block:
+  def from_proto(cls, proto: Any, options: Options = DEFAULT) -> Block:
     """Reads the `TensorFlow` message of a computation."""
     graph_def = tf.compat.v1.GraphDef()
     proto.graph_def.Unpack(graph_def)
