@@ -1,6 +1,7 @@
 # make demo   a small private model: trained, exported, loaded and used
 # make test   lint, types, doctests and all tests; the same as CI runs
 # make test-faults  runs, files, flags and input broken in hundreds of ways: long
+# make gpu    CUDA and cuDNN into .venv; compiles kernels for the GPU, once
 # make docs   the API reference, as HTML in docs/api
 # make format the formatter, on everything
 # make clean  removes .venv, caches, docs/api and runs/
@@ -14,7 +15,7 @@ LOCKS := requirements.txt requirements-dev.txt requirements-backbone.txt
 # TensorFlow Federated runs on Python 3.9 to 3.11 alone.
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))
 
-.PHONY: demo test test-faults lint docs format clean
+.PHONY: demo test test-faults lint gpu docs format clean
 
 demo: $(STAMP)
 	rm -rf runs/demo
@@ -39,6 +40,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+gpu: $(VENV)/.gpu
+	$(BIN)/python -m experiments.warm_gpu
+
+# TensorFlow finds the libraries: they lie beside it.
+$(VENV)/.gpu: requirements-gpu.txt $(STAMP)
+	@echo 'Installing CUDA 11.8 and cuDNN 8: takes some minutes and 4 GB, once.'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-gpu.txt
+	touch $@
 
 docs: $(STAMP)
 	rm -rf docs/api

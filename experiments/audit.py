@@ -183,7 +183,7 @@ def _audit_canaries(
   data_ledger: data_ledger_lib.DataLedger | None,
 ) -> dict[str, Any]:
   if run.settings.run.runtime == 'local':
-    runtime.set_local_context()
+    runtime.set_local_context(precision=run.settings.run.precision)
   with tqdm.tqdm(total=run.settings.mode.rounds, unit='round') as bar:
 
     def on_round(report: training.RoundReport) -> None:

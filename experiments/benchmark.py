@@ -52,6 +52,7 @@ import tensorflow_federated as tff
 
 from experiments.measuring import bare_tensorflow
 from experiments.measuring import batched_rounds
+from experiments.measuring import bfloat16
 from experiments.measuring import timing
 from tff_medical import _validate
 from tff_medical import runtime
@@ -110,15 +111,23 @@ def model() -> tff.learning.models.FunctionalModel:
 
 
 def learning_process(
-  clients: int, noise_multiplier: float
+  clients: int,
+  noise_multiplier: float,
+  wrapped: Callable[[Any], Any] = lambda optimizer: optimizer,
 ) -> tff.learning.templates.LearningProcess:
-  """Returns DP-FedAvg with adaptive clipping, from TFF's own parts."""
+  """Returns DP-FedAvg with adaptive clipping, from TFF's own parts.
+
+  Args:
+    clients: Cohort size.
+    noise_multiplier: Noise multiplier.
+    wrapped: Function from the client optimizer to the one that is used.
+  """
   aggregator = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
     noise_multiplier, float(clients)
   )
   return tff.learning.algorithms.build_unweighted_fed_avg(
     model(),
-    tff.learning.optimizers.build_sgdm(bare_tensorflow.CLIENT_RATE),
+    wrapped(tff.learning.optimizers.build_sgdm(bare_tensorflow.CLIENT_RATE)),
     tff.learning.optimizers.build_sgdm(1.0, bare_tensorflow.MOMENTUM),
     model_aggregator=aggregator,
   )
@@ -161,6 +170,18 @@ def _local(
     for data in client_data(work)
   ]
   return _tff_rounds(context, work, datasets)
+
+
+def _bfloat16(
+  work: Workload, context: Any, threads: int | None
+) -> Callable[[], None]:
+  del context  # Its precision is another.
+  build = functools.partial(learning_process, work.clients, _NOISE_MULTIPLIER)
+  datasets = [
+    runtime.tensor_dataset(data, batch_size=work.batch_size)
+    for data in client_data(work)
+  ]
+  return bfloat16.rounds(build, datasets, threads)
 
 
 def _plain(
@@ -216,6 +237,7 @@ _CONTENDER_FNS = {
   'local': _local,
   'local_plain': _plain,
   'local_batched': _batched,
+  'local_bfloat16': _bfloat16,
   'tff': _tff,
   'floor': _floor,
 }
@@ -242,6 +264,10 @@ def summarize(
         a - b for a, b in zip(seconds['local'], values)
       )
       summary['millis_a_client_over_floor'] = 1000 * overhead / work.clients
+  if 'local_bfloat16' in seconds and 'floor' in seconds:
+    summary['local_bfloat16_to_floor'] = timing.median_ratio(
+      seconds['local_bfloat16'], seconds['floor']
+    )
   return summary
 
 

@@ -168,6 +168,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
         data_digest=config.data_digest,
         largest_group=task.data.largest_group,
         data_ledger=book,
+        precision=settings.run.precision,
       )
       seconds = time.monotonic() - started
       if scores is not None:
@@ -270,6 +271,7 @@ def set_runtime(run: settings_lib.RunSettings) -> None:
     if run.client_devices
     else None,
     clients_per_device=run.clients_per_device,
+    precision=run.precision,
   )
 
 

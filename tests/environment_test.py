@@ -18,6 +18,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _RUN = 'requirements.txt'
 _DEV = 'requirements-dev.txt'
 _BACKBONE = 'requirements-backbone.txt'
+_GPU = 'requirements-gpu.txt'
 # What is asked for, but not needed: see the comments of requirements.txt.
 _LEFT_OUT = {'tf-models-official'}
 
@@ -62,6 +63,17 @@ class LockTest(absltest.TestCase):
     self.assertNotEmpty(names)
     self.assertEqual({n for name in names for n in _needs(name)}, set())
     self.assertEqual(names & _pins(_RUN, _DEV), set())
+
+  def test_libraries_for_gpus_are_those_that_tensorflow_names(self):
+    named = set()
+    for line in importlib.metadata.requires('tensorflow'):
+      need = requirements.Requirement(line)
+      if need.marker and need.marker.evaluate({'extra': 'and-cuda'}):
+        if not need.marker.evaluate({'extra': ''}):
+          named.add(f'{_normal(need.name)}{need.specifier}')
+    lines = (_ROOT / _GPU).read_text().splitlines()
+    pins = {line for line in lines if not line.startswith('#')}
+    self.assertEqual(pins, named - {'tensorrt==8.5.3.1'})
 
   def test_sources_import_nothing_of_what_only_develops(self):
     imported = set()

@@ -88,6 +88,17 @@ class SetUpTest(parameterized.TestCase):
     self._make()
     self.assertTrue((self.folder / 'log').exists())
 
+  def test_libraries_for_gpus_are_installed_once(self):
+    self._python('python3', '3.11')
+    done = self._make('gpu')
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertIn('-m experiments.warm_gpu', done.stdout)
+    asked = (self.folder / 'log').read_text()
+    self.assertIn('--no-deps -r requirements-gpu.txt', asked)
+    (self.folder / 'log').unlink()
+    self.assertIn('-m experiments.warm_gpu', self._make('gpu').stdout)
+    self.assertFalse((self.folder / 'log').exists())
+
   @parameterized.parameters('3.12', '3.13', '3.8')
   def test_names_a_remedy_where_no_python_suits(self, version):
     self._python('python3', version)

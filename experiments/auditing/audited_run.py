@@ -314,6 +314,7 @@ def repeat_with_canaries(
       backbone=parts.task.backbone,
       largest_group=parts.task.data.largest_group,
       data_ledger=book,
+      precision=parts.settings.run.precision,
     )
     epsilon = ledger.epsilon
   scores = canary_audit.scores(canaries, steps)

@@ -229,6 +229,13 @@ class RunSettings:
     low=1,
     high=64,
   )
+  precision: str = fields.setting(
+    'float32',
+    'numbers in forward and backward passes: bfloat16 is faster on processors '
+    'that have it; weights, clipping, sums and noise stay float32',
+    only_if={'runtime': ('local',)},
+    choices=('float32', 'bfloat16'),
+  )
   data_ledger: Optional[str] = fields.setting(
     None,
     'file in which all runs on the same data are charged against one budget; '

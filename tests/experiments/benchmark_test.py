@@ -11,8 +11,10 @@ import tensorflow_federated as tff
 
 from experiments import benchmark
 from experiments.measuring import bare_tensorflow
+from experiments.measuring import bfloat16
 from tff_medical import _validate
 from tff_medical import runtime
+from tff_medical.learning import client_training
 
 _SMALL = benchmark.Workload(clients=6, images=8, batch_size=4)
 
@@ -61,6 +63,23 @@ class BenchmarkTest(parameterized.TestCase):
       ['local_secs', 'local_to_local_batched', 'local_to_floor'],
       report['results']['common'],
     )
+
+  def test_bfloat16_is_compared_with_the_float32_floor(self):
+    seconds = {'local_bfloat16': [1.0, 3.0, 9.0], 'floor': [2.0, 4.0, 9.0]}
+    summary = benchmark.summarize(_SMALL, seconds)
+    self.assertEqual(summary['local_bfloat16_to_floor'], 0.75)
+
+  def test_bfloat16_marks_the_steps_of_clients(self):
+    context = runtime.create_local_context(1)
+    create = mock.patch.object(
+      bfloat16.runtime, 'create_local_context', return_value=context
+    )
+    build = mock.patch.object(benchmark, 'learning_process')
+    with create as created, build as built:
+      benchmark._bfloat16(_SMALL, None, 2)()
+    created.assert_called_once_with(2, precision='bfloat16')
+    self.assertIs(built.call_args.args[-1], client_training.in_marked_steps)
+    built.return_value.next.assert_called_once()
 
   @parameterized.parameters(
     ({'rounds': 0}, 'rounds'),

@@ -240,6 +240,11 @@ class SettingsTest(parameterized.TestCase):
     (['--runtime=tff', '--client_threads=2'], 'client_threads.*runtime=tff'),
     (['--client_threads=0'], 'client_threads'),
     (['--runtime=gpu'], 'runtime must be one of'),
+    (['--precision=float16'], 'precision must be one of'),
+    (
+      ['--runtime=tff', '--precision=bfloat16'],
+      'precision=bfloat16 would be ignored with runtime=tff',
+    ),
     (['--rounds=0'], 'rounds must be positive, got 0'),
     (['--client_batch_size=-1'], 'client_batch_size'),
     (['--client_learning_rate=0'], 'client_learning_rate'),

@@ -50,6 +50,9 @@ class BuildCardTest(absltest.TestCase):
     self.assertNotIn('broken units', said['text'])
     said = self._card(mechanism, [1], broken_units_are_published=True)
     self.assertIn('counts of broken units', said['text'])
+    self.assertEqual(said['precision'], 'float32')
+    said = self._card(mechanism, [1], precision='bfloat16')
+    self.assertEqual(said['precision'], 'bfloat16')
 
   def test_of_trees(self):
     mechanism = dp_ftrl_mechanism.DpFtrlMechanism(

@@ -107,6 +107,13 @@ class DistributedMechanismTest(parameterized.TestCase):
 
 
 class SkellamNoiseTest(absltest.TestCase):
+  def test_is_drawn_on_the_cpu(self):
+    # TensorFlow has no Poisson kernel for GPUs.
+    function = tf.function(lambda: noise.SecretNoise().skellam([3], 8.0))
+    operations = function.get_concrete_function().graph.get_operations()
+    (draw,) = [o for o in operations if o.type == 'StatelessRandomPoisson']
+    self.assertEqual(draw.device, '/device:CPU:0')
+
   def test_is_skellam(self):
     draws = noise.SecretNoise().skellam([50_000], 8.0).numpy()
     edges = np.arange(-8, 9)

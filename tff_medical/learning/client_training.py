@@ -1,4 +1,4 @@
-"""Client training: the FedProx term.
+"""Client training: the FedProx term, and steps that may be rounded.
 
 FedProx (Li et al. 2020, arXiv 1812.06127) adds strength / 2 * |w - w0|**2 to
 every client's loss, where w0 are the weights that the server sent. The term
@@ -9,18 +9,28 @@ one, so it works with every model, optimizer and schedule.
 to the gradient instead of strength * (w - w0), which drives clients apart
 (learning/templates/proximal_client_work.py, both variants). It also takes no
 schedule.
+
+`in_marked_steps` allows `runtime.precision.BFLOAT16` in the training step of
+TFF's client work. The step only trains; TFF clips the result of all steps.
 """
 
 from __future__ import annotations
 
 import collections
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Union
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
 from tff_medical.learning import wrapping_optimizer
+from tff_medical.runtime import precision
+
+ClientOptimizer = Union[
+  tff.learning.optimizers.Optimizer,
+  Callable[[Any], tff.learning.optimizers.Optimizer],
+]
 
 
 def with_proximal_term(
@@ -37,6 +47,31 @@ def with_proximal_term(
   """
   _validate.non_negative(proximal_strength=strength)
   return _Proximal(optimizer, strength) if strength else optimizer
+
+
+def in_marked_steps(optimizer: ClientOptimizer) -> ClientOptimizer:
+  """Returns an optimizer that marks the functions which call its `next`.
+
+  Args:
+    optimizer: Optimizer, or function from a learning rate to an optimizer.
+  """
+  if isinstance(optimizer, tff.learning.optimizers.Optimizer):
+    return _Marking(optimizer)
+  return lambda learning_rate: _Marking(optimizer(learning_rate))
+
+
+class _Marking(wrapping_optimizer.WrappingOptimizer):
+  """Marks the function that takes a step; see `runtime.precision`."""
+
+  def initialize(self, specs: Any) -> collections.OrderedDict:
+    return collections.OrderedDict(inner=self._inner.initialize(specs))
+
+  def next(
+    self, state: collections.OrderedDict, weights: Any, gradients: Any
+  ) -> tuple[collections.OrderedDict, Any]:
+    precision.mark()
+    inner, weights = self._inner.next(state['inner'], weights, gradients)
+    return collections.OrderedDict(inner=inner), weights
 
 
 class _Proximal(wrapping_optimizer.WrappingOptimizer):

@@ -17,6 +17,7 @@ import tensorflow_federated as tff
 
 from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
+from tff_medical.learning import client_training
 from tff_medical.learning import labels
 from tff_medical.learning import optimizers
 from tff_medical.learning import schedules
@@ -27,17 +28,13 @@ Model = Union[
   tff.learning.models.FunctionalModel,
   Callable[[], tff.learning.models.VariableModel],
 ]
-ClientOptimizer = Union[
-  tff.learning.optimizers.Optimizer,
-  Callable[[Any], tff.learning.optimizers.Optimizer],
-]
 
 
 def build_dp_fed_avg(
   model: Model,
   mechanism: interface.ClientMechanism,
   *,
-  client_optimizer: ClientOptimizer,
+  client_optimizer: client_training.ClientOptimizer,
   client_learning_rate: schedules.Schedule | None = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
   count_broken: bool = False,
@@ -95,6 +92,7 @@ def build_dp_fed_avg(
     server_optimizer = optimizers.build_server_optimizer(
       'sgd', learning_rate=1.0
     )
+  client_optimizer = client_training.in_marked_steps(client_optimizer)
   if client_learning_rate is None:
     return tff.learning.algorithms.build_weighted_fed_avg(
       model_fn=model,

@@ -20,6 +20,7 @@ import collections
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -30,6 +31,7 @@ from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import labels as labels_lib
 from tff_medical.learning import layer_gradients
 from tff_medical.learning import unit_inputs
+from tff_medical.runtime import precision
 
 Batch = collections.OrderedDict[str, tf.Tensor]
 Weights = tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]
@@ -166,7 +168,16 @@ def unit_gradients(
   batch = _without_padding(batch)
   x = _views(batch['x'], augmentation)
   every_weight = (tuple(weights.trainable), tuple(weights.non_trainable))
-  return way(model, every_weight, x, batch['y'], batch['mask'])
+
+  def parts(*args: Any) -> list[tf.Tensor | layer_gradients.Factors]:
+    gradients = way(model, *args)
+    factors = getattr(gradients, 'factors', (None,) * len(gradients))
+    return [g if f is None else f for g, f in zip(gradients, factors)]
+
+  # Whoever clips and sums gets float32 from here, whatever the precision.
+  return Gradients.of(
+    precision.apart(parts, every_weight, x, batch['y'], batch['mask'])
+  )
 
 
 def by_rules(

@@ -57,6 +57,7 @@ def build_card(
   data_digest: str = '',
   largest_group: int | None = None,
   data_ledger: data_ledger_lib.Book | None = None,
+  precision: str = 'float32',
 ) -> dict[str, Any]:
   """Returns the card of a model.
 
@@ -85,6 +86,8 @@ def build_card(
       if it is known.
     data_ledger: Contents of the ledger of the data set, in which the run is
       charged, if there is one.
+    precision: Number format of the forward and backward passes in training.
+      Clipping, sums and noise are float32.
 
   Raises:
     InputError: The ledger holds fewer charges than the rounds cost.
@@ -139,6 +142,7 @@ def build_card(
     'accountant_version': accounting.accountant_version(),
     'ledger_sha256': ledger.digest,
     'not_covered': not_covered,
+    'precision': precision,
     'dataset': dataset,
     'data_digest': data_digest,
     'test_metrics': dict(test_metrics),

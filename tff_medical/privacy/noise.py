@@ -55,12 +55,14 @@ class SecretNoise:
       variance: Variance of the noise, at most 2e8. With a larger variance
         rounding errors of the sampler's logarithms distort the distribution.
     """
-    draws = tf.random.stateless_poisson(
-      [*shape, 2],
-      self._seed(),
-      lam=tf.constant(variance / 2, tf.float64),
-      dtype=tf.int64,
-    )
+    # TensorFlow draws Poisson numbers on the CPU alone.
+    with tf.device('/device:CPU:0'):
+      draws = tf.random.stateless_poisson(
+        [*shape, 2],
+        self._seed(),
+        lam=tf.constant(variance / 2, tf.float64),
+        dtype=tf.int64,
+      )
     return draws[..., 0] - draws[..., 1]
 
   def _seed(self) -> tf.Tensor:

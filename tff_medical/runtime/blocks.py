@@ -51,23 +51,26 @@ class Traced:
 def trace(
   block: tff.framework.ComputationBuildingBlock,
   functions: Sequence[tff.framework.ComputationBuildingBlock] = (),
+  options: graphs.Options = graphs.DEFAULT,
 ) -> Traced:
   """Evaluates the building block of a function on symbols.
 
   Args:
     block: Building block of the function.
     functions: Building blocks of the function's parameters of functional type.
+    options: Options of the TensorFlow blocks.
 
   Raises:
     NotImplementedError: The runtime does not support a building block.
   """
-  return _Tracer().trace(block, functions)
+  return _Tracer(options).trace(block, functions)
 
 
 class _Tracer:
   """Evaluates building blocks; see `trace`."""
 
-  def __init__(self) -> None:
+  def __init__(self, options: graphs.Options) -> None:
+    self._options = options
     self._serial = itertools.count()
     self._at_clients = False
     self._has_state = False
@@ -198,7 +201,7 @@ class _Tracer:
         'The local runtime runs TensorFlow; it cannot run a computation of '
         f'kind {block.proto.WhichOneof("computation")!r}.'
       )
-    graph = graphs.Block.from_proto(block.proto.tensorflow)
+    graph = graphs.Block.from_proto(block.proto.tensorflow, self._options)
     self._has_state |= graph.has_state
     result = block.type_signature.result
     types = [leaf.member for leaf in values.leaf_types(result)]

@@ -21,6 +21,7 @@ import grpc
 import tensorflow as tf
 
 from tff_medical.runtime import devices
+from tff_medical.runtime import resident
 
 # Number of results that may wait for an earlier client, per thread of a lane.
 _AHEAD = 4
@@ -135,9 +136,21 @@ class Cohort:
     self.devices = placement.devices
     self.threads = placement.threads
     self._knob = placement.knob
+    self._residents = [
+      None if name.startswith('CPU:') else resident.Resident(name)
+      for name in self.devices
+    ]
     self._pool = concurrent.futures.ThreadPoolExecutor(
       len(self.devices) * self.threads, thread_name_prefix='tff_client'
     )
+
+  def placed_on(self, lane: int) -> Callable[[tf.Tensor], tf.Tensor] | None:
+    """Returns the function that puts a tensor on the device of a lane.
+
+    The result is None on a CPU, where tensors are at once.
+    """
+    kept = self._residents[lane]
+    return kept.placed if kept is not None else None
 
   def _client_error(
     self, index: int, clients: int, error: Exception

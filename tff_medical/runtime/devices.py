@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import os
+import pathlib
 import subprocess
 
 from absl import logging
 import tensorflow as tf
 
+from tff_medical import _files
 from tff_medical import _validate
 
 # Share of a GPU's free memory that its logical devices divide.
@@ -26,6 +28,9 @@ _MEMORY_SHARE = 0.9
 # Upper limits: each thread and each part of a device holds memory of its own.
 _MAX_THREADS = 256
 _MAX_PARTS = 64
+# Size up to which the driver keeps compiled kernels. Its own limit of 1 GiB may
+# be less than those of TensorFlow.
+_MAX_KERNEL_BYTES = 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +55,26 @@ def available_cores() -> int:
   return os.cpu_count() or 1
 
 
+def keep_compiled_kernels() -> pathlib.Path:
+  """Has the driver keep the kernels that it compiles; returns their folder.
+
+  The driver reads the variables when TensorFlow first looks for GPUs. Variables
+  that are set stay.
+  """
+  folder = os.environ.setdefault(
+    'CUDA_CACHE_PATH', str(_files.cache_folder('cuda'))
+  )
+  os.environ.setdefault('CUDA_CACHE_MAXSIZE', str(_MAX_KERNEL_BYTES))
+  return pathlib.Path(folder)
+
+
 def choose(
   client_threads: int | None,
   client_devices: Sequence[str] | None,
   clients_per_device: int | None,
 ) -> Placement:
   """Returns the placement; see `local.create_local_context` for arguments."""
+  keep_compiled_kernels()
   on_devices = client_devices is not None or clients_per_device is not None
   if client_threads is not None:
     _validate.positive_int(client_threads=client_threads)
@@ -76,6 +95,10 @@ def choose(
   _validate.positive_int(clients_per_device=clients_per_device)
   _validate.within(1, _MAX_PARTS, clients_per_device=clients_per_device)
   names = _logical_devices(client_devices, clients_per_device)
+  if any(name.startswith('GPU:') for name in names):
+    # TensorFloat-32 rounds the inputs of matrix products to 11 bits. The sum of
+    # clipped gradients is such a product: it could exceed the clip norm.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
   return Placement(tuple(names), 1, 'clients_per_device')
 
 

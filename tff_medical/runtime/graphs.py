@@ -27,6 +27,7 @@ import tensorflow as tf
 
 from tff_medical.runtime import importing
 from tff_medical.runtime import loops
+from tff_medical.runtime import precision as precision_lib
 
 _HANDLE_ATTR = 'shared_name'
 _import_number = itertools.count()
@@ -119,6 +120,23 @@ def _run_initializer_first(
 
 
 @dataclasses.dataclass(frozen=True)
+class Options:
+  """Ways of compiling that depend on where a computation runs.
+
+  Attributes:
+    bodies_apart: Whether functions that reduce datasets stay functions of their
+      own. This helps on a CPU alone.
+    precision: Number format of marked functions; see `precision`.
+  """
+
+  bodies_apart: bool = True
+  precision: str = precision_lib.FLOAT32
+
+
+DEFAULT = Options()
+
+
+@dataclasses.dataclass(frozen=True)
 class Block:
   """One TensorFlow computation of TFF, ready to be added to graphs.
 
@@ -137,7 +155,7 @@ class Block:
   has_state: bool
 
   @classmethod
-  def from_proto(cls, proto: Any) -> Block:
+  def from_proto(cls, proto: Any, options: Options = DEFAULT) -> Block:
     """Reads the `TensorFlow` message of a computation."""
     graph_def = tf.compat.v1.GraphDef()
     proto.graph_def.Unpack(graph_def)
@@ -150,7 +168,10 @@ class Block:
       graph_def, importing.ancestors(importing.by_name(graph_def), needed)
     )
     _clear_options(graph_def)
-    _keep_loop_bodies_apart(graph_def)
+    if options.bodies_apart:
+      _keep_loop_bodies_apart(graph_def)
+    if options.precision == precision_lib.BFLOAT16:
+      precision_lib.let_tensorflow_rewrite(graph_def)
     has_state = bool(_handles(graph_def))
     if init_op:
       _run_initializer_first(graph_def, init_op)

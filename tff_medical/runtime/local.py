@@ -31,8 +31,10 @@ import tensorflow_federated as tff
 from tff_medical.runtime import blocks
 from tff_medical.runtime import cohort as cohort_lib
 from tff_medical.runtime import devices
+from tff_medical.runtime import graphs
 from tff_medical.runtime import nodes
 from tff_medical.runtime import plan as plan_lib
+from tff_medical.runtime import precision as precision_lib
 from tff_medical.runtime import values
 
 _Computation = tff.framework.ConcreteComputation
@@ -50,12 +52,15 @@ def _building_block(
 
 
 def _compile(
+  options: graphs.Options,
   comp: tff.framework.ConcreteComputation,
   *functions: tff.framework.ConcreteComputation,
 ) -> plan_lib.Plan:
   """Returns the plan of a computation applied to computations."""
   return plan_lib.create(
-    blocks.trace(_building_block(comp), [_building_block(f) for f in functions])
+    blocks.trace(
+      _building_block(comp), [_building_block(f) for f in functions], options
+    )
   )
 
 
@@ -138,7 +143,8 @@ class _Invocation:
         for leaf in work.work.inputs
       ]
       with tf.device(slot.device):
-        outputs = work.work.step(args, self._key(slot))
+        placed = self._cohort.placed_on(slot.lane)
+        outputs = work.work.step(args, self._key(slot), placed)
       by_leaf = dict(zip(work.work.outputs, outputs))
       for leaf in work.kept:
         kept[leaf][index] = by_leaf[leaf]
@@ -163,11 +169,18 @@ class _Invocation:
 class LocalContext(tff.framework.SyncContext):
   """Runs computations in this process; see `create_local_context`."""
 
-  def __init__(self, cohort: cohort_lib.Cohort, default_num_clients: int = 0):
+  def __init__(
+    self,
+    cohort: cohort_lib.Cohort,
+    default_num_clients: int = 0,
+    precision: str = precision_lib.FLOAT32,
+  ):
     self._cohort = cohort
     self._default_num_clients = default_num_clients
     self._lock = threading.RLock()
-    self._plan = functools.lru_cache()(_compile)
+    on_cpu = any(name.startswith('CPU:') for name in cohort.devices)
+    options = graphs.Options(bodies_apart=on_cpu, precision=precision)
+    self._plan = functools.lru_cache()(functools.partial(_compile, options))
 
   def invoke(self, comp: Any, arg: Any) -> Any:
     """Runs `comp` on `arg` and returns its result in TFF's form.
@@ -222,6 +235,7 @@ def create_local_context(
   client_devices: Sequence[str] | None = None,
   clients_per_device: int | None = None,
   default_num_clients: int = 0,
+  precision: str = precision_lib.FLOAT32,
 ) -> LocalContext:
   """Returns a context that runs TFF computations in this process.
 
@@ -237,12 +251,19 @@ def create_local_context(
       is divided into as many logical devices.
     default_num_clients: Cohort size of a computation whose argument does not
       state it.
+    precision: Number format of a model's forward and backward pass, 'float32'
+      or 'bfloat16'; see `precision`.
 
   Raises:
-    InputError: A value is out of range, or there is no such device.
+    InputError: A value is out of range, there is no such device, or the device
+      does not compute in this precision.
   """
+  precision_lib.refuse_rewriting_of_everything()
   placement = devices.choose(client_threads, client_devices, clients_per_device)
-  return LocalContext(cohort_lib.Cohort(placement), default_num_clients)
+  precision_lib.check(precision, placement.devices)
+  return LocalContext(
+    cohort_lib.Cohort(placement), default_num_clients, precision
+  )
 
 
 def set_local_context(
@@ -250,6 +271,7 @@ def set_local_context(
   client_devices: Sequence[str] | None = None,
   clients_per_device: int | None = None,
   default_num_clients: int = 0,
+  precision: str = precision_lib.FLOAT32,
 ) -> None:
   """Makes `create_local_context(...)` the default context."""
   tff.framework.set_default_context(
@@ -258,5 +280,6 @@ def set_local_context(
       client_devices,
       clients_per_device,
       default_num_clients,
+      precision,
     )
   )

@@ -15,6 +15,10 @@ from typing import Any
 
 import tensorflow as tf
 
+# Operations on int32 scalars take and give host memory, on a GPU too. A loop
+# whose counters are int64 waits for the GPU several times a batch.
+_INDEX = tf.int32
+
 _Step = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor]], list]
 
 
@@ -35,17 +39,23 @@ class Slices:
   drop_remainder: tf.Tensor
 
   def batches(self) -> tf.Tensor:
-    """Returns the number of batches in one epoch."""
-    examples = tf.shape(self.components[0], tf.int64)[0]
-    extra = tf.where(
-      self.drop_remainder, tf.zeros_like(examples), self.batch_size - 1
-    )
-    return (examples + extra) // self.batch_size
+    """Returns the number of batches in one epoch, int64, on the CPU."""
+    examples = tf.shape(self.components[0])[0]
+    with tf.device('/device:CPU:0'):
+      examples = tf.cast(examples, tf.int64)
+      size = tf.cast(self.batch_size, tf.int64)
+      extra = tf.where(self.drop_remainder, tf.zeros_like(size), size - 1)
+      return (examples + extra) // size
 
-  def batch(self, index: tf.Tensor) -> list[tf.Tensor]:
-    """Returns the flat components of one batch of an epoch."""
-    start = index * self.batch_size
-    return [c[start : start + self.batch_size] for c in self.components]
+  def batch(self, index: tf.Tensor, size: tf.Tensor) -> list[tf.Tensor]:
+    """Returns the flat components of one batch of an epoch.
+
+    Args:
+      index: Number of the batch.
+      size: Batch size, in the type of the number.
+    """
+    start = index * size
+    return [c[start : start + size] for c in self.components]
 
   def to_variant(self) -> tf.Tensor:
     """Returns the same batches as the variant tensor of a dataset."""
@@ -54,7 +64,7 @@ class Slices:
         tf.data.Dataset.range(self.batches())
         .map(
           tf.autograph.experimental.do_not_convert(
-            lambda i: tuple(self.batch(i))
+            lambda i: tuple(self.batch(i, self.batch_size))
           )
         )
         .repeat(self.epochs)
@@ -81,12 +91,14 @@ def reduce_sequence(
   shapes = [tf.TensorShape(s) for s in node.attr['output_shapes'].list.shape]
   state, captured = list(inputs[:size]), list(inputs[size:])
   attribute = node.attr['f'].func
+  options = node.attr['config_proto'].s  # Of the call, or empty.
 
   def step(state: Sequence[tf.Tensor], batch: Sequence[tf.Tensor]) -> list:
     outputs = tf.raw_ops.StatefulPartitionedCall(
       args=[*state, *batch, *captured],
       Tout=[s.dtype for s in state],
       f=attribute,
+      config_proto=options,
     )
     for output, shape in zip(outputs, shapes):
       output.set_shape(shape)
@@ -104,11 +116,16 @@ def _over_slices(
   step: _Step, slices: Slices, state: list, shapes: list
 ) -> list[tf.Tensor]:
   batches = slices.batches()
-  total = batches * slices.epochs
+  with tf.device('/device:CPU:0'):
+    # No loop of 2**31 steps ends.
+    total = tf.minimum(batches * slices.epochs, _INDEX.max)
+    total, batches, size = (
+      tf.cast(n, _INDEX) for n in (total, batches, slices.batch_size)
+    )
   _, *result = tf.while_loop(
     lambda i, *_: i < total,
-    lambda i, *state: (i + 1, *step(state, slices.batch(i % batches))),
-    (tf.constant(0, tf.int64), *state),
+    lambda i, *state: (i + 1, *step(state, slices.batch(i % batches, size))),
+    (tf.constant(0, _INDEX), *state),
     shape_invariants=(tf.TensorShape([]), *shapes),
   )
   return result

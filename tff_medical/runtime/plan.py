@@ -43,16 +43,25 @@ class Step:
     self._lock = threading.Lock()
 
   def __call__(
-    self, args: Sequence[Any], key: Hashable = None
+    self,
+    args: Sequence[Any],
+    key: Hashable = None,
+    placed: Callable[[tf.Tensor], tf.Tensor] | None = None,
   ) -> list[tf.Tensor]:
-    """Runs the step; calls with different keys share no variables."""
+    """Runs the step; calls with different keys share no variables.
+
+    Args:
+      args: Values of the inputs.
+      key: Key of the call.
+      placed: Function that returns a client's tensor where the step reads it.
+    """
     fed = [_Fed.of(spec, value) for spec, value in zip(self._types, args)]
     signature = (key, tuple(f.kind for f in fed))
     with self._lock:
       function = self._functions.get(signature)
       if function is None:
         function = self._functions[signature] = self._compile(fed)
-    return function(*(tensor for f in fed for tensor in f.tensors))
+    return function(*(t for f in fed for t in f.placed(placed)))
 
   def _compile(self, fed: Sequence[_Fed]) -> _Compiled:
     def step(*tensors: tf.Tensor) -> list[tf.Tensor]:
@@ -96,6 +105,14 @@ class _Fed:
     )
     scalars = tuple(tf.TensorSpec([], o.dtype) for o in batches.options)
     return cls(f'slices {len(rows)}', tensors, rows + scalars)
+
+  def placed(
+    self, place: Callable[[tf.Tensor], tf.Tensor] | None
+  ) -> Sequence[Any]:
+    """Returns the tensors, the components of slices where `place` puts them."""
+    if place is None or self.kind in ('tensor', 'variant'):
+      return self.tensors
+    return (*map(place, self.tensors[:-3]), *self.tensors[-3:])
 
   def take(self, tensors: list[tf.Tensor]) -> tf.Tensor | loops.Slices:
     """Returns this input, with its parts taken from the front of `tensors`."""
