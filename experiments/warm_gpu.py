@@ -35,7 +35,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments import benchmark
-from experiments import gradient_benchmark
+from experiments.measuring import record_rounds
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.learning import dp_sgd
@@ -97,7 +97,8 @@ def train(context: runtime.LocalContext) -> None:
     process = benchmark.learning_process(_WORK.clients, noise_multiplier=0.5)
     data = benchmark.client_data(_WORK)
     _round(process, [runtime.tensor_dataset(d, batch_size=32) for d in data])
-    _round(_dp_sgd(), [_records() for _ in range(8)])
+    model = record_rounds.functional_model('cnn_dense')
+    _round(_dp_sgd(model), [_records(model) for _ in range(8)])
 
 
 def _round(
@@ -107,21 +108,23 @@ def _round(
   process.next(process.initialize(), datasets)
 
 
-def _dp_sgd() -> tff.learning.templates.LearningProcess:
+def _dp_sgd(
+  model: tff.learning.models.FunctionalModel,
+) -> tff.learning.templates.LearningProcess:
   mechanism = mechanisms.GaussianMechanism(
     sampling=sampling.PoissonSampling(population=1000, expected_cohort=256),
     clipping=mechanisms.AdaptiveClipping(clip_norm=0.1),
     noise_multiplier=1.0,
     privacy_unit='record',
   )
-  return dp_sgd.build_dp_sgd(gradient_benchmark.model('cnn'), mechanism)
+  return dp_sgd.build_dp_sgd(model, mechanism)
 
 
-def _records() -> tf.data.Dataset:
-  rng = np.random.default_rng(0)
+def _records(model: tff.learning.models.FunctionalModel) -> tf.data.Dataset:
+  x, y = record_rounds.images(model, 32)
   batch = collections.OrderedDict(
-    x=rng.random((32, 1, *gradient_benchmark.SHAPE), np.float32),
-    y=rng.integers(2, size=(32, 1)),
+    x=x[:, np.newaxis],
+    y=y[:, np.newaxis],
     mask=np.ones((32, 1), np.float32),
   )
   return runtime.tensor_dataset(batch, batch_size=32)
