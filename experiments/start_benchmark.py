@@ -4,8 +4,8 @@
   training, and of the training of a preset that needs no download.
 - charge: one charge of a run, with its ε, beside one fsync of the same disk,
   which every charge waits for. Figures are means over a whole run.
-- draw: one cohort of a fixed expected size from populations of any size. Figures
-  are medians.
+- draw: one cohort of a fixed expected size, from populations of several sizes.
+  Figures are medians.
 
     python -m experiments.start_benchmark --json=start_benchmark.json
 """
