@@ -1,4 +1,4 @@
-"""Tests of client tensors on a device, with logical CPUs as devices."""
+"""Tests of client tensors on a device, where a CPU stands for a GPU."""
 
 import gc
 
@@ -13,13 +13,6 @@ from tff_medical.runtime import devices
 from tff_medical.runtime import resident
 
 
-def setUpModule():
-  (cpu,) = tf.config.list_physical_devices('CPU')
-  tf.config.set_logical_device_configuration(
-    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
-  )
-
-
 def _bytes(count):
   with tf.device('CPU:0'):
     return tf.zeros([count], tf.uint8)
@@ -27,16 +20,16 @@ def _bytes(count):
 
 class ResidentTest(absltest.TestCase):
   def test_a_tensor_is_copied_once_as_it_is(self):
-    kept = resident.Resident('CPU:1')
+    kept = resident.Resident('CPU:0')
     tensor = _bytes(10)
     copy = kept.placed(tensor)
-    self.assertEndsWith(copy.device, 'CPU:1')
+    self.assertEndsWith(copy.device, 'CPU:0')
     self.assertEqual(copy.dtype, tf.uint8)
     self.assertIs(kept.placed(tensor), copy)
     self.assertEqual(kept.size, 10)
 
   def test_a_copy_goes_with_its_tensor(self):
-    kept = resident.Resident('CPU:1')
+    kept = resident.Resident('CPU:0')
     tensor = _bytes(10)
     kept.placed(tensor)
     del tensor
@@ -45,14 +38,14 @@ class ResidentTest(absltest.TestCase):
     self.assertEmpty(kept._copies)
 
   def test_what_has_no_room_stays(self):
-    kept = resident.Resident('CPU:1', limit=15)
+    kept = resident.Resident('CPU:0', limit=15)
     first, second = _bytes(10), _bytes(10)
     kept.placed(first)
     self.assertIs(kept.placed(second), second)
     self.assertEqual(kept.size, 10)
 
   def test_types_of_the_cpu_stay(self):
-    kept = resident.Resident('CPU:1')
+    kept = resident.Resident('CPU:0')
     for tensor in (tf.constant(1), tf.constant('text')):
       self.assertIs(kept.placed(tensor), tensor)
 
@@ -71,10 +64,10 @@ class RoundsTest(absltest.TestCase):
     def comp(data):
       return tff.federated_sum(tff.federated_map(total, data))
 
-    placement = devices.Placement(('CPU:0', 'CPU:1'), 1, 'clients_per_device')
+    placement = devices.Placement(('CPU:0', 'CPU:0'), 1, 'clients_per_device')
     clients = cohort.Cohort(placement)
     self.assertIsNone(clients.placed_on(1))  # CPUs share their memory.
-    clients._residents = [None, resident.Resident('CPU:1')]
+    clients._residents = [None, resident.Resident('CPU:0')]
     context = runtime.LocalContext(clients)
     ones = np.ones(6, np.uint8)
     data = [runtime.tensor_dataset(ones * i, batch_size=4) for i in range(4)]
@@ -83,12 +76,12 @@ class RoundsTest(absltest.TestCase):
       for _ in range(2):
         self.assertEqual(comp(data), 36.0)
         copied.append(dict(clients._residents[1]._copies))
-    # Every other client runs on the second device.
+    # Every other client runs on the second lane.
     self.assertLen(copied[0], 2)
     self.assertEqual([*copied[0]], [*copied[1]])
     for number, copy in copied[0].items():
       self.assertIs(copied[1][number], copy)
-      self.assertEndsWith(copy.device, 'CPU:1')
+      self.assertEndsWith(copy.device, 'CPU:0')
 
 
 if __name__ == '__main__':
