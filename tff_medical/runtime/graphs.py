@@ -165,7 +165,7 @@ class Block:
     )
 
   def emit(
-    self, args: Sequence[tf.Tensor | loops.Slices], scope: str
+    self, args: Sequence[tf.Tensor | loops.Batches], scope: str
   ) -> list[tf.Tensor]:
     """Adds the computation, applied to `args`, to the current graph."""
     graph_def = self.graph_def
@@ -180,10 +180,10 @@ class Block:
     return importing.Importer(graph_def, inputs, scope).tensors(self.results)
 
 
-def _capture(value: tf.Tensor | loops.Slices) -> tf.Tensor | loops.Slices:
+def _capture(value: tf.Tensor | loops.Batches) -> tf.Tensor | loops.Batches:
   """Returns a tensor of an outer graph, captured by the current one."""
   graph = tf.compat.v1.get_default_graph()
-  if isinstance(value, loops.Slices) or value.graph is graph:
+  if isinstance(value, loops.Batches) or value.graph is graph:
     return value
   return graph.capture(value)
 

@@ -9,17 +9,38 @@ tensors (`Slices`).
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
 import tensorflow as tf
 
-_Step = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor]], list]
+from tensorflow.core.framework import dataset_options_pb2
+
+Step = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor]], list]
+
+
+class Batches(abc.ABC):
+  """Batches of one client inside a graph, which a loop can read."""
+
+  @abc.abstractmethod
+  def to_variant(self) -> tf.Tensor:
+    """Returns the same batches as the variant tensor of a dataset."""
+
+  @abc.abstractmethod
+  def reduce(self, step: Step, state: list, shapes: list) -> list[tf.Tensor]:
+    """Returns the fold of `step(state, batch)` over all batches.
+
+    Args:
+      step: Function of the flat state and the flat components of a batch.
+      state: Initial state.
+      shapes: Shape of each part of the state.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
-class Slices:
+class Slices(Batches):
   """Batches of one client inside a graph, as slices of whole tensors.
 
   Attributes:
@@ -59,13 +80,36 @@ class Slices:
         )
         .repeat(self.epochs)
       )
-      return tf.data.experimental.to_variant(dataset)
+      return untuned(tf.data.experimental.to_variant(dataset))
+
+  def reduce(self, step: Step, state: list, shapes: list) -> list[tf.Tensor]:
+    """Returns the fold of `step(state, batch)` over all batches."""
+    return _over_slices(step, self, state, shapes)
+
+
+def untuned(variant: tf.Tensor) -> tf.Tensor:
+  """Returns a dataset that TensorFlow neither rewrites nor tunes.
+
+  Both take longer than a small dataset itself. Both happen whenever an iterator
+  is made.
+  """
+  options = dataset_options_pb2.Options()
+  options.autotune_options.enabled = False
+  options.optimization_options.apply_default_optimizations = False
+  with tf.device('/device:CPU:0'):
+    # A dataset's iterator knows its types; this operation does not use them.
+    return tf.raw_ops.OptionsDataset(
+      input_dataset=variant,
+      serialized_options=options.SerializeToString(),
+      output_types=[tf.int32],
+      output_shapes=[None],
+    )
 
 
 def reduce_sequence(
   node: Any,
   function: Any,
-  sequence: Slices | tf.Tensor,
+  sequence: Batches | tf.Tensor,
   inputs: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
   """Returns the outputs of a `ReduceDataset` node, computed by a loop.
@@ -74,7 +118,7 @@ def reduce_sequence(
     node: `NodeDef` of the reduction.
     function: `FunctionDef` of the reduction's function, which is part of the
       current graph.
-    sequence: Batches, as slices or as the variant tensor of a dataset.
+    sequence: Batches, or the variant tensor of a dataset.
     inputs: Initial state, followed by the captured arguments.
   """
   size = len(node.attr['Tstate'].list.type)
@@ -92,16 +136,16 @@ def reduce_sequence(
       output.set_shape(shape)
     return list(outputs)
 
-  if isinstance(sequence, Slices):
-    return _over_slices(step, sequence, state, shapes)
+  if isinstance(sequence, Batches):
+    return sequence.reduce(step, state, shapes)
   arguments = function.signature.input_arg
   elements = arguments[size : len(arguments) - len(captured)]
   types = [tf.as_dtype(e.type) for e in elements]
-  return _over_iterator(step, sequence, types, state, shapes)
+  return over_iterator(step, sequence, types, state, shapes)
 
 
 def _over_slices(
-  step: _Step, slices: Slices, state: list, shapes: list
+  step: Step, slices: Slices, state: list, shapes: list
 ) -> list[tf.Tensor]:
   batches = slices.batches()
   total = batches * slices.epochs
@@ -114,9 +158,10 @@ def _over_slices(
   return result
 
 
-def _over_iterator(
-  step: _Step, variant: tf.Tensor, types: list, state: list, shapes: list
+def over_iterator(
+  step: Step, variant: tf.Tensor, types: list, state: list, shapes: list
 ) -> list[tf.Tensor]:
+  """Returns the fold of `step(state, element)` over a dataset."""
   # Control dependencies order the ops: an imported graph has no automatic ones.
   spec = {'output_types': types, 'output_shapes': [None] * len(types)}
   with tf.device('/device:CPU:0'):
