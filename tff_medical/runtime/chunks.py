@@ -2,7 +2,7 @@
 
 An iterator costs several operations and a change of threads for each element.
 `Chunks` reads many batches at once (`pipelines` says where this is the same).
-Memory is bounded by the size of a chunk.
+Memory is bounded by the size of a few chunks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any
 import tensorflow as tf
 
 from tff_medical.runtime import loops
+
+# The next chunk is read while one is in use.
+_CHUNKS_AT_ONCE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class MapCall:
   captured: tuple[tf.Tensor, ...]
 
   def __call__(self, batch: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the flat components of the function's result."""
     self.function.add_to_graph(tf.compat.v1.get_default_graph())
     outputs = tf.raw_ops.PartitionedCall(
       args=[*batch, *self.captured],
@@ -52,11 +56,10 @@ class Chunks(loops.Batches):
   repeated: bool
   maps: tuple[MapCall, ...]
   plain: bool
-  prefetch: bool
 
   def to_variant(self) -> tf.Tensor:
     """Returns the variant tensor of the dataset itself."""
-    return loops.untuned(self.whole) if self.plain else self.whole
+    return loops.tuned(self.whole, plain=True) if self.plain else self.whole
 
   def reduce(
     self, step: loops.Step, state: list, shapes: list
@@ -80,7 +83,7 @@ class Chunks(loops.Batches):
       return slices.reduce(mapped, list(state), shapes)
 
     return loops.over_iterator(
-      over_chunk, variant, list(self.types), state, shapes
+      over_chunk, variant, list(self.types), state, shapes, _CHUNKS_AT_ONCE
     )
 
   def _chunks(self, chunk_rows: tf.Tensor, epochs: tf.Tensor) -> tf.Tensor:
@@ -105,8 +108,4 @@ class Chunks(loops.Batches):
       variant = tf.raw_ops.RepeatDataset(
         input_dataset=variant, count=epochs, **spec
       )
-    if self.prefetch:
-      variant = tf.raw_ops.PrefetchDataset(
-        input_dataset=variant, buffer_size=1, **spec
-      )
-    return loops.untuned(variant) if self.plain else variant
+    return loops.tuned(variant, self.plain)

@@ -15,7 +15,6 @@ import dataclasses
 from typing import Any
 
 import tensorflow as tf
-
 from tensorflow.core.framework import dataset_options_pb2
 
 Step = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor]], list]
@@ -80,22 +79,27 @@ class Slices(Batches):
         )
         .repeat(self.epochs)
       )
-      return untuned(tf.data.experimental.to_variant(dataset))
+      return tuned(tf.data.experimental.to_variant(dataset), plain=True)
 
   def reduce(self, step: Step, state: list, shapes: list) -> list[tf.Tensor]:
     """Returns the fold of `step(state, batch)` over all batches."""
     return _over_slices(step, self, state, shapes)
 
 
-def untuned(variant: tf.Tensor) -> tf.Tensor:
-  """Returns a dataset that TensorFlow neither rewrites nor tunes.
+def tuned(variant: tf.Tensor, plain: bool) -> tf.Tensor:
+  """Returns a dataset with options for how TensorFlow runs it.
 
-  Both take longer than a small dataset itself. Both happen whenever an iterator
-  is made.
+  Args:
+    variant: Variant tensor of the dataset.
+    plain: Whether TensorFlow neither rewrites nor tunes the dataset. Both take
+      longer than a small dataset itself, whenever an iterator is made.
   """
   options = dataset_options_pb2.Options()
-  options.autotune_options.enabled = False
-  options.optimization_options.apply_default_optimizations = False
+  if plain:
+    options.autotune_options.enabled = False
+    options.optimization_options.apply_default_optimizations = False
+  # Memory would hold as many elements as TensorFlow finds useful.
+  options.optimization_options.inject_prefetch = False
   with tf.device('/device:CPU:0'):
     # A dataset's iterator knows its types; this operation does not use them.
     return tf.raw_ops.OptionsDataset(
@@ -159,9 +163,23 @@ def _over_slices(
 
 
 def over_iterator(
-  step: Step, variant: tf.Tensor, types: list, state: list, shapes: list
+  step: Step,
+  variant: tf.Tensor,
+  types: list,
+  state: list,
+  shapes: list,
+  at_once: int = 10,
 ) -> list[tf.Tensor]:
-  """Returns the fold of `step(state, element)` over a dataset."""
+  """Returns the fold of `step(state, element)` over a dataset.
+
+  Args:
+    step: Function of the flat state and the flat components of an element.
+    variant: Variant tensor of the dataset.
+    types: Type of each component.
+    state: Initial state.
+    shapes: Shape of each part of the state.
+    at_once: Number of elements that memory may hold; reading runs ahead.
+  """
   # Control dependencies order the ops: an imported graph has no automatic ones.
   spec = {'output_types': types, 'output_shapes': [None] * len(types)}
   with tf.device('/device:CPU:0'):
@@ -186,5 +204,6 @@ def over_iterator(
     body,
     (following(made), *state),
     shape_invariants=(tf.TensorShape([]), *shapes),
+    parallel_iterations=at_once,
   )
   return result

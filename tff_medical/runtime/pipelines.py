@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any
-from typing import Union
+from typing import Any, Union
 
 import tensorflow as tf
 
@@ -36,9 +35,6 @@ _CHUNK_BYTES = 8 * 2**20
 _CHUNK_ROWS = 4096
 # Upper limit of the rows that a slicing of tensors visits in all epochs.
 _MAX_VISITS = 2**31 - 1
-# Number of different maps that are compiled into training loops. A map per
-# client, as with the client's number in it, must not compile a loop per client.
-_MAX_MAPS = 8
 # Transformations of examples whose time is short and even. TensorFlow need not
 # tune or rewrite a pipeline of these.
 _PLAIN = ('TensorSlice', 'Take', 'Skip', 'Repeat', 'Shuffle', 'Cache', 'Map')
@@ -80,7 +76,6 @@ class RowChunks:
     repeated: Whether there is more than one epoch.
     maps: Functions of a batch, in their order.
     plain: Whether the examples need no tuning by `tf.data`.
-    prefetch: Whether the next chunk is prepared while one is in use.
   """
 
   rows: tf.Tensor
@@ -90,7 +85,6 @@ class RowChunks:
   repeated: bool
   maps: tuple[MapFunction, ...]
   plain: bool
-  prefetch: bool
 
 
 Form = Union[tensor_data.TensorBatches, RowChunks]
@@ -194,8 +188,7 @@ def _recognise(dataset: tf.data.Dataset) -> Form:
     return tensor_data.TensorBatches.create(
       components, (first, end), batch_size, epochs, drop_remainder
     )
-  kinds = [_kind(d) for d in chain]
-  if 'Cache' in kinds:
+  if any(_kind(transformation) == 'Cache' for transformation in chain):
     # What it keeps may be random, or take long to make.
     raise _NotRecognisedError('cache of batches')
   if window.first:
@@ -215,7 +208,6 @@ def _recognise(dataset: tf.data.Dataset) -> Form:
       epochs != 1,
       maps,
       plain,
-      'Prefetch' in kinds and not plain,
     )
 
 
@@ -271,9 +263,14 @@ def _is_plain(rows: tf.data.Dataset) -> bool:
   repeated = False
   while _kind(rows) in _PLAIN:
     kind = _kind(rows)
-    # Rewritten, this pair draws fewer seeds for the iterations to come.
-    if kind == 'TensorSlice' or (kind == 'Shuffle' and repeated):
-      return kind == 'TensorSlice'
+    if kind == 'TensorSlice':
+      return True
+    # Rewritten, a repeated shuffle draws fewer seeds for later iterations.
+    if kind == 'Shuffle' and repeated:
+      return False
+    # The state of a random operation ends with the rewritten function.
+    if kind == 'Map' and _content(rows) is None:
+      return False
     repeated |= kind == 'Repeat'
     rows = _input(rows)
   return False
@@ -281,43 +278,55 @@ def _is_plain(rows: tf.data.Dataset) -> bool:
 
 def _chunk_rows(specs: list[tf.TensorSpec], batch_size: int) -> int:
   """Returns the number of examples in a chunk, a multiple of the batch."""
-  row_bytes = 1
+  row_bytes = 0
   for spec in specs:
     if not spec.shape.is_fully_defined() or not spec.dtype.size:
       raise _NotRecognisedError('examples of unknown size')
     row_bytes += spec.shape.num_elements() * spec.dtype.size
-  limit = min(_CHUNK_BYTES // row_bytes, _CHUNK_ROWS)
+  limit = min(_CHUNK_BYTES // max(1, row_bytes), _CHUNK_ROWS)
   return max(1, limit // batch_size) * batch_size
 
 
-_known_maps: set[str] = set()
+def _content(dataset: tf.data.Dataset) -> str | None:
+  """Returns a hash of the function of a map; None if it has state."""
+  function = _read(dataset, '_map_func', 'function')
+  operations = _read(function, 'graph').get_operations()
+  # Names differ between equal functions: a captured tensor's is a number that
+  # TensorFlow has given it.
+  names = {operation.name: f'{i}' for i, operation in enumerate(operations)}
+
+  def renamed(tensor: tf.Tensor) -> str:
+    return f'{names[tensor.op.name]}:{tensor.value_index}'
+
+  content = hashlib.sha256()
+  for operation in operations:
+    node = operation.node_def
+    nested = any(a.HasField('func') or a.list.func for a in node.attr.values())
+    # An argument is a placeholder, which counts as having state.
+    is_argument = operation.type == 'Placeholder'
+    if nested or (operation.op_def.is_stateful and not is_argument):
+      return None
+    node.name = names[operation.name]
+    node.attr.pop('_user_specified_name', None)
+    node.input[:] = [
+      *map(renamed, operation.inputs),
+      *(f'^{names[o.name]}' for o in operation.control_inputs),
+    ]
+    content.update(node.SerializeToString(deterministic=True))
+  ends = map(renamed, (*function.inputs, *function.outputs))
+  content.update('\n'.join(ends).encode())
+  return content.hexdigest()
 
 
 def _map_function(dataset: tf.data.Dataset) -> MapFunction:
   """Returns the function of a map of batches, if it has no state."""
   if getattr(dataset, '_deterministic', 'default') not in ('default', 'true'):
     raise _NotRecognisedError('a map without order')
-  function = _read(dataset, '_map_func', 'function')
-  graph = _read(function, 'graph')
   specs = tf.nest.flatten([dataset.element_spec, _input(dataset).element_spec])
   if any(type(spec) is not tf.TensorSpec for spec in specs):
     raise _NotRecognisedError('components that are no dense tensors')
-  content = hashlib.sha256()
-  for operation in graph.get_operations():
-    node = operation.node_def
-    nested = any(
-      a.HasField('func') or a.list.func for a in node.attr.values()
-    )
-    # A placeholder is an argument.
-    if nested or (
-      operation.op_def.is_stateful and operation.type != 'Placeholder'
-    ):
-      raise _NotRecognisedError(f'a map with {operation.type}')
-    content.update(node.SerializeToString(deterministic=True))
-  ends = [t.name for t in (*function.inputs, *function.outputs)]
-  content.update('\n'.join(ends).encode())
-  digest = content.hexdigest()
-  if digest not in _known_maps and len(_known_maps) == _MAX_MAPS:
-    raise _NotRecognisedError('too many maps')
-  _known_maps.add(digest)
+  digest = _content(dataset)
+  if digest is None:
+    raise _NotRecognisedError('a map with state')
+  function = _read(dataset, '_map_func', 'function')
   return MapFunction(digest, function, tuple(function.captured_inputs))

@@ -31,6 +31,9 @@ from tff_medical.runtime import nodes
 from tff_medical.runtime import pipelines
 from tff_medical.runtime import tensor_data
 
+# Number of different maps of batches that are compiled into a step. A map per
+# client, as with the client's number in it, must not compile a step per client.
+_MAX_MAPS = 8
 _VARIANT = tf.TensorSpec([], tf.variant)
 _Emit = Callable[[Sequence[Any]], list[Any]]
 _Compiled = Callable[..., list[tf.Tensor]]
@@ -43,13 +46,16 @@ class Step:
     self._types = tuple(types)
     self._emit = emit
     self._functions: dict[Hashable, _Compiled] = {}
+    self._maps: set[Hashable] = set()
     self._lock = threading.Lock()
 
   def __call__(
     self, args: Sequence[Any], key: Hashable = None
   ) -> list[tf.Tensor]:
     """Runs the step; calls with different keys share no variables."""
-    fed = [_Fed.of(spec, value) for spec, value in zip(self._types, args)]
+    fed = [
+      _Fed.of(spec, value, self._maps) for spec, value in zip(self._types, args)
+    ]
     signature = (key, tuple(f.kind for f in fed))
     with self._lock:
       function = self._functions.get(signature)
@@ -85,7 +91,14 @@ class _Fed:
   take: Callable[[Sequence[tf.Tensor]], tf.Tensor | loops.Batches]
 
   @classmethod
-  def of(cls, type_spec: tff.Type, value: Any) -> _Fed:
+  def of(cls, type_spec: tff.Type, value: Any, maps: set[Hashable]) -> _Fed:
+    """Returns a value as tensors.
+
+    Args:
+      type_spec: Type of the value.
+      value: Tensor, array, dataset or variant of a dataset.
+      maps: Maps of batches in the functions of the step, which are extended.
+    """
     if isinstance(type_spec, tff.TensorType):
       spec = tff.types.type_to_tf_tensor_specs(type_spec)
       return cls('tensor', (_as_tensor(value, spec),), (spec,), _only)
@@ -95,7 +108,10 @@ class _Fed:
     if isinstance(form, tensor_data.TensorBatches):
       return cls._slices(form)
     if isinstance(form, pipelines.RowChunks):
-      return cls._chunks(form)
+      digests = tuple(m.digest for m in form.maps)
+      if digests in maps or len(maps) < _MAX_MAPS:
+        maps.add(digests)
+        return cls._chunks(form)
     variant = tf.data.experimental.to_variant(value)
     return cls('variant', (variant,), (_VARIANT,), _only)
 
@@ -117,7 +133,7 @@ class _Fed:
     captured = tuple(t for m in form.maps for t in m.captured)
     functions = [(m.function, len(m.captured)) for m in form.maps]
     # What the graph itself depends on.
-    static = (form.types, form.repeated, form.plain, form.prefetch)
+    static = (form.types, form.repeated, form.plain)
 
     def take(tensors: Sequence[tf.Tensor]) -> chunks.Chunks:
       rows, whole, options, *rest = tensors
@@ -125,10 +141,8 @@ class _Fed:
         chunks.MapCall(function, tuple(_split(rest, size)))
         for function, size in functions
       )
-      types, repeated, plain, prefetch = static
-      return chunks.Chunks(
-        rows, whole, types, options, repeated, maps, plain, prefetch
-      )
+      types, repeated, plain = static
+      return chunks.Chunks(rows, whole, types, options, repeated, maps, plain)
 
     return cls(
       ('chunks', digests, *static),

@@ -83,6 +83,7 @@ class TensorDataset(tf.data.Dataset):
 
   @property
   def element_spec(self) -> Any:
+    """Structure of the specs of a batch."""
     tensors, batch_size, _, drop_remainder = self._arguments
     size = batch_size if drop_remainder else None
     return tf.nest.map_structure(
