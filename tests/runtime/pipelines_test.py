@@ -351,6 +351,26 @@ class MapTest(absltest.TestCase):
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
+class SliceTest(absltest.TestCase):
+  def test_clients_with_rows_of_different_widths(self):
+    spec = tff.SequenceType(tff.TensorType(np.float32, [None, None]))
+
+    @tff.tensorflow.computation(spec)
+    def work(dataset):
+      return dataset.reduce(0.0, lambda s, b: s + tf.reduce_sum(b))
+
+    comp = tff.federated_computation(
+      lambda data: tff.federated_map(work, data),
+      tff.FederatedType(spec, tff.CLIENTS),
+    )
+    ones = [np.ones([3, width], np.float32) for width in range(1, 13)]
+    plain = [tf.data.Dataset.from_tensor_slices(x).batch(2) for x in ones]
+    ours = [runtime.tensor_dataset(x, batch_size=2) for x in ones]
+    with tff.framework.get_context_stack().install(_context()):
+      for datasets in (plain, ours):
+        self.assertEqual(comp(datasets), [3.0 * len(x[0]) for x in ones])
+
+
 class ChunkTest(parameterized.TestCase):
   def test_endless_data(self):
     @tff.tensorflow.computation(_SPEC)

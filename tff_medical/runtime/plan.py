@@ -31,9 +31,10 @@ from tff_medical.runtime import nodes
 from tff_medical.runtime import pipelines
 from tff_medical.runtime import tensor_data
 
-# Number of different maps of batches that are compiled into a step. A map per
-# client, as with the client's number in it, must not compile a step per client.
-_MAX_MAPS = 8
+# Number of forms of datasets that a step is compiled for; others are read by
+# iterators. A map of batches that differs between clients, as with the client's
+# number in it, must not compile a step per client.
+_MAX_FORMS = 8
 _VARIANT = tf.TensorSpec([], tf.variant)
 _Emit = Callable[[Sequence[Any]], list[Any]]
 _Compiled = Callable[..., list[tf.Tensor]]
@@ -46,7 +47,7 @@ class Step:
     self._types = tuple(types)
     self._emit = emit
     self._functions: dict[Hashable, _Compiled] = {}
-    self._maps: set[Hashable] = set()
+    self._forms: set[Hashable] = set()
     self._lock = threading.Lock()
 
   def __call__(
@@ -54,7 +55,8 @@ class Step:
   ) -> list[tf.Tensor]:
     """Runs the step; calls with different keys share no variables."""
     fed = [
-      _Fed.of(spec, value, self._maps) for spec, value in zip(self._types, args)
+      _Fed.of(spec, value, self._forms)
+      for spec, value in zip(self._types, args)
     ]
     signature = (key, tuple(f.kind for f in fed))
     with self._lock:
@@ -91,13 +93,13 @@ class _Fed:
   take: Callable[[Sequence[tf.Tensor]], tf.Tensor | loops.Batches]
 
   @classmethod
-  def of(cls, type_spec: tff.Type, value: Any, maps: set[Hashable]) -> _Fed:
+  def of(cls, type_spec: tff.Type, value: Any, forms: set[Hashable]) -> _Fed:
     """Returns a value as tensors.
 
     Args:
       type_spec: Type of the value.
       value: Tensor, array, dataset or variant of a dataset.
-      maps: Maps of batches in the functions of the step, which are extended.
+      forms: Kinds of datasets that the step knows, to which one may be added.
     """
     if isinstance(type_spec, tff.TensorType):
       spec = tff.types.type_to_tf_tensor_specs(type_spec)
@@ -105,13 +107,12 @@ class _Fed:
     if not isinstance(value, tf.data.Dataset):
       return cls('variant', (value,), (_VARIANT,), _only)
     form = pipelines.form_of(value)
-    if isinstance(form, tensor_data.TensorBatches):
-      return cls._slices(form)
-    if isinstance(form, pipelines.RowChunks):
-      digests = tuple(m.digest for m in form.maps)
-      if digests in maps or len(maps) < _MAX_MAPS:
-        maps.add(digests)
-        return cls._chunks(form)
+    if form is not None:
+      is_slices = isinstance(form, tensor_data.TensorBatches)
+      fed = cls._slices(form) if is_slices else cls._chunks(form)
+      if fed.kind in forms or len(forms) < _MAX_FORMS:
+        forms.add(fed.kind)
+        return fed
     variant = tf.data.experimental.to_variant(value)
     return cls('variant', (variant,), (_VARIANT,), _only)
 
@@ -121,7 +122,7 @@ class _Fed:
       tf.TensorSpec([None, *c.shape[1:]], c.dtype) for c in form.components
     )
     return cls(
-      ('slices', len(specs)),
+      ('slices', specs),
       (*form.components, form.options),
       (*specs, tf.TensorSpec([5], tf.int64)),
       _take_slices,
