@@ -51,6 +51,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments.measuring import bare_tensorflow
+from experiments.measuring import pipelines
 from experiments.measuring import timing
 from tff_medical import _validate
 from tff_medical import runtime
@@ -108,7 +109,7 @@ def model() -> tff.learning.models.FunctionalModel:
 
 
 def learning_process(
-  clients: int, noise_multiplier: float
+  clients: int, noise_multiplier: float, **options: Any
 ) -> tff.learning.templates.LearningProcess:
   """Returns DP-FedAvg with adaptive clipping, from TFF's own parts."""
   aggregator = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
@@ -119,6 +120,7 @@ def learning_process(
     tff.learning.optimizers.build_sgdm(bare_tensorflow.CLIENT_RATE),
     tff.learning.optimizers.build_sgdm(1.0, bare_tensorflow.MOMENTUM),
     model_aggregator=aggregator,
+    **options,
   )
 
 
@@ -135,11 +137,14 @@ def client_data(work: Workload, seed: int = 0) -> list[dict[str, np.ndarray]]:
 
 
 def _tff_rounds(
-  context: Any, work: Workload, datasets: Sequence[tf.data.Dataset]
+  context: Any,
+  work: Workload,
+  datasets: Sequence[tf.data.Dataset],
+  **options: Any,
 ) -> Callable[[], None]:
   """Returns a function that runs TFF's next round in a context."""
   with tff.framework.get_context_stack().install(context):
-    process = learning_process(work.clients, _NOISE_MULTIPLIER)
+    process = learning_process(work.clients, _NOISE_MULTIPLIER, **options)
     state = process.initialize()
 
   def run() -> None:
@@ -161,15 +166,22 @@ def _local(
   return _tff_rounds(context, work, datasets)
 
 
-def _plain(
-  work: Workload, context: Any, threads: int | None
+def _pipeline(
+  dataset_fn: Callable[[Any, int], tf.data.Dataset],
+  work: Workload,
+  context: Any,
+  threads: int | None,
+  **options: Any,
 ) -> Callable[[], None]:
   del threads
-  datasets = [
-    tf.data.Dataset.from_tensor_slices(data).batch(work.batch_size)
-    for data in client_data(work)
-  ]
-  return _tff_rounds(context, work, datasets)
+  datasets = [dataset_fn(d, work.batch_size) for d in client_data(work)]
+  return _tff_rounds(context, work, datasets, **options)
+
+
+_plain = functools.partial(_pipeline, pipelines.slices)
+_iterator = functools.partial(
+  _plain, loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR
+)
 
 
 def _tff(
@@ -200,6 +212,8 @@ def _floor(
 _CONTENDER_FNS = {
   'local': _local,
   'local_plain': _plain,
+  'local_tutorial': functools.partial(_pipeline, pipelines.tutorial),
+  'local_iterator': _iterator,
   'tff': _tff,
   'floor': _floor,
 }
@@ -218,6 +232,9 @@ def summarize(
   for name, values in seconds.items():
     summary[f'{name}_secs'] = statistics.median(values)
   for name, values in seconds.items():
+    if name.startswith('local_') and 'floor' in seconds:
+      ratio = timing.median_ratio(values, seconds['floor'])
+      summary[f'{name}_to_floor'] = ratio
     if name == 'local' or 'local' not in seconds:
       continue
     summary[f'local_to_{name}'] = timing.median_ratio(seconds['local'], values)
