@@ -1,5 +1,6 @@
 import asyncio
 import collections
+import os
 import threading
 import time
 from unittest import mock
@@ -346,6 +347,24 @@ class DevicesTest(parameterized.TestCase):
   def test_wrong_values(self, arguments, message):
     with self.assertRaisesRegex(_validate.InputError, message):
       runtime.create_local_context(**arguments)
+
+  @parameterized.parameters((None, True), ('7', True), ('1', False))
+  def test_warns_with_the_remedy_once_tensorflow_runs(self, variable, warns):
+    tf.constant(1).numpy()
+    environment = (
+      {} if variable is None else {'TF_NUM_INTRAOP_THREADS': variable}
+    )
+    threads = devices.available_cores() + 1  # Not the number in use.
+    with mock.patch.dict(os.environ, environment):
+      if variable is None:
+        os.environ.pop('TF_NUM_INTRAOP_THREADS', None)
+      with mock.patch.object(devices.logging, 'warning') as warning:
+        runtime.create_local_context(client_threads=threads)
+    self.assertEqual(warning.called, warns)
+    if warns:
+      message = warning.call_args.args[0] % warning.call_args.args[1:]
+      self.assertIn('before models and learning processes are built', message)
+      self.assertIn('TF_NUM_INTRAOP_THREADS=1', message)
 
   def test_cannot_divide_a_device_in_use(self):
     tf.constant(1).numpy()

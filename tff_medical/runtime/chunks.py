@@ -2,7 +2,7 @@
 
 An iterator costs several operations and a change of threads for each element.
 `Chunks` reads many batches at once (`pipelines` says where this is the same).
-Memory is bounded by the size of a few chunks.
+Memory holds a chunk in use and the next one, however long the dataset is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from tff_medical.runtime import loops
 
-# The next chunk is read while one is in use.
-_CHUNKS_AT_ONCE = 2
+# One iteration uses a chunk and reads the next.
+_ITERATIONS_AT_ONCE = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Chunks(loops.Batches):
       return slices.reduce(mapped, list(state), shapes)
 
     return loops.over_iterator(
-      over_chunk, variant, list(self.types), state, shapes, _CHUNKS_AT_ONCE
+      over_chunk, variant, list(self.types), state, shapes, _ITERATIONS_AT_ONCE
     )
 
   def _chunks(self, chunk_rows: tf.Tensor, epochs: tf.Tensor) -> tf.Tensor:

@@ -178,7 +178,7 @@ def over_iterator(
     types: Type of each component.
     state: Initial state.
     shapes: Shape of each part of the state.
-    at_once: Number of elements that memory may hold; reading runs ahead.
+    at_once: Number of iterations that run at once, so that reading runs ahead.
   """
   # Control dependencies order the ops: an imported graph has no automatic ones.
   spec = {'output_types': types, 'output_shapes': [None] * len(types)}
