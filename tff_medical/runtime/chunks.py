@@ -67,6 +67,7 @@ class Chunks(loops.Batches):
     """Returns the fold of `step(state, batch)` over all batches."""
     with tf.device('/device:CPU:0'):
       batch_size, chunk_rows, epochs, drop = tf.unstack(self.options, 4)
+      once, drop_remainder = tf.constant(1, tf.int64), drop > 0
       variant = self._chunks(chunk_rows, epochs)
 
     def mapped(state: Sequence[tf.Tensor], batch: Sequence[tf.Tensor]) -> list:
@@ -77,9 +78,7 @@ class Chunks(loops.Batches):
     def over_chunk(
       state: Sequence[tf.Tensor], chunk: Sequence[tf.Tensor]
     ) -> list:
-      slices = loops.Slices(
-        tuple(chunk), batch_size, tf.constant(1, tf.int64), drop > 0
-      )
+      slices = loops.Slices(tuple(chunk), batch_size, once, drop_remainder)
       return slices.reduce(mapped, list(state), shapes)
 
     return loops.over_iterator(

@@ -163,9 +163,10 @@ def _only(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
 def _take_slices(tensors: Sequence[tf.Tensor]) -> loops.Slices:
   *components, options = tensors
   with tf.device('/device:CPU:0'):
-    first, end, batch_size, epochs, drop_remainder = tf.unstack(options, 5)
+    first, end, batch_size, epochs, drop = tf.unstack(options, 5)
+    drop_remainder = drop > 0
   rows = tuple(c[first:end] for c in components)
-  return loops.Slices(rows, batch_size, epochs, drop_remainder > 0)
+  return loops.Slices(rows, batch_size, epochs, drop_remainder)
 
 
 def _as_tensor(value: Any, spec: tf.TensorSpec) -> tf.Tensor:
