@@ -209,7 +209,7 @@ def _floor(
   return training.next_round
 
 
-_CONTENDER_FNS = {
+_CONTENDER_FNS: dict[str, Callable[..., Callable[[], None]]] = {
   'local': _local,
   'local_plain': _plain,
   'local_tutorial': functools.partial(_pipeline, pipelines.tutorial),

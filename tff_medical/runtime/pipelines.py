@@ -247,15 +247,17 @@ def _slices(
   components = tuple(_read(rows, '_tensors'))
   if not all(hasattr(c, 'numpy') for c in components):
     return None
-  inner = _Window(0, int(components[0].shape[0]))
+  size = int(components[0].shape[0])
+  inner = _Window(0, size)
   for dataset in reversed(chain):
     if _kind(dataset) in ('Take', 'Skip'):
       inner.cut(dataset, 1)
     elif _kind(dataset) == 'Cache' and not _in_memory(dataset):
       return None
-  end = inner.end if window.end is None else inner.first + window.end
-  first = min(inner.first + window.first, inner.end)
-  return components, first, max(first, min(end, inner.end))
+  last = size if inner.end is None else inner.end
+  end = last if window.end is None else min(inner.first + window.end, last)
+  first = min(inner.first + window.first, last)
+  return components, first, max(first, end)
 
 
 def _is_plain(rows: tf.data.Dataset) -> bool:

@@ -108,8 +108,10 @@ class _Fed:
       return cls('variant', (value,), (_VARIANT,), _only)
     form = pipelines.form_of(value)
     if form is not None:
-      is_slices = isinstance(form, tensor_data.TensorBatches)
-      fed = cls._slices(form) if is_slices else cls._chunks(form)
+      if isinstance(form, tensor_data.TensorBatches):
+        fed = cls._slices(form)
+      else:
+        fed = cls._chunks(form)
       if fed.kind in forms or len(forms) < _MAX_FORMS:
         forms.add(fed.kind)
         return fed
