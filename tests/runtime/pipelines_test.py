@@ -262,6 +262,18 @@ class ShuffleTest(parameterized.TestCase):
     for order in orders:
       np.testing.assert_array_equal(np.sort(-order), np.arange(20))
 
+  @parameterized.parameters(
+    (lambda d: d.repeat(3).batch(4),),
+    (lambda d: d.batch(4).repeat(3),),
+    (lambda d: d.repeat(3).map(_negated).batch(4).repeat(2),),
+    (lambda d: d.take(7).batch(2, drop_remainder=True),),
+  )
+  def test_seeds_go_on_as_in_tf_data(self, finish):
+    ours, theirs = [finish(_numbers(9).shuffle(4, seed=3)) for _ in range(2)]
+    self.assertIsInstance(pipelines.form_of(ours), pipelines.RowChunks)
+    for _ in range(3):
+      self.assertEqual(_read([ours]), [[_expected(theirs)]])
+
   def test_an_order_that_is_kept(self):
     once = _numbers(20).shuffle(20, reshuffle_each_iteration=False).batch(4)
     cached = _numbers(20).shuffle(20).cache().batch(4)
