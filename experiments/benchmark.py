@@ -53,6 +53,7 @@ import tensorflow_federated as tff
 from experiments.measuring import bare_tensorflow
 from experiments.measuring import batched_rounds
 from experiments.measuring import bfloat16
+from experiments.measuring import pipelines
 from experiments.measuring import timing
 from tff_medical import _validate
 from tff_medical import runtime
@@ -114,6 +115,7 @@ def learning_process(
   clients: int,
   noise_multiplier: float,
   wrapped: Callable[[Any], Any] = lambda optimizer: optimizer,
+  **options: Any,
 ) -> tff.learning.templates.LearningProcess:
   """Returns DP-FedAvg with adaptive clipping, from TFF's own parts.
 
@@ -121,6 +123,7 @@ def learning_process(
     clients: Cohort size.
     noise_multiplier: Noise multiplier.
     wrapped: Function from the client optimizer to the one that is used.
+    **options: Further arguments of TFF's `build_unweighted_fed_avg`.
   """
   aggregator = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
     noise_multiplier, float(clients)
@@ -130,6 +133,7 @@ def learning_process(
     wrapped(tff.learning.optimizers.build_sgdm(bare_tensorflow.CLIENT_RATE)),
     tff.learning.optimizers.build_sgdm(1.0, bare_tensorflow.MOMENTUM),
     model_aggregator=aggregator,
+    **options,
   )
 
 
@@ -146,11 +150,14 @@ def client_data(work: Workload, seed: int = 0) -> list[dict[str, np.ndarray]]:
 
 
 def _tff_rounds(
-  context: Any, work: Workload, datasets: Sequence[tf.data.Dataset]
+  context: Any,
+  work: Workload,
+  datasets: Sequence[tf.data.Dataset],
+  **options: Any,
 ) -> Callable[[], None]:
   """Returns a function that runs TFF's next round in a context."""
   with tff.framework.get_context_stack().install(context):
-    process = learning_process(work.clients, _NOISE_MULTIPLIER)
+    process = learning_process(work.clients, _NOISE_MULTIPLIER, **options)
     state = process.initialize()
 
   def run() -> None:
@@ -184,15 +191,22 @@ def _bfloat16(
   return bfloat16.rounds(build, datasets, threads)
 
 
-def _plain(
-  work: Workload, context: Any, threads: int | None
+def _pipeline(
+  dataset_fn: Callable[[Any, int], tf.data.Dataset],
+  work: Workload,
+  context: Any,
+  threads: int | None,
+  **options: Any,
 ) -> Callable[[], None]:
   del threads
-  datasets = [
-    tf.data.Dataset.from_tensor_slices(data).batch(work.batch_size)
-    for data in client_data(work)
-  ]
-  return _tff_rounds(context, work, datasets)
+  datasets = [dataset_fn(d, work.batch_size) for d in client_data(work)]
+  return _tff_rounds(context, work, datasets, **options)
+
+
+_plain = functools.partial(_pipeline, pipelines.slices)
+_iterator = functools.partial(
+  _plain, loop_implementation=tff.learning.LoopImplementation.DATASET_ITERATOR
+)
 
 
 def _tff(
@@ -233,9 +247,11 @@ def _batched(
   return batched_rounds.rounds(context, trained, data, _NOISE_MULTIPLIER)
 
 
-_CONTENDER_FNS = {
+_CONTENDER_FNS: dict[str, Callable[..., Callable[[], None]]] = {
   'local': _local,
   'local_plain': _plain,
+  'local_tutorial': functools.partial(_pipeline, pipelines.tutorial),
+  'local_iterator': _iterator,
   'local_batched': _batched,
   'local_bfloat16': _bfloat16,
   'tff': _tff,
@@ -256,6 +272,9 @@ def summarize(
   for name, values in seconds.items():
     summary[f'{name}_secs'] = statistics.median(values)
   for name, values in seconds.items():
+    if name.startswith('local_') and 'floor' in seconds:
+      ratio = timing.median_ratio(values, seconds['floor'])
+      summary[f'{name}_to_floor'] = ratio
     if name == 'local' or 'local' not in seconds:
       continue
     summary[f'local_to_{name}'] = timing.median_ratio(seconds['local'], values)

@@ -38,19 +38,24 @@ class BenchmarkTest(parameterized.TestCase):
   def test_ratios_are_medians_within_rounds(self):
     seconds = {'local': [1.0, 2.0, 9.0], 'tff': [4.0, 4.0, 9.0]}
     seconds['floor'] = [1.0, 1.0, 9.0]
+    seconds['local_tutorial'] = [3.0, 1.0, 18.0]
     summary = benchmark.summarize(_SMALL, seconds)
     self.assertEqual(summary['local_secs'], 2.0)
     self.assertEqual(
       summary['local_to_tff'], statistics.median([0.25, 0.5, 1.0])
     )
     self.assertEqual(summary['local_to_floor'], 1.0)
+    self.assertEqual(summary['local_tutorial_to_floor'], 2.0)
     self.assertEqual(summary['millis_a_client_over_floor'], 0.0)
 
   def test_whole_command(self):
     path = self.create_tempfile('benchmark.json').full_path
     values = _values(
       workloads=['common'],
-      contenders=['local', 'local_plain', 'local_batched', 'floor'],
+      contenders=[
+        *('local', 'local_plain', 'local_tutorial', 'local_iterator'),
+        *('local_batched', 'floor'),
+      ],
       json=path,
     )
     work = dataclasses.replace(_SMALL, batch_size=8)  # One step.

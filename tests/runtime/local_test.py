@@ -1,5 +1,6 @@
 import asyncio
 import collections
+import os
 import threading
 import time
 from unittest import mock
@@ -90,6 +91,56 @@ class LocalContextTest(parameterized.TestCase):
     values = [float(i) for i in range(200)]
     found = run_in(context_with(4), comp, values)
     self.assertEqual(found, [(50 * (v + 1), v) for v in values])
+
+  def test_tables_are_those_of_each_call_and_client(self):
+    spec = [tff.TensorType(np.int64, [2]), tff.TensorType(np.int64)]
+
+    @tff.tensorflow.computation(*spec)
+    def look_up(numbers, key):
+      keys = tf.constant([1, 2], tf.int64)
+      init = tf.lookup.KeyValueTensorInitializer(keys, numbers)
+      return tf.lookup.StaticHashTable(init, -1).lookup(key)
+
+    @tff.federated_computation(
+      *(tff.FederatedType(s, tff.CLIENTS) for s in spec)
+    )
+    def at_clients(numbers, keys):
+      return tff.federated_map(look_up, (numbers, keys))
+
+    context = context_with(4)
+    for numbers in ([10, 20], [30, 40]):
+      found = run_in(context, look_up, np.array(numbers), 2)
+      self.assertEqual(found, numbers[1])
+    for start in (0, 1000):
+      numbers = [np.array([start + i, -i]) for i in range(200)]
+      found = run_in(context, at_clients, numbers, [1, 2] * 100)
+      self.assertEqual(found, [n[i % 2] for i, n in enumerate(numbers)])
+
+  @parameterized.parameters(
+    (lambda: tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, -1),),
+    (
+      lambda: tf.lookup.experimental.DenseHashTable(
+        tf.int64, tf.int64, -1, empty_key=-2, deleted_key=-3
+      ),
+    ),
+    (
+      lambda: tf.lookup.experimental.MutableHashTable(
+        tf.int64, tf.int64, tf.constant([-1, -1], tf.int64)
+      ),
+    ),
+  )
+  def test_tables_start_empty_at_every_call(self, make):
+    def insert(key):
+      table = make()
+      value = tf.ones(table._value_shape, tf.int64) * key
+      with tf.control_dependencies([table.insert(key, value)]):
+        return table.size()
+
+    comp = mapped(insert, np.int64)
+    context = context_with(3)
+    for start in (0, 100):
+      keys = list(range(start, start + 20))
+      self.assertEqual(run_in(context, comp, keys), [1] * 20)
 
   def test_graphs_are_compiled_once(self):
     total = tff.federated_computation(
@@ -259,6 +310,8 @@ class LoopTest(absltest.TestCase):
       b=np.arange(7, dtype=np.float32), a=np.arange(7, dtype=np.int32)
     )
     plain = tf.data.Dataset.from_tensor_slices(data).batch(3)
+    chunked = tf.data.Dataset.from_tensor_slices(data).shuffle(1).batch(3)
+    iterated = plain.filter(lambda _: True)
     ours = runtime.tensor_dataset(data, batch_size=3)
     functions = []
     compile_step = plan.Step._compile
@@ -268,9 +321,10 @@ class LoopTest(absltest.TestCase):
       return functions[-1]
 
     with mock.patch.object(plan.Step, '_compile', recorded):
-      found = run_in(context_with(1), mapped(total, spec), [plain, ours])
-    self.assertEqual(found, [21.0, 21.0])
-    self.assertLen(functions, 2)  # one for datasets, one for tensors
+      comp = mapped(total, spec)
+      found = run_in(context_with(1), comp, [plain, chunked, iterated, ours])
+    self.assertEqual(found, [21.0] * 4)
+    self.assertLen(functions, 3)  # The first and the last share one.
     for function in functions:
       ops = [node.op for node in function.graph.as_graph_def().node]
       self.assertNotIn('ReduceDataset', ops)
@@ -293,6 +347,24 @@ class DevicesTest(parameterized.TestCase):
   def test_wrong_values(self, arguments, message):
     with self.assertRaisesRegex(_validate.InputError, message):
       runtime.create_local_context(**arguments)
+
+  @parameterized.parameters((None, True), ('7', True), ('1', False))
+  def test_warns_with_the_remedy_once_tensorflow_runs(self, variable, warns):
+    tf.constant(1).numpy()
+    environment = (
+      {} if variable is None else {'TF_NUM_INTRAOP_THREADS': variable}
+    )
+    threads = devices.available_cores() + 1  # Not the number in use.
+    with mock.patch.dict(os.environ, environment):
+      if variable is None:
+        os.environ.pop('TF_NUM_INTRAOP_THREADS', None)
+      with mock.patch.object(devices.logging, 'warning') as warning:
+        runtime.create_local_context(client_threads=threads)
+    self.assertEqual(warning.called, warns)
+    if warns:
+      message = warning.call_args.args[0] % warning.call_args.args[1:]
+      self.assertIn('before models and learning processes are built', message)
+      self.assertIn('TF_NUM_INTRAOP_THREADS=1', message)
 
   def test_cannot_divide_a_device_in_use(self):
     tf.constant(1).numpy()

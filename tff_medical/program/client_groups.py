@@ -72,13 +72,12 @@ def in_groups(
   """
   examples = []
   for client in clients:
-    batches = tensor_data.batches_of(client)
-    if batches is None:
+    if not isinstance(client, tensor_data.TensorDataset):
       raise _validate.InputError(
         'clients must be datasets of runtime.tensor_dataset, got '
         f'{type(client).__name__}; make them of arrays x and y'
       )
-    examples.append(batches.components)
+    examples.append(client.batches.components)
   sizes = np.array([len(x) for x, _ in examples], np.int64)
   return [
     _dataset([examples[i] for i in group], sizes[group])

@@ -25,6 +25,9 @@ from tff_medical import _validate
 
 # Share of a GPU's free memory that its logical devices divide.
 _MEMORY_SHARE = 0.9
+# TensorFlow takes the number of threads inside an operation from this variable
+# if the program sets none. The program need not know of the runtime then.
+_INTRA_OP_VARIABLE = 'TF_NUM_INTRAOP_THREADS'
 # Upper limits: each thread and each part of a device holds memory of its own.
 _MAX_THREADS = 256
 _MAX_PARTS = 64
@@ -109,13 +112,15 @@ def _cpu(threads: int) -> Placement:
     tf.config.threading.set_inter_op_parallelism_threads(max(cores, threads))
     tf.config.threading.set_intra_op_parallelism_threads(intra_op)
   except RuntimeError:
-    logging.warning(
-      'TensorFlow runs already, so its threads inside an operation stay as '
-      'they are; create the local context before any TensorFlow operation '
-      'to give each of %d clients %d.',
-      threads,
-      intra_op,
-    )
+    if os.environ.get(_INTRA_OP_VARIABLE) != str(intra_op):
+      logging.warning(
+        'TensorFlow runs already, so its threads inside an operation stay as '
+        'they are, which makes rounds slower. Call set_local_context or '
+        'create_local_context before TensorFlow is used, thus before models '
+        'and learning processes are built; or start the program with %s=%d.',
+        _INTRA_OP_VARIABLE,
+        intra_op,
+      )
   return Placement(('CPU:0',), threads, 'client_threads')
 
 

@@ -7,9 +7,10 @@ graph:
 
 * Only the nodes that the results need are kept, as in a session.
 * Library functions are renamed by content: TFF's names repeat between graphs.
-* Variables, tables and iterators get new names at every import, and their
-  initializer runs before their readers. So no two imports share state (TFF
-  gives every invocation its own session).
+* Tables lose their names, so that every call makes its own.
+* Variables and iterators get new names at every import. The initializer runs
+  before all readers. So no two calls share state (TFF gives every invocation
+  its own session).
 * A reduction over a dataset becomes a loop in the graph (`importing`).
 
 Source: the messages `TensorFlow` and `Binding` of TFF's computation.proto.
@@ -30,6 +31,14 @@ from tff_medical.runtime import loops
 from tff_medical.runtime import precision as precision_lib
 
 _HANDLE_ATTR = 'shared_name'
+# Tables that a name keeps from call to call, and the same without a name. A
+# table can be initialized only once.
+_UNNAMED_TABLES = {
+  'HashTableV2': 'AnonymousHashTable',
+  'MutableHashTableV2': 'AnonymousMutableHashTable',
+  'MutableHashTableOfTensorsV2': 'AnonymousMutableHashTableOfTensors',
+  'MutableDenseHashTableV2': 'AnonymousMutableDenseHashTable',
+}
 _import_number = itertools.count()
 
 
@@ -119,6 +128,19 @@ def _run_initializer_first(
       node.input.append(f'^{init_op}')
 
 
+def _unname_tables(graph_def: tf.compat.v1.GraphDef) -> None:
+  """Makes every call create its own tables.
+
+  A node within a function stays as it is: several calls of the function may
+  stand for one table.
+  """
+  for node in graph_def.node:
+    if node.op in _UNNAMED_TABLES:
+      node.op = _UNNAMED_TABLES[node.op]
+      for name in ('container', _HANDLE_ATTR, 'use_node_name_sharing'):
+        node.attr.pop(name, None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
   """Ways of compiling that depend on where a computation runs.
@@ -145,7 +167,7 @@ class Block:
     parameters: Names of the parameter tensors, in TFF's order of leaves.
     results: Names of the result tensors, in TFF's order of leaves.
     session_token: Name of the tensor that takes TFF's session token, or ''.
-    has_state: Whether the graph holds variables, tables or iterators by name.
+    has_state: Whether the graph holds variables, iterators or others by name.
   """
 
   graph_def: tf.compat.v1.GraphDef
@@ -172,9 +194,10 @@ class Block:
       _keep_loop_bodies_apart(graph_def)
     if options.precision == precision_lib.BFLOAT16:
       precision_lib.let_tensorflow_rewrite(graph_def)
-    has_state = bool(_handles(graph_def))
     if init_op:
       _run_initializer_first(graph_def, init_op)
+    _unname_tables(graph_def)
+    has_state = bool(_handles(graph_def))
     content = hashlib.sha256(graph_def.SerializeToString(deterministic=True))
     _rename_functions(graph_def, f'_tff_{content.hexdigest()[:16]}')
     return cls(
@@ -186,7 +209,7 @@ class Block:
     )
 
   def emit(
-    self, args: Sequence[tf.Tensor | loops.Slices], scope: str
+    self, args: Sequence[tf.Tensor | loops.Batches], scope: str
   ) -> list[tf.Tensor]:
     """Adds the computation, applied to `args`, to the current graph."""
     graph_def = self.graph_def
@@ -201,10 +224,10 @@ class Block:
     return importing.Importer(graph_def, inputs, scope).tensors(self.results)
 
 
-def _capture(value: tf.Tensor | loops.Slices) -> tf.Tensor | loops.Slices:
+def _capture(value: tf.Tensor | loops.Batches) -> tf.Tensor | loops.Batches:
   """Returns a tensor of an outer graph, captured by the current one."""
   graph = tf.compat.v1.get_default_graph()
-  if isinstance(value, loops.Slices) or value.graph is graph:
+  if isinstance(value, loops.Batches) or value.graph is graph:
     return value
   return graph.capture(value)
 

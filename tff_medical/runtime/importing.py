@@ -106,7 +106,7 @@ class Importer:
   def __init__(
     self,
     graph_def: tf.compat.v1.GraphDef,
-    args: dict[str, tf.Tensor | loops.Slices],
+    args: dict[str, tf.Tensor | loops.Batches],
     scope: str,
   ):
     self._graph_def = graph_def
@@ -137,7 +137,7 @@ class Importer:
     # Reductions that this one depends on come first.
     for name in ancestors(self._nodes, [node.name]) - {node.name}:
       self._reduce(self._nodes[name])
-    sequence = self._slices(node.input[0])
+    sequence = self._batches(node.input[0])
     if sequence is None:
       sequence, *rest = self._import(node.input)
     else:
@@ -151,13 +151,13 @@ class Importer:
     self._outputs[node.name] = outputs
     self._operations[node.name] = outputs[0].op
 
-  def _slices(self, name: str) -> loops.Slices | None:
-    """Returns the slices that the tensor `name` stands for, or None."""
+  def _batches(self, name: str) -> loops.Batches | None:
+    """Returns the batches that the tensor `name` stands for, or None."""
     node = node_name(name)
     while self._nodes[node].op == 'Identity':
       node = node_name(self._nodes[node].input[0])
     value = self._args.get(node)
-    return value if isinstance(value, loops.Slices) else None
+    return value if isinstance(value, loops.Batches) else None
 
   def _known(self, name: str) -> tf.Tensor:
     """Returns a tensor that is already in the graph."""
@@ -165,7 +165,7 @@ class Importer:
     if node in self._outputs:
       return self._outputs[node][int(index or 0)]
     value = self._args[node]
-    if isinstance(value, loops.Slices):
+    if isinstance(value, loops.Batches):
       value = self._args[node] = value.to_variant()
     return value
 

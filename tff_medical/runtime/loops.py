@@ -9,21 +9,41 @@ tensors (`Slices`).
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.framework import dataset_options_pb2
 
 # Operations on int32 scalars take and give host memory, on a GPU too. A loop
 # whose counters are int64 waits for the GPU several times a batch.
 _INDEX = tf.int32
 
-_Step = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor]], list]
+Step = Callable[[Sequence[tf.Tensor], Sequence[tf.Tensor]], list]
+
+
+class Batches(abc.ABC):
+  """Batches of one client inside a graph, which a loop can read."""
+
+  @abc.abstractmethod
+  def to_variant(self) -> tf.Tensor:
+    """Returns the same batches as the variant tensor of a dataset."""
+
+  @abc.abstractmethod
+  def reduce(self, step: Step, state: list, shapes: list) -> list[tf.Tensor]:
+    """Returns the fold of `step(state, batch)` over all batches.
+
+    Args:
+      step: Function of the flat state and the flat components of a batch.
+      state: Initial state.
+      shapes: Shape of each part of the state.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
-class Slices:
+class Slices(Batches):
   """Batches of one client inside a graph, as slices of whole tensors.
 
   Attributes:
@@ -69,13 +89,41 @@ class Slices:
         )
         .repeat(self.epochs)
       )
-      return tf.data.experimental.to_variant(dataset)
+      return tuned(tf.data.experimental.to_variant(dataset), plain=True)
+
+  def reduce(self, step: Step, state: list, shapes: list) -> list[tf.Tensor]:
+    """Returns the fold of `step(state, batch)` over all batches."""
+    return _over_slices(step, self, state, shapes)
+
+
+def tuned(variant: tf.Tensor, plain: bool) -> tf.Tensor:
+  """Returns a dataset with options for how TensorFlow runs it.
+
+  Args:
+    variant: Variant tensor of the dataset.
+    plain: Whether TensorFlow neither rewrites nor tunes the dataset. Both take
+      longer than a small dataset itself, whenever an iterator is made.
+  """
+  options = dataset_options_pb2.Options()
+  if plain:
+    options.autotune_options.enabled = False
+    options.optimization_options.apply_default_optimizations = False
+  # Memory would hold as many elements as TensorFlow finds useful.
+  options.optimization_options.inject_prefetch = False
+  with tf.device('/device:CPU:0'):
+    # A dataset's iterator knows its types; this operation does not use them.
+    return tf.raw_ops.OptionsDataset(
+      input_dataset=variant,
+      serialized_options=options.SerializeToString(),
+      output_types=[tf.int32],
+      output_shapes=[None],
+    )
 
 
 def reduce_sequence(
   node: Any,
   function: Any,
-  sequence: Slices | tf.Tensor,
+  sequence: Batches | tf.Tensor,
   inputs: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
   """Returns the outputs of a `ReduceDataset` node, computed by a loop.
@@ -84,7 +132,7 @@ def reduce_sequence(
     node: `NodeDef` of the reduction.
     function: `FunctionDef` of the reduction's function, which is part of the
       current graph.
-    sequence: Batches, as slices or as the variant tensor of a dataset.
+    sequence: Batches, or the variant tensor of a dataset.
     inputs: Initial state, followed by the captured arguments.
   """
   size = len(node.attr['Tstate'].list.type)
@@ -104,16 +152,16 @@ def reduce_sequence(
       output.set_shape(shape)
     return list(outputs)
 
-  if isinstance(sequence, Slices):
-    return _over_slices(step, sequence, state, shapes)
+  if isinstance(sequence, Batches):
+    return sequence.reduce(step, state, shapes)
   arguments = function.signature.input_arg
   elements = arguments[size : len(arguments) - len(captured)]
   types = [tf.as_dtype(e.type) for e in elements]
-  return _over_iterator(step, sequence, types, state, shapes)
+  return over_iterator(step, sequence, types, state, shapes)
 
 
 def _over_slices(
-  step: _Step, slices: Slices, state: list, shapes: list
+  step: Step, slices: Slices, state: list, shapes: list
 ) -> list[tf.Tensor]:
   batches = slices.batches()
   with tf.device('/device:CPU:0'):
@@ -131,9 +179,24 @@ def _over_slices(
   return result
 
 
-def _over_iterator(
-  step: _Step, variant: tf.Tensor, types: list, state: list, shapes: list
+def over_iterator(
+  step: Step,
+  variant: tf.Tensor,
+  types: list,
+  state: list,
+  shapes: list,
+  at_once: int = 10,
 ) -> list[tf.Tensor]:
+  """Returns the fold of `step(state, element)` over a dataset.
+
+  Args:
+    step: Function of the flat state and the flat components of an element.
+    variant: Variant tensor of the dataset.
+    types: Type of each component.
+    state: Initial state.
+    shapes: Shape of each part of the state.
+    at_once: Number of iterations that run at once, so that reading runs ahead.
+  """
   # Control dependencies order the ops: an imported graph has no automatic ones.
   spec = {'output_types': types, 'output_shapes': [None] * len(types)}
   with tf.device('/device:CPU:0'):
@@ -158,5 +221,6 @@ def _over_iterator(
     body,
     (following(made), *state),
     shape_invariants=(tf.TensorShape([]), *shapes),
+    parallel_iterations=at_once,
   )
   return result

@@ -25,10 +25,17 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical.runtime import blocks
+from tff_medical.runtime import chunks
 from tff_medical.runtime import loops
 from tff_medical.runtime import nodes
+from tff_medical.runtime import pipelines
 from tff_medical.runtime import tensor_data
 
+# Number of forms of datasets that a step is compiled for; others are read by
+# iterators. A map of batches that differs between clients, as with the client's
+# number in it, must not compile a step per client.
+_MAX_FORMS = 8
+_VARIANT = tf.TensorSpec([], tf.variant)
 _Emit = Callable[[Sequence[Any]], list[Any]]
 _Compiled = Callable[..., list[tf.Tensor]]
 
@@ -40,6 +47,7 @@ class Step:
     self._types = tuple(types)
     self._emit = emit
     self._functions: dict[Hashable, _Compiled] = {}
+    self._forms: set[Hashable] = set()
     self._lock = threading.Lock()
 
   def __call__(
@@ -55,7 +63,10 @@ class Step:
       key: Key of the call.
       placed: Function that returns a client's tensor where the step reads it.
     """
-    fed = [_Fed.of(spec, value) for spec, value in zip(self._types, args)]
+    fed = [
+      _Fed.of(spec, value, self._forms)
+      for spec, value in zip(self._types, args)
+    ]
     signature = (key, tuple(f.kind for f in fed))
     with self._lock:
       function = self._functions.get(signature)
@@ -66,8 +77,10 @@ class Step:
   def _compile(self, fed: Sequence[_Fed]) -> _Compiled:
     def step(*tensors: tf.Tensor) -> list[tf.Tensor]:
       rest = list(tensors)
-      return self._emit([f.take(rest) for f in fed])
+      return self._emit([take(_split(rest, size)) for take, size in forms])
 
+    # The step must not keep the tensors of the client that came first.
+    forms = [(f.take, len(f.specs)) for f in fed]
     signature = [spec for f in fed for spec in f.specs]
     return tf.compat.v1.wrap_function(step, signature)
 
@@ -77,50 +90,102 @@ class _Fed:
   """Input of a compiled step, as tensors with their specs.
 
   Attributes:
-    kind: Form of the input: a tensor, a dataset's variant, or slices.
+    kind: Form of the input, equal for inputs that share a compiled step.
     tensors: Tensors that are fed.
     specs: Spec of each tensor.
+    take: Function that makes the input in a graph from its tensors there.
   """
 
-  kind: str
+  kind: Hashable
   tensors: tuple[Any, ...]
   specs: tuple[tf.TensorSpec, ...]
+  take: Callable[[Sequence[tf.Tensor]], tf.Tensor | loops.Batches]
 
   @classmethod
-  def of(cls, type_spec: tff.Type, value: Any) -> _Fed:
+  def of(cls, type_spec: tff.Type, value: Any, forms: set[Hashable]) -> _Fed:
+    """Returns a value as tensors.
+
+    Args:
+      type_spec: Type of the value.
+      value: Tensor, array, dataset or variant of a dataset.
+      forms: Kinds of datasets that the step knows, to which one may be added.
+    """
     if isinstance(type_spec, tff.TensorType):
       spec = tff.types.type_to_tf_tensor_specs(type_spec)
-      return cls('tensor', (_as_tensor(value, spec),), (spec,))
-    batches = None
-    if isinstance(value, tf.data.Dataset):
-      batches = tensor_data.batches_of(value)
-    if batches is None:
-      variant = value
-      if isinstance(value, tf.data.Dataset):
-        variant = tf.data.experimental.to_variant(value)
-      return cls('variant', (variant,), (tf.TensorSpec([], tf.variant),))
-    tensors = (*batches.components, *batches.options)
-    rows = tuple(
-      tf.TensorSpec([None, *c.shape[1:]], c.dtype) for c in batches.components
-    )
-    scalars = tuple(tf.TensorSpec([], o.dtype) for o in batches.options)
-    return cls(f'slices {len(rows)}', tensors, rows + scalars)
+      return cls('tensor', (_as_tensor(value, spec),), (spec,), _only)
+    if not isinstance(value, tf.data.Dataset):
+      return cls('variant', (value,), (_VARIANT,), _only)
+    form = pipelines.form_of(value)
+    if form is not None:
+      if isinstance(form, tensor_data.TensorBatches):
+        fed = cls._slices(form)
+      else:
+        fed = cls._chunks(form)
+      if fed.kind in forms or len(forms) < _MAX_FORMS:
+        forms.add(fed.kind)
+        return fed
+    variant = tf.data.experimental.to_variant(value)
+    return cls('variant', (variant,), (_VARIANT,), _only)
 
   def placed(
     self, place: Callable[[tf.Tensor], tf.Tensor] | None
   ) -> Sequence[Any]:
     """Returns the tensors, the components of slices where `place` puts them."""
-    if place is None or self.kind in ('tensor', 'variant'):
+    if place is None or self.take is not _take_slices:
       return self.tensors
-    return (*map(place, self.tensors[:-3]), *self.tensors[-3:])
+    return (*map(place, self.tensors[:-1]), self.tensors[-1])
 
-  def take(self, tensors: list[tf.Tensor]) -> tf.Tensor | loops.Slices:
-    """Returns this input, with its parts taken from the front of `tensors`."""
-    parts = [tensors.pop(0) for _ in self.specs]
-    if self.kind in ('tensor', 'variant'):
-      return parts[0]
-    # The last three are batch size, epochs and whether to drop the remainder.
-    return loops.Slices(tuple(parts[:-3]), *parts[-3:])
+  @classmethod
+  def _slices(cls, form: tensor_data.TensorBatches) -> _Fed:
+    specs = tuple(
+      tf.TensorSpec([None, *c.shape[1:]], c.dtype) for c in form.components
+    )
+    return cls(
+      ('slices', specs),
+      (*form.components, form.options),
+      (*specs, tf.TensorSpec([5], tf.int64)),
+      _take_slices,
+    )
+
+  @classmethod
+  def _chunks(cls, form: pipelines.RowChunks) -> _Fed:
+    digests = tuple(m.digest for m in form.maps)
+    captured = tuple(t for m in form.maps for t in m.captured)
+    functions = [(m.function, len(m.captured)) for m in form.maps]
+    # What the graph itself depends on.
+    static = (form.types, form.repeated, form.plain)
+
+    def take(tensors: Sequence[tf.Tensor]) -> chunks.Chunks:
+      rows, whole, options, *rest = tensors
+      maps = tuple(
+        chunks.MapCall(function, tuple(_split(rest, size)))
+        for function, size in functions
+      )
+      types, repeated, plain = static
+      return chunks.Chunks(rows, whole, types, options, repeated, maps, plain)
+
+    return cls(
+      ('chunks', digests, *static),
+      (form.rows, form.whole, form.options, *captured),
+      (
+        *(_VARIANT, _VARIANT, tf.TensorSpec([4], tf.int64)),
+        *(tf.TensorSpec(t.shape, t.dtype) for t in captured),
+      ),
+      take,
+    )
+
+
+def _only(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+  return tensors[0]
+
+
+def _take_slices(tensors: Sequence[tf.Tensor]) -> loops.Slices:
+  *components, options = tensors
+  with tf.device('/device:CPU:0'):
+    first, end, batch_size, epochs, drop = tf.unstack(options, 5)
+    drop_remainder = drop > 0
+  rows = tuple(c[first:end] for c in components)
+  return loops.Slices(rows, batch_size, epochs, drop_remainder)
 
 
 def _as_tensor(value: Any, spec: tf.TensorSpec) -> tf.Tensor:

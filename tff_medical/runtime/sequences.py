@@ -32,10 +32,10 @@ def _order(element: tff.Type) -> list[int]:
 
 
 def _open(
-  sequence: tf.Tensor | loops.Slices, element: tff.Type
+  sequence: tf.Tensor | loops.Batches, element: tff.Type
 ) -> tf.data.Dataset:
   """Returns the dataset of a sequence, whose elements are flat tuples."""
-  if isinstance(sequence, loops.Slices):
+  if isinstance(sequence, loops.Batches):
     sequence = sequence.to_variant()
   leaves = [leaf.member for leaf in values.leaf_types(element)]
   spec = [tff.types.type_to_tf_tensor_specs(leaves[i]) for i in _order(element)]
@@ -87,7 +87,7 @@ def from_rows(
 
 
 def apply(
-  sequence: tf.Tensor | loops.Slices,
+  sequence: tf.Tensor | loops.Batches,
   element: tff.Type,
   function: Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]],
   result: tff.Type,
@@ -102,7 +102,7 @@ def apply(
 
 
 def reduce(
-  sequence: tf.Tensor | loops.Slices,
+  sequence: tf.Tensor | loops.Batches,
   element: tff.Type,
   state: Sequence[tf.Tensor],
   function: Callable[[Sequence, Sequence], Sequence[tf.Tensor]],

@@ -13,27 +13,90 @@ dataset. It trains on slices of them without building an iterator each round.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import tensorflow as tf
 
 from tff_medical import _validate
 
-_ATTRIBUTE = '_tff_medical_batches'
 _MAX_BATCH_SIZE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorBatches:
-  """Tensors and options of a dataset of `tensor_dataset`.
+  """Batches that are consecutive rows of tensors.
 
   Attributes:
     components: Flat components of all examples, each `[examples, ...]`.
-    options: Batch size, epochs and whether to drop the remainder, as scalars.
+    options: The vector `[first, end, batch_size, epochs, drop_remainder]` of
+      int64. Rows `first` to `end - 1` are batched in each epoch.
   """
 
   components: tuple[tf.Tensor, ...]
-  options: tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+  options: tf.Tensor
+
+  @classmethod
+  def create(
+    cls,
+    components: tuple[tf.Tensor, ...],
+    rows: tuple[int, int],
+    batch_size: int,
+    epochs: int,
+    drop_remainder: bool,
+  ) -> TensorBatches:
+    """Returns the batches of the rows `rows[0]` to `rows[1] - 1`."""
+    options = [*rows, batch_size, epochs, int(drop_remainder)]
+    with tf.device('CPU:0'):
+      return cls(components, tf.constant(options, tf.int64))
+
+
+class TensorDataset(tf.data.Dataset):
+  """Dataset of `tensor_dataset`, built when something other than its type is.
+
+  The local runtime reads `batches` alone. Building the dataset takes longer
+  than the round of a small client.
+
+  Attributes:
+    batches: Tensors and options of the dataset.
+  """
+
+  def __init__(
+    self, tensors: Any, batch_size: int, epochs: int, drop_remainder: bool
+  ):
+    # The constructor of `Dataset` needs the built dataset, so it is not called:
+    # `__getattr__` finds what it would have set.
+    self._arguments = (tensors, batch_size, epochs, drop_remainder)
+    components = tuple(tf.nest.flatten(tensors))
+    rows = (0, components[0].shape[0])
+    self.batches = TensorBatches.create(
+      components, rows, batch_size, epochs, drop_remainder
+    )
+
+  @functools.cached_property
+  def built(self) -> tf.data.Dataset:
+    """The same dataset, made by `tf.data`."""
+    tensors, batch_size, epochs, drop_remainder = self._arguments
+    with tf.device('CPU:0'):
+      dataset = tf.data.Dataset.from_tensor_slices(tensors)
+      return dataset.batch(batch_size, drop_remainder).repeat(epochs)
+
+  @property
+  def element_spec(self) -> Any:
+    """Structure of the specs of a batch."""
+    tensors, batch_size, _, drop_remainder = self._arguments
+    size = batch_size if drop_remainder else None
+    return tf.nest.map_structure(
+      lambda t: tf.TensorSpec([size, *t.shape[1:]], t.dtype), tensors
+    )
+
+  def _inputs(self) -> list[tf.data.Dataset]:
+    return [self.built]
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith('__') or '_arguments' not in self.__dict__:
+      raise AttributeError(name)
+    return getattr(self.built, name)
 
 
 def tensor_dataset(
@@ -46,36 +109,28 @@ def tensor_dataset(
   """Returns the dataset of batches of `tensors`, in the given order.
 
   The dataset equals
-  `from_tensor_slices(tensors).batch(batch_size).repeat(epochs)`. Datasets
-  derived from it (`.map`, `.take`, ...) are ordinary ones.
+  `from_tensor_slices(tensors).batch(batch_size).repeat(epochs)`.
 
   Args:
-    tensors: Structure of arrays with one row per example, `[N, ...]`.
+    tensors: Structure of arrays with one row per example, `[N, ...]`. Changes
+      of the arrays after the call have no effect.
     batch_size: Number of examples in a batch; the last batch of an epoch may
       have fewer.
     epochs: Number of repetitions of the batches.
     drop_remainder: Whether a last, incomplete batch is left out.
 
   Raises:
-    InputError: A number is out of range.
+    InputError: A number is out of range, or the arrays differ in length.
   """
   _validate.positive_int(batch_size=batch_size, epochs=epochs)
   # TensorFlow allocates memory for a whole batch, however few its examples.
   _validate.within(1, _MAX_BATCH_SIZE, batch_size=batch_size)
   with tf.device('CPU:0'):
     tensors = tf.nest.map_structure(tf.convert_to_tensor, tensors)
-    dataset = tf.data.Dataset.from_tensor_slices(tensors)
-    dataset = dataset.batch(batch_size, drop_remainder).repeat(epochs)
-    options = (
-      tf.constant(batch_size, tf.int64),
-      tf.constant(epochs, tf.int64),
-      tf.constant(drop_remainder),
+  shapes = [tuple(t.shape) for t in tf.nest.flatten(tensors)]
+  if not shapes or () in shapes or len({s[0] for s in shapes}) > 1:
+    raise _validate.InputError(
+      'tensors must be arrays with one row per example, got the shapes '
+      f'{shapes}; give all of them the same first dimension'
     )
-  batches = TensorBatches(tuple(tf.nest.flatten(tensors)), options)
-  setattr(dataset, _ATTRIBUTE, batches)
-  return dataset
-
-
-def batches_of(dataset: tf.data.Dataset) -> TensorBatches | None:
-  """Returns the tensors behind a dataset, if `tensor_dataset` made it."""
-  return getattr(dataset, _ATTRIBUTE, None)
+  return TensorDataset(tensors, batch_size, epochs, drop_remainder)
