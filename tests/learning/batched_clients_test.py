@@ -317,10 +317,11 @@ class RefusalTest(parameterized.TestCase):
 
   def test_refuses_a_loss_that_is_no_mean(self):
     def loss(output, label, sample_weight=None):
+      """A weighted mean, in which an image's share depends on the others."""
       del sample_weight
-      return tf.reduce_sum(
-        tf.nn.sparse_softmax_cross_entropy_with_logits(label, output)
-      )
+      weights = tf.cast(1 + label, tf.float32)
+      losses = tf.nn.sparse_softmax_cross_entropy_with_logits(label, output)
+      return tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
 
     with self.assertRaisesRegex(_validate.InputError, 'the mean over the imag'):
       learning.build_batched_dp_fed_avg(
