@@ -185,6 +185,7 @@ class RunSettings:
     fitted.DEFAULT_SPECIFICITY,
     'specificity at which the sensitivity on test images is stated; validation '
     'images give the threshold',
+    only_if={'eval_split': (images.TEST,)},
     may_change=True,
     low=0.01,
     high=0.999,
@@ -464,6 +465,11 @@ class Flags:
         f'{settings.mode.augments} would be ignored with '
         f'backbone={model.backbone}, whose features are computed once an image; '
         'leave it out'
+      )
+    if run.cohort_seed is not None and not settings.mode.draws_cohorts:
+      raise _validate.InputError(
+        f'cohort_seed={run.cohort_seed} would be ignored, as all units take '
+        'part in every round; leave it out'
       )
     if settings.data.num_clients is not None:
       settings.mode.check_clients(settings.data.num_clients)

@@ -223,6 +223,12 @@ class Mode(abc.ABC):
     return bool(getattr(self, 'publish_broken_units', False))
 
   @property
+  def draws_cohorts(self) -> bool:
+    """Whether a seed decides which units take part in a round."""
+    samplings = ('client_sampling', 'unit_sampling')
+    return all(getattr(self, name, '') != 'all' for name in samplings)
+
+  @property
   def is_private(self) -> bool:
     """Whether noise is added."""
     return bool(self.target_epsilon or self.noise_multiplier)

@@ -138,6 +138,18 @@ class SettingsTest(parameterized.TestCase):
     (['--expected_batch_size=3'], 'expected_batch_size.*ignored'),
     (['--unit_sampling=all'], 'unit_sampling=all would be ignored'),
     (
+      ['--fixed_specificity=.95'],
+      'fixed_specificity=0.95 would be ignored with eval_split=validation',
+    ),
+    (
+      ['--client_sampling=all', '--cohort_seed=1'],
+      'cohort_seed=1 would be ignored, as all units take part',
+    ),
+    (
+      ['--privacy_unit=record', '--unit_sampling=all', '--cohort_seed=1'],
+      'cohort_seed=1 would be ignored, as all units take part',
+    ),
+    (
       [
         '--privacy_unit=record',
         '--unit_sampling=all',

@@ -58,6 +58,7 @@ _MODES = (
   ('noise_multiplier=1', 'clients_per_round=20'),
   ('noise_multiplier=1', 'clipping=fixed', 'server_optimizer=adam_bc'),
   ('noise_multiplier=1', 'backbone=scattering'),
+  ('noise_multiplier=1', 'eval_split=test'),
   ('noise_multiplier=1', 'privacy_unit=record', 'class_weights=noised'),
   ('noise_multiplier=1', 'privacy_unit=record'),
   ('noise_multiplier=1', 'privacy_unit=patient'),
