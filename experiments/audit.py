@@ -127,6 +127,9 @@ def audit(
       f'{folder} is there from an earlier audit, which cost its own ε; rename '
       'it to keep its ledger, then audit again'
     )
+  if canaries and run.settings.run.runtime == 'local':
+    # Loading runs TensorFlow, which fixes its threads.
+    runtime.set_local_context(precision=run.settings.run.precision)
   data = {name: finished.load_data() for name, finished in runs.items()}
   if inversion_images:
     inversion_audit.check(run, data['run'].train, inversion_images)
@@ -182,8 +185,6 @@ def _audit_canaries(
   canaries: int,
   data_ledger: data_ledger_lib.DataLedger | None,
 ) -> dict[str, Any]:
-  if run.settings.run.runtime == 'local':
-    runtime.set_local_context(precision=run.settings.run.precision)
   with tqdm.tqdm(total=run.settings.mode.rounds, unit='round') as bar:
 
     def on_round(report: training.RoundReport) -> None:
