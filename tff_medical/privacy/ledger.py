@@ -318,7 +318,16 @@ class PrivacyLedger:
 
   @property
   def epsilon(self) -> float:
-    """Epsilon of all charges."""
+    """Epsilon of all charges, as the file states it.
+
+    It is computed again if the stated one does not cover the charges.
+    """
+    if self._entries:
+      stated = self._entries[-1].epsilon
+      if accounting.covers(
+        stated, self._costs(self.charges), delta=self._delta
+      ):
+        return stated
     return self._epsilon_of(self.charges)
 
   @property
@@ -416,6 +425,9 @@ class PrivacyLedger:
     charges = self.charges + self._due(round_num)
     epsilon = self._epsilon_of(charges)
     if self._budget is not None and epsilon > self._budget:
+      # The noise may have been calibrated by a tighter epsilon.
+      epsilon = max(self._epsilon_of(charges, tight=True), self._last_epsilon)
+    if self._budget is not None and epsilon > self._budget:
       raise BudgetExceededError(
         f'round {round_num} would bring ε to {epsilon:.4f}, above the budget '
         f'of {self._budget:g} at δ {self._delta:.3g}'
@@ -495,9 +507,16 @@ class PrivacyLedger:
     first_cost = self._charges_for(round_num) - self._charges_for(round_num - 1)
     return max(1, first_cost)
 
-  def _epsilon_of(self, charges: int) -> float:
-    return accounting.epsilon(
-      self._event, rounds=charges, delta=self._delta, before=self._before
+  @property
+  def _last_epsilon(self) -> float:
+    return self._entries[-1].epsilon if self._entries else 0.0
+
+  def _costs(self, charges: int) -> list[tuple[dp_accounting.DpEvent, int]]:
+    return accounting.with_before(self._event, charges, self._before)
+
+  def _epsilon_of(self, charges: int, *, tight: bool = False) -> float:
+    return accounting.composed_epsilon(
+      self._costs(charges), delta=self._delta, tight=tight
     )
 
   def _append(self, entry: Entry) -> None:
