@@ -138,7 +138,7 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     wrong = [
       entry
       for entry in chosen
-      if not _covers(entry.epsilon, event, entry.charges, delta, before)
+      if not _agrees(entry.epsilon, event, entry.charges, delta, before)
     ]
   except _validate.InputError as error:
     yield Check('ledger: ε from its events', _text(error), False)
@@ -201,23 +201,23 @@ def _computed(
     return accounting.epsilon(event, rounds=charges, delta=delta, before=before)
 
 
-def _covers(
+def _agrees(
   stated: float,
   event: dp_accounting.DpEvent,
   charges: int,
   delta: float,
   before: dp_accounting.DpEvent | None,
 ) -> bool:
-  """Returns whether a stated epsilon is at least that of an event from a file.
+  """Returns whether a stated epsilon is that of an event from a file.
 
-  An earlier version may have stated a larger epsilon. See `accounting.covers`.
+  It may be that of an earlier version. See `accounting.agrees`.
 
   Raises:
     InputError: As `_computed` says.
   """
   with _event_errors(event, charges):
     costs = accounting.with_before(event, charges, before)
-    return accounting.covers(stated, costs, delta=delta)
+    return accounting.agrees(stated, costs, delta=delta)
 
 
 @contextlib.contextmanager
@@ -382,7 +382,7 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
     charges = _validate.count(card.get('charges'), 'charges')
     before = _event_before(card)
     epsilon = _computed(event, charges, card['delta'], before)
-    is_covered = _covers(
+    agrees = _agrees(
       _number(card['epsilon']), event, charges, card['delta'], before
     )
   except _validate.InputError as error:
@@ -392,7 +392,7 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
     'card: ε from its event',
     f'{card["epsilon"]:.6g} stated, {epsilon:.6g} computed for {charges} '
     'charges',
-    is_covered and not (card['rounds'] and not charges),
+    agrees and not (card['rounds'] and not charges),
   )
 
 

@@ -19,7 +19,7 @@ share one epsilon, so that a run of 10,000 rounds charges each within 1 ms.
 
 Earlier versions counted each round and had a grid of 1e-3. What they state may
 thus be above what this version states, or a little below. Both are true.
-`covers` accepts a stated epsilon that any version has computed.
+`agrees` accepts what any version has stated.
 
 >>> event = dp_accounting.PoissonSampledDpEvent(
 ...     0.1, dp_accounting.GaussianDpEvent(1.0))
@@ -30,7 +30,7 @@ thus be above what this version states, or a little below. Both are true.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import importlib.metadata
@@ -267,38 +267,60 @@ def composed_epsilon(
   return _pld_epsilon(pairs, delta, tight)
 
 
-def covers(
+def agrees(
   stated: float,
   charges: Iterable[tuple[dp_accounting.DpEvent, int]],
   *,
   delta: float,
 ) -> bool:
-  """Returns whether a stated epsilon is at least that of the events.
+  """Returns whether some version of this package states this epsilon.
 
   Epsilon of this version is an upper bound on a grid, for a number of rounds
-  that may be rounded up. A stated epsilon below it may therefore be true. It is
-  compared with the tightest bound then, which no version has ever undercut. The
-  tolerance is that of rounding alone. A stated epsilon above the bound is a
-  weaker claim, which is true.
+  that may be rounded up. A stated epsilon below it may therefore be true. The
+  least that is accepted is the tightest bound, which no version has undercut.
+  The most is the bound of the versions with one grid. The tolerance is that of
+  rounding alone on both sides.
 
   >>> charges = [(dp_accounting.GaussianDpEvent(2.0), 1)]
   >>> epsilon_of_all = composed_epsilon(charges, delta=1e-5)
-  >>> covers(2 * epsilon_of_all, charges, delta=1e-5)
+  >>> agrees(epsilon_of_all, charges, delta=1e-5)
   True
-  >>> covers(0.999 * epsilon_of_all, charges, delta=1e-5)
+  >>> agrees(0.999 * epsilon_of_all, charges, delta=1e-5)
   False
 
   Args:
-    stated: Epsilon that a file states; NaN covers nothing.
+    stated: Epsilon that a file states; NaN never agrees.
     charges: Pairs of an event and the number, 0 or more, of such events.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
   """
   pairs = list(charges)
-  most = stated * (1 + _ROUNDING)
-  return any(
-    most >= composed_epsilon(pairs, delta=delta, tight=tight)
-    for tight in (False, True)
-  )
+  now = composed_epsilon(pairs, delta=delta)
+  if stated == now or math.isclose(stated, now, rel_tol=_ROUNDING):
+    return True
+  if stated < now:
+    least = composed_epsilon(pairs, delta=delta, tight=True)
+    return stated >= least * (1 - _ROUNDING)
+  return stated <= _earlier_epsilon(pairs, delta) * (1 + _ROUNDING)
+
+
+def _earlier_epsilon(
+  charges: Sequence[tuple[dp_accounting.DpEvent, int]], delta: float
+) -> float:
+  """Returns the epsilon of the versions with one grid, that of 1e-3.
+
+  They had it for Gaussian rounds as well, and a coarser one for want of memory.
+  """
+  parts = _parts(charges)
+  others = (dp_accounting.NonPrivateDpEvent, *_RDP_EVENTS)
+  if not parts or any(isinstance(event, others) for event in parts):
+    return composed_epsilon(charges, delta=delta)
+  interval = max(_DISCRETIZATION, _common_interval(parts, tight=True))
+  bound = _gaussian_epsilon(_total_noise(parts), delta)
+  if interval > _MAX_DISCRETIZATION:
+    return bound
+  losses = [(_round_loss(event, interval), n) for event, n in parts.items()]
+  on_grid = loss_grids.epsilon_of(losses, delta=delta)
+  return on_grid if interval == _DISCRETIZATION else min(bound, on_grid)
 
 
 def composed_event(

@@ -320,15 +320,14 @@ class PrivacyLedger:
   def epsilon(self) -> float:
     """Epsilon of all charges, as the file states it.
 
-    It is computed again if the stated one does not cover the charges.
+    If the charges cost more than the file states, it is what they cost.
     """
-    if self._entries:
-      stated = self._entries[-1].epsilon
-      if accounting.covers(
-        stated, self._costs(self.charges), delta=self._delta
-      ):
-        return stated
-    return self._epsilon_of(self.charges)
+    stated, computed = self._last_epsilon, self._epsilon_of(self.charges)
+    if stated >= computed:
+      return stated
+    costs = self._costs(self.charges)
+    is_true = accounting.agrees(stated, costs, delta=self._delta)
+    return stated if is_true else computed
 
   @property
   def event(self) -> dp_accounting.DpEvent:
