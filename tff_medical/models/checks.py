@@ -161,6 +161,8 @@ def _unlike_its_config(
   )
 
 
+# The clone is never run: to rewrite the sources of its layers would be in vain.
+@tf.autograph.experimental.do_not_convert
 def restore_eager(model: tf.keras.Model) -> None:
   """Makes `model` callable again after Keras layers were built in a graph.
 
