@@ -79,6 +79,7 @@ def assemble(
   task: tasks.Task | None = None,
   progress: Callable[[str], None] = lambda line: None,
   counts: class_counts.ClassCounts | None = None,
+  noise_multiplier: float | None = None,
 ) -> Assembly:
   """Returns the objects of a run; its noise is calibrated to a target ε.
 
@@ -89,6 +90,8 @@ def assemble(
       calibration.
     counts: Noised class counts of an earlier start of the run; None draws them
       anew if the settings ask for them.
+    noise_multiplier: Noise multiplier that an earlier start of the run has
+      calibrated; None calibrates it.
 
   Raises:
     InputError: The data cannot be used, or the target is out of reach.
@@ -96,7 +99,9 @@ def assemble(
   task = task or load_task(settings)
   feed = settings.mode.feed(task)
   settings = settings.for_data(task.num_clients, feed.num_units)
-  mechanism = build_mechanism(settings, feed.num_units, progress)
+  mechanism = build_mechanism(
+    settings, feed.num_units, progress, noise_multiplier
+  )
   release = settings.mode.class_count_release(task.num_clients)
   if release is None:
     parts = Assembly(settings, task, feed, mechanism)
@@ -136,6 +141,7 @@ def build_mechanism(
   settings: settings_lib.Settings,
   num_units: int,
   progress: Callable[[str], None] = lambda line: None,
+  noise_multiplier: float | None = None,
 ) -> interface.Mechanism:
   """Returns the mechanism, its noise calibrated to a target ε.
 
@@ -143,6 +149,7 @@ def build_mechanism(
     settings: Settings that `Settings.for_data` returned.
     num_units: Number of units, the population of the mechanism's sampling.
     progress: Function for lines of progress, as in `assemble`.
+    noise_multiplier: Noise multiplier that was calibrated before, if any.
   """
   mode = settings.mode
   # The number of sites changes the counts' noise, never their event.
@@ -150,6 +157,8 @@ def build_mechanism(
   mechanism = mode.mechanism(num_units)
   if mode.target_epsilon is None:
     return mechanism
+  if noise_multiplier is not None:
+    return mechanism.with_noise(noise_multiplier)
   return calibration.calibrate(
     mechanism,
     target_epsilon=mode.target_epsilon,

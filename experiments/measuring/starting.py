@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 from experiments.measuring import timing
 from tff_medical import _validate
@@ -75,6 +76,8 @@ def _python(*arguments: str) -> None:
 def charges(count: int) -> dict[str, float]:
   """Returns the mean milliseconds of a charge, and of one fsync.
 
+  Of a charge, `computing` is what remains without its own fsync.
+
   Args:
     count: Number of charges of each run.
   """
@@ -91,16 +94,34 @@ def charges(count: int) -> dict[str, float]:
         noise_multiplier=_NOISE_MULTIPLIER,
       )
       path = pathlib.Path(folder, name)
+      fsync = _TimedFsync()
       with ledger.PrivacyLedger(path, mechanism, delta=1e-5) as book:
         started = time.perf_counter()
-        for round_num in range(1, count + 1):
-          book.charge(round_num)
+        with mock.patch.object(os, 'fsync', fsync):
+          for round_num in range(1, count + 1):
+            book.charge(round_num)
         elapsed = time.perf_counter() - started
       results[f'{name}_millis'] = 1000 * elapsed / count
+      results[f'{name}_computing_millis'] = (
+        1000 * (elapsed - fsync.secs) / count
+      )
     results['fsync_millis'] = _fsync_millis(
       pathlib.Path(folder, 'lines'), count
     )
   return results
+
+
+class _TimedFsync:
+  """`os.fsync`, with the seconds spent in it."""
+
+  def __init__(self) -> None:
+    self.secs = 0.0
+    self._fsync = os.fsync
+
+  def __call__(self, descriptor: int) -> None:
+    started = time.perf_counter()
+    self._fsync(descriptor)
+    self.secs += time.perf_counter() - started
 
 
 def _fsync_millis(path: pathlib.Path, count: int) -> float:

@@ -32,7 +32,13 @@ class StartBenchmarkTest(parameterized.TestCase):
     self.assertEqual(report['charges'], 3)
     self.assertCountEqual(
       report['results']['charge'],
-      ['poisson_millis', 'all_millis', 'fsync_millis'],
+      [
+        'poisson_millis',
+        'poisson_computing_millis',
+        'all_millis',
+        'all_computing_millis',
+        'fsync_millis',
+      ],
     )
     self.assertGreater(min(report['results']['charge'].values()), 0)
     self.assertLen(report['results']['draw'], 3)

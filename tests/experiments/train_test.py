@@ -30,6 +30,7 @@ from tff_medical import _validate
 from tff_medical.auditing import verification
 from tff_medical.data import loading
 from tff_medical.privacy import accounting
+from tff_medical.privacy import calibration
 from tff_medical.privacy import class_counts
 from tff_medical.program import checkpoints
 from tff_medical.program import run_folder
@@ -411,6 +412,24 @@ class TrainTest(parameterized.TestCase):
     self._run(noise_multiplier=None, target_epsilon=30.0, rounds=2)
     with self.assertRaisesRegex(_validate.InputError, '--rounds'):
       self._run(noise_multiplier=None, target_epsilon=30.0, rounds=4)
+
+  def test_a_run_goes_on_with_the_noise_of_an_earlier_version(self):
+    """Whose calibration gave more of it, as its epsilon was coarser."""
+    calibrate = calibration.calibrate
+
+    def more(mechanism, **arguments):
+      calibrated = calibrate(mechanism, **arguments)
+      return calibrated.with_noise(1.01 * calibrated.noise_multiplier)
+
+    flags = {'noise_multiplier': None, 'target_epsilon': 30.0, 'rounds': 2}
+    with mock.patch.object(calibration, 'calibrate', more):
+      self._run(**flags)
+    first = self._json('summary.json')
+    outcome = self._run(**flags)
+    self.assertEqual(outcome.rounds, 2)
+    second = self._json('summary.json')
+    self.assertEqual(first['noise_multiplier'], second['noise_multiplier'])
+    self.assertEqual(first['epsilon'], second['epsilon'])
 
   def test_seed_repeats_data_weights_and_partition_never_the_noise(self):
     weights = []

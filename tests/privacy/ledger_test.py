@@ -477,6 +477,50 @@ class PrivacyLedgerTest(parameterized.TestCase):
       self._charge_up_to(math.nextafter(limit, 0))
     self.assertLen(self._records(), 1 + 3)
 
+  def _with_charges(self, charges, epsilon=None, budget=None):
+    """Writes a ledger with many charges, whose last line states `epsilon`."""
+    with self._open(budget=budget) as book:
+      book.restore(
+        round_num=charges, attempt=charges, charges=charges, evidence='test'
+      )
+    if epsilon is not None:
+      *others, last = self._records()
+      self.path.write_text(_resealed([*others, {**last, 'epsilon': epsilon}]))
+
+  def _tight(self, charges):
+    event = _mechanism().charge_event()
+    return accounting.composed_epsilon(
+      [(event, charges)], delta=1e-3, tight=True
+    )
+
+  @parameterized.parameters(
+    (1.0, True), (1.5, True), (0.999_999_5, True), (0.999_998, False)
+  )
+  def test_the_stated_epsilon_is_kept_unless_charges_cost_more(
+    self, factor, is_kept
+  ):
+    """An earlier version counted each of 1,025 rounds."""
+    stated = factor * self._tight(1025)
+    self._with_charges(1025, stated)
+    with self._open() as book:
+      computed = accounting.epsilon(book.event, rounds=1025, delta=book.delta)
+      self.assertGreater(computed, 1.0005 * self._tight(1025))
+      self.assertEqual(book.epsilon, stated if is_kept else computed)
+
+  def test_a_budget_that_an_earlier_version_has_used_up_exactly(self):
+    budget = self._tight(1025)
+    self._with_charges(1024, budget=budget)
+    with self._open(budget=budget) as book:
+      self.assertEqual(book.charge(1025), budget)
+      self.assertEqual(book.epsilon, budget)
+      with self.assertRaisesRegex(ledger.BudgetExceededError, 'round 1026 '):
+        book.charge(1026)
+    self.path.unlink()
+    self._with_charges(1024, budget=math.nextafter(budget, 0))
+    with self._open(budget=math.nextafter(budget, 0)) as book:
+      with self.assertRaisesRegex(ledger.BudgetExceededError, 'round 1025 '):
+        book.charge(1025)
+
   def test_no_noise_is_inf_and_exceeds_any_budget(self):
     with self._open(noise_multiplier=0.0) as book:
       self.assertEqual(book.charge(1), math.inf)

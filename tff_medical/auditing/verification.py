@@ -13,6 +13,7 @@ the card of a published model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import math
 import os
@@ -31,7 +32,7 @@ from tff_medical.program import run_folder
 from tff_medical.serving import export
 from tff_medical.serving import pretrained
 
-# Tolerance on epsilon: the same computation, but perhaps on another machine.
+# Tolerance between two statements of the same epsilon.
 _RELATIVE_DIFFERENCE = 1e-6
 # Number of entries of a long ledger whose epsilon is recomputed.
 _MAX_ENTRIES = 50
@@ -137,9 +138,7 @@ def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
     wrong = [
       entry
       for entry in chosen
-      if not _close(
-        entry.epsilon, _computed(event, entry.charges, delta, before)
-      )
+      if not _agrees(entry.epsilon, event, entry.charges, delta, before)
     ]
   except _validate.InputError as error:
     yield Check('ledger: ε from its events', _text(error), False)
@@ -198,12 +197,38 @@ def _computed(
     InputError: The event belongs to no mechanism, or there are too many
       charges.
   """
+  with _event_errors(event, charges):
+    return accounting.epsilon(event, rounds=charges, delta=delta, before=before)
+
+
+def _agrees(
+  stated: float,
+  event: dp_accounting.DpEvent,
+  charges: int,
+  delta: float,
+  before: dp_accounting.DpEvent | None,
+) -> bool:
+  """Returns whether a stated epsilon is that of an event from a file.
+
+  It may be that of an earlier version. See `accounting.agrees`.
+
+  Raises:
+    InputError: As `_computed` says.
+  """
+  with _event_errors(event, charges):
+    costs = accounting.with_before(event, charges, before)
+    return accounting.agrees(stated, costs, delta=delta)
+
+
+@contextlib.contextmanager
+def _event_errors(event: dp_accounting.DpEvent, charges: int) -> Iterator[None]:
+  """Turns the errors of computing an epsilon into an `InputError`."""
   if charges > ledger_lib.MAX_COUNT:
     raise _validate.InputError(
       f'{charges} charges are more than any run has ({ledger_lib.MAX_COUNT:,})'
     )
   try:
-    return accounting.epsilon(event, rounds=charges, delta=delta, before=before)
+    yield
   except (
     ArithmeticError,
     MemoryError,
@@ -357,6 +382,9 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
     charges = _validate.count(card.get('charges'), 'charges')
     before = _event_before(card)
     epsilon = _computed(event, charges, card['delta'], before)
+    agrees = _agrees(
+      _number(card['epsilon']), event, charges, card['delta'], before
+    )
   except _validate.InputError as error:
     yield Check('card: ε from its event', _text(error), False)
     return
@@ -364,8 +392,7 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
     'card: ε from its event',
     f'{card["epsilon"]:.6g} stated, {epsilon:.6g} computed for {charges} '
     'charges',
-    _close(_number(card['epsilon']), epsilon)
-    and not (card['rounds'] and not charges),
+    agrees and not (card['rounds'] and not charges),
   )
 
 

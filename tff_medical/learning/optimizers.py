@@ -64,6 +64,10 @@ def build_server_optimizer(
     InputError: The name is unknown or a value is out of range.
   """
   optimizer = _build(name, learning_rate, momentum, noise_stddev, noise_floor)
+  # An optimizer has no Python control flow on tensors, for which to rewrite its
+  # source would take half a second.
+  unconverted = tf.autograph.experimental.do_not_convert(optimizer.next)
+  setattr(optimizer, 'next', unconverted)  # noqa: B010
   if schedule is None:
     return optimizer
   return schedules.Scheduled(optimizer, schedule)

@@ -161,6 +161,8 @@ def _unlike_its_config(
   )
 
 
+# The clone is never run: to rewrite the sources of its layers would be in vain.
+@tf.autograph.experimental.do_not_convert
 def restore_eager(model: tf.keras.Model) -> None:
   """Makes `model` callable again after Keras layers were built in a graph.
 
@@ -172,4 +174,6 @@ def restore_eager(model: tf.keras.Model) -> None:
   Args:
     model: Functional Keras model, whose weights stay unchanged.
   """
-  tf.keras.models.clone_model(model)
+  kinds = {type(part) for part in (model, *model.submodules)}
+  if any(c.__module__.endswith('_v1') for k in kinds for c in k.__mro__):
+    tf.keras.models.clone_model(model)

@@ -43,6 +43,9 @@ _TINY = 1e-12
 _Pair = tuple[np.ndarray, np.ndarray]  # Matrices for rows and for columns.
 
 
+# Layers without Python control flow on tensors: to rewrite their sources would
+# take longer than to build them.
+@tf.autograph.experimental.do_not_convert
 def normalised(x: tf.Tensor) -> tf.Tensor:
   """Returns scattering features after group norm, maps [N, h, w, C * 81].
 

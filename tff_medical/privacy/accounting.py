@@ -17,6 +17,10 @@ grid states a larger epsilon, never a smaller one. More than 1,024 rounds are
 counted in steps of at most 1/512 of their number, rounded up. Rounds in between
 share one epsilon, so that a run of 10,000 rounds charges each within 1 ms.
 
+Earlier versions counted each round and had a grid of 1e-3. What they state may
+thus be above what this version states, or a little below. Both are true.
+`agrees` accepts what any version has stated.
+
 >>> event = dp_accounting.PoissonSampledDpEvent(
 ...     0.1, dp_accounting.GaussianDpEvent(1.0))
 >>> round(pld_epsilon(event, rounds=200, delta=1e-3), 3)
@@ -26,7 +30,7 @@ share one epsilon, so that a run of 10,000 rounds charges each within 1 ms.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import importlib.metadata
@@ -71,6 +75,8 @@ _RDP_EVENTS = (dp_accounting.ZCDpEvent, dp_event.RepeatAndSelectDpEvent)
 _MAX_COUNT = 10**7
 # Number of rounds from which their number is rounded up to 10 binary digits.
 _EXACT_COUNT_BITS = 10
+# Relative difference of one epsilon on two machines.
+_ROUNDING = 1e-6
 # The exponential of a larger interval overflows in dp-accounting.
 _MAX_DISCRETIZATION = 256.0
 # Points of the grids of one round and of all rounds: some seconds and 300 MB.
@@ -148,14 +154,16 @@ def _fine_interval(event: dp_accounting.DpEvent) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def _finest_interval(event: dp_accounting.DpEvent) -> float:
+def _finest_interval(event: dp_accounting.DpEvent, tight: bool) -> float:
   """Returns the interval of an event's grid for few rounds."""
   noise, fine = _noise_to_sensitivity(event), _fine_interval(event)
   # Range of a Gaussian's losses, 10 standard deviations to both sides.
   reach = noise**-2 + 20 / noise
   interval = _DISCRETIZATION
   while reach > interval * (
-    _MAX_FINE_POINTS if 2 * interval <= fine else _MAX_ROUND_POINTS
+    _MAX_FINE_POINTS
+    if 2 * interval <= fine and not tight
+    else _MAX_ROUND_POINTS
   ):
     interval *= 2
   if interval > _DISCRETIZATION:
@@ -167,16 +175,16 @@ def _finest_interval(event: dp_accounting.DpEvent) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def _interval(event: dp_accounting.DpEvent, rounds: int) -> float:
+def _interval(event: dp_accounting.DpEvent, rounds: int, tight: bool) -> float:
   """Returns the interval of the grid for `rounds`; inf if no grid fits memory.
 
   The interval never becomes finer with more rounds, so that epsilon never falls
   from one round to the next.
   """
-  interval = _finest_interval(event)
+  interval = _finest_interval(event, tight)
   while interval <= _MAX_DISCRETIZATION:
     points = loss_grids.num_points([(_round_loss(event, interval), rounds)])
-    may_be_coarser = 2 * interval <= _fine_interval(event)
+    may_be_coarser = not tight and 2 * interval <= _fine_interval(event)
     limit = _MAX_FINE_POINTS if may_be_coarser else _MAX_COMPOSED_POINTS
     if points <= limit:
       return interval
@@ -209,15 +217,21 @@ def epsilon(
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
     before: Event that is paid for once besides, if any, even with no rounds.
   """
-  return composed_epsilon(_with_before(event, rounds, before), delta=delta)
+  return composed_epsilon(with_before(event, rounds, before), delta=delta)
 
 
-def _with_before(
+def with_before(
   event: dp_accounting.DpEvent,
   rounds: int,
   before: dp_accounting.DpEvent | None,
 ) -> list[tuple[dp_accounting.DpEvent, int]]:
-  """Returns the events of rounds, and the one that is paid for besides."""
+  """Returns the events of a run and their numbers, for `composed_epsilon`.
+
+  Args:
+    event: Event of one round.
+    rounds: Number of rounds, 0 or more.
+    before: Event that is paid for once besides, if any.
+  """
   charges = [(event, rounds)]
   if before is not None:
     charges.append((before, 1))
@@ -225,7 +239,10 @@ def _with_before(
 
 
 def composed_epsilon(
-  charges: Iterable[tuple[dp_accounting.DpEvent, int]], *, delta: float
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]],
+  *,
+  delta: float,
+  tight: bool = False,
 ) -> float:
   """Returns the stated epsilon at `delta` of different events together.
 
@@ -241,11 +258,69 @@ def composed_epsilon(
   Args:
     charges: Pairs of an event and the number, 0 or more, of such events.
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
+    tight: Whether to count every round, on the finest grid that fits memory. It
+      takes up to some seconds.
   """
   pairs = list(charges)
   if any(isinstance(part, _RDP_EVENTS) for part in _parts(pairs)):
     return _rdp_epsilon(pairs, delta)
-  return _pld_epsilon(pairs, delta)
+  return _pld_epsilon(pairs, delta, tight)
+
+
+def agrees(
+  stated: float,
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]],
+  *,
+  delta: float,
+) -> bool:
+  """Returns whether some version of this package states this epsilon.
+
+  Epsilon of this version is an upper bound on a grid, for a number of rounds
+  that may be rounded up. A stated epsilon below it may therefore be true. The
+  least that is accepted is the tightest bound, which no version has undercut.
+  The most is the bound of the versions with one grid. The tolerance is that of
+  rounding alone on both sides.
+
+  >>> charges = [(dp_accounting.GaussianDpEvent(2.0), 1)]
+  >>> epsilon_of_all = composed_epsilon(charges, delta=1e-5)
+  >>> agrees(epsilon_of_all, charges, delta=1e-5)
+  True
+  >>> agrees(0.999 * epsilon_of_all, charges, delta=1e-5)
+  False
+
+  Args:
+    stated: Epsilon that a file states; NaN never agrees.
+    charges: Pairs of an event and the number, 0 or more, of such events.
+    delta: Probability, in (0, 1), with which epsilon may be exceeded.
+  """
+  pairs = list(charges)
+  now = composed_epsilon(pairs, delta=delta)
+  if stated == now or math.isclose(stated, now, rel_tol=_ROUNDING):
+    return True
+  if stated < now:
+    least = composed_epsilon(pairs, delta=delta, tight=True)
+    return stated >= least * (1 - _ROUNDING)
+  return stated <= _earlier_epsilon(pairs, delta) * (1 + _ROUNDING)
+
+
+def _earlier_epsilon(
+  charges: Sequence[tuple[dp_accounting.DpEvent, int]], delta: float
+) -> float:
+  """Returns the epsilon of the versions with one grid, that of 1e-3.
+
+  They had it for Gaussian rounds as well, and a coarser one for want of memory.
+  """
+  parts = _parts(charges)
+  others = (dp_accounting.NonPrivateDpEvent, *_RDP_EVENTS)
+  if not parts or any(isinstance(event, others) for event in parts):
+    return composed_epsilon(charges, delta=delta)
+  interval = max(_DISCRETIZATION, _common_interval(parts, tight=True))
+  bound = _gaussian_epsilon(_total_noise(parts), delta)
+  if interval > _MAX_DISCRETIZATION:
+    return bound
+  losses = [(_round_loss(event, interval), n) for event, n in parts.items()]
+  on_grid = loss_grids.epsilon_of(losses, delta=delta)
+  return on_grid if interval == _DISCRETIZATION else min(bound, on_grid)
 
 
 def composed_event(
@@ -325,11 +400,13 @@ def pld_epsilon(
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
     before: Gaussian event that is paid for once besides, if any.
   """
-  return _pld_epsilon(_with_before(event, rounds, before), delta)
+  return _pld_epsilon(with_before(event, rounds, before), delta)
 
 
 def _pld_epsilon(
-  charges: Iterable[tuple[dp_accounting.DpEvent, int]], delta: float
+  charges: Iterable[tuple[dp_accounting.DpEvent, int]],
+  delta: float,
+  tight: bool = False,
 ) -> float:
   _validate.in_range(0, 1, delta=delta)
   parts = _parts(charges)
@@ -341,8 +418,10 @@ def _pld_epsilon(
   if all(isinstance(e, dp_accounting.GaussianDpEvent) for e in parts):
     return bound
   # A grid may overstate epsilon more than a bound without amplification does.
-  counted = tuple((event, _counted(n)) for event, n in parts.items())
-  return min(bound, _grid_epsilon(counted, delta))
+  counted = tuple(
+    (event, n if tight else _counted(n)) for event, n in parts.items()
+  )
+  return min(bound, _grid_epsilon(counted, delta, tight))
 
 
 def _gaussian_epsilon(noise: float, delta: float) -> float:
@@ -391,19 +470,23 @@ def _counted(rounds: int) -> int:
 # A card, a check and an entry of a data ledger ask for the same total.
 @functools.lru_cache(maxsize=256)
 def _grid_epsilon(
-  charges: tuple[tuple[dp_accounting.DpEvent, int], ...], delta: float
+  charges: tuple[tuple[dp_accounting.DpEvent, int], ...],
+  delta: float,
+  tight: bool,
 ) -> float:
   parts = dict(charges)
-  interval = _common_interval(parts)
+  interval = _common_interval(parts, tight)
   if interval > _MAX_DISCRETIZATION:
     return math.inf
   losses = [(_round_loss(event, interval), n) for event, n in parts.items()]
   return loss_grids.epsilon_of(losses, delta=delta)
 
 
-def _common_interval(parts: Mapping[dp_accounting.DpEvent, int]) -> float:
+def _common_interval(
+  parts: Mapping[dp_accounting.DpEvent, int], tight: bool
+) -> float:
   """Returns the finest interval at which all events fit memory together."""
-  interval = max(_interval(event, count) for event, count in parts.items())
+  interval = max(_interval(event, n, tight) for event, n in parts.items())
   while len(parts) > 1 and interval <= _MAX_DISCRETIZATION:
     points = sum(
       loss_grids.num_points([(_round_loss(event, interval), count)])
@@ -432,7 +515,7 @@ def rdp_epsilon(
     delta: Probability, in (0, 1), with which epsilon may be exceeded.
     before: Event that is paid for once besides, if any.
   """
-  return _rdp_epsilon(_with_before(event, rounds, before), delta)
+  return _rdp_epsilon(with_before(event, rounds, before), delta)
 
 
 def _rdp_epsilon(

@@ -244,11 +244,16 @@ class Book:
     Args:
       changed: What a run is charged, by the id of the run, which may be new.
     """
+    return accounting.composed_epsilon(self.costs(changed), delta=self.delta)
+
+  def costs(self, changed: Mapping[str, Costs] | None = None) -> Costs:
+    """Returns the events of all runs and their numbers.
+
+    Args:
+      changed: What a run is charged instead, by the id of the run.
+    """
     costs = {run_id: entry.costs() for run_id, entry in self.runs.items()}
-    return accounting.composed_epsilon(
-      itertools.chain.from_iterable({**costs, **changed}.values()),
-      delta=self.delta,
-    )
+    return [*itertools.chain(*{**costs, **(changed or {})}.values())]
 
   def charges(self, run_id: str) -> int:
     """Returns the number of charges that a run has reserved or settled."""

@@ -318,8 +318,16 @@ class PrivacyLedger:
 
   @property
   def epsilon(self) -> float:
-    """Epsilon of all charges."""
-    return self._epsilon_of(self.charges)
+    """Epsilon of all charges, as the file states it.
+
+    If the charges cost more than the file states, it is what they cost.
+    """
+    stated, computed = self._last_epsilon, self._epsilon_of(self.charges)
+    if stated >= computed:
+      return stated
+    costs = self._costs(self.charges)
+    is_true = accounting.agrees(stated, costs, delta=self._delta)
+    return stated if is_true else computed
 
   @property
   def event(self) -> dp_accounting.DpEvent:
@@ -416,6 +424,9 @@ class PrivacyLedger:
     charges = self.charges + self._due(round_num)
     epsilon = self._epsilon_of(charges)
     if self._budget is not None and epsilon > self._budget:
+      # The noise may have been calibrated by a tighter epsilon.
+      epsilon = max(self._epsilon_of(charges, tight=True), self._last_epsilon)
+    if self._budget is not None and epsilon > self._budget:
       raise BudgetExceededError(
         f'round {round_num} would bring ε to {epsilon:.4f}, above the budget '
         f'of {self._budget:g} at δ {self._delta:.3g}'
@@ -495,9 +506,16 @@ class PrivacyLedger:
     first_cost = self._charges_for(round_num) - self._charges_for(round_num - 1)
     return max(1, first_cost)
 
-  def _epsilon_of(self, charges: int) -> float:
-    return accounting.epsilon(
-      self._event, rounds=charges, delta=self._delta, before=self._before
+  @property
+  def _last_epsilon(self) -> float:
+    return self._entries[-1].epsilon if self._entries else 0.0
+
+  def _costs(self, charges: int) -> list[tuple[dp_accounting.DpEvent, int]]:
+    return accounting.with_before(self._event, charges, self._before)
+
+  def _epsilon_of(self, charges: int, *, tight: bool = False) -> float:
+    return accounting.composed_epsilon(
+      self._costs(charges), delta=self._delta, tight=tight
     )
 
   def _append(self, entry: Entry) -> None:

@@ -122,6 +122,7 @@ class LedgerFile:
     self._remedy = remedy
     self._change_remedy = change_remedy
     self._size, self._last_line, self._changed_at = 0, b'', 0
+    self._digest = ''
     self._file = _open_regular(self._path, 0o600 if private else 0o666, remedy)
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,6 +157,7 @@ class LedgerFile:
     self._file.seek(0)
     chain = parse(self._path, self._file.read(), self._remedy)
     self._size, self._last_line = chain.size, chain.last_line
+    self._digest = chain.lines[-1].digest if chain.lines else ''
     self._file.truncate(self._size)
     return chain
 
@@ -172,7 +174,7 @@ class LedgerFile:
     is_first = not self._size
     if not is_first:
       self._check_unchanged()
-    line = _seal(record, _digest_of(self._last_line))
+    line = _seal(record, self._digest)
     try:
       if self._file.write(line) != len(line):
         raise OSError(errno.ENOSPC, 'No space left on device', self._path)
@@ -183,9 +185,9 @@ class LedgerFile:
     if is_first:
       _files.sync_folder(self._path.parent)
     self._size += len(line)
-    self._last_line = line
+    self._last_line, self._digest = line, _digest_of(line)
     self._changed_at = os.fstat(self._file.fileno()).st_mtime_ns
-    return _digest_of(line)
+    return self._digest
 
   def _check_unchanged(self) -> None:
     """Refuses to write to a file that is no longer the one that was read.

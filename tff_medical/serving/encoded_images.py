@@ -31,6 +31,7 @@ from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 MAX_BYTES = 2**26
@@ -451,7 +452,7 @@ def _number(
   is_big: bool | tf.Tensor = True,
 ) -> tf.Tensor:
   """Returns an int64 of `width` bytes; bytes after the end count as 0."""
-  places = tf.cast(start, tf.int64) + tf.range(width, dtype=tf.int64)
+  places = tf.cast(start, tf.int64) + np.arange(width)
   size = tf.size(data, tf.int64)
   read = tf.gather(data, tf.clip_by_value(places, 0, size - 1))
   read = tf.where(places < size, read, tf.zeros_like(read))
@@ -461,8 +462,12 @@ def _number(
 def _numbers(rows: tf.Tensor, is_big: bool | tf.Tensor) -> tf.Tensor:
   """Returns the int64 numbers [N] of bytes [N, width]."""
   width = rows.shape[-1]
-  weights = tf.constant([256**i for i in range(width)], tf.int64)
-  weights = tf.where(is_big, weights[::-1], weights)
+  small = 256 ** np.arange(width)
+  big = small[::-1]
+  if isinstance(is_big, bool):
+    weights = tf.constant(big if is_big else small)
+  else:
+    weights = tf.where(is_big, big, small)
   return tf.reduce_sum(tf.cast(rows, tf.int64) * weights, axis=-1)
 
 

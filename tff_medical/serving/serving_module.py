@@ -74,6 +74,8 @@ class ServingModule(tf.Module):
     """Returns the traced function of each signature."""
     images = tf.TensorSpec((None, *self._shape), tf.float32, name='images')
     encoded = tf.TensorSpec((None,), tf.string, name='encoded')
+    # There is no Python control flow on tensors, for which to rewrite sources
+    # would take longer than to trace them.
     predict = tf.function(self._check_and_predict)
     decode_and_predict = tf.function(self._decode_and_predict)
     return {
@@ -81,9 +83,11 @@ class ServingModule(tf.Module):
       'serve_bytes': decode_and_predict.get_concrete_function(encoded),
     }
 
+  @tf.autograph.experimental.do_not_convert
   def _check_and_predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
     return self._predict(_checked_images(images, self._shape))
 
+  @tf.autograph.experimental.do_not_convert
   def _decode_and_predict(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
     encoded = _with_shape(
       encoded, (None,), 'encoded must have shape [N], one file an image'
