@@ -1,11 +1,12 @@
-"""DP-FedAvg whose clients take one step, with many clients in one batch.
+"""DP-FedAvg with many clients in one batch.
 
 All clients of a round start from the same weights. A client that takes one step
 of SGD therefore sends its learning rate times the gradient of its mean loss at
 these weights. The gradients of many clients are per-example gradients whose
 units are clients (McMahan et al. 2018, arXiv 1710.06963, section 2.2:
 DP-FedSGD), and `unit_gradients` computes them at once. Large products take the
-place of hundreds of small calls.
+place of hundreds of small calls. Clients that take several steps have weights
+of their own after the first one; `batched_steps` trains those of dense models.
 
 Privacy is that of `build_dp_fed_avg`: the whole update of each client is
 clipped once, then summed and noised by the same query. Weights agree up to
@@ -19,6 +20,7 @@ of clients that it trains on.
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any, Union
@@ -29,6 +31,7 @@ import tensorflow_federated as tff
 
 from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
+from tff_medical.learning import batched_steps
 from tff_medical.learning import dp_sgd
 from tff_medical.learning import exact_gradients
 from tff_medical.learning import labels as labels_lib
@@ -150,12 +153,23 @@ def _exact_way(
       losses of its images.
   """
   way = exact_gradients.find_way(model)
+  _check_loss(model)
+  return way
+
+
+@functools.lru_cache(maxsize=4)
+def _check_steps(model: tff.learning.models.FunctionalModel) -> None:
+  """Raises `InputError` unless many clients can take several steps at once."""
+  batched_steps.check(model)
+  _check_loss(model)
+
+
+def _check_loss(model: tff.learning.models.FunctionalModel) -> None:
   if not _has_mean_loss(model):
     raise _validate.InputError(
       'model must have a loss that is the mean over the images of a batch, got '
       'another one; average it, or use build_dp_fed_avg'
     )
-  return way
 
 
 def build_batched_dp_fed_avg(
@@ -163,16 +177,17 @@ def build_batched_dp_fed_avg(
   mechanism: mechanisms.GaussianMechanism,
   *,
   client_learning_rate: LearningRate,
+  client_steps: batched_steps.LocalSteps | None = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
   count_broken: bool = False,
   augmentation: augmentation_lib.Augmentation | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """Returns the process of `build_dp_fed_avg` whose clients take one SGD step.
+  """Returns the process of `build_dp_fed_avg` whose clients train by plain SGD.
 
   The process runs in any TFF context. Its datasets are groups of clients, of
   `program.client_groups.ClientGroupFeed`: each row of a batch is one client, in
   the layout of `unit_gradients.batch_spec`. A client without an image takes
-  part with the zero update. All images of a client make up its one step.
+  part with the zero update.
 
   Args:
     model: Functional model with one input and one output, whose loss is the
@@ -180,6 +195,8 @@ def build_batched_dp_fed_avg(
     mechanism: Clipping, noise and sampling of clients.
     client_learning_rate: Learning rate of the clients, a number or a function
       of the number of completed rounds; see `schedules.build_schedule`.
+    client_steps: Steps of each client, for dense models. The default is one
+      step on all images of the client, for every model.
     server_optimizer: As in `build_dp_fed_avg`.
     count_broken: As in `build_dp_fed_avg`.
     augmentation: As in `build_dp_fed_avg`.
@@ -190,10 +207,15 @@ def build_batched_dp_fed_avg(
   """
   unit_inputs.check_functional(model)
   _check_mechanism(mechanism)
+  if client_steps is None:
+    train = functools.partial(_one_step, model, _exact_way(model), augmentation)
+  else:
+    _check_steps(model)
+    train = functools.partial(
+      batched_steps.updates, model, client_steps, augmentation
+    )
   return _compose(
-    _GroupSum(
-      model, _exact_way(model), dp_sgd.QuerySum(mechanism), augmentation
-    ),
+    _GroupSum(model, train, dp_sgd.QuerySum(mechanism)),
     mechanism,
     client_learning_rate,
     server_optimizer
@@ -241,20 +263,35 @@ def _has_mean_loss(model: tff.learning.models.FunctionalModel) -> bool:
   return bool(np.allclose(together, np.mean(alone), _TOLERANCE, _TOLERANCE))
 
 
+# A training takes the learning rate, the first weights and a batch of clients.
+# It returns the update of each client, [C, ...] for each trainable weight.
+_Training = Callable[
+  [tf.Tensor, tff.learning.models.ModelWeights, unit_gradients.Batch],
+  unit_clipping.Gradients,
+]
+
+
+def _one_step(
+  model: tff.learning.models.FunctionalModel,
+  way: unit_gradients.Way,
+  augmentation: augmentation_lib.Augmentation | None,
+  rate: tf.Tensor,
+  weights: tff.learning.models.ModelWeights,
+  batch: unit_gradients.Batch,
+) -> unit_clipping.Gradients:
+  """Returns the learning rate times each client's mean gradient."""
+  return unit_gradients.unit_gradients(
+    _scaled(model, rate), way, weights, batch, augmentation
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class _GroupSum:
   """Sum of the clipped updates of a group of clients."""
 
-  def __init__(
-    self,
-    model: tff.learning.models.FunctionalModel,
-    way: unit_gradients.Way,
-    query: dp_sgd.QuerySum,
-    augmentation: augmentation_lib.Augmentation | None,
-  ):
-    self.model = model
-    self.query = query
-    self._way = way
-    self._augmentation = augmentation
+  model: tff.learning.models.FunctionalModel
+  train: _Training
+  query: dp_sgd.QuerySum
 
   def of(
     self,
@@ -271,14 +308,10 @@ class _GroupSum:
       weights: Weights from which all clients start.
       groups: Batches in the layout of `unit_gradients.batch_spec`.
     """
-    model = _scaled(self.model, rate)
 
     @tf.autograph.experimental.do_not_convert
     def add_batch(total: Any, batch: unit_gradients.Batch) -> Any:
-      # The update of a client: its learning rate times its mean gradient.
-      updates = unit_gradients.unit_gradients(
-        model, self._way, weights, batch, self._augmentation
-      )
+      updates = self.train(rate, weights, batch)
       norms = unit_clipping.global_norms(updates)
       sends = tf.logical_and(
         tf.math.is_finite(norms), unit_gradients.is_unit(batch) > 0
