@@ -12,6 +12,7 @@ batch changes nothing. `batched_clients` clips and sums the results.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from typing import Any
@@ -78,16 +79,13 @@ def updates(
   batch = unit_gradients.without_padding(batch)
   start = _copies(weights.trainable, tf.shape(batch['mask'])[0])
   frozen = tuple(weights.non_trainable)
-  size = steps.batch_size
-  batches = -(-tf.shape(batch['mask'])[1] // size)
+  batches = _batches(batch, steps.batch_size)
+  count = tf.shape(batches['mask'])[0]
   way = functools.partial(gradients, model)
 
   @tf.autograph.experimental.do_not_convert
   def take_step(number: tf.Tensor, own: Any) -> tuple[tf.Tensor, Any]:
-    first = number % batches * size
-    x, y, mask = (
-      batch[name][:, first : first + size] for name in ('x', 'y', 'mask')
-    )
+    x, y, mask = (batches[k][number % count] for k in ('x', 'y', 'mask'))
     views = unit_gradients.views_of(x, augmentation)
     slopes = precision.apart(way, (own, frozen), views, y, mask)
     if steps.proximal_strength:
@@ -98,7 +96,7 @@ def updates(
     return number + 1, tuple(w - rate * g for w, g in zip(own, slopes))
 
   _, end = tf.while_loop(
-    lambda number, _: number < steps.epochs * batches,
+    lambda number, _: number < steps.epochs * count,
     take_step,
     (tf.constant(0), start),
     parallel_iterations=1,
@@ -134,6 +132,33 @@ def gradients(
 
   return tf.vectorized_map(
     gradient, (weights[0], x, y, mask), fallback_to_while_loop=False
+  )
+
+
+def _batches(
+  batch: unit_gradients.Batch, size: int
+) -> collections.OrderedDict[str, tf.Tensor]:
+  """Returns the batches [batches, C, size, ...] of clients [C, K, ...].
+
+  Clients of no more than one batch keep their K images. TensorFlow takes a
+  batch out of the first axis without a copy.
+  """
+  images = tf.shape(batch['mask'])[1]
+  missing = -images % size
+
+  def divided(values: tf.Tensor) -> tf.Tensor:
+    others = values.shape[2:].as_list()
+    padding = [(0, 0), (0, missing), *((0, 0) for _ in others)]
+    parts = tf.reshape(
+      tf.pad(values, padding),
+      (tf.shape(values)[0], -1, size, *others),
+    )
+    return tf.transpose(parts, (1, 0, *range(2, parts.shape.rank)))
+
+  return tf.cond(
+    images <= size,
+    lambda: tf.nest.map_structure(lambda v: v[tf.newaxis], batch),
+    lambda: tf.nest.map_structure(divided, batch),
   )
 
 

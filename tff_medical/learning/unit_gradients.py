@@ -376,9 +376,11 @@ def without_padding(batch: Batch) -> Batch:
     )
     return tf.where(keep, values, tf.zeros_like(values))
 
-  return collections.OrderedDict(
-    x=clean(batch['x']), y=clean(batch['y']), mask=tf.cast(real, tf.float32)
+  x, y = batch['x'], batch['y']
+  x, y = tf.cond(
+    tf.reduce_all(real), lambda: (x, y), lambda: (clean(x), clean(y))
   )
+  return collections.OrderedDict(x=x, y=y, mask=tf.cast(real, tf.float32))
 
 
 def views_of(
