@@ -304,7 +304,16 @@ class RoundTest(parameterized.TestCase):
     feed = mode.feed(self.task)
     self.assertEqual(isinstance(feed, client_groups.ClientGroupFeed), expected)
 
-  def test_one_batch_gives_the_same_rounds(self):
+  @parameterized.parameters(
+    {'client_batch_size': 5},
+    {
+      'model': 'logistic',
+      'client_batch_size': 2,
+      'client_epochs': 3,
+      'proximal_strength': 2.0,
+    },
+  )
+  def test_one_batch_gives_the_same_rounds(self, **changed):
     weights = []
     for is_faster in (True, False):
       with mock.patch.object(

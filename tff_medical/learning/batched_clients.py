@@ -50,11 +50,18 @@ LearningRate = Union[float, schedules.Schedule]
 # convolution's own gradient.
 _SMALL_CLIENT = 32
 
+# Largest client, in numbers of its inputs, and largest model, in parameters,
+# for which steps of many clients at once are faster on a CPU.
+_SMALL_INPUTS = 2**18
+_SMALL_MODEL = 2**17
+
 # Sizes of a group: of the clients' gradients, and of the images in front of
 # convolutions and of dense layers.
 _PARAMETERS_AT_ONCE = 2**24
 _PIXELS_AT_ONCE = 128 * 28**2
 _FEATURES_AT_ONCE = 2**22
+# Clients that take several steps have weights, gradients and updates.
+_PARAMETERS_OF_STEPS_AT_ONCE = 2**22
 
 # Number of images, and tolerance in float32, of the comparison of losses.
 _COMPARED = 3
@@ -99,11 +106,18 @@ class GroupSize:
     )
 
 
-def group_size(model: tff.learning.models.FunctionalModel) -> GroupSize:
+def group_size(
+  model: tff.learning.models.FunctionalModel, is_one_step: bool = True
+) -> GroupSize:
   """Returns the size of a group that needs little memory and is fast.
 
-  A larger group was not faster on a CPU. The gradients of the clients take at
-  most 64 MiB, if one client's do. Activations take some dozens of MiB.
+  A larger group was not faster on a CPU. The gradients and weights of the
+  clients take at most 64 MiB, if one client's do. Activations take some dozens
+  of MiB.
+
+  Args:
+    model: Functional model that the clients train.
+    is_one_step: Whether no client takes more than one step.
   """
   trainable, non_trainable = model.initial_weights
   shape = unit_inputs.of_model(model)[0].shape[1:]
@@ -111,8 +125,14 @@ def group_size(model: tff.learning.models.FunctionalModel) -> GroupSize:
     images = _PIXELS_AT_ONCE // shape[:-1].num_elements()
   else:
     images = _FEATURES_AT_ONCE // shape.num_elements()
-  parameters = sum(np.size(w) for w in trainable)
-  return GroupSize(max(1, _PARAMETERS_AT_ONCE // parameters), max(1, images))
+  at_once = (
+    _PARAMETERS_AT_ONCE if is_one_step else _PARAMETERS_OF_STEPS_AT_ONCE
+  )
+  return GroupSize(max(1, at_once // _parameters(model)), max(1, images))
+
+
+def _parameters(model: tff.learning.models.FunctionalModel) -> int:
+  return sum(np.size(w) for w in model.initial_weights[0])
 
 
 def is_faster(
@@ -126,13 +146,19 @@ def is_faster(
   convolution's own gradient. On a GPU each small kernel costs its launch, so
   that one batch is taken for clients of any size.
 
+  Several steps, of 16 images in 3 epochs: a dense layer on 5,249 features takes
+  .4 of the time for clients of 10 images, .5 for 32 and 1.1 for 64; on 1,024
+  features .3 for 32 and .65 for 128. A network of dense layers takes .5 of the
+  time with 51k parameters and as much time with 535k. Other layers have no form
+  in which each client has its own weights.
+
   Args:
     model: Functional model that the clients train.
     work: Work of each client.
     on_gpu: Whether clients train on a GPU.
   """
   if not work.is_one_step:
-    return False
+    return _steps_are_faster(model, work, on_gpu)
   is_dense = all(np.ndim(w) <= 2 for w in model.initial_weights[0])
   if not (on_gpu or is_dense or work.largest_client <= _SMALL_CLIENT):
     return False
@@ -140,6 +166,25 @@ def is_faster(
     return _exact_way(model) is unit_gradients.by_rules
   except _validate.InputError:
     return False
+
+
+def _steps_are_faster(
+  model: tff.learning.models.FunctionalModel, work: ClientWork, on_gpu: bool
+) -> bool:
+  trainable, frozen = model.initial_weights
+  is_dense = all(np.ndim(w) <= 2 for w in (*trainable, *frozen))
+  inputs = unit_inputs.of_model(model)[0].shape[1:].num_elements()
+  is_small = (
+    work.largest_client * inputs <= _SMALL_INPUTS
+    and _parameters(model) <= _SMALL_MODEL
+  )
+  if not (on_gpu or (is_dense and is_small)):
+    return False
+  try:
+    _check_steps(model)
+  except _validate.InputError:
+    return False
+  return True
 
 
 @functools.lru_cache(maxsize=4)
