@@ -46,9 +46,7 @@ def _sgd(learning_rate=0.1):
   return tff.learning.optimizers.build_sgdm(learning_rate)
 
 
-def _clients(
-  seed=0, shape=unit_models.SHAPE, batch_size=max(_SIZES), epochs=1
-):
+def _clients(seed=0, shape=unit_models.SHAPE, batch_size=6, epochs=1):
   """Returns the datasets of clients with labels 0 to 2."""
   rng = np.random.default_rng(seed)
   return [
