@@ -125,9 +125,7 @@ def group_size(
     images = _PIXELS_AT_ONCE // shape[:-1].num_elements()
   else:
     images = _FEATURES_AT_ONCE // shape.num_elements()
-  at_once = (
-    _PARAMETERS_AT_ONCE if is_one_step else _PARAMETERS_OF_STEPS_AT_ONCE
-  )
+  at_once = _PARAMETERS_AT_ONCE if is_one_step else _PARAMETERS_OF_STEPS_AT_ONCE
   return GroupSize(max(1, at_once // _parameters(model)), max(1, images))
 
 

@@ -89,7 +89,9 @@ def updates(
     views = unit_gradients.views_of(x, augmentation)
     slopes = precision.apart(way, (own, frozen), views, y, mask)
     if steps.proximal_strength:
-      pull = steps.proximal_strength * unit_gradients.is_unit({'mask': mask})
+      pull = steps.proximal_strength * unit_gradients.is_unit(
+        collections.OrderedDict(mask=mask)
+      )
       slopes = [
         g + _along(pull, g) * (w - w0) for g, w, w0 in zip(slopes, own, start)
       ]
