@@ -81,6 +81,8 @@ class Workload:
 WORKLOADS = {
   'common': Workload(clients=20, images=128, batch_size=32),
   'small_clients': Workload(clients=500, images=8, batch_size=8),
+  # For the contenders `head` and `head_batched`, which train on features.
+  'head': Workload(clients=470, images=10, batch_size=16),
 }
 
 
@@ -256,6 +258,8 @@ _CONTENDER_FNS: dict[str, Callable[..., Callable[[], None]]] = {
   'local_bfloat16': _bfloat16,
   'tff': _tff,
   'floor': _floor,
+  'head': functools.partial(batched_rounds.head, False),
+  'head_batched': functools.partial(batched_rounds.head, True),
 }
 
 
@@ -286,6 +290,10 @@ def summarize(
   if 'local_bfloat16' in seconds and 'floor' in seconds:
     summary['local_bfloat16_to_floor'] = timing.median_ratio(
       seconds['local_bfloat16'], seconds['floor']
+    )
+  if 'head' in seconds and 'head_batched' in seconds:
+    summary['head_batched_to_head'] = timing.median_ratio(
+      seconds['head_batched'], seconds['head']
     )
   return summary
 

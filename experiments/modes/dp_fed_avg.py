@@ -96,9 +96,10 @@ class DpFedAvg(client_training.ClientTraining):
     feed: Any = super().feed(task)
     if not self._trains_in_one_batch(task):
       return feed
-    return tfm.program.client_groups.ClientGroupFeed(
-      feed, tfm.learning.batched_clients.group_size(task.base_model)
+    size = tfm.learning.batched_clients.group_size(
+      task.base_model, self._work(task).is_one_step
     )
+    return tfm.program.client_groups.ClientGroupFeed(feed, size)
 
   def process(
     self,
@@ -113,24 +114,35 @@ class DpFedAvg(client_training.ClientTraining):
     if not self._trains_in_one_batch(task):
       return super().process(task, mechanism, server_optimizer)
     # From the start, where a single step is taken, FedProx's term is 0.
+    steps = None
+    if not self._work(task).is_one_step:
+      steps = tfm.learning.batched_steps.LocalSteps(
+        self.client_batch_size, self.client_epochs, self.proximal_strength
+      )
     return tfm.learning.build_batched_dp_fed_avg(
       task.tff_model,
       mechanism,
       client_learning_rate=self.learning_rate,
+      client_steps=steps,
       **self._shared_arguments(server_optimizer),
     )
 
   def _trains_in_one_batch(self, task: tfm.learning.tasks.Task) -> bool:
     import tensorflow as tf  # Late: see `modes.base`.
 
-    batched_clients = tfm.learning.batched_clients
-    work = batched_clients.ClientWork(
+    return tfm.learning.batched_clients.is_faster(
+      task.base_model,
+      self._work(task),
+      on_gpu=bool(tf.config.list_physical_devices('GPU')),
+    )
+
+  def _work(
+    self, task: tfm.learning.tasks.Task
+  ) -> tfm.learning.batched_clients.ClientWork:
+    return tfm.learning.batched_clients.ClientWork(
       largest_client=max(map(len, task.partition)),
       batch_size=self.client_batch_size,
       epochs=self.client_epochs,
-    )
-    return batched_clients.is_faster(
-      task.base_model, work, on_gpu=bool(tf.config.list_physical_devices('GPU'))
     )
 
   def with_canaries(self, scale: float, present: float) -> DpFedAvg:

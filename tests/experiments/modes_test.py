@@ -12,6 +12,7 @@ from absl import flags as absl_flags
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import tensorflow as tf
 
 from experiments import modes
 from experiments.config import assembly
@@ -42,6 +43,22 @@ class _Patient(dp_sgd.DpSgd):
   name: ClassVar[str] = 'slow_dp_sgd'
 
   patience: float = fields.setting(2.5, 'how slow it is', low=0.5, high=9.0)
+
+
+def dense_model(input_shape, num_outputs, seed):
+  """Returns a smooth model of dense layers."""
+  initializer = tf.keras.initializers.GlorotUniform(seed)
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.Input(input_shape),
+      tf.keras.layers.Flatten(),
+      tf.keras.layers.Dense(4, 'tanh', kernel_initializer=initializer),
+      tf.keras.layers.Dense(num_outputs, kernel_initializer=initializer),
+    ]
+  )
+
+
+_DENSE = 'tests.experiments.modes_test:dense_model'
 
 
 def _given(mode, unit=None, **changed):
@@ -294,17 +311,33 @@ class RoundTest(parameterized.TestCase):
     ({'client_batch_size': 5, 'client_epochs': 2}, False),
     ({'client_batch_size': 5, 'mechanism': 'dp_ftrl'}, False),
     ({'client_batch_size': 5, 'mechanism': 'distributed_dp'}, False),
+    ({'model': _DENSE, 'client_batch_size': 4, 'client_epochs': 3}, True),
   )
-  def test_clients_of_one_step_train_in_one_batch(self, changed, expected):
+  def test_small_work_is_done_in_one_batch(self, changed, expected):
     """Each of the 12 clients has 5 of the 60 images."""
     if changed.get('clipping') == 'none':
       changed = {**changed, 'noise_multiplier': None}
     mode = modes.MODES[changed.get('mechanism', 'dp_fed_avg')]
     mode = _given(mode, **changed).resolve().mode
-    feed = mode.feed(self.task)
+    task = dataclasses.replace(
+      self.task, model=changed.get('model', self.task.model)
+    )
+    feed = mode.feed(task)
     self.assertEqual(isinstance(feed, client_groups.ClientGroupFeed), expected)
 
-  def test_one_batch_gives_the_same_rounds(self):
+  @parameterized.parameters(
+    {'client_batch_size': 5},
+    {
+      'model': _DENSE,
+      'client_batch_size': 2,
+      'client_epochs': 3,
+      'proximal_strength': 2.0,
+    },
+  )
+  def test_one_batch_gives_the_same_rounds(self, **changed):
+    task = dataclasses.replace(
+      self.task, model=changed.get('model', self.task.model)
+    )
     weights = []
     for is_faster in (True, False):
       with mock.patch.object(
@@ -316,8 +349,12 @@ class RoundTest(parameterized.TestCase):
           noise_multiplier=0.0,
           client_learning_rate_schedule='linear',
           publish_broken_units=True,
+          **changed,
         ).resolve()
-        parts = assembly.assemble(settings, self.task)
+        parts = assembly.assemble(settings, task)
+        self.assertEqual(
+          isinstance(parts.feed, client_groups.ClientGroupFeed), is_faster
+        )
         state = parts.process.initialize()
         for _ in range(2):
           output = parts.process.next(state, parts.feed(np.arange(_CLIENTS)))

@@ -15,6 +15,7 @@ from tff_medical import models
 from tff_medical import runtime
 from tff_medical.learning import augmentation
 from tff_medical.learning import batched_clients
+from tff_medical.learning import batched_steps
 from tff_medical.learning import client_training
 from tff_medical.learning import schedules
 from tff_medical.privacy import aggregators
@@ -45,8 +46,8 @@ def _sgd(learning_rate=0.1):
   return tff.learning.optimizers.build_sgdm(learning_rate)
 
 
-def _clients(seed=0, shape=unit_models.SHAPE):
-  """Returns the datasets of clients, each one batch, with labels 0 to 2."""
+def _clients(seed=0, shape=unit_models.SHAPE, batch_size=6, epochs=1):
+  """Returns the datasets of clients with labels 0 to 2."""
   rng = np.random.default_rng(seed)
   return [
     runtime.tensor_dataset(
@@ -54,19 +55,21 @@ def _clients(seed=0, shape=unit_models.SHAPE):
         x=rng.random((size, *shape), np.float32),
         y=rng.integers(3, size=size),
       ),
-      batch_size=max(_SIZES),
+      batch_size=batch_size,
+      epochs=epochs,
     )
     for size in _SIZES
   ]
 
 
-def _changed(client, name, value):
-  """Returns the client with `value` in its first example."""
-  arrays = {k: v.numpy() for k, v in next(iter(client)).items()}
-  arrays[name][0] = value
-  return runtime.tensor_dataset(
-    collections.OrderedDict(arrays), batch_size=max(_SIZES)
+def _changed(client, name, value, example=0):
+  """Returns the client with `value` in an example."""
+  _, _, batch_size, epochs, _ = client.batches.options.numpy()
+  arrays = collections.OrderedDict(
+    (k, v.numpy()) for k, v in zip(('x', 'y'), client.batches.components)
   )
+  arrays[name][example] = value
+  return runtime.tensor_dataset(arrays, batch_size=batch_size, epochs=epochs)
 
 
 def _groups(clients, images=8):
@@ -111,6 +114,28 @@ def _head(features):
   )
 
 
+def _perceptron():
+  """Returns a smooth network of two dense layers on 7 features."""
+  rng = np.random.default_rng(5)
+
+  def predict(weights, x, training=True):
+    del training
+    first, bias, second = weights[0]
+    return tf.tanh(x @ first + bias) @ second
+
+  return tff.learning.models.FunctionalModel(
+    initial_weights=(
+      tuple(
+        rng.normal(size=s).astype(np.float32) for s in ((7, 5), (5,), (5, 3))
+      ),
+      (),
+    ),
+    predict_on_batch_fn=tf.function(predict),
+    loss_fn=unit_models.loss,
+    input_spec=_head(7).input_spec,
+  )
+
+
 def _weights(state):
   return unit_models.flat(state.global_model_weights.trainable)
 
@@ -131,6 +156,7 @@ class EqualityTest(parameterized.TestCase):
     broken_units=None,
     client_optimizer=None,
     client_learning_rate=None,
+    client_steps=None,
     server_optimizer=None,
   ):
     shared = {'server_optimizer': server_optimizer, 'count_broken': True}
@@ -145,6 +171,7 @@ class EqualityTest(parameterized.TestCase):
       model,
       _mechanism(clipping),
       client_learning_rate=client_learning_rate or 0.1,
+      client_steps=client_steps,
       **shared,
     )
     expected, state = one_by_one.initialize(), batched.initialize()
@@ -194,6 +221,44 @@ class EqualityTest(parameterized.TestCase):
         _sgd(rate), 3.0
       ),
       client_learning_rate=schedule,
+      server_optimizer=learning.build_server_optimizer(
+        'sgd', learning_rate=1.0, momentum=0.9
+      ),
+    )
+
+  @parameterized.parameters(*_CLIPPINGS)
+  def test_many_steps_of_uneven_broken_and_empty_clients(self, clipping):
+    """Batches of 4 images: clients of 6 have a full and a partial one."""
+    layout = {'shape': (7,), 'batch_size': 4, 'epochs': 3}
+    broken = _clients(**layout)
+    broken[0] = _changed(broken[0], 'x', np.nan)
+    broken[2] = _changed(broken[2], 'y', 3, example=5)  # In its second batch.
+    broken[3] = _changed(broken[3], 'x', np.inf)
+    rounds = [_clients(1, **layout), broken, _clients(2, **layout)]
+    self._assert_equal(
+      _perceptron(),
+      clipping,
+      rounds,
+      broken_units=[1, 4, 1],
+      client_steps=batched_steps.LocalSteps(4, epochs=3),
+    )
+
+  def test_many_steps_of_a_head_with_a_weighted_loss(self):
+    rounds = [_clients(r, (7,), batch_size=2) for r in range(3)]
+    steps = batched_steps.LocalSteps(2)
+    self._assert_equal(_head(7), _CLIPPINGS[1], rounds, client_steps=steps)
+
+  def test_many_steps_with_schedule_server_momentum_and_fed_prox(self):
+    schedule = schedules.build_schedule('cosine', learning_rate=0.2, rounds=3)
+    self._assert_equal(
+      _perceptron(),
+      _CLIPPINGS[1],
+      [_clients(r, (7,), batch_size=4, epochs=2) for r in range(3)],
+      client_optimizer=lambda rate: client_training.with_proximal_term(
+        _sgd(rate), 3.0
+      ),
+      client_learning_rate=schedule,
+      client_steps=batched_steps.LocalSteps(4, 2, proximal_strength=3.0),
       server_optimizer=learning.build_server_optimizer(
         'sgd', learning_rate=1.0, momentum=0.9
       ),
@@ -277,11 +342,15 @@ class EqualityTest(parameterized.TestCase):
     for other in results[1:]:
       np.testing.assert_allclose(results[0], other, atol=1e-7)
 
-  def test_runs_in_tffs_own_context(self):
+  @parameterized.parameters(None, batched_steps.LocalSteps(4, 2))
+  def test_runs_in_tffs_own_context(self, steps):
     process = learning.build_batched_dp_fed_avg(
-      _model(), _mechanism(_CLIPPINGS[1]), client_learning_rate=0.1
+      _head(7),
+      _mechanism(_CLIPPINGS[1]),
+      client_learning_rate=0.1,
+      client_steps=steps,
     )
-    groups = _groups(_clients())
+    groups = _groups(_clients(shape=(7,)))
     expected = _weights(process.next(process.initialize(), groups).state)
     context = tff.backends.native.create_sync_local_cpp_execution_context()
     with tff.framework.get_context_stack().install(context):
@@ -305,6 +374,10 @@ class RefusalTest(parameterized.TestCase):
       'mechanism must be a GaussianMechanism.*build_dp_fed_avg',
     ),
     ({'model': lambda: None}, 'model must be a FunctionalModel'),
+    (
+      {'client_steps': batched_steps.LocalSteps(2)},
+      'model must have an exact gradient',
+    ),
   )
   def test_refuses(self, changed, message):
     arguments = {
@@ -336,6 +409,7 @@ class ChoiceTest(parameterized.TestCase):
     ((4, 4, 2), False),
     ((32, 64), True),
     ((33, 64), False),
+    ((1, 1, 2), False),
   )
   def test_by_the_work_of_a_convolution_on_a_cpu(self, work, expected):
     work = batched_clients.ClientWork(*work)
@@ -351,6 +425,30 @@ class ChoiceTest(parameterized.TestCase):
     self.assertTrue(
       batched_clients.is_faster(unit_models.model(), work, on_gpu=True)
     )
+
+  @parameterized.parameters(
+    (7, (10, 4), True),
+    (7, (10, 10, 3), True),
+    (4096, (64, 16, 3), True),
+    (4096, (65, 16, 3), False),
+    (50_000, (1, 1, 3), False),
+  )
+  def test_several_steps_of_small_dense_models(self, features, work, expected):
+    """The largest of the heads has 150,003 parameters."""
+    head, work = _head(features), batched_clients.ClientWork(*work)
+    for on_gpu in (False, True):
+      self.assertEqual(
+        batched_clients.is_faster(head, work, on_gpu), expected or on_gpu
+      )
+
+  def test_several_steps_on_a_gpu_behind_frozen_convolutions(self):
+    work = batched_clients.ClientWork(4, 2, 3)
+    for frozen, expected in ((2, False), (3, True)):
+      model = _model(frozen)
+      self.assertEqual(
+        batched_clients.is_faster(model, work, on_gpu=True), expected
+      )
+      self.assertFalse(batched_clients.is_faster(model, work, on_gpu=False))
 
   def test_a_model_without_rules_trains_one_by_one(self):
     work = batched_clients.ClientWork(1, 1)
@@ -373,6 +471,10 @@ class ChoiceTest(parameterized.TestCase):
     self.assertEqual(
       batched_clients.group_size(_head(1024)),
       batched_clients.GroupSize(clients=2**24 // 3075, images=4096),
+    )
+    self.assertEqual(
+      batched_clients.group_size(_head(1024), is_one_step=False),
+      batched_clients.GroupSize(clients=2**22 // 3075, images=4096),
     )
     convolutional = batched_clients.group_size(_model())
     self.assertEqual(convolutional.images, 128 * 28**2 // 30)

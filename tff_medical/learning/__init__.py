@@ -1,6 +1,7 @@
 """Federated learning processes: `build_*` functions made of TFF's own parts."""
 
 from tff_medical.learning import batched_clients
+from tff_medical.learning import batched_steps
 from tff_medical.learning import client_training
 from tff_medical.learning import evaluation
 from tff_medical.learning import schedules
@@ -20,6 +21,7 @@ __all__ = [
   'SERVER_OPTIMIZERS',
   'Augmentation',
   'batched_clients',
+  'batched_steps',
   'build_batched_dp_fed_avg',
   'build_dp_fed_avg',
   'build_dp_sgd',

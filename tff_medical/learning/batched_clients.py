@@ -1,11 +1,12 @@
-"""DP-FedAvg whose clients take one step, with many clients in one batch.
+"""DP-FedAvg with many clients in one batch.
 
 All clients of a round start from the same weights. A client that takes one step
 of SGD therefore sends its learning rate times the gradient of its mean loss at
 these weights. The gradients of many clients are per-example gradients whose
 units are clients (McMahan et al. 2018, arXiv 1710.06963, section 2.2:
 DP-FedSGD), and `unit_gradients` computes them at once. Large products take the
-place of hundreds of small calls.
+place of hundreds of small calls. Clients that take several steps have weights
+of their own after the first one; `batched_steps` trains those of dense models.
 
 Privacy is that of `build_dp_fed_avg`: the whole update of each client is
 clipped once, then summed and noised by the same query. Weights agree up to
@@ -19,6 +20,7 @@ of clients that it trains on.
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any, Union
@@ -29,6 +31,7 @@ import tensorflow_federated as tff
 
 from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
+from tff_medical.learning import batched_steps
 from tff_medical.learning import dp_sgd
 from tff_medical.learning import exact_gradients
 from tff_medical.learning import labels as labels_lib
@@ -47,11 +50,18 @@ LearningRate = Union[float, schedules.Schedule]
 # convolution's own gradient.
 _SMALL_CLIENT = 32
 
+# Largest client, in numbers of its inputs, and largest model, in parameters,
+# for which steps of many clients at once are faster on a CPU.
+_SMALL_INPUTS = 2**18
+_SMALL_MODEL = 2**17
+
 # Sizes of a group: of the clients' gradients, and of the images in front of
 # convolutions and of dense layers.
 _PARAMETERS_AT_ONCE = 2**24
 _PIXELS_AT_ONCE = 128 * 28**2
 _FEATURES_AT_ONCE = 2**22
+# Clients that take several steps have weights, gradients and updates.
+_PARAMETERS_OF_STEPS_AT_ONCE = 2**22
 
 # Number of images, and tolerance in float32, of the comparison of losses.
 _COMPARED = 3
@@ -96,11 +106,18 @@ class GroupSize:
     )
 
 
-def group_size(model: tff.learning.models.FunctionalModel) -> GroupSize:
+def group_size(
+  model: tff.learning.models.FunctionalModel, is_one_step: bool = True
+) -> GroupSize:
   """Returns the size of a group that needs little memory and is fast.
 
-  A larger group was not faster on a CPU. The gradients of the clients take at
-  most 64 MiB, if one client's do. Activations take some dozens of MiB.
+  A larger group was not faster on a CPU. The gradients and weights of the
+  clients take at most 64 MiB, if one client's do. Activations take some dozens
+  of MiB.
+
+  Args:
+    model: Functional model that the clients train.
+    is_one_step: Whether no client takes more than one step.
   """
   trainable, non_trainable = model.initial_weights
   shape = unit_inputs.of_model(model)[0].shape[1:]
@@ -108,8 +125,12 @@ def group_size(model: tff.learning.models.FunctionalModel) -> GroupSize:
     images = _PIXELS_AT_ONCE // shape[:-1].num_elements()
   else:
     images = _FEATURES_AT_ONCE // shape.num_elements()
-  parameters = sum(np.size(w) for w in trainable)
-  return GroupSize(max(1, _PARAMETERS_AT_ONCE // parameters), max(1, images))
+  at_once = _PARAMETERS_AT_ONCE if is_one_step else _PARAMETERS_OF_STEPS_AT_ONCE
+  return GroupSize(max(1, at_once // _parameters(model)), max(1, images))
+
+
+def _parameters(model: tff.learning.models.FunctionalModel) -> int:
+  return sum(np.size(w) for w in model.initial_weights[0])
 
 
 def is_faster(
@@ -123,13 +144,19 @@ def is_faster(
   convolution's own gradient. On a GPU each small kernel costs its launch, so
   that one batch is taken for clients of any size.
 
+  Several steps, of 16 images in 3 epochs: a dense layer on 5,249 features takes
+  .4 of the time for clients of 10 images, .5 for 32 and 1.1 for 64; on 1,024
+  features .3 for 32 and .65 for 128. A network of dense layers takes .5 of the
+  time with 51k parameters and as much time with 535k. Other layers have no form
+  in which each client has its own weights.
+
   Args:
     model: Functional model that the clients train.
     work: Work of each client.
     on_gpu: Whether clients train on a GPU.
   """
   if not work.is_one_step:
-    return False
+    return _steps_are_faster(model, work, on_gpu)
   is_dense = all(np.ndim(w) <= 2 for w in model.initial_weights[0])
   if not (on_gpu or is_dense or work.largest_client <= _SMALL_CLIENT):
     return False
@@ -137,6 +164,25 @@ def is_faster(
     return _exact_way(model) is unit_gradients.by_rules
   except _validate.InputError:
     return False
+
+
+def _steps_are_faster(
+  model: tff.learning.models.FunctionalModel, work: ClientWork, on_gpu: bool
+) -> bool:
+  trainable, frozen = model.initial_weights
+  is_dense = all(np.ndim(w) <= 2 for w in (*trainable, *frozen))
+  inputs = unit_inputs.of_model(model)[0].shape[1:].num_elements()
+  is_small = (
+    work.largest_client * inputs <= _SMALL_INPUTS
+    and _parameters(model) <= _SMALL_MODEL
+  )
+  if not (on_gpu or (is_dense and is_small)):
+    return False
+  try:
+    _check_steps(model)
+  except _validate.InputError:
+    return False
+  return True
 
 
 @functools.lru_cache(maxsize=4)
@@ -150,12 +196,23 @@ def _exact_way(
       losses of its images.
   """
   way = exact_gradients.find_way(model)
+  _check_loss(model)
+  return way
+
+
+@functools.lru_cache(maxsize=4)
+def _check_steps(model: tff.learning.models.FunctionalModel) -> None:
+  """Raises `InputError` unless many clients can take several steps at once."""
+  batched_steps.check(model)
+  _check_loss(model)
+
+
+def _check_loss(model: tff.learning.models.FunctionalModel) -> None:
   if not _has_mean_loss(model):
     raise _validate.InputError(
       'model must have a loss that is the mean over the images of a batch, got '
       'another one; average it, or use build_dp_fed_avg'
     )
-  return way
 
 
 def build_batched_dp_fed_avg(
@@ -163,16 +220,17 @@ def build_batched_dp_fed_avg(
   mechanism: mechanisms.GaussianMechanism,
   *,
   client_learning_rate: LearningRate,
+  client_steps: batched_steps.LocalSteps | None = None,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
   count_broken: bool = False,
   augmentation: augmentation_lib.Augmentation | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """Returns the process of `build_dp_fed_avg` whose clients take one SGD step.
+  """Returns the process of `build_dp_fed_avg` whose clients train by plain SGD.
 
   The process runs in any TFF context. Its datasets are groups of clients, of
   `program.client_groups.ClientGroupFeed`: each row of a batch is one client, in
   the layout of `unit_gradients.batch_spec`. A client without an image takes
-  part with the zero update. All images of a client make up its one step.
+  part with the zero update.
 
   Args:
     model: Functional model with one input and one output, whose loss is the
@@ -180,6 +238,8 @@ def build_batched_dp_fed_avg(
     mechanism: Clipping, noise and sampling of clients.
     client_learning_rate: Learning rate of the clients, a number or a function
       of the number of completed rounds; see `schedules.build_schedule`.
+    client_steps: Steps of each client, for dense models. The default is one
+      step on all images of the client, for every model.
     server_optimizer: As in `build_dp_fed_avg`.
     count_broken: As in `build_dp_fed_avg`.
     augmentation: As in `build_dp_fed_avg`.
@@ -190,10 +250,15 @@ def build_batched_dp_fed_avg(
   """
   unit_inputs.check_functional(model)
   _check_mechanism(mechanism)
+  if client_steps is None:
+    train = functools.partial(_one_step, model, _exact_way(model), augmentation)
+  else:
+    _check_steps(model)
+    train = functools.partial(
+      batched_steps.updates, model, client_steps, augmentation
+    )
   return _compose(
-    _GroupSum(
-      model, _exact_way(model), dp_sgd.QuerySum(mechanism), augmentation
-    ),
+    _GroupSum(model, train, dp_sgd.QuerySum(mechanism)),
     mechanism,
     client_learning_rate,
     server_optimizer
@@ -241,20 +306,35 @@ def _has_mean_loss(model: tff.learning.models.FunctionalModel) -> bool:
   return bool(np.allclose(together, np.mean(alone), _TOLERANCE, _TOLERANCE))
 
 
+# A training takes the learning rate, the first weights and a batch of clients.
+# It returns the update of each client, [C, ...] for each trainable weight.
+_Training = Callable[
+  [tf.Tensor, tff.learning.models.ModelWeights, unit_gradients.Batch],
+  unit_clipping.Gradients,
+]
+
+
+def _one_step(
+  model: tff.learning.models.FunctionalModel,
+  way: unit_gradients.Way,
+  augmentation: augmentation_lib.Augmentation | None,
+  rate: tf.Tensor,
+  weights: tff.learning.models.ModelWeights,
+  batch: unit_gradients.Batch,
+) -> unit_clipping.Gradients:
+  """Returns the learning rate times each client's mean gradient."""
+  return unit_gradients.unit_gradients(
+    _scaled(model, rate), way, weights, batch, augmentation
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class _GroupSum:
   """Sum of the clipped updates of a group of clients."""
 
-  def __init__(
-    self,
-    model: tff.learning.models.FunctionalModel,
-    way: unit_gradients.Way,
-    query: dp_sgd.QuerySum,
-    augmentation: augmentation_lib.Augmentation | None,
-  ):
-    self.model = model
-    self.query = query
-    self._way = way
-    self._augmentation = augmentation
+  model: tff.learning.models.FunctionalModel
+  train: _Training
+  query: dp_sgd.QuerySum
 
   def of(
     self,
@@ -271,14 +351,10 @@ class _GroupSum:
       weights: Weights from which all clients start.
       groups: Batches in the layout of `unit_gradients.batch_spec`.
     """
-    model = _scaled(self.model, rate)
 
     @tf.autograph.experimental.do_not_convert
     def add_batch(total: Any, batch: unit_gradients.Batch) -> Any:
-      # The update of a client: its learning rate times its mean gradient.
-      updates = unit_gradients.unit_gradients(
-        model, self._way, weights, batch, self._augmentation
-      )
+      updates = self.train(rate, weights, batch)
       norms = unit_clipping.global_norms(updates)
       sends = tf.logical_and(
         tf.math.is_finite(norms), unit_gradients.is_unit(batch) > 0

@@ -165,8 +165,8 @@ def unit_gradients(
     Gradients [B, ...] for each trainable weight. They are exactly 0 for units
     of padding, and not finite for units with an invalid label (see `labels`).
   """
-  batch = _without_padding(batch)
-  x = _views(batch['x'], augmentation)
+  batch = without_padding(batch)
+  x = views_of(batch['x'], augmentation)
   every_weight = (tuple(weights.trainable), tuple(weights.non_trainable))
 
   def parts(*args: Any) -> list[tf.Tensor | layer_gradients.Factors]:
@@ -264,7 +264,7 @@ def vectorized(
   mask: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
   """Returns the gradients by `tf.vectorized_map`, in about twice the time."""
-  gradient = functools.partial(_gradient_of_unit, model, weights)
+  gradient = functools.partial(gradient_of_unit, model, weights)
   return tf.vectorized_map(gradient, (x, y, mask))
 
 
@@ -283,7 +283,7 @@ def one_by_one(
   def gradient(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
     values, unit = arguments[:-3], arguments[-3:]
     split = (values[: len(weights[0])], values[len(weights[0]) :])
-    return _gradient_of_unit(model, split, unit)
+    return gradient_of_unit(model, split, unit)
 
   # A Keras model leaves placeholders behind, which TFF's own runtime would want
   # to be fed inside of a loop.
@@ -297,11 +297,12 @@ def one_by_one(
 
 
 @tf.autograph.experimental.do_not_convert
-def _gradient_of_unit(
+def gradient_of_unit(
   model: tff.learning.models.FunctionalModel,
   weights: Weights,
   unit: tuple[tf.Tensor, ...],
 ) -> tuple[tf.Tensor, ...]:
+  """Returns the gradient of one unit, x [K, views, ...], y [K, ...] and mask."""
   # New tensors, as the body of a loop only has copies of the outer ones.
   trainable = tuple(tf.identity(w) for w in weights[0])
   one_unit = (values[tf.newaxis] for values in unit)
@@ -362,7 +363,7 @@ def is_unit(batch: Batch) -> tf.Tensor:
   return tf.cast(tf.reduce_any(batch['mask'] > 0, axis=1), tf.float32)
 
 
-def _without_padding(batch: Batch) -> Batch:
+def without_padding(batch: Batch) -> Batch:
   """Returns the batch with zeros in place of padding, and a mask of 0 and 1.
 
   The weight 0 is not enough for padding: 0 times NaN is NaN.
@@ -375,12 +376,14 @@ def _without_padding(batch: Batch) -> Batch:
     )
     return tf.where(keep, values, tf.zeros_like(values))
 
-  return collections.OrderedDict(
-    x=clean(batch['x']), y=clean(batch['y']), mask=tf.cast(real, tf.float32)
+  x, y = batch['x'], batch['y']
+  x, y = tf.cond(
+    tf.reduce_all(real), lambda: (x, y), lambda: (clean(x), clean(y))
   )
+  return collections.OrderedDict(x=x, y=y, mask=tf.cast(real, tf.float32))
 
 
-def _views(
+def views_of(
   x: tf.Tensor, augmentation: augmentation_lib.Augmentation | None
 ) -> tf.Tensor:
   """Returns the views [B, K, views, ...] of x [B, K, ...]."""

@@ -63,8 +63,9 @@ def in_groups(
   """Returns the datasets of groups of clients.
 
   Args:
-    clients: Datasets that `runtime.tensor_dataset` made of x and y. All
-      examples of a client form its one step, whatever its batch size.
+    clients: Datasets that `runtime.tensor_dataset` made of x and y. The
+      learning process divides the examples of a client into steps, whatever
+      the batch size and epochs here.
     limit: Largest group.
 
   Raises:
