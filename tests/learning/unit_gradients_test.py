@@ -12,6 +12,7 @@ from tests.learning import unit_models
 from tff_medical import models
 from tff_medical.learning import augmentation
 from tff_medical.learning import exact_gradients
+from tff_medical.learning import layer_gradients
 from tff_medical.learning import unit_gradients
 
 
@@ -60,6 +61,34 @@ class UnitGradientsTest(parameterized.TestCase):
     found = _run(unit_models.model(), unit_models.weights(), data)
     self.assertFalse(np.isfinite(np.linalg.norm(found[1])))
     np.testing.assert_array_equal(found[[0, 2]], clean[[0, 2]])
+
+  def test_products_stay_factors(self):
+    # So no unit's gradient is written down before it is clipped and summed.
+    spec = collections.OrderedDict(
+      x=tf.TensorSpec((None, 6), tf.float32), y=tf.TensorSpec((None,), tf.int64)
+    )
+    keras_model = tf.keras.Sequential(
+      [tf.keras.layers.Input((6,)), tf.keras.layers.Dense(3)]
+    )
+    model = tff.learning.models.functional_model_from_keras(
+      keras_model, models.loss(multi_label=False), spec
+    )
+    with tf.Graph().as_default():
+      batch = collections.OrderedDict(
+        (name, tf.compat.v1.placeholder(spec.dtype, spec.shape))
+        for name, spec in unit_gradients.batch_spec(model).items()
+      )
+      weights = tff.learning.models.ModelWeights(
+        tuple(tf.constant(w) for w in model.initial_weights[0]), ()
+      )
+      gradients = unit_gradients.unit_gradients(
+        model, unit_gradients.by_rules, weights, batch
+      )
+    kernel, bias = gradients.parts
+    self.assertIsInstance(kernel, layer_gradients.Factors)
+    self.assertEqual(kernel.shape, (6, 3))
+    self.assertEqual(kernel.inputs.shape.as_list()[2:], [6])
+    self.assertTrue(tf.is_tensor(bias))
 
   @parameterized.parameters('cnn_small', 'resnet')
   def test_sum_is_the_gradient_of_the_batch(self, name):

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments import gradient_benchmark
+from experiments.measuring import record_rounds
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.learning import dp_fed_avg
@@ -131,7 +131,7 @@ def _gaussian(unit):
 def _images(*counts):
   rng = np.random.default_rng(0)
   return collections.OrderedDict(
-    x=rng.random((*counts, *gradient_benchmark.SHAPE), np.float32),
+    x=rng.random((*counts, 28, 28, 1), np.float32),
     y=rng.integers(2, size=counts),
   )
 
@@ -153,7 +153,7 @@ def _norm_of_sum(number_format, process, data):
 def _dp_sgd():
   """Returns DP-SGD, and the data of one site with one record."""
   process = dp_sgd.build_dp_sgd(
-    gradient_benchmark.model('cnn_small'), _gaussian('record')
+    record_rounds.functional_model('cnn_small'), _gaussian('record')
   )
   batch = _images(1, 1)
   batch['mask'] = np.ones((1, 1), np.float32)
@@ -163,7 +163,7 @@ def _dp_sgd():
 def _dp_fed_avg():
   """Returns DP-FedAvg, and the data of one client."""
   process = dp_fed_avg.build_dp_fed_avg(
-    gradient_benchmark.model('cnn_small'),
+    record_rounds.functional_model('cnn_small'),
     _gaussian('client'),
     client_optimizer=tff.learning.optimizers.build_sgdm(0.1),
   )

@@ -69,6 +69,20 @@ class Swapped(NamedTuple):
 Part = Union[tf.Tensor, Factors, Swapped]
 
 
+def tensors_of(part: Part) -> tuple[tf.Tensor, ...]:
+  """Returns the tensors of a part, without its shape."""
+  return (part,) if tf.is_tensor(part) else part[:-1]
+
+
+def with_tensors(part: Part, tensors: Sequence[tf.Tensor]) -> Part:
+  """Returns a part like another one, of other tensors."""
+  if isinstance(part, Factors):
+    return Factors(tensors[0], tensors[1], part.shape)
+  if isinstance(part, Swapped):
+    return Swapped(tensors[0], part.shape)
+  return tensors[0]
+
+
 def norm_needs_product(rows: Any, inputs: int, outputs: int) -> Any:
   """Returns whether the norm of a product is faster from the product itself.
 

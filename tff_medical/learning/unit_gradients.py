@@ -169,14 +169,23 @@ def unit_gradients(
   x = views_of(batch['x'], augmentation)
   every_weight = (tuple(weights.trainable), tuple(weights.non_trainable))
 
-  def parts(*args: Any) -> list[tf.Tensor | layer_gradients.Factors]:
-    gradients = way(model, *args)
-    factors = getattr(gradients, 'factors', (None,) * len(gradients))
-    return [g if f is None else f for g, f in zip(gradients, factors)]
+  forms: list[layer_gradients.Part] = []
 
-  # Whoever clips and sums gets float32 from here, whatever the precision.
+  def tensors_of_parts(*args: Any) -> list[tuple[tf.Tensor, ...]]:
+    gradients = way(model, *args)
+    forms[:] = getattr(gradients, 'parts', gradients)
+    return [layer_gradients.tensors_of(part) for part in forms]
+
+  # Whoever clips and sums gets float32 from here, whatever the precision. Only
+  # tensors leave the function; a shape stays the tuple of integers that it is.
+  tensors = precision.apart(
+    tensors_of_parts, every_weight, x, batch['y'], batch['mask']
+  )
   return Gradients.of(
-    precision.apart(parts, every_weight, x, batch['y'], batch['mask'])
+    [
+      layer_gradients.with_tensors(part, values)
+      for part, values in zip(forms, tensors)
+    ]
   )
 
 
