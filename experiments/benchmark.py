@@ -53,6 +53,7 @@ import tensorflow_federated as tff
 from experiments.measuring import bare_tensorflow
 from experiments.measuring import batched_rounds
 from experiments.measuring import bfloat16
+from experiments.measuring import networks
 from experiments.measuring import pipelines
 from experiments.measuring import timing
 from tff_medical import _validate
@@ -86,22 +87,6 @@ WORKLOADS = {
 }
 
 
-def keras_model() -> tf.keras.Model:
-  """Returns the CNN of the benchmark: 225,352 parameters."""
-  return tf.keras.Sequential(
-    [
-      tf.keras.layers.Input((28, 28, 3)),
-      tf.keras.layers.Conv2D(32, 3, activation='relu'),
-      tf.keras.layers.MaxPooling2D(),
-      tf.keras.layers.Conv2D(64, 3, activation='relu'),
-      tf.keras.layers.MaxPooling2D(),
-      tf.keras.layers.Flatten(),
-      tf.keras.layers.Dense(128, activation='relu'),
-      tf.keras.layers.Dense(8),
-    ]
-  )
-
-
 def model() -> tff.learning.models.FunctionalModel:
   """Returns the CNN as a functional model of TFF."""
   spec = collections.OrderedDict(
@@ -109,7 +94,7 @@ def model() -> tff.learning.models.FunctionalModel:
   )
   loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   return tff.learning.models.functional_model_from_keras(
-    keras_model(), loss, spec
+    networks.cnn(), loss, spec
   )
 
 
@@ -227,7 +212,7 @@ def _floor(
 ) -> Callable[[], None]:
   del context
   training = bare_tensorflow.Training(
-    keras_model(),
+    networks.cnn(),
     client_data(work),
     work.batch_size,
     _NOISE_MULTIPLIER,

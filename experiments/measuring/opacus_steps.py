@@ -99,7 +99,7 @@ def _cnn_small(torch: Any) -> Any:
 
 
 def _cnn_dense(torch: Any) -> Any:
-  """Returns the network of `benchmark.keras_model`."""
+  """Returns the network of `networks.cnn`."""
   nn = torch.nn
   return nn.Sequential(
     nn.Conv2d(3, 32, 3),

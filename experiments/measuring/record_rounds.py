@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from experiments import benchmark
+from experiments.measuring import networks
 from tff_medical import learning
 from tff_medical import models
 from tff_medical import runtime
@@ -68,7 +68,7 @@ def _cnn_million() -> tf.keras.Model:
 
 MODELS = {
   'cnn_small': _cnn_small,
-  'cnn_dense': benchmark.keras_model,
+  'cnn_dense': networks.cnn,
   'cnn_million': _cnn_million,
 }
 

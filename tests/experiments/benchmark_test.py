@@ -12,6 +12,7 @@ import tensorflow_federated as tff
 from experiments import benchmark
 from experiments.measuring import bare_tensorflow
 from experiments.measuring import bfloat16
+from experiments.measuring import networks
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.learning import client_training
@@ -96,12 +97,12 @@ class BenchmarkTest(parameterized.TestCase):
       benchmark.main(_values(**flags))
 
   def test_floor_does_the_arithmetic_of_tff(self):
-    model = benchmark.keras_model()
+    model = networks.cnn()
     initial = [v.numpy() for v in model.trainable_variables]
     data = benchmark.client_data(_SMALL)
     little_noise = 1e-5
     floor = bare_tensorflow.Training(model, data, 4, little_noise, threads=2)
-    with mock.patch.object(benchmark, 'keras_model', lambda: model):
+    with mock.patch.object(networks, 'cnn', lambda: model):
       process = benchmark.learning_process(_SMALL.clients, little_noise)
     context = runtime.create_local_context(client_threads=2)
     with tff.framework.get_context_stack().install(context):

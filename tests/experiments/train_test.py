@@ -647,7 +647,7 @@ class TrainTest(parameterized.TestCase):
         **plain, **batch, cohort_seed=seed, output_dir=str(self.temp / name)
       ).weights.trainable
       for seed, name, batch in (
-        (1, 'a', {'unit_sampling': 'all'}),
+        (None, 'a', {'unit_sampling': 'all'}),
         (2, 'b', {'expected_batch_size': 60.0}),
         (3, 'c', {'expected_batch_size': 59.0}),
       )

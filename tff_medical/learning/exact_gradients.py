@@ -59,7 +59,7 @@ _Arrays = tuple[np.ndarray, ...]
 
 def find_way(
   model: tff.learning.models.FunctionalModel,
-  ways: Sequence[unit_gradients.Way] = _WAYS,
+  ways: Sequence[unit_gradients.Way] | None = None,
 ) -> unit_gradients.Way:
   """Returns the fastest way whose gradients are exact for the model.
 
@@ -70,7 +70,8 @@ def find_way(
   Args:
     model: Functional model with one input x, float or integers (0 and 1 must be
       valid), and one output.
-    ways: Ways to compare, from the fastest to the slowest.
+    ways: Ways to compare, from the fastest to the slowest. The default is all
+      ways of `unit_gradients`.
 
   Raises:
     InputError: No way is exact, images of a batch influence each other, or a
@@ -84,7 +85,7 @@ def find_way(
     reference = _Reference(compared)
   samples = reference.samples()
   reference.check_independence(samples[0])
-  for way in ways:
+  for way in _WAYS if ways is None else ways:
     fault = _fault(compared, way, samples, reference.names)
     if fault is None and compared is not model:
       fault = _failure(model, way, samples[:1])

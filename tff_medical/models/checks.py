@@ -174,6 +174,4 @@ def restore_eager(model: tf.keras.Model) -> None:
   Args:
     model: Functional Keras model, whose weights stay unchanged.
   """
-  kinds = {type(part) for part in (model, *model.submodules)}
-  if any(c.__module__.endswith('_v1') for k in kinds for c in k.__mro__):
-    tf.keras.models.clone_model(model)
+  tf.keras.models.clone_model(model)
