@@ -36,6 +36,7 @@ from experiments import modes
 from experiments.auditing import audited_run
 from experiments.config import assembly
 from tff_medical import _validate
+from tff_medical import models
 from tff_medical.auditing import inversion
 from tff_medical.data import examples
 from tff_medical.data import images as images_lib
@@ -111,6 +112,8 @@ def invert(
   train = task.data.train
   mechanism = assembly.assemble(run.settings, task).mechanism
   assert isinstance(mechanism, mechanisms.GaussianMechanism)  # See `check`.
+  # TFF's form of the model, which the feed was chosen by, came from a graph.
+  models.restore_eager(task.keras_model)
   multi_label = task.data.multi_label
   loss = task.loss
   attack = inversion.InversionAttack(task.keras_model, loss)

@@ -152,6 +152,7 @@ def _norm_of_sum(number_format, process, data):
 
 def _dp_sgd():
   """Returns DP-SGD, and the data of one site with one record."""
+  tf.keras.utils.set_random_seed(0)  # How much is rounded varies by weights.
   process = dp_sgd.build_dp_sgd(
     record_rounds.functional_model('cnn_small'), _gaussian('record')
   )
@@ -162,6 +163,7 @@ def _dp_sgd():
 
 def _dp_fed_avg():
   """Returns DP-FedAvg, and the data of one client."""
+  tf.keras.utils.set_random_seed(0)
   process = dp_fed_avg.build_dp_fed_avg(
     record_rounds.functional_model('cnn_small'),
     _gaussian('client'),
