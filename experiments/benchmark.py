@@ -52,13 +52,13 @@ import tensorflow_federated as tff
 
 from experiments.measuring import bare_tensorflow
 from experiments.measuring import batched_rounds
-from experiments.measuring import bfloat16
 from experiments.measuring import networks
 from experiments.measuring import pipelines
 from experiments.measuring import timing
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.learning import batched_clients
+from tff_medical.learning import client_training
 from tff_medical.runtime import devices
 
 _NOISE_MULTIPLIER = 0.5
@@ -156,26 +156,24 @@ def _tff_rounds(
 
 
 def _local(
-  work: Workload, context: Any, threads: int | None
+  work: Workload, context: Any, threads: int | None, **options: Any
 ) -> Callable[[], None]:
   del threads  # They belong to the context.
   datasets = [
     runtime.tensor_dataset(data, batch_size=work.batch_size)
     for data in client_data(work)
   ]
-  return _tff_rounds(context, work, datasets)
+  return _tff_rounds(context, work, datasets, **options)
 
 
 def _bfloat16(
   work: Workload, context: Any, threads: int | None
 ) -> Callable[[], None]:
   del context  # Its precision is another.
-  build = functools.partial(learning_process, work.clients, _NOISE_MULTIPLIER)
-  datasets = [
-    runtime.tensor_dataset(data, batch_size=work.batch_size)
-    for data in client_data(work)
-  ]
-  return bfloat16.rounds(build, datasets, threads)
+  context = runtime.create_local_context(threads, precision='bfloat16')
+  # The client optimizer marks the training step, as that of
+  # `learning.build_dp_fed_avg` does.
+  return _local(work, context, threads, wrapped=client_training.in_marked_steps)
 
 
 def _pipeline(

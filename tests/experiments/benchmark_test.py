@@ -11,7 +11,6 @@ import tensorflow_federated as tff
 
 from experiments import benchmark
 from experiments.measuring import bare_tensorflow
-from experiments.measuring import bfloat16
 from experiments.measuring import networks
 from tff_medical import _validate
 from tff_medical import runtime
@@ -78,13 +77,15 @@ class BenchmarkTest(parameterized.TestCase):
   def test_bfloat16_marks_the_steps_of_clients(self):
     context = runtime.create_local_context(1)
     create = mock.patch.object(
-      bfloat16.runtime, 'create_local_context', return_value=context
+      benchmark.runtime, 'create_local_context', return_value=context
     )
     build = mock.patch.object(benchmark, 'learning_process')
     with create as created, build as built:
       benchmark._bfloat16(_SMALL, None, 2)()
     created.assert_called_once_with(2, precision='bfloat16')
-    self.assertIs(built.call_args.args[-1], client_training.in_marked_steps)
+    self.assertIs(
+      built.call_args.kwargs['wrapped'], client_training.in_marked_steps
+    )
     built.return_value.next.assert_called_once()
 
   @parameterized.parameters(

@@ -36,6 +36,7 @@ from tff_medical.learning import dp_sgd
 from tff_medical.learning import exact_gradients
 from tff_medical.learning import labels as labels_lib
 from tff_medical.learning import optimizers
+from tff_medical.learning import process_parts
 from tff_medical.learning import schedules
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
@@ -396,14 +397,7 @@ def _compose(
   """Returns the process, whose state is that of `build_dp_fed_avg`."""
   model, query = group_sum.model, group_sum.query
 
-  @tff.tensorflow.computation
-  def initial_weights() -> Any:
-    trainable, non_trainable = model.initial_weights
-    return tff.learning.models.ModelWeights(
-      tuple(tf.convert_to_tensor(w) for w in trainable),
-      tuple(tf.convert_to_tensor(w) for w in non_trainable),
-    )
-
+  initial_weights = process_parts.initial_weights(model)
   weights_type = initial_weights.type_signature.result
   data_type = tff.SequenceType(
     tff.types.tensorflow_to_type(unit_gradients.batch_spec(model))
@@ -506,20 +500,4 @@ def _compose(
       new_state, tff.federated_zip(metrics)
     )
 
-  @tff.tensorflow.computation(state_type.member)
-  def get_model_weights(state: Any) -> Any:
-    return state.global_model_weights
-
-  @tff.tensorflow.computation(state_type.member, weights_type)
-  def set_model_weights(state: Any, weights: Any) -> Any:
-    return tff.learning.templates.LearningAlgorithmState(
-      global_model_weights=weights,
-      distributor=state.distributor,
-      client_work=state.client_work,
-      aggregator=state.aggregator,
-      finalizer=state.finalizer,
-    )
-
-  return tff.learning.templates.LearningProcess(
-    initialize, next_round, get_model_weights, set_model_weights
-  )
+  return process_parts.with_model_weights(initialize, next_round)

@@ -27,6 +27,7 @@ from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import exact_gradients
 from tff_medical.learning import optimizers
+from tff_medical.learning import process_parts
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
 from tff_medical.learning import unit_inputs
@@ -216,14 +217,7 @@ def _compose(
   """
   # Computations of one place, and the types that they fix.
 
-  @tff.tensorflow.computation
-  def initial_weights() -> Any:
-    trainable, non_trainable = model.initial_weights
-    return tff.learning.models.ModelWeights(
-      tuple(tf.convert_to_tensor(w) for w in trainable),
-      tuple(tf.convert_to_tensor(w) for w in non_trainable),
-    )
-
+  initial_weights = process_parts.initial_weights(model)
   initial_query_state = tff.tensorflow.computation(query.initial_state)
   weights_type = initial_weights.type_signature.result
   query_type = initial_query_state.type_signature.result
@@ -299,20 +293,4 @@ def _compose(
       new_state, tff.federated_zip(metrics)
     )
 
-  @tff.tensorflow.computation(state_type.member)
-  def get_model_weights(state: Any) -> Any:
-    return state.global_model_weights
-
-  @tff.tensorflow.computation(state_type.member, weights_type)
-  def set_model_weights(state: Any, weights: Any) -> Any:
-    return tff.learning.templates.LearningAlgorithmState(
-      global_model_weights=weights,
-      distributor=state.distributor,
-      client_work=state.client_work,
-      aggregator=state.aggregator,
-      finalizer=state.finalizer,
-    )
-
-  return tff.learning.templates.LearningProcess(
-    initialize, next_round, get_model_weights, set_model_weights
-  )
+  return process_parts.with_model_weights(initialize, next_round)

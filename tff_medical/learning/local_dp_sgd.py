@@ -19,6 +19,7 @@ import tensorflow_federated as tff
 from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import exact_gradients
 from tff_medical.learning import optimizers
+from tff_medical.learning import process_parts
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
 from tff_medical.learning import unit_inputs
@@ -100,14 +101,7 @@ def build_local_dp_sgd(
   unit_inputs.check_functional(model)
   way = exact_gradients.find_way(model)
 
-  @tff.tensorflow.computation
-  def initial_weights() -> Any:
-    trainable, non_trainable = model.initial_weights
-    return tff.learning.models.ModelWeights(
-      tuple(tf.convert_to_tensor(w) for w in trainable),
-      tuple(tf.convert_to_tensor(w) for w in non_trainable),
-    )
-
+  initial_weights = process_parts.initial_weights(model)
   weights_type = initial_weights.type_signature.result
   return tff.learning.templates.compose_learning_process(
     initial_weights,
