@@ -105,8 +105,18 @@ def choose(
   return Placement(tuple(names), 1, 'clients_per_device')
 
 
-def _cpu(threads: int) -> Placement:
-  cores = available_cores()
+def on_cores(cores: int) -> Placement:
+  """Returns the placement of one client on each of some of the CPU cores.
+
+  Args:
+    cores: Number of cores that this process uses, of those that it may use.
+  """
+  return _cpu(cores, cores)
+
+
+def _cpu(threads: int, cores: int | None = None) -> Placement:
+  if cores is None:
+    cores = available_cores()
   intra_op = max(1, cores // threads)
   try:
     tf.config.threading.set_inter_op_parallelism_threads(max(cores, threads))

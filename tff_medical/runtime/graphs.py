@@ -154,6 +154,12 @@ class Options:
   bodies_apart: bool = True
   precision: str = precision_lib.FLOAT32
 
+  @classmethod
+  def on(cls, devices: Sequence[str], precision: str) -> Options:
+    """Returns the options for TensorFlow's devices with these names."""
+    on_cpu = any(name.startswith('CPU:') for name in devices)
+    return cls(bodies_apart=on_cpu, precision=precision)
+
 
 DEFAULT = Options()
 

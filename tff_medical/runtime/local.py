@@ -1,9 +1,9 @@
 """TFF context that runs computations in this process, on all its devices.
 
 TFF's own runtime is a separate program for the CPU only. This context takes its
-place. It unfolds a computation (`blocks`), cuts it into steps and passes
-(`plan`), and runs them with the installed TensorFlow. The clients of a cohort
-run at once on CPU threads or GPUs (`cohort`).
+place. It runs the plan of a computation (`planned`) with the installed
+TensorFlow. The clients of a cohort run at once on CPU threads or GPUs
+(`cohort`).
 
 >>> import numpy as np
 >>> import tensorflow_federated as tff
@@ -20,153 +20,22 @@ run at once on CPU threads or GPUs (`cohort`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
-import functools
-import threading
+from collections.abc import Sequence
 from typing import Any
 
-import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_medical.runtime import blocks
 from tff_medical.runtime import cohort as cohort_lib
 from tff_medical.runtime import devices
 from tff_medical.runtime import graphs
 from tff_medical.runtime import nodes
+from tff_medical.runtime import passes
 from tff_medical.runtime import plan as plan_lib
+from tff_medical.runtime import planned
 from tff_medical.runtime import precision as precision_lib
-from tff_medical.runtime import values
-
-_Computation = tff.framework.ConcreteComputation
-# Number of characters of a type signature that an error shows.
-_SIGNATURE_LENGTH = 200
 
 
-def _building_block(
-  comp: tff.framework.ConcreteComputation,
-) -> tff.framework.ComputationBuildingBlock:
-  """Returns TFF's compiled form of a computation, with secure sums as sums."""
-  comp = tff.backends.test.replace_secure_intrinsics_with_bodies(comp)
-  comp = tff.backends.native.desugar_and_transform_to_native(comp)
-  return comp.to_building_block()
-
-
-def _compile(
-  options: graphs.Options,
-  comp: tff.framework.ConcreteComputation,
-  *functions: tff.framework.ConcreteComputation,
-) -> plan_lib.Plan:
-  """Returns the plan of a computation applied to computations."""
-  return plan_lib.create(
-    blocks.trace(
-      _building_block(comp), [_building_block(f) for f in functions], options
-    )
-  )
-
-
-def _name(comp: tff.framework.ConcreteComputation) -> str:
-  """Returns the name of a computation for error messages."""
-  block = comp.to_building_block()
-  name = getattr(block, 'parameter_name', None) or ''
-  signature = comp.type_signature.compact_representation()
-  if len(signature) > _SIGNATURE_LENGTH:
-    signature = signature[:_SIGNATURE_LENGTH] + '...'
-  function = name[: -len('_arg')] if name.endswith('_arg') else name
-  return f'{function} {signature}'.strip()
-
-
-class _Invocation:
-  """One run of a plan, with the values of its leaves so far."""
-
-  def __init__(
-    self,
-    plan: plan_lib.Plan,
-    cohort: cohort_lib.Cohort,
-    clients: int,
-    args: Sequence[Any],
-  ):
-    self._plan = plan
-    self._cohort = cohort
-    self._clients = clients
-    # The value of a leaf at the clients is a list with one value per client.
-    self._env = dict(zip(plan.traced.parameters, args))
-
-  def run(self) -> list[Any]:
-    """Returns the leaves of the result."""
-    for step, client_pass in zip(self._plan.steps, self._plan.passes):
-      self._run_step(step)
-      if client_pass is not None:
-        self._run_pass(client_pass)
-    return self._values(self._plan.traced.result)
-
-  def _values(self, leaves: Sequence[nodes.Leaf]) -> list[Any]:
-    return [self._env[leaf] for leaf in leaves]
-
-  def _key(self, slot: Hashable) -> Hashable:
-    """Returns a key that separates runs which must not share variables."""
-    return slot if self._plan.traced.has_state else None
-
-  def _run_step(self, step: plan_lib.LeafStep) -> None:
-    if step.outputs:
-      with tf.device(self._cohort.devices[0]):
-        outputs = step.step(self._values(step.inputs))
-      self._env.update(zip(step.outputs, outputs))
-
-  def _shared(
-    self, leaves: Sequence[nodes.Leaf], device: str
-  ) -> dict[nodes.Leaf, Any]:
-    """Returns the values that clients share, with tensors on a device."""
-    shared = {}
-    with tf.device(device):
-      for leaf in leaves:
-        if not leaf.node.at_clients:
-          value = self._env[leaf]
-          if isinstance(leaf.type_spec, tff.TensorType):
-            value = tf.identity(value)
-          shared[leaf] = value
-    return shared
-
-  def _run_pass(self, work: plan_lib.Pass) -> None:
-    kept: dict[nodes.Leaf, list[Any]] = {
-      leaf: [None] * self._clients for leaf in work.kept
-    }
-    self._env.update(kept)
-    shared = [
-      self._shared(work.work.inputs, device) for device in self._cohort.devices
-    ]
-    captured = self._values(work.captured)
-
-    def run_client(index: int, slot: cohort_lib.Slot) -> list[Any]:
-      from_server = shared[slot.lane]
-      args = [
-        from_server[leaf] if leaf in from_server else self._env[leaf][index]
-        for leaf in work.work.inputs
-      ]
-      with tf.device(slot.device):
-        placed = self._cohort.placed_on(slot.lane)
-        outputs = work.work.step(args, self._key(slot), placed)
-      by_leaf = dict(zip(work.work.outputs, outputs))
-      for leaf in work.kept:
-        kept[leaf][index] = by_leaf[leaf]
-      return [by_leaf[leaf] for leaf in work.values]
-
-    def fold(lane: int, total: list[Any], result: list[Any]) -> list[Any]:
-      if not work.folds:
-        return total
-      with tf.device(self._cohort.devices[lane]):
-        args = [*captured, *total, *result]
-        return work.accumulate(args, self._key(lane))
-
-    zero = self._values(work.zeros)
-    totals = self._cohort.run(self._clients, run_client, fold, zero)
-    with tf.device(self._cohort.devices[0]):
-      total = totals.pop(0) if totals else zero
-      for other in totals:
-        total = work.merge([*captured, *total, *other])
-    self._env.update(zip(work.totals, total))
-
-
-class LocalContext(tff.framework.SyncContext):
+class LocalContext(planned.PlannedContext):
   """Runs computations in this process; see `create_local_context`."""
 
   def __init__(
@@ -175,46 +44,21 @@ class LocalContext(tff.framework.SyncContext):
     default_num_clients: int = 0,
     precision: str = precision_lib.FLOAT32,
   ):
+    options = graphs.Options.on(cohort.devices, precision)
+    super().__init__(options, cohort.devices[0], default_num_clients)
     self._cohort = cohort
-    self._default_num_clients = default_num_clients
-    self._lock = threading.RLock()
-    on_cpu = any(name.startswith('CPU:') for name in cohort.devices)
-    options = graphs.Options(bodies_apart=on_cpu, precision=precision)
-    self._plan = functools.lru_cache()(functools.partial(_compile, options))
 
-  def invoke(self, comp: Any, arg: Any) -> Any:
-    """Runs `comp` on `arg` and returns its result in TFF's form.
-
-    Raises:
-      ClientError: The computation of a client failed.
-      ComputationError: The computation of the server failed.
-    """
-    type_spec = comp.type_signature
-    if not isinstance(type_spec, tff.FunctionType):
-      raise ValueError(f'Expected a `tff.FunctionType`, found {type_spec}.')
-    arg = values.resolve(self.invoke, arg)
-    clients = values.cardinality(arg, type_spec.parameter)
-    if clients is None:
-      clients = self._default_num_clients
-    leaves = values.ingest_argument(arg, type_spec.parameter)
-    functions = [leaf for leaf in leaves if isinstance(leaf, _Computation)]
-    tensors = [leaf for leaf in leaves if not isinstance(leaf, _Computation)]
-    with self._lock:
-      plan = self._plan(comp, *functions)
-      try:
-        result = _Invocation(plan, self._cohort, clients, tensors).run()
-      except cohort_lib.ClientError as error:
-        raise cohort_lib.ClientError(
-          f'In computation {_name(comp)}: {error}', error.client_index
-        ) from error.__cause__
-      except tf.errors.OpError as error:
-        raise cohort_lib.ComputationError(
-          f'In computation {_name(comp)}: {error}'
-        ) from error
-    at_clients = [leaf.node.at_clients for leaf in plan.traced.result]
-    return values.emit_result(
-      zip(result, at_clients), type_spec.result, clients
-    )
+  def _visit(
+    self,
+    compiled: planned.Compiled,
+    number: int,
+    work: plan_lib.Pass,
+    env: dict[nodes.Leaf, Any],
+    clients: int,
+  ) -> dict[nodes.Leaf, Any]:
+    del number
+    has_state = compiled.plan.traced.has_state
+    return passes.run(self._cohort, work, env, clients, has_state=has_state)
 
 
 class AsyncLocalContext(tff.framework.AsyncContext):

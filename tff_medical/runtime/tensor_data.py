@@ -19,6 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from tff_medical import _validate
+from tff_medical.runtime import lazy_data
 
 _MAX_BATCH_SIZE = 1_000_000
 
@@ -51,32 +52,30 @@ class TensorBatches:
       return cls(components, tf.constant(options, tf.int64))
 
 
-class TensorDataset(tf.data.Dataset):
-  """Dataset of `tensor_dataset`, built when something other than its type is.
-
-  The local runtime reads `batches` alone. Building the dataset takes longer
-  than the round of a small client.
+class TensorDataset(lazy_data.LazyDataset):
+  """Dataset of `tensor_dataset`; the local runtime reads `batches` alone.
 
   Attributes:
+    arguments: Tensors, batch size, epochs, and whether an incomplete last batch
+      is left out.
     batches: Tensors and options of the dataset.
   """
 
   def __init__(
     self, tensors: Any, batch_size: int, epochs: int, drop_remainder: bool
   ):
-    # The constructor of `Dataset` needs the built dataset, so it is not called:
-    # `__getattr__` finds what it would have set.
-    self._arguments = (tensors, batch_size, epochs, drop_remainder)
+    self.arguments = (tensors, batch_size, epochs, drop_remainder)
     components = tuple(tf.nest.flatten(tensors))
     rows = (0, components[0].shape[0])
     self.batches = TensorBatches.create(
       components, rows, batch_size, epochs, drop_remainder
     )
+    self._is_set = True
 
   @functools.cached_property
   def built(self) -> tf.data.Dataset:
     """The same dataset, made by `tf.data`."""
-    tensors, batch_size, epochs, drop_remainder = self._arguments
+    tensors, batch_size, epochs, drop_remainder = self.arguments
     with tf.device('CPU:0'):
       dataset = tf.data.Dataset.from_tensor_slices(tensors)
       return dataset.batch(batch_size, drop_remainder).repeat(epochs)
@@ -84,19 +83,11 @@ class TensorDataset(tf.data.Dataset):
   @property
   def element_spec(self) -> Any:
     """Structure of the specs of a batch."""
-    tensors, batch_size, _, drop_remainder = self._arguments
+    tensors, batch_size, _, drop_remainder = self.arguments
     size = batch_size if drop_remainder else None
     return tf.nest.map_structure(
       lambda t: tf.TensorSpec([size, *t.shape[1:]], t.dtype), tensors
     )
-
-  def _inputs(self) -> list[tf.data.Dataset]:
-    return [self.built]
-
-  def __getattr__(self, name: str) -> Any:
-    if name.startswith('__') or '_arguments' not in self.__dict__:
-      raise AttributeError(name)
-    return getattr(self.built, name)
 
 
 def tensor_dataset(

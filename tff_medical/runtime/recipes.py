@@ -1,0 +1,119 @@
+"""Client datasets by reference: where the data is, instead of the data.
+
+A recipe names a source of data and a part of it, such as the number of a
+client. It is small and can be sent to another process, which opens the source
+there and loads the part. `recipe_dataset` returns a recipe as a
+`tf.data.Dataset`. Any runtime can use it. A cluster runtime sends the recipe in
+its place, so that the data of a client is loaded where the client trains.
+
+>>> from tff_medical.runtime import tensor_data
+>>> class Numbers:
+...   digest = 'numbers'
+...   def open(self):
+...     return lambda part: tensor_data.tensor_dataset([part], batch_size=1)
+>>> spec = tf.TensorSpec([None], tf.int32)
+>>> dataset = recipe_dataset(Recipe(Numbers(), 7), spec)
+>>> [batch.numpy().tolist() for batch in dataset]
+[[7]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from tff_medical.runtime import lazy_data
+
+Loader = Callable[[Any], tf.data.Dataset]
+
+
+class Source(Protocol):
+  """Data that several processes can open; it can be pickled.
+
+  Attributes:
+    digest: Digest of all that decides the data; equal digests mean equal data.
+  """
+
+  @property
+  def digest(self) -> str:
+    """Digest of all that decides the data."""
+
+  def open(self) -> Loader:
+    """Returns the function that loads a part of the data.
+
+    Raises:
+      InputError: The data is not there, or is other data than the digest says.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """A part of a source.
+
+  Attributes:
+    source: Source of the data.
+    part: Argument of the source's loader. It can be pickled, and says no more
+      of a client than its number.
+    cost: Expected work on the part, such as its number of examples, relative to
+      the other parts of the round.
+  """
+
+  source: Source
+  part: Any
+  cost: float = 1.0
+
+
+class Sources:
+  """Sources that this process has opened, each one once."""
+
+  def __init__(self) -> None:
+    self._loaders: dict[str, Loader] = {}
+
+  def load(self, recipe: Recipe) -> tf.data.Dataset:
+    """Returns the dataset of a recipe.
+
+    Raises:
+      InputError: The source cannot be opened.
+    """
+    digest = recipe.source.digest
+    if digest not in self._loaders:
+      self._loaders[digest] = recipe.source.open()
+    return self._loaders[digest](recipe.part)
+
+
+class RecipeDataset(lazy_data.LazyDataset):
+  """Dataset of `recipe_dataset`.
+
+  Attributes:
+    recipe: Recipe of the data.
+  """
+
+  def __init__(self, recipe: Recipe, element_spec: Any):
+    self.recipe = recipe
+    self._element_spec = element_spec
+    self._is_set = True
+
+  @functools.cached_property
+  def built(self) -> tf.data.Dataset:
+    """The data itself, loaded in this process."""
+    return self.recipe.source.open()(self.recipe.part)
+
+  @property
+  def element_spec(self) -> Any:
+    """Structure of the specs of an element."""
+    return self._element_spec
+
+
+def recipe_dataset(recipe: Recipe, element_spec: Any) -> tf.data.Dataset:
+  """Returns the dataset that a recipe describes; nothing is loaded yet.
+
+  Args:
+    recipe: Recipe of the data.
+    element_spec: Structure of the specs of an element, which the loaded dataset
+      has as well.
+  """
+  return RecipeDataset(recipe, element_spec)
