@@ -47,6 +47,7 @@ import tensorflow_federated as tff
 import tqdm
 
 from experiments.config import assembly
+from experiments.config import feed_sources
 from experiments.modes import base
 from experiments.running import dry_run
 from tff_medical import _validate
@@ -63,6 +64,7 @@ from tff_medical.program import published
 from tff_medical.program import run_folder as run_folder_lib
 from tff_medical.program import training
 from tff_medical.reporting import run_tables
+from tff_medical.runtime import cluster
 from tff_medical.scoring import evaluation as scoring
 from tff_medical.scoring import scored
 from tff_medical.serving import export
@@ -90,6 +92,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     counts=_earlier_counts(folder, settings),
     noise_multiplier=_earlier_noise(folder),
   )
+  parts = feed_sources.for_runtime(parts)
   settings, task, feed = parts.settings, parts.task, parts.feed
   mechanism = parts.mechanism
   if mechanism.is_private:
@@ -277,17 +280,27 @@ def _earlier_noise(folder: run_folder_lib.RunFolder) -> float | None:
 
 
 def set_runtime(run: settings_lib.RunSettings) -> None:
-  """Sets the TFF runtime that the settings choose."""
-  if run.runtime != 'local':
-    return
-  runtime.set_local_context(
-    client_threads=run.client_threads,
-    client_devices=run.client_devices.split(',')
-    if run.client_devices
-    else None,
-    clients_per_device=run.clients_per_device,
-    precision=run.precision,
-  )
+  """Sets the TFF runtime that the settings choose.
+
+  Raises:
+    InputError: There is no such device or cluster.
+    ClusterError: The cluster has no worker.
+  """
+  if run.runtime == 'cluster':
+    cluster.set_cluster_context(
+      run.cluster_address,
+      worker_cores=run.client_threads,
+      precision=run.precision,
+    )
+  if run.runtime == 'local':
+    runtime.set_local_context(
+      client_threads=run.client_threads,
+      client_devices=run.client_devices.split(',')
+      if run.client_devices
+      else None,
+      clients_per_device=run.clients_per_device,
+      precision=run.precision,
+    )
 
 
 def _finish(
@@ -417,6 +430,7 @@ def show(given: settings_lib.Flags) -> None:
   settings = dataclasses.replace(settings, run=nowhere)
   set_runtime(settings.run)
   parts = assembly.assemble(settings, progress=_show_calibration)
+  parts = feed_sources.for_runtime(parts)
   parts.task.data.eval_split(settings.run.eval_split)
   dry_run.check_round(parts.process, parts.feed)
   print(file=sys.stderr)
@@ -437,6 +451,12 @@ def main(
     print(
       f'error: stopped, as the disk failed: {error}; the last saved round '
       'still loads: free some room and start the same command again',
+      file=sys.stderr,
+    )
+    return exit_codes.FAILED
+  except cluster.ClusterError as error:
+    print(
+      f'error: stopped: {error}; the last saved round still loads',
       file=sys.stderr,
     )
     return exit_codes.FAILED

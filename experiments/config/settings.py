@@ -204,14 +204,23 @@ class RunSettings:
   )
   runtime: str = fields.setting(
     'local',
-    "runtime of TFF computations: this project's (local) or TFF's own (tff)",
-    choices=('local', 'tff'),
+    "runtime of TFF computations: this process (local), the machines of a Ray "
+    "cluster (cluster) or TFF's own (tff)",
+    choices=('local', 'cluster', 'tff'),
+    may_change=True,
+  )
+  cluster_address: str = fields.setting(
+    'auto',
+    'Ray cluster: auto for the one that this machine belongs to, HOST:PORT, or '
+    'ray://HOST:PORT from outside of it',
+    only_if={'runtime': ('cluster',)},
     may_change=True,
   )
   client_threads: Optional[int] = fields.setting(
     None,
-    'clients that train at once on the CPU [one for each core]',
-    only_if={'runtime': ('local',)},
+    'clients that train at once on the CPU, with runtime=cluster on each node '
+    '[one for each core]',
+    only_if={'runtime': ('local', 'cluster')},
     may_change=True,
     low=1,
     high=256,
@@ -234,7 +243,7 @@ class RunSettings:
     'float32',
     'numbers in forward and backward passes: bfloat16 is faster on processors '
     'that have it; weights, clipping, sums and noise stay float32',
-    only_if={'runtime': ('local',)},
+    only_if={'runtime': ('local', 'cluster')},
     choices=('float32', 'bfloat16'),
   )
   data_ledger: Optional[str] = fields.setting(

@@ -68,7 +68,7 @@ class Mode(abc.ABC):
   # Whether a release is the sum of clipped updates with one noise.
   has_one_noise: ClassVar[bool] = False
   # Runtimes that can run the mode.
-  runtimes: ClassVar[tuple[str, ...]] = ('local', 'tff')
+  runtimes: ClassVar[tuple[str, ...]] = ('local', 'cluster', 'tff')
 
   privacy_unit: str = fields.setting(
     'client', 'unit that the guarantee protects: client, record or patient'

@@ -25,7 +25,7 @@ class DistributedDp(client_training.ClientTraining):
   name: ClassVar[str] = 'distributed_dp'
   keeps_absent: ClassVar[bool] = True
   # TFF's own runtime has no secure aggregation.
-  runtimes: ClassVar[tuple[str, ...]] = ('local',)
+  runtimes: ClassVar[tuple[str, ...]] = ('local', 'cluster')
 
   clipping: str = fields.setting(
     'fixed', "kind of clipping of a client's update", choices=('fixed',)

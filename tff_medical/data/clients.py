@@ -110,6 +110,10 @@ class ImageClientData(tff.simulation.datasets.ClientData):
     """Returns new arrays x [n, H, W, C] and y [n] or [n, L] of a client."""
     return examples.of_images(self._split, self._client_indices(client_id))
 
+  def client_size(self, client_id: str) -> int:
+    """Returns the number of images of a client."""
+    return len(self._client_indices(client_id))
+
   def create_tf_dataset_for_client(self, client_id: str) -> tf.data.Dataset:
     """Returns the examples of a client, in the order of the split."""
     return tf.data.Dataset.from_tensor_slices(self.client_arrays(client_id))

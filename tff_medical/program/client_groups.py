@@ -54,7 +54,23 @@ class ClientGroupFeed:
     Raises:
       InputError: None of at least 10 drawn clients can be read.
     """
-    return in_groups(self.inner(indices), self.size)
+    return [self.dataset(part.key) for part in self.parts(indices)]
+
+  def parts(self, indices: np.ndarray) -> list[feeds.Part]:
+    """Returns a part for each group of the clients at `indices`, int64 [n]."""
+    sizes = np.array([self.inner.size(int(index)) for index in indices], int)
+    return [
+      feeds.Part(indices[group], int(sizes[group].sum()))
+      for group in groups_of_like_size(sizes, self.size)
+    ]
+
+  def dataset(self, indices: np.ndarray) -> tf.data.Dataset:
+    """Returns the dataset of the clients at `indices` as one group.
+
+    Raises:
+      InputError: None of at least 10 drawn clients can be read.
+    """
+    return _group([self.inner.dataset(int(index)) for index in indices])
 
 
 def in_groups(
@@ -71,17 +87,9 @@ def in_groups(
   Raises:
     InputError: `runtime.tensor_dataset` made none of a dataset.
   """
-  examples = []
-  for client in clients:
-    if not isinstance(client, tensor_data.TensorDataset):
-      raise _validate.InputError(
-        'clients must be datasets of runtime.tensor_dataset, got '
-        f'{type(client).__name__}; make them of arrays x and y'
-      )
-    examples.append(client.batches.components)
-  sizes = np.array([len(x) for x, _ in examples], np.int64)
+  sizes = np.array([len(_examples(client)[0]) for client in clients], np.int64)
   return [
-    _dataset([examples[i] for i in group], sizes[group])
+    _group([clients[i] for i in group])
     for group in groups_of_like_size(sizes, limit)
   ]
 
@@ -112,10 +120,20 @@ def groups_of_like_size(
     start = end
 
 
-def _dataset(
-  examples: Sequence[tuple[tf.Tensor, ...]], sizes: np.ndarray
-) -> tf.data.Dataset:
-  """Returns the group of clients with these examples (x, y), as one batch."""
+def _examples(client: tf.data.Dataset) -> tuple[tf.Tensor, ...]:
+  """Returns the examples of a client, x and y."""
+  if not isinstance(client, tensor_data.TensorDataset):
+    raise _validate.InputError(
+      'clients must be datasets of runtime.tensor_dataset, got '
+      f'{type(client).__name__}; make them of arrays x and y'
+    )
+  return client.batches.components
+
+
+def _group(clients: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
+  """Returns clients as one batch."""
+  examples = [_examples(client) for client in clients]
+  sizes = np.array([len(x) for x, _ in examples], np.int64)
   with tf.device('CPU:0'):
     x, y = (_stacked(column, sizes) for column in zip(*examples))
     mask = tf.sequence_mask(sizes, max(1, sizes.max()), tf.float32)

@@ -9,7 +9,9 @@ drew. The feed returns datasets:
 | `UnitFeed`       | record or patient | parts of the drawn units of all sites |
 | `LocalStepsFeed` | record or patient | one per client, with one batch a step |
 
-A dataset of drawn units may be empty.
+A dataset of drawn units may be empty. `parts` says of what the datasets of a round
+are made, without a look at the data, and `dataset` makes one of them. On a
+cluster the two run on different machines (`recipe_feeds`).
 
 A client whose data cannot be read takes part with no data, and its update is
 zero. The guarantee still holds, as a client's update depends on that client's
@@ -41,6 +43,7 @@ from tff_medical.data import units as units_lib
 from tff_medical.learning import local_dp_sgd
 from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.runtime import devices
+from tff_medical.runtime import tensor_data
 
 # Client datasets are kept as tensors up to this total size.
 _MAX_KEPT_BYTES = 2 * 2**30
@@ -112,6 +115,20 @@ def _named(structure: Any) -> list[tuple[str, Any]]:
   ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What one dataset of a round is made of.
+
+  Attributes:
+    key: Argument of the feed's `dataset`: numbers of clients or units. It can be
+      pickled.
+    size: Number of images, or an estimate of it.
+  """
+
+  key: Any
+  size: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClientFeed:
   """Feed of the whole training data of each drawn client, in batches.
@@ -155,14 +172,36 @@ class ClientFeed:
     Raises:
       InputError: None of at least 10 drawn clients can be read.
     """
-    datasets = [self._dataset(int(index)) for index in indices]
+    return [self.dataset(int(index)) for index in indices]
+
+  def parts(self, indices: np.ndarray) -> list[Part]:
+    """Returns one part for each of the clients at `indices`, int64 [n]."""
+    return [Part(int(index), self.size(int(index))) for index in indices]
+
+  def size(self, index: int) -> int:
+    """Returns the number of images of a client.
+
+    Client data of other kinds than this project's has to be read for it.
+    """
+    if isinstance(self.clients, clients_lib.ImageClientData):
+      return self.clients.client_size(self._client_ids[index])
+    first = tf.nest.flatten(self._dataset(index).batches.components)[0]
+    return len(first)
+
+  def dataset(self, index: int) -> tf.data.Dataset:
+    """Returns the dataset of the client at an index.
+
+    Raises:
+      InputError: None of at least 10 drawn clients can be read.
+    """
+    dataset = self._dataset(index)
     cache = self._cache
     if len(cache.unreadable) == len(cache.tried) >= _MANY_CLIENTS:
       raise _validate.InputError(
         f'none of the {len(cache.tried)} clients that were drawn can be read, '
         f'the last one as: {cache.problem}'
       )
-    return datasets
+    return dataset
 
   @functools.cached_property
   def _cache(self) -> _ClientCache:
@@ -173,7 +212,7 @@ class ClientFeed:
     # Client data returns a new list of all ids at each look.
     return list(self.clients.client_ids)
 
-  def _dataset(self, index: int) -> tf.data.Dataset:
+  def _dataset(self, index: int) -> tensor_data.TensorDataset:
     cache = self._cache
     if index in cache.kept:
       return cache.kept[index]
@@ -236,7 +275,7 @@ class _ClientCache:
   """
 
   def __init__(self) -> None:
-    self.kept: dict[int, tf.data.Dataset] = {}
+    self.kept: dict[int, tensor_data.TensorDataset] = {}
     self.size = 0
     self.tried: set[int] = set()
     self.unreadable: set[int] = set()
@@ -259,15 +298,20 @@ class UnitFeed:
     num_clients: Number of clients, the largest number of datasets in a round.
     microbatch_size: Largest number of units whose gradients are held at once,
       which bounds memory.
+    at_once: Number of datasets that train at once; None is the number of those
+      that the local runtime trains at once.
   """
 
   split: images.Split
   units: units_lib.Units
   num_clients: int
   microbatch_size: int
+  at_once: int | None = None
 
   def __post_init__(self) -> None:
     _validate.positive_int(microbatch_size=self.microbatch_size)
+    if self.at_once is not None:
+      _validate.positive_int(at_once=self.at_once)
 
   @property
   def num_units(self) -> int:
@@ -299,11 +343,16 @@ class UnitFeed:
     return []
 
   def _datasets(self, indices: np.ndarray) -> list[tf.data.Dataset]:
-    at_once = min(self.num_clients, _clients_at_once())
-    parts = max(1, min(at_once, len(indices) // _SMALL_PART))
-    return [self._dataset(part) for part in np.array_split(indices, parts)]
+    return [self.dataset(part.key) for part in self.parts(indices)]
 
-  def _dataset(self, indices: np.ndarray) -> tf.data.Dataset:
+  def parts(self, indices: np.ndarray) -> list[Part]:
+    """Returns equal parts of the units at `indices`, int64 [n]; at least one."""
+    at_once = min(self.num_clients, self.at_once or _clients_at_once())
+    number = max(1, min(at_once, len(indices) // _SMALL_PART))
+    return [Part(key, len(key)) for key in np.array_split(indices, number)]
+
+  def dataset(self, indices: np.ndarray) -> tf.data.Dataset:
+    """Returns the dataset of the units at `indices`, int64 [n]."""
     # Microbatches of one size: a small last one costs almost as much as a full
     # one.
     batches = max(1, math.ceil(len(indices) / self.microbatch_size))

@@ -266,6 +266,12 @@ class Pass:
     self.merge = Step([*shared, *totals, *totals], self._emit_merge)
 
   @property
+  def reads(self) -> tuple[nodes.Leaf, ...]:
+    """All leaves that the pass reads, each one once."""
+    leaves = (*self.work.inputs, *self.captured, *self.zeros)
+    return tuple(dict.fromkeys(leaves))
+
+  @property
   def totals(self) -> tuple[nodes.Leaf, ...]:
     """Outputs of all folds."""
     return tuple(

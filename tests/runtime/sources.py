@@ -1,0 +1,57 @@
+"""Sources of client data for tests; processes of a cluster import them."""
+
+import dataclasses
+import logging
+import os
+import pathlib
+import time
+
+import numpy as np
+
+from tff_medical import runtime
+
+
+@dataclasses.dataclass(frozen=True)
+class Gated:
+  """Data of a client: its number. Chosen clients wait until the gate is open.
+
+  Attributes:
+    folder: Folder in which a client leaves a file NUMBER.PID when it is loaded.
+    waits: Numbers of the clients that wait for the file `open`.
+    dies: Numbers of the clients at which the process ends at once.
+    fails: Numbers of the clients that cannot be loaded.
+  """
+
+  folder: str
+  waits: tuple = ()
+  dies: tuple = ()
+  fails: tuple = ()
+  secret: str = ''
+
+  @property
+  def digest(self):
+    return repr(self)
+
+  def open(self):
+    folder = pathlib.Path(self.folder)
+
+    def load(number):
+      (folder / f'{number}.{os.getpid()}').touch()
+      if self.secret:
+        print(self.secret, flush=True)
+        logging.getLogger().error('client %s', self.secret)
+      if number in self.dies:
+        os._exit(1)
+      if number in self.fails:
+        raise ValueError(f'client {self.secret} is broken')
+      while number in self.waits and not (folder / 'open').exists():
+        time.sleep(0.02)
+      return runtime.tensor_dataset(np.array([number], np.int64), batch_size=1)
+
+    return load
+
+
+def loaded(folder):
+  """Returns pairs of client and process, in which clients were loaded."""
+  names = [path.name for path in pathlib.Path(folder).glob('*.*')]
+  return [tuple(map(int, name.split('.'))) for name in names]

@@ -1,0 +1,207 @@
+"""TFF context that runs computations on the machines of a Ray cluster.
+
+Steps at the server run in this process, the driver. Clients run on workers, one
+in-process runtime on each node or GPU. A computation travels to a worker once,
+and the values that clients share travel once a pass, through Ray's object
+store. Client data given as recipes (`runtime.recipes`) is loaded by the worker
+that trains the client. What a worker sends back is the sum over its clients.
+
+Noise that a computation adds at the server is drawn in the driver, once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import Any
+import weakref
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import _validate
+from tff_medical.runtime import graphs
+from tff_medical.runtime import nodes
+from tff_medical.runtime import plan as plan_lib
+from tff_medical.runtime import planned
+from tff_medical.runtime import precision as precision_lib
+from tff_medical.runtime import recipes
+from tff_medical.runtime.cluster import connection
+from tff_medical.runtime.cluster import gathering
+from tff_medical.runtime.cluster import messages
+from tff_medical.runtime.cluster import pool as pool_lib
+from tff_medical.runtime.cluster import portions
+from tff_medical.runtime.cluster import wire
+
+_SERVER = 'CPU:0'
+_MAX_PORTIONS = 1_000_000
+
+
+class ClusterContext(planned.PlannedContext):
+  """Runs computations on a cluster; see `create_cluster_context`."""
+
+  def __init__(
+    self,
+    ray: Any,
+    pool: pool_lib.Pool,
+    options: graphs.Options,
+    portions_at_most: int,
+    default_num_clients: int,
+  ):
+    super().__init__(options, _SERVER, default_num_clients)
+    self._ray = ray
+    self._pool = pool
+    self._precision = options.precision
+    self._portions = portions_at_most
+    # Names of passes differ between drivers that share a cluster.
+    self._name = secrets.token_hex(8)
+    self._pass_number = itertools.count()
+    self._computations: weakref.WeakKeyDictionary[
+      planned.Compiled, messages.Shared
+    ] = weakref.WeakKeyDictionary()
+    self._homes: dict[int, int] = {}
+
+  @property
+  def workers(self) -> int:
+    """Number of workers that are ready."""
+    return len(self._pool.ready)
+
+  @property
+  def slots(self) -> int:
+    """Number of clients that the workers train at once."""
+    return sum(member.slots for member in self._pool.ready)
+
+  def close(self) -> None:
+    """Ends the workers; the context cannot be used after it."""
+    self._pool.close()
+
+  def _visit(
+    self,
+    compiled: planned.Compiled,
+    number: int,
+    work: plan_lib.Pass,
+    env: dict[nodes.Leaf, Any],
+    clients: int,
+  ) -> dict[nodes.Leaf, Any]:
+    if not clients:
+      zeros = [env[leaf] for leaf in work.zeros]
+      return {leaf: [] for leaf in work.kept} | dict(zip(work.totals, zeros))
+    shared, by_client = {}, {}
+    for position, leaf in enumerate(work.reads):
+      if leaf.node.at_clients:
+        by_client[position] = [wire.encode(value) for value in env[leaf]]
+      else:
+        shared[position] = wire.encode(env[leaf])
+    costs = [
+      max(1.0, sum(map(wire.cost, values)))
+      for values in zip(*by_client.values())
+    ] or [1.0] * clients
+    cut = portions.cut(costs, min(self._portions, clients))
+    call = messages.Call(
+      f'{self._name}-{next(self._pass_number)}',
+      self._computation(compiled),
+      number,
+      self._put(shared),
+      len(cut),
+    )
+    gathered = gathering.Gathering(
+      self._ray,
+      self._pool,
+      call,
+      [
+        messages.Portion(
+          n,
+          part.start,
+          len(part),
+          {k: values[part.start : part.stop] for k, values in by_client.items()},
+        )
+        for n, part in enumerate(cut)
+      ],
+      [sum(costs[part.start : part.stop]) for part in cut],
+      self._homes,
+    )
+    total, kept = gathered.run()
+    self._homes = gathered.homes
+    sources = recipes.Sources()
+    return dict(zip(work.totals, total)) | {
+      leaf: [
+        wire.decode(value, sources) for values in kept for value in values[i]
+      ]
+      for i, leaf in enumerate(work.kept)
+    }
+
+  def _computation(self, compiled: planned.Compiled) -> messages.Shared:
+    """Returns a computation in Ray's store, into which it is put once."""
+    if compiled not in self._computations:
+      self._computations[compiled] = self._put(
+        [tff.framework.serialize_computation(c) for c in compiled.native]
+      )
+    return self._computations[compiled]
+
+  def _put(self, value: Any) -> messages.Shared:
+    return messages.Shared(
+      f'{self._name}-{next(self._pass_number)}', [self._ray.put(value)]
+    )
+
+
+def create_cluster_context(
+  address: str = 'auto',
+  *,
+  worker_cores: int | None = None,
+  portions_at_most: int = 64,
+  default_num_clients: int = 0,
+  precision: str = precision_lib.FLOAT32,
+  patience_secs: float = 120.0,
+) -> ClusterContext:
+  """Returns a context that runs TFF computations on a Ray cluster.
+
+  The results are those of the local runtime. Sums of floating-point numbers
+  are added in another order, which depends on the cohort and `portions_at_most`
+  alone: neither on the number of workers nor on which of them died.
+
+  Args:
+    address: Address of the cluster: 'auto' for the one that this machine
+      belongs to, 'host:port', or 'ray://host:port' from outside of it.
+    worker_cores: CPU cores of a worker, each for one client at a time. By
+      default a worker takes all cores of its node. A node with GPUs has one
+      worker for each of them.
+    portions_at_most: Number of portions into which a cohort is divided; several
+      for each worker, so that a slow one does not hold the round.
+    default_num_clients: Cohort size of a computation whose argument does not
+      state it.
+    precision: Number format of a model's forward and backward pass; see
+      `precision`.
+    patience_secs: Seconds without any worker after which a computation is given
+      up.
+
+  Raises:
+    InputError: A value is out of range, Ray is not installed, there is no such
+      cluster, or its nodes cannot run a worker.
+    ClusterError: No worker was ready in time.
+  """
+  if worker_cores is not None:
+    _validate.positive_int(worker_cores=worker_cores)
+  _validate.positive_int(portions_at_most=portions_at_most)
+  _validate.within(1, _MAX_PORTIONS, portions_at_most=portions_at_most)
+  _validate.one_of(precision_lib.PRECISIONS, precision=precision)
+  precision_lib.refuse_rewriting_of_everything()
+  ray = connection.connect(address)
+  options = pool_lib.WorkerOptions(worker_cores, precision, patience_secs)
+  pool = pool_lib.Pool(ray, options)
+  try:
+    pool.wait_for_all()
+  except BaseException:
+    pool.close()
+    raise
+  return ClusterContext(
+    ray,
+    pool,
+    graphs.Options.on([_SERVER], precision),
+    portions_at_most,
+    default_num_clients,
+  )
+
+
+def set_cluster_context(address: str = 'auto', **options: Any) -> None:
+  """Makes `create_cluster_context(...)` the default context."""
+  tff.framework.set_default_context(create_cluster_context(address, **options))

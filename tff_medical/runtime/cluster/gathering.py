@@ -1,0 +1,297 @@
+"""One pass over the clients of a cohort on the workers of a cluster.
+
+The driver hands out portions of clients. A worker folds the results of a
+portion into a total, which stays there. Totals are merged in a tree that does
+not depend on the workers (`portions`), and the total of the whole cohort travels
+to the driver.
+
+The driver knows the spans that each worker holds. When a worker dies, the
+portions of its spans wait again, and run on another one. As the last span covers
+each portion once, each client counts once.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from tff_medical import _validate
+from tff_medical.runtime import cohort as cohort_lib
+from tff_medical.runtime.cluster import messages
+from tff_medical.runtime.cluster import pool as pool_lib
+from tff_medical.runtime.cluster import portions
+
+# Portions that a worker has at once, one in work and one that waits.
+_DEPTH = 2
+# A portion on which so many workers died may be what kills them.
+_MAX_LOSSES = 5
+# Seconds after which the driver looks for dead nodes and new workers.
+_LOOK_SECS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """Work that a worker has been given.
+
+  Attributes:
+    member: Worker.
+    span: Span of a portion, or a span that is taken or added.
+    to: Worker to which a span that is taken goes; None for the driver.
+    total: Reference of the total that is taken.
+  """
+
+  member: pool_lib.Member
+  span: portions.Span
+  to: pool_lib.Member | None = None
+  total: Any = None
+
+
+class Gathering:
+  """One pass; see the module docstring."""
+
+  def __init__(
+    self,
+    ray: Any,
+    pool: pool_lib.Pool,
+    call: messages.Call,
+    work: Sequence[messages.Portion],
+    costs: Sequence[float],
+    homes: Mapping[int, int],
+  ):
+    """Prepares the pass.
+
+    Args:
+      ray: Module of Ray, connected to a cluster.
+      pool: Workers of the cluster.
+      call: The pass.
+      work: Portions, in the order of their numbers; at least one.
+      costs: Expected work on each portion.
+      homes: Number of the worker that had each portion in the last round.
+    """
+    self._ray = ray
+    self._pool = pool
+    self._call = call
+    self._work = work
+    self._tree = portions.Tree(len(work))
+    # Workers by their number.
+    self._held: dict[int, portions.Totals[None]] = {}
+    self._members: dict[int, pool_lib.Member] = {}
+    # Deaths of workers by the portion that they were working on.
+    self._losses: collections.Counter[int] = collections.Counter()
+    self._lost: set[int] = set()
+    self._running: dict[Any, _Job] = {}
+    self._taking: dict[Any, _Job] = {}
+    self._adding: dict[Any, _Job] = {}
+    self._kept: dict[int, Sequence[Sequence[Any]]] = {}
+    self.homes: dict[int, int] = {}
+    pool.refresh()
+    pool.wait()
+    self._waiting = portions.Assignment(
+      costs, homes, [member.number for member in pool.ready]
+    )
+
+  def run(self) -> tuple[list[Any], list[Sequence[Sequence[Any]]]]:
+    """Returns the total of the cohort, and the kept values of each portion.
+
+    Raises:
+      ClientError: The computation of a client failed.
+      ComputationError: Another part of the computation failed.
+      ClusterError: No worker is left, or a portion has killed several.
+      InputError: The data of a portion cannot be used.
+    """
+    while True:
+      self._drop_dead()
+      self._hand_out()
+      root = self._merge_across()
+      if root is not None:
+        return root, [self._kept[number] for number in range(len(self._work))]
+      jobs = [*self._running, *self._taking, *self._adding]
+      if not jobs:
+        self._look_for_workers()
+        continue
+      done, _ = self._ray.wait(
+        jobs, num_returns=1, timeout=_LOOK_SECS, fetch_local=False
+      )
+      if not done:
+        self._pool.refresh()
+      for ref in done:
+        self._finish(ref)
+
+  def _drop_dead(self) -> None:
+    """Notes the workers that the pool has dropped, as their nodes are dead."""
+    alive = {member.number for member in self._pool.ready}
+    for number in set(self._held) - alive:
+      self._lose(self._members[number])
+
+  def _look_for_workers(self) -> None:
+    self._pool.refresh()
+    self._pool.wait()
+
+  def _hand_out(self) -> None:
+    """Gives portions to workers that have fewer than they may have at once."""
+    load = collections.Counter(
+      job.member.number for job in self._running.values()
+    )
+    # One portion to each worker, and only then a second one.
+    for depth in range(_DEPTH):
+      for member in self._pool.ready:
+        if load[member.number] > depth:
+          continue
+        number = self._waiting.take(member.number)
+        if number is None:
+          return
+        ref = member.actor.run.remote(self._call, self._work[number])
+        self._running[ref] = _Job(member, portions.Span(number, number + 1))
+        load[member.number] += 1
+
+  def _merge_across(self) -> list[Any] | None:
+    """Starts merges of halves on different workers.
+
+    Returns:
+      The total of the cohort, as soon as a worker holds it.
+    """
+    places = {
+      span: number
+      for number, totals in self._held.items()
+      for span in totals.spans
+    }
+    for span, number in places.items():
+      if span == self._tree.root:
+        return self._fetch(number)
+      parent = self._tree.parent(span)
+      left, right = self._tree.children(parent) if parent else (span, span)
+      if span == right and left in places:
+        self._held[number].take(right)
+        source, target = self._members[number], self._members[places[left]]
+        ready, total = source.actor.take.options(num_returns=2).remote(
+          self._call, right
+        )
+        self._taking[ready] = _Job(source, right, target, total)
+    return None
+
+  def _fetch(self, number: int) -> list[Any] | None:
+    """Returns the total of the cohort; None if its worker has died."""
+    member = self._members[number]
+    _, total = member.actor.take.options(num_returns=2).remote(
+      self._call, self._tree.root
+    )
+    try:
+      result: list[Any] = self._ray.get(total)
+      return result
+    except self._ray.exceptions.RayTaskError as error:
+      raise _unexpected(error) from error
+    except self._ray.exceptions.RayError:
+      self._lose(member)
+      return None
+
+  def _finish(self, ref: Any) -> None:
+    """Notes what a job that has ended means."""
+    for jobs, done in (
+      (self._running, self._portion_done),
+      (self._taking, self._taken),
+      (self._adding, self._added),
+    ):
+      if ref not in jobs:
+        continue
+      job = jobs[ref]
+      try:
+        result = self._ray.get(ref)
+      except self._ray.exceptions.RayTaskError as error:
+        raise _unexpected(error) from error
+      except self._ray.exceptions.RayActorError:
+        self._lose(job.to if jobs is self._adding and job.to else job.member)
+        self._put_back(job.span)
+      except self._ray.exceptions.RayError:
+        # The total was lost on its way. The other half is where it was.
+        self._put_back(job.span)
+      else:
+        done(job, result)
+      del jobs[ref]
+      return
+
+  def _portion_done(self, job: _Job, report: messages.Report) -> None:
+    number = job.span.first
+    if report.failure is not None:
+      raise _error(report.failure)
+    if job.member not in self._pool.ready:
+      self._put_back(job.span)  # It was lost after this portion.
+      return
+    self._kept[number] = report.kept
+    self.homes[number] = job.member.number
+    self._add(job.member, job.span)
+
+  def _taken(self, job: _Job, ready: None) -> None:
+    del ready
+    if job.to not in self._pool.ready:
+      self._put_back(job.span)
+      return
+    assert job.to is not None  # The driver takes the root by `_fetch`.
+    ref = job.to.actor.add.remote(self._call, job.span, job.total)
+    self._adding[ref] = job
+
+  def _added(self, job: _Job, ready: None) -> None:
+    del ready
+    if job.to is None or job.to not in self._pool.ready:
+      self._put_back(job.span)
+      return
+    self._add(job.to, job.span)
+
+  def _add(self, member: pool_lib.Member, span: portions.Span) -> None:
+    if member.number not in self._held:
+      self._members[member.number] = member
+      self._held[member.number] = portions.Totals(
+        self._tree, lambda left, right: None
+      )
+    self._held[member.number].add(span, None)
+
+  def _lose(self, member: pool_lib.Member) -> None:
+    """Lets all portions wait again whose totals died with a worker."""
+    self._pool.lose(member)
+    if member.number not in self._lost:
+      self._lost.add(member.number)
+      self._blame(member)
+    held = self._held.pop(member.number, None)
+    for span in held.spans if held is not None else ():
+      self._put_back(span)
+    self._pool.refresh()
+
+  def _put_back(self, span: portions.Span) -> None:
+    for number in range(span.first, span.end):
+      self._waiting.put_back(number)
+
+  def _blame(self, member: pool_lib.Member) -> None:
+    """Counts a dead worker against the portion that it was working on.
+
+    Raises:
+      ClusterError: The portion has been the last one of several workers.
+    """
+    number = next(
+      (j.span.first for j in self._running.values() if j.member is member), None
+    )
+    if number is None:
+      return
+    self._losses[number] += 1
+    if self._losses[number] > _MAX_LOSSES:
+      first, clients = self._work[number].first, self._work[number].clients
+      raise pool_lib.ClusterError(
+        f'{_MAX_LOSSES + 1} workers died with clients {first} to '
+        f'{first + clients - 1} of the cohort; their data may need more memory '
+        'than a worker has: see the logs of the nodes'
+      )
+
+
+def _error(failure: messages.Failure) -> Exception:
+  """Returns the error that a worker has reported."""
+  if failure.is_input:
+    return _validate.InputError(failure.message)
+  if failure.client is None:
+    return cohort_lib.ComputationError(failure.message)
+  return cohort_lib.ClientError(
+    f'client {failure.client} failed: {failure.message}', failure.client
+  )
+
+
+def _unexpected(error: Any) -> cohort_lib.ComputationError:
+  return cohort_lib.ComputationError(f'a worker failed: {error.cause}')

@@ -1,0 +1,90 @@
+"""Values of leaves as objects that can be pickled, and back.
+
+A tensor travels as an array. A dataset that is a recipe travels as the recipe,
+and its data is loaded where it arrives. Any other dataset travels with its data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tff_medical.runtime import recipes
+from tff_medical.runtime import tensor_data
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slices:
+  """Arguments of a `tensor_data.TensorDataset`, as arrays."""
+
+  tensors: Any
+  rest: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Graph:
+  """Serialized graph of a dataset, with its data."""
+
+  graph_def: bytes
+
+
+def encode(value: Any) -> Any:
+  """Returns a value of a leaf in a form that can be pickled.
+
+  Args:
+    value: Tensor, array, dataset, or variant tensor of a dataset.
+
+  Raises:
+    tf.errors.OpError: A dataset depends on something outside of it, such as a
+      Python function.
+  """
+  if isinstance(value, recipes.RecipeDataset):
+    return value.recipe
+  if isinstance(value, tensor_data.TensorDataset):
+    tensors, *rest = value.arguments
+    return _Slices(tf.nest.map_structure(_array, tensors), tuple(rest))
+  if isinstance(value, tf.data.Dataset):
+    value = tf.data.experimental.to_variant(value)
+  if isinstance(value, tf.Tensor) and value.dtype == tf.variant:
+    graph = tf.raw_ops.DatasetToGraphV2(
+      input_dataset=value, external_state_policy=2
+    )
+    return _Graph(graph.numpy())
+  return _array(value)
+
+
+def decode(value: Any, sources: recipes.Sources) -> Any:
+  """Returns what `encode` was given, or its equal.
+
+  Args:
+    value: Encoded value.
+    sources: Sources from which recipes are loaded.
+
+  Raises:
+    InputError: The source of a recipe cannot be opened.
+  """
+  if isinstance(value, recipes.Recipe):
+    return sources.load(value)
+  if isinstance(value, _Slices):
+    with tf.device('CPU:0'):
+      tensors = tf.nest.map_structure(tf.convert_to_tensor, value.tensors)
+    return tensor_data.TensorDataset(tensors, *value.rest)
+  if isinstance(value, _Graph):
+    return tf.raw_ops.DatasetFromGraph(graph_def=value.graph_def)
+  return value
+
+
+def cost(value: Any) -> float:
+  """Returns the expected work on an encoded value at a client."""
+  if isinstance(value, recipes.Recipe):
+    return value.cost
+  if isinstance(value, _Slices):
+    return float(len(tf.nest.flatten(value.tensors)[0])) * value.rest[1]
+  return 0.0
+
+
+def _array(value: Any) -> Any:
+  return value.numpy() if isinstance(value, tf.Tensor) else np.asarray(value)

@@ -1,0 +1,202 @@
+"""Worker: an in-process runtime that trains portions of cohorts.
+
+A worker keeps the computations that it has compiled and the sources that it has
+opened. Of a pass it holds the values that all clients share, and the totals of
+the spans that it has computed. Two halves of a span are merged as soon as it
+holds both of them. A new pass forgets the totals of the one before.
+
+The worker prints and logs nothing: what a library says about a client's data
+would land in Ray's logs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_medical import _validate
+from tff_medical.runtime import cohort as cohort_lib
+from tff_medical.runtime import devices
+from tff_medical.runtime import graphs
+from tff_medical.runtime import passes
+from tff_medical.runtime import planned
+from tff_medical.runtime import precision as precision_lib
+from tff_medical.runtime import recipes
+from tff_medical.runtime.cluster import messages
+from tff_medical.runtime.cluster import portions
+from tff_medical.runtime.cluster import versions
+from tff_medical.runtime.cluster import wire
+
+def silence() -> None:
+  """Sends all that this process prints to nowhere."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  for descriptor in (1, 2):
+    os.dup2(nowhere, descriptor)
+  os.close(nowhere)
+
+
+class Worker:
+  """Trains portions of a cohort; an actor of Ray."""
+
+  def __init__(self) -> None:
+    silence()
+    self._sources = recipes.Sources()
+    self._compiled: dict[str, planned.Compiled] = {}
+    self._key = ''
+    self._pass: _Pass | None = None
+
+  def start(
+    self, cores: int, on_gpu: bool, precision: str
+  ) -> messages.Versions | messages.Failure:
+    """Prepares the runtime; returns the versions of this process.
+
+    Args:
+      cores: Number of CPU cores of the worker, hence of clients at once.
+      on_gpu: Whether clients train on the worker's GPU instead.
+      precision: Number format; see `runtime.precision`.
+    """
+    try:
+      placement = (
+        devices.choose(None, ['GPU:0'], 1)
+        if on_gpu
+        else devices.on_cores(cores)
+      )
+      precision_lib.check(precision, placement.devices)
+    except _validate.InputError as error:
+      return messages.Failure(None, str(error), is_input=True)
+    self._cohort = cohort_lib.Cohort(placement)
+    self._options = graphs.Options.on(placement.devices, precision)
+    return versions.of_this_process()
+
+  def run(
+    self, call: messages.Call, portion: messages.Portion
+  ) -> messages.Report:
+    """Trains the clients of a portion and folds their results.
+
+    Args:
+      call: Pass to which the portion belongs.
+      portion: Clients of the portion.
+    """
+    client: int | None = None
+    try:
+      return self._begin(call).run(portion, self._cohort, self._sources)
+    except cohort_lib.ClientError as error:
+      client = portion.first + error.client_index
+      # The cause does not count the clients of the portion.
+      failed: Exception = error
+      message = str(error.__cause__)
+    except (
+      ArithmeticError,
+      LookupError,
+      NotImplementedError,
+      OSError,
+      TypeError,
+      ValueError,
+      tf.errors.OpError,
+    ) as error:
+      failed, message = error, str(error)
+    is_input = isinstance(failed, _validate.InputError)
+    failure = messages.Failure(client, message, is_input)
+    return messages.Report(failure=failure)
+
+  def add(
+    self, call: messages.Call, span: portions.Span, total: list[Any]
+  ) -> None:
+    """Adds the total of a span that another worker has computed.
+
+    Args:
+      call: Pass to which the total belongs.
+      span: Span, whose other half of a larger span this worker holds.
+      total: Total, as `take` returns it.
+    """
+    self._begin(call).totals.add(span, total)
+
+  def take(
+    self, call: messages.Call, span: portions.Span
+  ) -> tuple[None, list[Any]]:
+    """Returns the total of a span, and forgets it.
+
+    The first of the two results says that the second one is there: the driver
+    looks at it without fetching the total.
+    """
+    total = self._begin(call).totals.take(span)
+    return None, [wire.encode(value) for value in total]
+
+  def _begin(self, call: messages.Call) -> _Pass:
+    """Returns the state of a pass, which takes the place of the one before."""
+    if self._pass is None or self._key != call.key:
+      self._pass = None  # Its totals need not be in memory beside new ones.
+      self._pass = _Pass(call, self._computation(call.computation))
+      self._key = call.key
+    return self._pass
+
+  def _computation(self, shared: messages.Shared) -> planned.Compiled:
+    if shared.key not in self._compiled:
+      native = [
+        tff.framework.deserialize_computation(proto) for proto in _fetch(shared)
+      ]
+      self._compiled[shared.key] = planned.Compiled.create(
+        self._options, native
+      )
+    return self._compiled[shared.key]
+
+
+class _Pass:
+  """What a worker holds of one pass.
+
+  Attributes:
+    totals: Totals of the spans that the worker has computed.
+  """
+
+  def __init__(self, call: messages.Call, compiled: planned.Compiled):
+    plan = compiled.plan
+    work = plan.passes[call.number]
+    if work is None:
+      raise ValueError(f'the plan has no pass {call.number}')
+    self._work = work
+    self._has_state = plan.traced.has_state
+    self._leaves = work.reads
+    self.totals: portions.Totals[list[Any]] = portions.Totals(
+      portions.Tree(call.portions), self._merge
+    )
+    self._shared = {
+      self._leaves[number]: value
+      for number, value in _fetch(call.values).items()
+    }
+
+  def run(
+    self,
+    portion: messages.Portion,
+    cohort: cohort_lib.Cohort,
+    sources: recipes.Sources,
+  ) -> messages.Report:
+    """Trains the clients of a portion; see `Worker.run`."""
+    env = dict(self._shared)
+    for number, values in portion.leaves.items():
+      env[self._leaves[number]] = [wire.decode(v, sources) for v in values]
+    outputs = passes.run(
+      cohort, self._work, env, portion.clients, has_state=self._has_state
+    )
+    kept = [
+      [wire.encode(value) for value in outputs[leaf]]
+      for leaf in self._work.kept
+    ]
+    self.totals.add(
+      portions.Span(portion.number, portion.number + 1),
+      [outputs[leaf] for leaf in self._work.totals],
+    )
+    return messages.Report(kept)
+
+  def _merge(self, left: list[Any], right: list[Any]) -> list[Any]:
+    captured = [self._shared[leaf] for leaf in self._work.captured]
+    return self._work.merge([*captured, *left, *right])
+
+
+def _fetch(shared: messages.Shared) -> Any:
+  """Returns an object of Ray's store."""
+  import ray
+
+  return ray.get(shared.ref[0])
