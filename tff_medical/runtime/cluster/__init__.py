@@ -1,0 +1,1 @@
+"""Computations on a Ray cluster."""
