@@ -11,7 +11,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-LOCKS := requirements.txt requirements-dev.txt requirements-backbone.txt
+LOCKS := requirements.txt requirements-dev.txt requirements-backbone.txt requirements-cluster.txt
 # TensorFlow Federated runs on Python 3.9 to 3.11 alone.
 SUITS := import ensurepip, sys, venv; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))
 

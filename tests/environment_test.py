@@ -18,6 +18,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _RUN = 'requirements.txt'
 _DEV = 'requirements-dev.txt'
 _BACKBONE = 'requirements-backbone.txt'
+_CLUSTER = 'requirements-cluster.txt'
 _GPU = 'requirements-gpu.txt'
 # What is asked for, but not needed: see the comments of requirements.txt.
 _LEFT_OUT = {'tf-models-official'}
@@ -63,6 +64,30 @@ class LockTest(absltest.TestCase):
     self.assertNotEmpty(names)
     self.assertEqual({n for name in names for n in _needs(name)}, set())
     self.assertEqual(names & _pins(_RUN, _DEV), set())
+
+  def test_what_a_cluster_needs_stands_beside_what_runs(self):
+    run, cluster = _pins(_RUN), _pins(_CLUSTER)
+    self.assertIn('ray', cluster)
+    needs = {need for name in cluster for need in _needs(name)}
+    self.assertEqual(needs - run - cluster, set())
+    self.assertEqual(run & cluster, set())
+
+  def test_locks_that_share_a_package_pin_it_alike(self):
+    pins = {}
+    for name in (_RUN, _DEV, _CLUSTER, _BACKBONE):
+      for line in (_ROOT / name).read_text().splitlines():
+        if line[:1] not in '#':
+          package, *marker = re.split('==| ; ', line)
+          pins.setdefault((package, *marker[1:]), set()).add(marker[0])
+    self.assertEqual({p: v for p, v in pins.items() if len(v) > 1}, {})
+
+  def test_what_is_installed_is_what_the_cluster_lock_pins(self):
+    for line in (_ROOT / _CLUSTER).read_text().splitlines():
+      pin = requirements.Requirement(line) if line[:1] not in '#' else None
+      if pin and (pin.marker is None or pin.marker.evaluate()):
+        self.assertEqual(
+          f'=={importlib.metadata.version(pin.name)}', str(pin.specifier)
+        )
 
   def test_libraries_for_gpus_are_those_that_tensorflow_names(self):
     named = set()

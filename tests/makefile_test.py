@@ -75,7 +75,7 @@ class SetUpTest(parameterized.TestCase):
     self.assertIn('--no-deps', asked)
     self.assertIn(
       '-r requirements.txt -r requirements-dev.txt '
-      '-r requirements-backbone.txt',
+      '-r requirements-backbone.txt -r requirements-cluster.txt',
       asked,
     )
 

@@ -22,7 +22,7 @@ _FLOORS = (
     'tff_medical.runtime',
     'tff_medical.scoring',
   ),
-  ('tff_medical.models.backbones',),
+  ('tff_medical.models.backbones', 'tff_medical.runtime.cluster'),
   ('tff_medical.learning',),
   ('tff_medical.program',),
   ('tff_medical.serving', 'tff_medical.reporting'),

@@ -11,12 +11,15 @@ same and need no import statement of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import importlib
+import types
+
+_NONE: Mapping[str, str] = types.MappingProxyType({})
 
 
 def attach(
-  package: str, names: Sequence[str]
+  package: str, names: Sequence[str], homes: Mapping[str, str] = _NONE
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
   """Returns the `__getattr__` and the `__dir__` of a package.
 
@@ -24,6 +27,8 @@ def attach(
     package: Dotted name of the package.
     names: All public names of the package. Python calls `__getattr__` only for
       names that the package does not define itself: its submodules.
+    homes: Submodule that defines a name, by the name, for public names that are
+      no submodules.
 
   Returns:
     The two functions. `__getattr__` raises `AttributeError` for a name outside
@@ -35,6 +40,9 @@ def attach(
     if name not in names:
       raise AttributeError(f'module {package!r} has no attribute {name!r}')
     try:
+      if name in homes:
+        home = importlib.import_module(f'{package}.{homes[name]}')
+        return getattr(home, name)
       return importlib.import_module(f'{package}.{name}')
     except ModuleNotFoundError as e:
       if e.name is None or e.name.split('.')[0] == package.split('.')[0]:

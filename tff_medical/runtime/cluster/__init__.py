@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """Cluster runtime: TFF computations on the machines of a Ray cluster."""
 
 from tff_medical.runtime.cluster.context import ClusterContext
@@ -11,3 +12,6 @@ __all__ = [
   'create_cluster_context',
   'set_cluster_context',
 ]
+=======
+"""Computations on a Ray cluster."""
+>>>>>>> wt-cel

@@ -1,0 +1,130 @@
+"""Real Ray clusters of this machine for tests, each in a folder of its own."""
+
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import psutil
+
+# Sockets of Ray lie below its folder, and their paths have 107 characters.
+_FOLDERS = '/tmp'
+_START_SECS = 60
+
+
+def is_installed():
+  """Returns whether requirements-cluster.txt is installed."""
+  try:
+    import ray  # noqa: F401
+  except ImportError:
+    return False
+  return True
+
+
+def free_port():
+  """Returns a port of this machine that nobody listens on."""
+  with socket.socket() as sock:
+    sock.bind(('127.0.0.1', 0))
+    return sock.getsockname()[1]
+
+
+class Cluster:
+  """A head and its workers, until the end of the `with` block.
+
+  Attributes:
+    address: `HOST:PORT` of the head.
+    client_address: `ray://HOST:PORT` of the client server.
+    token_file: File of the token that the cluster asks for.
+    environment: Variables of a process that may join.
+    nodes: Process of `ray start` of each node.
+  """
+
+  def __init__(self, *cpus, mode='token'):
+    self._cpus = cpus or (1,)
+    self.folder = pathlib.Path(tempfile.mkdtemp(prefix='ray', dir=_FOLDERS))
+    self.token_file = self.folder / 'token'
+    self.token_file.write_text(secrets.token_hex(32))
+    self.token_file.chmod(0o600)
+    self._port, self._client_port = free_port(), free_port()
+    self.nodes = []
+    self.environment = {
+      'RAY_AUTH_MODE': mode,
+      'RAY_AUTH_TOKEN_PATH': str(self.token_file),
+      'RAY_USAGE_STATS_ENABLED': '0',
+    }
+
+  def __enter__(self):
+    try:
+      head, *workers = self._cpus
+      self._start(
+        head,
+        '--head',
+        f'--port={self._port}',
+        f'--ray-client-server-port={self._client_port}',
+        '--include-dashboard=false',
+        f'--temp-dir={self.folder}/t',
+      )
+      # Ray puts the machine's own address in place of the loopback's.
+      log = (self.folder / 'node0.log').read_text()
+      host = re.search(r'Local node IP: (\S+)', log)[1]
+      self.address = f'{host}:{self._port}'
+      self.client_address = f'ray://{host}:{self._client_port}'
+      for cpus in workers:
+        self.add(cpus)
+    except BaseException:
+      self.__exit__()
+      raise
+    return self
+
+  def __exit__(self, *unused):
+    for node in self.nodes:
+      self.stop(node)
+    shutil.rmtree(self.folder, ignore_errors=True)
+
+  def add(self, cpus):
+    """Starts a worker node; returns its process."""
+    return self._start(cpus, f'--address={self.address}')
+
+  def stop(self, node):
+    """Kills a node with all of its processes, as a power cut would."""
+    try:
+      process = psutil.Process(node.pid)
+      family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+      family = []
+    for member in family:
+      try:
+        member.kill()
+      except psutil.NoSuchProcess:
+        pass
+    psutil.wait_procs(family, 20)
+    node.wait()
+
+  def _start(self, cpus, *flags):
+    log = self.folder / f'node{len(self.nodes)}.log'
+    with open(log, 'wb') as file:
+      node = subprocess.Popen(
+        [
+          *(pathlib.Path(sys.executable).parent / 'ray', 'start', '--block'),
+          *('--node-ip-address=127.0.0.1', f'--num-cpus={cpus}', *flags),
+          *('--disable-usage-stats', '--object-store-memory=80000000'),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=file,
+        env={**os.environ, **self.environment},
+        start_new_session=True,
+      )
+    self.nodes.append(node)
+    until = time.monotonic() + _START_SECS
+    while 'runtime started' not in log.read_text():
+      if node.poll() is not None or time.monotonic() > until:
+        raise RuntimeError(f'no node of Ray started: {log.read_text()}')
+      time.sleep(0.1)
+    return node
