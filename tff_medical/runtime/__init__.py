@@ -16,12 +16,14 @@ __all__ = [
   'ClientError',
   'ComputationError',
   'LocalContext',
+  'cluster',
   'create_local_context',
   'set_local_context',
   'tensor_dataset',
 ]
 
 if typing.TYPE_CHECKING:
+  from tff_medical.runtime import cluster as cluster
   from tff_medical.runtime.cohort import ClientError as ClientError
   from tff_medical.runtime.cohort import ComputationError as ComputationError
   from tff_medical.runtime.local import AsyncLocalContext as AsyncLocalContext

@@ -5,7 +5,7 @@ from unittest import mock
 from absl.testing import absltest
 
 from tests.runtime import contract
-from tests.runtime import local_cluster
+from tests.runtime.cluster import nodes
 from tff_medical import runtime
 
 
@@ -13,15 +13,14 @@ class ClusterContractTest(contract.Contract):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls._cluster = local_cluster.LocalCluster(nodes=2)
-    cls.context = local_cluster.context(cls._cluster)
+    cluster = cls.enterClassContext(nodes.cluster(workers=2))
+    cls.context = nodes.context(cluster)
     cls.reference = runtime.create_local_context(client_threads=1)
     cls.with_secure_sums = cls.reference
 
   @classmethod
   def tearDownClass(cls):
     cls.context.close()
-    cls._cluster.close()
     super().tearDownClass()
 
   def one_after_another(self):

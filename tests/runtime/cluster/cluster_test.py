@@ -13,12 +13,11 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 import psutil
-import ray
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tests.runtime import local_cluster
-from tests.runtime import sources
+from tests.runtime.cluster import nodes
+from tests.runtime.cluster import sources
 from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.runtime import cluster as cluster_lib
@@ -30,7 +29,7 @@ from tff_medical.runtime.cluster import portions
 from tff_medical.runtime.cluster import versions
 
 _NUMBERS = tff.SequenceType(tff.TensorType(np.int64, [None]))
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 @tff.tensorflow.computation(_NUMBERS)
@@ -88,18 +87,21 @@ class ClusterTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls._cluster = local_cluster.LocalCluster(nodes=2)
-    cls.addClassCleanup(cls._cluster.close)
+    cls._cluster = cls.enterClassContext(nodes.cluster(workers=2))
     cls._shared = None
 
   def setUp(self):
     super().setUp()
-    while len(self._cluster.nodes) < 2:
-      self._cluster.add_node()
+    while len(self._alive()) < 2:
+      self._cluster.add(1)
     if self._shared is None:
-      type(self)._shared = local_cluster.context(self._cluster)
+      type(self)._shared = nodes.context(self._cluster)
     self._context = self._shared
     self._folder = self.create_tempdir().full_path
+
+  def _alive(self):
+    """Returns the worker nodes that were not stopped."""
+    return [node for node in self._cluster.nodes[1:] if node.poll() is None]
 
   def _close(self):
     """Gives the resources of the nodes to somebody else."""
@@ -118,7 +120,7 @@ class ClusterTest(parameterized.TestCase):
     self.addCleanup(self._open)
     work = InBackground(self._context, _bits, cohort(source, clients))
     self.assertTrue(
-      local_cluster.wait_until(lambda: all(map(self._is_loaded, waits)))
+      nodes.wait_until(lambda: all(map(self._is_loaded, waits)))
     )
     return work
 
@@ -127,7 +129,7 @@ class ClusterTest(parameterized.TestCase):
     work = self._started(0, 40)
     pid = next(p for n, p in sources.loaded(self._folder) if n == 40)
     before = len(sources.loaded(self._folder))
-    local_cluster.kill_worker(pid)
+    nodes.kill(pid)
     self._open()
     self.assertEqual(work.result(), 2**60 - 1)
     # What the worker had done was done again.
@@ -138,9 +140,9 @@ class ClusterTest(parameterized.TestCase):
     work = self._started(0, 40)
     pid = next(p for n, p in sources.loaded(self._folder) if n == 40)
     node = next(
-      n for n in self._cluster.nodes if pid in local_cluster.worker_pids(n)
+      n for n in self._alive() if pid in nodes.worker_pids(n)
     )
-    self._cluster.kill_node(node)
+    self._cluster.stop(node)
     self._open()
     self.assertEqual(work.result(), 2**60 - 1)
     self.assertEqual(self._context.workers, 1)
@@ -149,25 +151,27 @@ class ClusterTest(parameterized.TestCase):
     self.assertEqual(
       run_in(self._context, _bits, cohort(empty, 60)), 2**60 - 1
     )
-    self._cluster.add_node()
+    self._cluster.add(1)
 
     def has_joined():
       run_in(self._context, _bits, cohort(empty, 1))
       return self._context.workers == 2
 
-    self.assertTrue(local_cluster.wait_until(has_joined))
+    self.assertTrue(nodes.wait_until(has_joined))
     later = sources.Gated(self.create_tempdir().full_path)
     run_in(self._context, _bits, cohort(later, 60))
     self.assertLen({pid for _, pid in sources.loaded(later.folder)}, 2)
 
   def test_no_node_left(self):
     self._close()
-    context = local_cluster.context(self._cluster, patience_secs=30)
+    context = nodes.context(self._cluster, patience_secs=30)
     self.addCleanup(context.close)
-    for node in list(self._cluster.nodes):
-      self._cluster.kill_node(node)
+    import ray  # Not before a cluster has set its variables.
+
+    for node in self._alive():
+      self._cluster.stop(node)
     self.assertTrue(
-      local_cluster.wait_until(
+      nodes.wait_until(
         lambda: sum(node['Alive'] for node in ray.nodes()) == 1
       )
     )
@@ -179,7 +183,7 @@ class ClusterTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(cluster_lib.ClusterError, 'no node with a'):
         run_in(context, _bits, data)
-    self._cluster.add_node()
+    self._cluster.add(1)
     self.assertEqual(run_in(context, _bits, data), 2**10 - 1)
 
   def test_a_client_that_kills_workers(self):
@@ -230,9 +234,9 @@ class ClusterTest(parameterized.TestCase):
 
           def kill(number=number, stop=stop):
             stop.wait(chosen.uniform(0, 0.3))
-            pids = local_cluster.worker_pids()
+            pids = nodes.worker_pids()
             if number in kills and pids:
-              local_cluster.kill_worker(chosen.choice(pids))
+              nodes.kill(chosen.choice(pids))
 
           thread = threading.Thread(target=kill)
           thread.start()
@@ -307,11 +311,11 @@ class ClusterTest(parameterized.TestCase):
       env={**os.environ, 'PYTHONPATH': str(_ROOT)},
     ) as driver:
       self.assertEqual(driver.stdout.readline(), b'ready\n')
-      pids = local_cluster.worker_pids()
+      pids = nodes.worker_pids()
       self.assertLen(pids, 2)
       driver.send_signal(signal.SIGKILL)
     self.assertTrue(
-      local_cluster.wait_until(
+      nodes.wait_until(
         lambda: not any(map(psutil.pid_exists, pids)), seconds=30
       )
     )
@@ -323,7 +327,7 @@ class ClusterTest(parameterized.TestCase):
     ), self.assertRaisesRegex(
       _validate.InputError, 'tff_medical .* and another; install the same'
     ):
-      local_cluster.context(self._cluster)
+      nodes.context(self._cluster)
 
   def test_nodes_that_cannot_compute_so_are_refused(self):
     self._close()
@@ -331,7 +335,7 @@ class ClusterTest(parameterized.TestCase):
     with mock.patch.object(
       precision, 'PRECISIONS', (*precision.PRECISIONS, 'float16')
     ), self.assertRaisesRegex(_validate.InputError, 'float16'):
-      local_cluster.context(self._cluster, precision='float16')
+      nodes.context(self._cluster, precision='float16')
 
   @parameterized.parameters(
     ({'worker_cores': 0}, 'worker_cores'),
@@ -340,7 +344,7 @@ class ClusterTest(parameterized.TestCase):
   )
   def test_wrong_arguments(self, arguments, message):
     with self.assertRaisesRegex(_validate.InputError, message):
-      local_cluster.context(self._cluster, **arguments)
+      nodes.context(self._cluster, **arguments)
 
 
 if __name__ == '__main__':
