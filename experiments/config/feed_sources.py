@@ -92,9 +92,7 @@ def for_runtime(parts: assembly.Assembly) -> assembly.Assembly:
   if isinstance(feed, feeds.UnitFeed):
     feed = dataclasses.replace(feed, at_once=context.slots)
   source = FeedSource.of(parts)
-  return dataclasses.replace(
-    parts, feed=recipe_feeds.RecipeFeed(feed, source)
-  )
+  return dataclasses.replace(parts, feed=recipe_feeds.RecipeFeed(feed, source))
 
 
 def _with_absolute_paths(group: Any) -> Any:

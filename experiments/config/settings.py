@@ -204,7 +204,7 @@ class RunSettings:
   )
   runtime: str = fields.setting(
     'local',
-    "runtime of TFF computations: this process (local), the machines of a Ray "
+    'runtime of TFF computations: this process (local), the machines of a Ray '
     "cluster (cluster) or TFF's own (tff)",
     choices=('local', 'cluster', 'tff'),
     may_change=True,

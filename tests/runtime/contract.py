@@ -6,7 +6,6 @@ Each case is run by two runtimes on the same arguments. Nothing here is random.
 import collections
 import contextlib
 
-from absl.testing import absltest
 from absl.testing import parameterized
 import grpc
 import numpy as np

@@ -70,7 +70,7 @@ class InBackground:
     def run():
       try:
         self._result = run_in(context, comp, *args)
-      except Exception as error:
+      except Exception as error:  # noqa: BLE001 - raised by `result`
         self._error = error
 
     self._thread = threading.Thread(target=run)
@@ -119,9 +119,7 @@ class ClusterTest(parameterized.TestCase):
     source = sources.Gated(self._folder, waits=waits)
     self.addCleanup(self._open)
     work = InBackground(self._context, _bits, cohort(source, clients))
-    self.assertTrue(
-      nodes.wait_until(lambda: all(map(self._is_loaded, waits)))
-    )
+    self.assertTrue(nodes.wait_until(lambda: all(map(self._is_loaded, waits))))
     return work
 
   def test_a_killed_worker(self):
@@ -139,18 +137,14 @@ class ClusterTest(parameterized.TestCase):
   def test_a_killed_node(self):
     work = self._started(0, 40)
     pid = next(p for n, p in sources.loaded(self._folder) if n == 40)
-    node = next(
-      n for n in self._alive() if pid in nodes.worker_pids(n)
-    )
+    node = next(n for n in self._alive() if pid in nodes.worker_pids(n))
     self._cluster.stop(node)
     self._open()
     self.assertEqual(work.result(), 2**60 - 1)
     self.assertEqual(self._context.workers, 1)
     # The next round is run by the node that is left, then by a new one, too.
     empty = sources.Gated(self.create_tempdir().full_path)
-    self.assertEqual(
-      run_in(self._context, _bits, cohort(empty, 60)), 2**60 - 1
-    )
+    self.assertEqual(run_in(self._context, _bits, cohort(empty, 60)), 2**60 - 1)
     self._cluster.add(1)
 
     def has_joined():
@@ -171,9 +165,7 @@ class ClusterTest(parameterized.TestCase):
     for node in self._alive():
       self._cluster.stop(node)
     self.assertTrue(
-      nodes.wait_until(
-        lambda: sum(node['Alive'] for node in ray.nodes()) == 1
-      )
+      nodes.wait_until(lambda: sum(node['Alive'] for node in ray.nodes()) == 1)
     )
     data = cohort(sources.Gated(self._folder), 10)
     with mock.patch.object(
@@ -297,13 +289,13 @@ class ClusterTest(parameterized.TestCase):
 
   def test_workers_end_with_a_killed_driver(self):
     self._close()
-    program = textwrap.dedent(f'''
+    program = textwrap.dedent(f"""
         import time
         from tff_medical.runtime import cluster
         context = cluster.create_cluster_context({self._cluster.address!r})
         print('ready', flush=True)
         time.sleep(600)
-    ''')
+    """)
     with subprocess.Popen(
       [sys.executable, '-c', program],
       stdout=subprocess.PIPE,
@@ -322,19 +314,23 @@ class ClusterTest(parameterized.TestCase):
 
   def test_nodes_with_other_code_are_refused(self):
     self._close()
-    with mock.patch.object(
-      versions, '_digest_of_code', return_value='another'
-    ), self.assertRaisesRegex(
-      _validate.InputError, 'tff_medical .* and another; install the same'
+    with (
+      mock.patch.object(versions, '_digest_of_code', return_value='another'),
+      self.assertRaisesRegex(
+        _validate.InputError, 'tff_medical .* and another; install the same'
+      ),
     ):
       nodes.context(self._cluster)
 
   def test_nodes_that_cannot_compute_so_are_refused(self):
     self._close()
     # No node of this test has a processor for which TensorFlow has float16.
-    with mock.patch.object(
-      precision, 'PRECISIONS', (*precision.PRECISIONS, 'float16')
-    ), self.assertRaisesRegex(_validate.InputError, 'float16'):
+    with (
+      mock.patch.object(
+        precision, 'PRECISIONS', (*precision.PRECISIONS, 'float16')
+      ),
+      self.assertRaisesRegex(_validate.InputError, 'float16'),
+    ):
       nodes.context(self._cluster, precision='float16')
 
   @parameterized.parameters(

@@ -16,7 +16,6 @@ import secrets
 from typing import Any
 import weakref
 
-import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
@@ -113,7 +112,9 @@ class ClusterContext(planned.PlannedContext):
           n,
           part.start,
           len(part),
-          {k: values[part.start : part.stop] for k, values in by_client.items()},
+          {
+            k: values[part.start : part.stop] for k, values in by_client.items()
+          },
         )
         for n, part in enumerate(cut)
       ],

@@ -13,7 +13,7 @@ each portion once, each client counts once.
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -188,11 +188,12 @@ class Gathering:
 
   def _finish(self, ref: Any) -> None:
     """Notes what a job that has ended means."""
-    for jobs, done in (
+    steps: tuple[tuple[dict[Any, _Job], Callable[[_Job, Any], None]], ...] = (
       (self._running, self._portion_done),
       (self._taking, self._taken),
       (self._adding, self._added),
-    ):
+    )
+    for jobs, done in steps:
       if ref not in jobs:
         continue
       job = jobs[ref]

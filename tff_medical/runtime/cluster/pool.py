@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import re
 import time
 from typing import Any
 
@@ -202,14 +203,12 @@ class Pool:
       try:
         actual = self._ray.get(member.started)
       except self._ray.exceptions.RayError as error:
-        self._failed(member, f'workers do not start on a node: {error}')
+        self._failed(member, _not_started(error))
         continue
       if isinstance(actual, messages.Failure):
         self._failed(member, actual.message, for_good=True)
       elif actual != self._versions:
-        self._failed(
-          member, _difference(actual, self._versions), for_good=True
-        )
+        self._failed(member, _difference(actual, self._versions), for_good=True)
       else:
         self._ready[member.number] = member
         self._failed_starts.pop(member.node, None)
@@ -228,11 +227,20 @@ class Pool:
     self.lose(member)
 
 
+def _not_started(error: Exception) -> str:
+  """Returns an error message on a worker that did not start."""
+  plain = re.sub(r'\x1b\[\d*m', '', str(error))
+  lines = [line.strip() for line in plain.splitlines() if line.strip()]
+  return (
+    f'workers do not start on a node: {lines[-1]}; install the locks there, and '
+    'start it with the folder of the project in PYTHONPATH'
+  )
+
+
 def _difference(actual: messages.Versions, own: messages.Versions) -> str:
   """Returns an error message on a node with other versions."""
   different = [
-    f'{field.name} {getattr(actual, field.name)} and '
-    f'{getattr(own, field.name)}'
+    f'{field.name} {getattr(actual, field.name)} and {getattr(own, field.name)}'
     for field in dataclasses.fields(own)
     if getattr(actual, field.name) != getattr(own, field.name)
   ]

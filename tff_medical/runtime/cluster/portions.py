@@ -146,35 +146,41 @@ class Assignment(Generic[WorkerT]):
         in consecutive blocks of about equal cost.
     """
     self._costs = costs
-    self._waiting: dict[int, WorkerT | None] = {}
-    blocks = iter(workers)
-    for block in cut(costs, len(workers)) if workers else ():
-      worker = next(blocks)
-      self._waiting.update(dict.fromkeys(block, worker))
-    for portion in range(len(costs)):
-      home = homes.get(portion, self._waiting.get(portion))
-      self._waiting[portion] = home if home in workers else None
+    blocks = cut(costs, len(workers)) if workers else []
+    dealt = {p: worker for worker, block in zip(workers, blocks) for p in block}
+    # Portions by the worker that they wait for, the longest last; None is any.
+    self._waiting: dict[WorkerT | None, list[int]] = {}
+    for portion in sorted(range(len(costs)), key=lambda p: (costs[p], -p)):
+      home = homes.get(portion, dealt.get(portion))
+      self._waiting.setdefault(home if home in workers else None, []).append(
+        portion
+      )
+    self._work = {
+      home: sum(costs[portion] for portion in waiting)
+      for home, waiting in self._waiting.items()
+    }
 
   def __len__(self) -> int:
-    return len(self._waiting)
+    return sum(map(len, self._waiting.values()))
 
   def take(self, worker: WorkerT) -> int | None:
     """Returns the next portion for a worker; None if none is left."""
     if not self._waiting:
       return None
-    work: dict[WorkerT | None, float] = {}
-    for portion, home in self._waiting.items():
-      work[home] = work.get(home, 0) + self._costs[portion]
-    # Those of nobody come before those of another worker.
-    busiest = None if None in work else max(work, key=lambda home: work[home])
-    home = worker if worker in work else busiest
-    portion = max(
-      (p for p, of in self._waiting.items() if of == home),
-      key=lambda p: (self._costs[p], -p),
-    )
-    del self._waiting[portion]
+    home: WorkerT | None = worker
+    if home not in self._waiting:
+      # Those of nobody come before those of another worker.
+      home = None if None in self._waiting else self._busiest()
+    portion = self._waiting[home].pop()
+    self._work[home] -= self._costs[portion]
+    if not self._waiting[home]:
+      del self._waiting[home], self._work[home]
     return portion
 
   def put_back(self, portion: int) -> None:
     """Lets a portion wait for any worker, as its worker was lost."""
-    self._waiting[portion] = None
+    self._waiting.setdefault(None, []).append(portion)
+    self._work[None] = self._work.get(None, 0.0) + self._costs[portion]
+
+  def _busiest(self) -> WorkerT | None:
+    return max(self._work, key=lambda home: self._work[home])

@@ -30,6 +30,7 @@ from tff_medical.runtime.cluster import portions
 from tff_medical.runtime.cluster import versions
 from tff_medical.runtime.cluster import wire
 
+
 def silence() -> None:
   """Sends all that this process prints to nowhere."""
   nowhere = os.open(os.devnull, os.O_WRONLY)
