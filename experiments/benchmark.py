@@ -7,6 +7,13 @@ of the ratios within each round. The floor is the same arithmetic in TensorFlow
 without TFF (`bare_tensorflow.py`).
 
     python -m experiments.benchmark --rounds=20 --json=benchmark.json
+
+The contender `cluster` runs its clients on the workers of a Ray cluster, each
+with --client_threads cores. Of two nodes with one core each on this machine, its
+ratio to `local` with one thread is the efficiency of two workers:
+
+    python -m experiments.benchmark --contenders=local,cluster \
+        --client_threads=1 --cluster_address=HOST:PORT
 """
 
 from __future__ import annotations
@@ -44,6 +51,9 @@ if __name__ == '__main__':
   absl_flags.DEFINE_integer(
     'clients_per_device', None, 'clients that train at once on each device [1]'
   )
+  absl_flags.DEFINE_string(
+    'cluster_address', 'auto', 'Ray cluster of the contender cluster'
+  )
   command.parse()
 
 import numpy as np
@@ -52,6 +62,7 @@ import tensorflow_federated as tff
 
 from experiments.measuring import bare_tensorflow
 from experiments.measuring import batched_rounds
+from experiments.measuring import cluster_rounds
 from experiments.measuring import networks
 from experiments.measuring import pipelines
 from experiments.measuring import timing
@@ -59,6 +70,7 @@ from tff_medical import _validate
 from tff_medical import runtime
 from tff_medical.learning import batched_clients
 from tff_medical.learning import client_training
+from tff_medical.runtime import cluster
 from tff_medical.runtime import devices
 
 _NOISE_MULTIPLIER = 0.5
@@ -205,6 +217,17 @@ def _tff(
   )
 
 
+def _cluster(
+  address: str, work: Workload, context: Any, threads: int | None
+) -> Callable[[], None]:
+  del context
+  return _tff_rounds(
+    cluster.create_cluster_context(address, worker_cores=threads),
+    work,
+    cluster_rounds.clients(work.clients, work.images, work.batch_size),
+  )
+
+
 def _floor(
   work: Workload, context: Any, threads: int | None
 ) -> Callable[[], None]:
@@ -233,6 +256,7 @@ def _batched(
 
 
 _CONTENDER_FNS: dict[str, Callable[..., Callable[[], None]]] = {
+  'cluster': functools.partial(_cluster, 'auto'),
   'local': _local,
   'local_plain': _plain,
   'local_tutorial': functools.partial(_pipeline, pipelines.tutorial),
@@ -293,11 +317,15 @@ def main(values: absl_flags.FlagValues) -> None:
   context = runtime.create_local_context(
     threads, values.client_devices, values.clients_per_device
   )
+  functions = {
+    **_CONTENDER_FNS,
+    'cluster': functools.partial(_cluster, values.cluster_address),
+  }
   results = {}
   for name in values.workloads:
     work = WORKLOADS[name]
     contenders = {
-      c: _CONTENDER_FNS[c](work, context, threads) for c in values.contenders
+      c: functions[c](work, context, threads) for c in values.contenders
     }
     seconds = timing.measure(contenders, values.warm_up, values.rounds)
     results[name] = summarize(work, seconds)

@@ -151,7 +151,7 @@ class Assignment(Generic[WorkerT]):
     # Portions by the worker that they wait for, the longest last; None is any.
     self._waiting: dict[WorkerT | None, list[int]] = {}
     for portion in sorted(range(len(costs)), key=lambda p: (costs[p], -p)):
-      home = homes.get(portion, dealt.get(portion))
+      home = homes[portion] if portion in homes else dealt.get(portion)
       self._waiting.setdefault(home if home in workers else None, []).append(
         portion
       )
