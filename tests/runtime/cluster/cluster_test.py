@@ -287,6 +287,13 @@ class ClusterTest(parameterized.TestCase):
     for path in files:
       self.assertNotIn(secret.encode(), path.read_bytes(), path)
 
+  def test_other_users_cannot_read_what_ray_writes(self):
+    run_in(self._context, _bits, cohort(sources.Gated(self._folder), 2))
+    sessions = list(pathlib.Path(self._cluster.folder).glob('t/session_2*'))
+    self.assertNotEmpty(sessions)
+    for session in sessions:
+      self.assertEqual(session.stat().st_mode & 0o777, 0o700)
+
   def test_workers_end_with_a_killed_driver(self):
     self._close()
     program = textwrap.dedent(f"""

@@ -12,6 +12,7 @@ would land in Ray's logs.
 from __future__ import annotations
 
 import os
+import pathlib
 from typing import Any
 
 import tensorflow as tf
@@ -39,6 +40,25 @@ def silence() -> None:
   os.close(nowhere)
 
 
+def _make_private(folder: pathlib.Path) -> None:
+  """Closes a folder of Ray to other users.
+
+  Ray writes what does not fit into its store below it, such as sums of clients'
+  updates without noise. It makes the folder for everybody.
+
+  Raises:
+    InputError: The folder belongs to somebody else, and others can read it.
+  """
+  try:
+    folder.chmod(0o700)
+  except PermissionError as error:
+    if folder.stat().st_mode & 0o077:
+      raise _validate.InputError(
+        f'other users of a node can read {folder}, into which Ray writes what '
+        'does not fit into memory; start the node as the user who trains'
+      ) from error
+
+
 class Worker:
   """Trains portions of a cohort; an actor of Ray."""
 
@@ -60,6 +80,7 @@ class Worker:
       precision: Number format; see `runtime.precision`.
     """
     try:
+      _make_private(_session_folder())
       placement = (
         devices.choose(None, ['GPU:0'], 1)
         if on_gpu
@@ -194,6 +215,14 @@ class _Pass:
   def _merge(self, left: list[Any], right: list[Any]) -> list[Any]:
     captured = [self._shared[leaf] for leaf in self._work.captured]
     return self._work.merge([*captured, *left, *right])
+
+
+def _session_folder() -> pathlib.Path:
+  """Returns the folder of this node's logs, sockets and spilled objects."""
+  import ray
+
+  node = ray._private.worker._global_node
+  return pathlib.Path(node.get_session_dir_path())
 
 
 def _fetch(shared: messages.Shared) -> Any:
