@@ -17,6 +17,7 @@ import functools
 import pathlib
 
 from absl import flags as absl_flags
+import numpy as np
 from PIL import Image
 import tqdm
 
@@ -72,7 +73,8 @@ def _write(spec: phantoms.PhantomSpec, folder: pathlib.Path) -> None:
   with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
     for split, batch in phantoms.batches(spec):
       assert batch.sites is not None and batch.patients is not None
-      columns = zip(batch.images, batch.labels, batch.sites, batch.patients)
+      rows = batch.rows(np.arange(len(batch)))
+      columns = zip(rows, batch.labels, batch.sites, batch.patients)
       for pixels, label, site, patient in columns:
         path = folder.joinpath(
           split,
@@ -93,7 +95,8 @@ def main(values: absl_flags.FlagValues) -> None:
   if values.output_dir is None:
     raise _validate.InputError('output_dir must be given: --output_dir=FOLDER')
   spec = phantoms.PhantomSpec(
-    difficulty=values.difficulty, **{name: values[name].value for name in _WHOLE}
+    difficulty=values.difficulty,
+    **{name: values[name].value for name in _WHOLE},
   )
   folder = pathlib.Path(values.output_dir)
   write(spec, folder)

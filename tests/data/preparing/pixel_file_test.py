@@ -49,7 +49,9 @@ class PixelFileTest(absltest.TestCase):
   def test_a_row_that_is_not_put_is_black(self):
     with pixel_file.PixelFile(self.path, (3, 2, 2, 1)) as file:
       file.put(np.array([1]), np.full((1, 2, 2, 1), 9, np.uint8))
-    self.assertEqual(self.path.read_bytes(), b'\0' * 4 + b'\x09' * 4 + b'\0' * 4)
+    self.assertEqual(
+      self.path.read_bytes(), b'\0' * 4 + b'\x09' * 4 + b'\0' * 4
+    )
 
   def test_a_file_may_be_larger_than_the_memory(self):
     subprocess.run(
