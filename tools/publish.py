@@ -45,6 +45,7 @@ _SWEEP_FILES = ('results.csv', 'report.html')
 _COMPARISON_FILES = ('results.csv', 'comparison.png')
 # Sweeps of other images than those of MedMNIST.
 SEPARATE = ('large_record',)
+_COSTS = 'costs.csv'
 # Columns that only sweeps have, or only comparisons.
 _OF_SWEEP, _OF_COMPARISON = 'cell', 'flags'
 _COLUMNS_OF_FIGURE = 2
@@ -78,6 +79,14 @@ def _require_test(flag: str, folder: pathlib.Path, split_name: str) -> None:
       f'{flag}: {folder} has metrics on {split_name} images, and published '
       'tables are of test images; start its command again with '
       '--eval_split=test, which evaluates the trained models'
+    )
+
+
+def _require_costs(path: pathlib.Path) -> None:
+  if not path.exists():
+    raise _validate.InputError(
+      f'sweep_dirs: {path} must say what {path.parent.name} cost; write it with '
+      'the columns phase, seconds and peak_bytes'
     )
 
 
@@ -258,7 +267,7 @@ def blocks(folder: pathlib.Path) -> dict[str, str]:
   for name in SEPARATE:
     if name in sweeps:
       tables[name] = budget_table(sweeps.pop(name))
-      tables[f'{name}_costs'] = cost_table(folder / name / 'costs.csv')
+      tables[f'{name}_costs'] = cost_table(folder / name / _COSTS)
   if sweeps:
     for name, metric in _SWEEP_MARKS.items():
       tables[name] = sweep_table(sweeps, metric)
@@ -309,6 +318,8 @@ def main(values: absl_flags.FlagValues) -> None:
   comparison_dirs = [pathlib.Path(path) for path in values.comparison_dirs]
   for path in sweep_dirs:
     check_sweep(path)
+    if path.name in SEPARATE:
+      _require_costs(RESULTS / path.name / _COSTS)
   for path in comparison_dirs:
     check_comparison(path)
   names = {path.name for path in sweep_dirs}

@@ -98,14 +98,16 @@ class PublishTest(absltest.TestCase):
     with open(self.more, 'a', encoding='utf-8') as file:
       file.write('<!-- mine --><!-- end -->\n<!-- mine_costs --><!-- end -->\n')
     target = self.results / 'mine'
-    target.mkdir()
-    (target / 'costs.csv').write_text(
-      'phase,seconds,peak_bytes\nfeatures,12,1500000000\n'
-    )
     folder = self.temp / 'mine'
     self._sweep().rename(folder)
-    figure.unlink()
     with mock.patch.object(publish, 'SEPARATE', ('mine',)):
+      with self.assertRaisesRegex(_validate.InputError, 'mine cost'):
+        self._main([folder])
+      target.mkdir()
+      (target / 'costs.csv').write_text(
+        'phase,seconds,peak_bytes\nfeatures,12,1500000000\n'
+      )
+      figure.unlink()
       self.assertEqual(self._main([folder]), before)
     self.assertFalse((target / 'report.html').exists())
     self.assertTrue(figure.exists())
