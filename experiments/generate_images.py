@@ -7,8 +7,8 @@ r"""Writes generated images as a folder of PNG files, of any number and size.
         --folder_levels=split/site/class/patient ...
 
 The images are those of `tff_medical.data.phantoms`, in files called
-SPLIT/SITE/CLASS/PATIENT/NUMBER.png. One batch of them is in memory at a time, so
-that the set may be larger than the memory.
+SPLIT/SITE/CLASS/PATIENT/NUMBER.png. One batch of them is in memory at a time,
+so that the set may be larger than the memory.
 """
 
 from __future__ import annotations
