@@ -9,6 +9,9 @@ a comparison (`experiments.compare`) its figure and results.csv; NAME is the nam
 its folder. Without folders, tables and figure are renewed from the files in
 results/. This command writes the text between `<!-- NAME -->` and `<!-- end -->`
 in the pages (README.md, docs/results.md), and a test holds it against the files.
+
+A sweep of `SEPARATE` leaves results.csv alone, and has a table of its own. Its
+costs.csv is written by hand: phases with their seconds and peak memory.
 """
 
 from __future__ import annotations
@@ -40,6 +43,9 @@ RESULTS = _ROOT / 'results'
 FIGURE = 'tradeoff'
 _SWEEP_FILES = ('results.csv', 'report.html')
 _COMPARISON_FILES = ('results.csv', 'comparison.png')
+# Sweeps of other images than those of MedMNIST.
+SEPARATE = ('large_record',)
+_COSTS = 'costs.csv'
 # Columns that only sweeps have, or only comparisons.
 _OF_SWEEP, _OF_COMPARISON = 'cell', 'flags'
 _COLUMNS_OF_FIGURE = 2
@@ -76,10 +82,21 @@ def _require_test(flag: str, folder: pathlib.Path, split_name: str) -> None:
     )
 
 
+def _require_costs(path: pathlib.Path) -> None:
+  if not path.exists():
+    raise _validate.InputError(
+      f'sweep_dirs: {path} must say what {path.parent.name} cost; write it with '
+      'the columns phase, seconds and peak_bytes'
+    )
+
+
 def copy_sweep(folder: pathlib.Path, target: pathlib.Path) -> None:
   """Writes a sweep's report anew, and copies the files to be published."""
   sweep = sweeps_lib.read(folder)
   sweeps_lib.write_csv(sweep)
+  if target.name in SEPARATE:
+    _copy(folder, target, ['results.csv'])
+    return
   report.write(sweep)
   _copy(folder, target, _SWEEP_FILES)
 
@@ -149,6 +166,43 @@ def sweep_table(sweeps: Mapping[str, pd.DataFrame], metric: str) -> str:
   return run_tables.markdown(texts)
 
 
+def budget_table(runs: pd.DataFrame) -> str:
+  """Returns a row a budget of one sweep, in Markdown."""
+  groups = _measured({'': runs}).groupby(['kind', 'target_epsilon'])
+  rows = []
+  for key in sorted(groups.groups, key=_order):
+    group = groups.get_group(key)
+    rows.append(
+      {
+        'trained': sweeps_lib.label(*key),
+        'noise': _noise(group),
+        'test AUC': run_tables.spread(group['auc']),
+        '95 % over images': run_tables.over_images(
+          group, 'auc_low', 'auc_high'
+        ),
+        'accuracy': run_tables.spread(group['accuracy']),
+        'balanced accuracy': run_tables.spread(group['balanced_accuracy']),
+        's': f'{group["seconds"].median():.0f}',
+      }
+    )
+  return run_tables.markdown(pd.DataFrame(rows))
+
+
+def _noise(runs: pd.DataFrame) -> str:
+  """Returns the noise multiplier of runs of one budget, '' without noise."""
+  noise = run_tables.mean(runs['noise_multiplier'])
+  return f'{noise:.2f}' if noise > 0 else ''
+
+
+def cost_table(path: pathlib.Path) -> str:
+  """Returns the phases of a costs.csv, in Markdown."""
+  costs = pd.read_csv(path)
+  costs['peak memory'] = [
+    f'{size / 1e9:.2f} GB' for size in costs.pop('peak_bytes')
+  ]
+  return run_tables.markdown(costs.astype(str))
+
+
 def _order(key: tuple[str, float]) -> tuple[int, float]:
   return sweeps_lib.KINDS.index(key[0]), key[1]
 
@@ -209,7 +263,12 @@ def blocks(folder: pathlib.Path) -> dict[str, str]:
   """Returns the tables of the pages, by the names of their marks."""
   presets = run_tables.read(folder / 'presets.csv')
   tables = {'presets': measure_presets.table(presets)}
-  if sweeps := published(folder, _OF_SWEEP):
+  sweeps = published(folder, _OF_SWEEP)
+  for name in SEPARATE:
+    if name in sweeps:
+      tables[name] = budget_table(sweeps.pop(name))
+      tables[f'{name}_costs'] = cost_table(folder / name / _COSTS)
+  if sweeps:
     for name, metric in _SWEEP_MARKS.items():
       tables[name] = sweep_table(sweeps, metric)
   for name, runs in published(folder, _OF_COMPARISON).items():
@@ -259,18 +318,23 @@ def main(values: absl_flags.FlagValues) -> None:
   comparison_dirs = [pathlib.Path(path) for path in values.comparison_dirs]
   for path in sweep_dirs:
     check_sweep(path)
+    if path.name in SEPARATE:
+      _require_costs(RESULTS / path.name / _COSTS)
   for path in comparison_dirs:
     check_comparison(path)
+  names = {path.name for path in sweep_dirs}
   marks = [path.name for path in comparison_dirs]
-  marks += _SWEEP_MARKS if sweep_dirs else []
+  marks += [name for name in SEPARATE if name in names]
+  marks += _SWEEP_MARKS if names.difference(SEPARATE) else []
   fill_pages(PAGES, dict.fromkeys(marks, ''))
   with ending.deferred():  # Pages and tables are to say the same.
     for path in sweep_dirs:
       copy_sweep(path, RESULTS / path.name)
     for path in comparison_dirs:
       copy_comparison(path, RESULTS / path.name)
-    if sweeps := published(RESULTS, _OF_SWEEP):
-      draw(sweeps, RESULTS)
+    sweeps = published(RESULTS, _OF_SWEEP)
+    if drawn := {n: s for n, s in sweeps.items() if n not in SEPARATE}:
+      draw(drawn, RESULTS)
     for page, text in fill_pages(PAGES, blocks(RESULTS)).items():
       page.write_text(text, 'utf-8')
 

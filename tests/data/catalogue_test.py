@@ -14,6 +14,7 @@ from tff_medical.data import catalogue
 from tff_medical.data import catalogue_records
 from tff_medical.data import loading
 from tff_medical.data import pixels
+from tff_medical.data import record_pixels
 from tff_medical.data.decoders import resizing
 
 _COUNT = 60
@@ -168,7 +169,7 @@ class CatalogueTest(parameterized.TestCase):
 
   def test_what_does_not_fit_in_memory_is_stored(self):
     expected = self._load('catalogue_three_splits')
-    with mock.patch.object(catalogue_records, 'MAX_ARRAY_BYTES', 1000):
+    with mock.patch.object(record_pixels, 'MAX_ARRAY_BYTES', 1000):
       data = self._load('catalogue_three_splits')
     self.assertEqual(data.source_digest, expected.source_digest)
     for (_, split), (_, other) in zip(data.splits(), expected.splits()):
@@ -178,7 +179,7 @@ class CatalogueTest(parameterized.TestCase):
       )
     raw = list(pathlib.Path(self.tfds_dir).rglob('pixels_*'))
     self.assertLen(raw, 2 * 3)
-    with mock.patch.object(catalogue_records, 'MAX_ARRAY_BYTES', 1000):
+    with mock.patch.object(record_pixels, 'MAX_ARRAY_BYTES', 1000):
       with mock.patch.object(resizing, 'to_uint8', side_effect=OSError('full')):
         with self.assertRaises(OSError):
           self._load('catalogue_three_splits', image_size=14)
@@ -186,7 +187,7 @@ class CatalogueTest(parameterized.TestCase):
 
   @parameterized.parameters('catalogue_three_splits', 'catalogue_one_split')
   def test_stored_pixels_are_written_once(self, name):
-    with mock.patch.object(catalogue_records, 'MAX_ARRAY_BYTES', 1000):
+    with mock.patch.object(record_pixels, 'MAX_ARRAY_BYTES', 1000):
       first = self._load(name)
       with mock.patch.object(
         catalogue_records.Reader, '_image', side_effect=AssertionError
@@ -201,7 +202,7 @@ class CatalogueTest(parameterized.TestCase):
 
   @parameterized.parameters('records', 'raw', 'note', 'removed_note')
   def test_stored_pixels_are_written_again_after_a_change_of(self, changed):
-    with mock.patch.object(catalogue_records, 'MAX_ARRAY_BYTES', 1000):
+    with mock.patch.object(record_pixels, 'MAX_ARRAY_BYTES', 1000):
       first = self._load('catalogue_three_splits')
       rows = np.arange(len(first.train))
       expected = first.train.rows(rows)

@@ -14,6 +14,8 @@ from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data import loading
 from tff_medical.data import phantoms
+from tff_medical.data import pixels
+from tff_medical.data import record_pixels
 
 _SPEC = phantoms.PhantomSpec(num_train=40, num_validation=10, num_test=20)
 
@@ -52,6 +54,27 @@ class LoadSyntheticTest(parameterized.TestCase):
       second = loading.load_synthetic(_SPEC, tfds_dir=self.tfds_dir)
     generate.assert_not_called()
     np.testing.assert_array_equal(first.train.images, second.train.images)
+
+  def test_what_does_not_fit_in_memory_is_stored_once(self):
+    expected = loading.load_synthetic(_SPEC, tfds_dir=self.tfds_dir)
+    with mock.patch.object(record_pixels, 'MAX_ARRAY_BYTES', 1000):
+      first = loading.load_synthetic(_SPEC, tfds_dir=self.tfds_dir)
+      with mock.patch.object(
+        record_pixels, 'FileSink', side_effect=AssertionError
+      ):
+        again = loading.load_synthetic(_SPEC, tfds_dir=self.tfds_dir)
+    for data in (first, again):
+      for name, split in data.splits():
+        in_memory = getattr(expected, name)
+        self.assertIsInstance(split.images, pixels.StoredPixels)
+        self.assertNotEmpty(split.images.digest)
+        np.testing.assert_array_equal(
+          split.rows(np.arange(len(split))), in_memory.images
+        )
+        for field in ('labels', 'sites', 'patients'):
+          np.testing.assert_array_equal(
+            getattr(split, field), getattr(in_memory, field)
+          )
 
   def test_settings_reach_the_spec(self):
     with mock.patch.object(loading, 'load_synthetic') as load:

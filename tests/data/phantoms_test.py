@@ -103,6 +103,24 @@ class GenerateTest(parameterized.TestCase):
       np.testing.assert_array_equal(first[name].images, again[name].images)
       self.assertFalse(np.array_equal(first[name].images, other[name].images))
 
+  def test_batches_are_the_same_images_a_few_at_a_time(self):
+    spec = dataclasses.replace(_SMALL, num_train=1100)
+    whole, start = phantoms.generate(spec), dict.fromkeys(images.SPLIT_NAMES, 0)
+    for name, part in phantoms.batches(spec):
+      self.assertLessEqual(len(part), 512)
+      rows = slice(start[name], start[name] + len(part))
+      for column in ('images', 'labels', 'sites', 'patients'):
+        np.testing.assert_array_equal(
+          getattr(part, column), getattr(whole[name], column)[rows]
+        )
+      start[name] = rows.stop
+    self.assertEqual(list(start.values()), [1100, 40, 60])
+
+  def test_a_batch_is_made_when_it_is_asked_for(self):
+    spec = dataclasses.replace(_SMALL, num_train=10**6)
+    _, part = next(phantoms.batches(spec))
+    self.assertLen(part, 512)
+
   def test_patients_have_several_images_of_one_class_and_site(self):
     train = phantoms.generate(_SMALL)['train']
     patients, counts = np.unique(train.patients, return_counts=True)

@@ -92,6 +92,29 @@ class PublishTest(absltest.TestCase):
     self.assertEndsWith(text, '<!-- end -->\nafter\n')
     self.assertEqual(self._main(), text)  # From what lies in results alone.
 
+  def test_a_separate_sweep_has_tables_of_its_own(self):
+    self._main([self._sweep()])
+    before, figure = self.readme.read_text(), self.results / 'tradeoff.png'
+    with open(self.more, 'a', encoding='utf-8') as file:
+      file.write('<!-- mine --><!-- end -->\n<!-- mine_costs --><!-- end -->\n')
+    target = self.results / 'mine'
+    folder = self.temp / 'mine'
+    self._sweep().rename(folder)
+    with mock.patch.object(publish, 'SEPARATE', ('mine',)):
+      with self.assertRaisesRegex(_validate.InputError, 'mine cost'):
+        self._main([folder])
+      target.mkdir()
+      (target / 'costs.csv').write_text(
+        'phase,seconds,peak_bytes\nfeatures,12,1500000000\n'
+      )
+      figure.unlink()
+      self.assertEqual(self._main([folder]), before)
+    self.assertFalse((target / 'report.html').exists())
+    self.assertTrue(figure.exists())
+    text = self.more.read_text()
+    self.assertIn('| ε 1 | ', text)
+    self.assertIn('| features | 12 | 1.50 GB |', text)
+
   def test_refuses_a_sweep_that_is_not_done(self):
     folder = finished_sweeps.write(str(self.temp / 'half'))
     with self.assertRaisesRegex(_validate.InputError, '1 cells to do'):

@@ -1,35 +1,28 @@
 """Reads the records of a set of TFDS's catalogue into images and labels.
 
-Pixels that take more than `MAX_ARRAY_BYTES` go into a raw file beside the records
-and are read from there; see `pixels`. A later start reads them from there without
-decoding, as long as neither the records nor the raw file changed. `catalogue` says
-which features are read.
+Pixels are an array, or a raw file beside the records; see `record_pixels`.
+`catalogue` says which features are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import hashlib
-import os
-import pathlib
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 import numpy as np
 
-from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data import pixels as pixels_lib
+from tff_medical.data import record_pixels
 from tff_medical.data.decoders import resizing
 from tff_medical.data.tables import image_table
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
-MAX_ARRAY_BYTES = 2**31
-_RAW_PREFIX = 'pixels_'
 # Of TFDS: a class that is not known.
 _NO_LABEL = -1
 
@@ -71,70 +64,6 @@ class Content:
   patients: np.ndarray | None
 
 
-class _ArraySink:
-  """Collects images in memory."""
-
-  def __init__(self, shape: pixels_lib.Shape):
-    self._pixels = np.empty(shape, np.uint8)
-    self._count = 0
-
-  def add(self, image: np.ndarray) -> None:
-    self._pixels[self._count] = image
-    self._count += 1
-
-  def close(self) -> pixels_lib.ArrayOrPixels:
-    return self._pixels
-
-  def discard(self) -> None:
-    """Nothing is left behind in memory."""
-
-
-class _Stored:
-  """Images that an earlier start left in a raw file."""
-
-  def __init__(self, pixels: pixels_lib.StoredPixels):
-    self._pixels = pixels
-
-  def add(self, image: object) -> None:
-    """Nothing is decoded."""
-
-  def close(self) -> pixels_lib.ArrayOrPixels:
-    return self._pixels
-
-  def discard(self) -> None:
-    """The file stays for the next start."""
-
-
-class _FileSink:
-  """Collects images in a raw file, which appears when all are there."""
-
-  def __init__(self, path: pathlib.Path, shape: pixels_lib.Shape):
-    self._path = path
-    self._shape = shape
-    self._partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-    self._file = open(self._partial, 'wb')
-    self._digest = hashlib.sha256()
-
-  def add(self, image: np.ndarray) -> None:
-    content = np.ascontiguousarray(image).tobytes()
-    self._digest.update(content)
-    self._file.write(content)
-
-  def close(self) -> pixels_lib.ArrayOrPixels:
-    self._file.close()
-    os.replace(self._partial, self._path)
-    return pixels_lib.StoredPixels(
-      self._path, self._shape, self._digest.hexdigest()
-    )
-
-  def discard(self) -> None:
-    self._file.close()
-    self._partial.unlink()
-
-
-_Sink = Union[_ArraySink, _FileSink, _Stored]
-
-
 class Reader:
   """Reads the splits of a prepared set."""
 
@@ -156,9 +85,6 @@ class Reader:
     self._channels = dict(flat(builder.info.features))[image_key].shape[-1]
     self._sizes: dict[str, int] = {}
     self._bits: dict[str, int] = {}
-    total = sum(info.num_examples for info in builder.info.splits.values())
-    row_bytes = image_size * image_size * self._channels
-    self._in_memory = total * row_bytes <= MAX_ARRAY_BYTES
 
   def read(self) -> dict[str, images.Split]:
     """Returns train, validation and test, as far as they have labels."""
@@ -222,11 +148,16 @@ class Reader:
     count = self._builder.info.splits[name].num_examples
     shape = (count, self._side, self._side, self._channels)
     sizes, bits = dict(self._sizes), dict(self._bits)
-    sink = self._sink(split, name, shape)
-    is_stored = isinstance(sink, _Stored)
+    sink = record_pixels.sink(
+      self._builder, split, name, shape, self._image_key, ('sizes', 'bits')
+    )
+    is_stored = isinstance(sink, record_pixels.Stored)
+    if isinstance(sink, record_pixels.Stored):
+      _add(self._sizes, sink.note['sizes'])
+      _add(self._bits, sink.note['bits'])
     dataset = self._builder.as_dataset(
       split=name,
-      decoders=self._undecoded() if is_stored else None,
+      decoders=record_pixels.undecoded(self._image_key) if is_stored else None,
       read_config=tfds.ReadConfig(
         interleave_cycle_length=1, try_autocache=False
       ),
@@ -244,81 +175,17 @@ class Reader:
     except BaseException:
       sink.discard()
       raise
-    content = sink.close()
-    if isinstance(content, pixels_lib.StoredPixels) and not is_stored:
-      self._note(split, name, content, (sizes, bits))
+    content = sink.close(
+      {
+        'sizes': _counted_since(sizes, self._sizes),
+        'bits': _counted_since(bits, self._bits),
+      }
+    )
     return Content(
       content,
       np.stack(labels).astype(np.int64),
       np.array(patients) if self._patient_key is not None else None,
     )
-
-  def _sink(self, split: str, name: str, shape: pixels_lib.Shape) -> _Sink:
-    """Returns where the images of a split go, or where they are already."""
-    if self._in_memory:
-      return _ArraySink(shape)
-    path = self._path(split)
-    try:
-      note = _files.read_json(_note_path(path))
-      if note.get('source') == self._source(name) and (
-        note.get('raw') == _file_state(path)
-      ):
-        pixels = pixels_lib.StoredPixels(path, shape, note['sha256'])
-        _add(self._sizes, note['sizes'])
-        _add(self._bits, note['bits'])
-        return _Stored(pixels)
-    except (OSError, KeyError, TypeError, AttributeError, ValueError):
-      pass  # Nothing is stored, or the note is damaged: images are read again.
-    return _FileSink(path, shape)
-
-  def _note(
-    self,
-    split: str,
-    name: str,
-    stored: pixels_lib.StoredPixels,
-    before: tuple[dict[str, int], dict[str, int]],
-  ) -> None:
-    """Writes beside a raw file what a later start has to know of it."""
-    sizes, bits = (
-      {text: count - earlier.get(text, 0) for text, count in now.items()}
-      for earlier, now in zip(before, (self._sizes, self._bits))
-    )
-    note = {
-      'source': self._source(name),
-      'raw': _file_state(pathlib.Path(stored.path)),
-      'sha256': stored.digest,
-      'sizes': {text: count for text, count in sizes.items() if count},
-      'bits': {text: count for text, count in bits.items() if count},
-    }
-    _files.write_json(_note_path(self._path(split)), note)
-
-  def _source(self, name: str) -> list[Any]:
-    """Returns what the pixels of a split are made from, as plain JSON."""
-    folder = pathlib.Path(os.fspath(self._builder.data_path))
-    return [
-      self._builder.info.full_name,
-      name,
-      self._image_key,
-      self._side,
-      [
-        [path.name, *_file_state(path)]
-        for path in sorted(folder.iterdir())
-        if not path.name.startswith(_RAW_PREFIX)
-      ],
-    ]
-
-  def _undecoded(self) -> Any:
-    """Returns decoders by which TFDS leaves the image as it is."""
-    import tensorflow_datasets as tfds
-
-    decoders: Any = tfds.decode.SkipDecoding()
-    for part in reversed(self._image_key.split('/')):
-      decoders = {part: decoders}
-    return decoders
-
-  def _path(self, split: str) -> pathlib.Path:
-    folder = pathlib.Path(os.fspath(self._builder.data_path))
-    return folder / f'{_RAW_PREFIX}{self._side}_{split}.raw'
 
   def _image(self, image: np.ndarray) -> np.ndarray:
     """Returns uint8 [s, s, C]."""
@@ -331,18 +198,17 @@ class Reader:
     return resizing.to_uint8(scaled, self._side, self._channels)
 
 
-def _note_path(raw: pathlib.Path) -> pathlib.Path:
-  return raw.with_suffix('.json')
-
-
-def _file_state(path: pathlib.Path) -> list[int]:
-  status = path.stat()
-  return [status.st_size, status.st_mtime_ns]
-
-
 def _add(counted: dict[str, int], more: Mapping[str, int]) -> None:
   for text, count in more.items():
     counted[text] = counted.get(text, 0) + count
+
+
+def _counted_since(
+  before: Mapping[str, int], now: Mapping[str, int]
+) -> dict[str, int]:
+  """Returns what was counted after `before`."""
+  since = {text: count - before.get(text, 0) for text, count in now.items()}
+  return {text: count for text, count in since.items() if count}
 
 
 def _at(example: Mapping[str, Any], key: str) -> Any:

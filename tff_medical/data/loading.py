@@ -4,8 +4,8 @@
 loaded. `_FAMILIES` holds open families by their prefix: `tfds:NAME` and
 `npz:FILE`. `source` resolves both. `load('synthetic')` and
 `load('medmnist/pneumoniamnist')` prepare the TFDS records once, in TFDS's cache,
-and read them into an `images.ImageData`. Its arrays are uint8 in memory, except
-for large sets of the catalogue. Because of the records, training uses the same
+and read them into an `images.ImageData`. Its images are an array in memory, or of
+large sets a file; see `record_pixels`. Because of the records, training uses the same
 images, in the same order, as `tfds.load` gives anybody else.
 
 >>> load('medmnist/pneumonia')
@@ -39,6 +39,7 @@ from tff_medical.data import medmnist_info
 from tff_medical.data import npz_files
 from tff_medical.data import own_images
 from tff_medical.data import phantoms
+from tff_medical.data import record_pixels
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -381,23 +382,29 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> images.Split:
   """Reads one split in the order in which its records were written."""
   import tensorflow_datasets as tfds
 
+  rows = builder.info.splits[split].num_examples
+  shape = builder.info.features['image'].shape
+  sink = record_pixels.sink(builder, split, split, (rows, *shape), 'image')
+  is_stored = isinstance(sink, record_pixels.Stored)
   dataset = builder.as_dataset(
     split=split,
     batch_size=_READ_BATCH,
+    decoders=record_pixels.undecoded('image') if is_stored else None,
     read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
   )
-  rows = builder.info.splits[split].num_examples
-  columns: dict[str, np.ndarray] = {}
-  start = 0
-  for batch in tfds.as_numpy(dataset):
-    stop = start + len(batch['image'])
-    for name, values in batch.items():
-      if name not in columns:
-        columns[name] = np.empty((rows, *values.shape[1:]), values.dtype)
-      columns[name][start:stop] = values
-    start = stop
+  parts: dict[str, list[np.ndarray]] = {}
+  try:
+    for batch in tfds.as_numpy(dataset):
+      for image in batch.pop('image'):
+        sink.add(image)
+      for name, values in batch.items():
+        parts.setdefault(name, []).append(values)
+  except BaseException:
+    sink.discard()
+    raise
+  columns = {name: np.concatenate(values) for name, values in parts.items()}
   return images.Split(
-    images=columns['image'],
+    images=sink.close({}),
     labels=columns['label'].astype(np.int64),
     sites=columns.get('site'),
     patients=columns.get('patient'),

@@ -24,6 +24,7 @@ were made for this project; nothing is taken from any patient.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 
 import numpy as np
@@ -116,17 +117,41 @@ def _within(low: float, high: float, **named: float) -> None:
 
 def generate(spec: PhantomSpec) -> dict[str, images.Split]:
   """Returns the splits by name; they share sites but no patients."""
+  parts: dict[str, list[images.Split]] = {n: [] for n in images.SPLIT_NAMES}
+  for name, part in batches(spec):
+    parts[name].append(part)
+  return {
+    name: images.Split(
+      *(
+        np.concatenate([getattr(part, column) for part in of_split])
+        for column in ('images', 'labels', 'sites', 'patients')
+      )
+    )
+    for name, of_split in parts.items()
+  }
+
+
+def batches(spec: PhantomSpec) -> Iterator[tuple[str, images.Split]]:
+  """Yields the images of `generate` in their order, some at a time.
+
+  No more images are in memory than one batch has, so that a set may be larger
+  than the memory.
+
+  Args:
+    spec: Description of the images.
+
+  Yields:
+    Name of the split, and the next images of it, at most 512.
+  """
   scanners = _scanners(np.random.default_rng([spec.seed, 0]), spec)
   counts = (spec.num_train, spec.num_validation, spec.num_test)
-  splits: dict[str, images.Split] = {}
   first_patient = 0
   for number, (name, count) in enumerate(zip(images.SPLIT_NAMES, counts)):
     rng = np.random.default_rng([spec.seed, number + 1])
-    split = _split(rng, spec, scanners, count, first_patient)
-    assert split.patients is not None
-    first_patient = int(split.patients[-1]) + 1
-    splits[name] = split
-  return splits
+    for part in _split(rng, spec, scanners, count, first_patient):
+      yield name, part
+    assert part.patients is not None
+    first_patient = int(part.patients[-1]) + 1
 
 
 def site_names(spec: PhantomSpec) -> tuple[str, ...]:
@@ -151,7 +176,7 @@ def _split(
   scanners: _Scanners,
   count: int,
   first_patient: int,
-) -> images.Split:
+) -> Iterator[images.Split]:
   """Draws patients until they have `count` images, then renders the images."""
   sizes = 1 + rng.poisson(spec.images_per_patient - 1, size=count)
   patients = np.repeat(np.arange(count), sizes)[:count]
@@ -160,17 +185,15 @@ def _split(
   labels = rng.permutation(np.arange(num_patients) % spec.num_classes)
   sites = rng.integers(spec.num_sites, size=num_patients)
   shading = _Shading.draw(rng, num_patients)
-  chunks = []
   for start in range(0, count, _CHUNK):
     rows = patients[start : start + _CHUNK]
     scene = _scenes(rng, spec, labels[rows], shading.take(rows))
-    chunks.append(_scan(rng, spec, scanners, sites[rows], scene))
-  return images.Split(
-    images=np.concatenate(chunks),
-    labels=labels[patients].astype(np.int64),
-    sites=sites[patients].astype(np.int64),
-    patients=(patients + first_patient).astype(np.int64),
-  )
+    yield images.Split(
+      images=_scan(rng, spec, scanners, sites[rows], scene),
+      labels=labels[rows].astype(np.int64),
+      sites=sites[rows].astype(np.int64),
+      patients=(rows + first_patient).astype(np.int64),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

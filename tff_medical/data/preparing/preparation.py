@@ -36,6 +36,7 @@ from tff_medical.data.decoders import decoding_worker
 from tff_medical.data.decoders import resizing
 from tff_medical.data.preparing import locking
 from tff_medical.data.preparing import near_duplicates
+from tff_medical.data.preparing import pixel_file
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.preparing import preparation_report
 from tff_medical.data.preparing import preparation_reuse
@@ -304,13 +305,14 @@ class _Preparation:
     )
     shape = (int(counts.sum()), side, side, channels)
     path = self._partial / prepared.PIXELS
-    pixels = np.memmap(path, np.uint8, 'w+', shape=shape)
-    for files, stored in parts.pixels():
-      rows = _rows_of(files, start_of)
-      is_kept = rows >= 0
-      pixels[rows[is_kept]] = resizing.with_channels(stored[is_kept], channels)
-    older.copy_to(pixels, start_of, channels)
-    pixels.flush()
+    with pixel_file.PixelFile(path, shape) as pixels:
+      for files, stored in parts.pixels():
+        rows = _rows_of(files, start_of)
+        is_kept = rows >= 0
+        pixels.put(
+          rows[is_kept], resizing.with_channels(stored[is_kept], channels)
+        )
+      older.copy_to(pixels, start_of, channels)
     written = prepared.open_pixels(self._partial, shape)
     file_of_row = np.repeat(good, counts)
     columns = self._columns(file_of_row, several=bool((counts > 1).any()))
@@ -332,7 +334,6 @@ class _Preparation:
     )
     info['pixels_sha256'] = _files.sha256(path)
     info['digest'] = preparation_report.digest(info, columns)
-    del pixels
     _files.write_json(self._partial / prepared.INFO, info)
 
   def _split_by_copies(

@@ -15,6 +15,7 @@ import numpy as np
 
 from tff_medical import _files
 from tff_medical.data.decoders import resizing
+from tff_medical.data.preparing import pixel_file
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.preparing import prepared
 
@@ -49,7 +50,10 @@ class Older:
     )
 
   def copy_to(
-    self, pixels: np.ndarray, start_of: dict[int, int], channels: int
+    self,
+    pixels: pixel_file.PixelFile,
+    start_of: dict[int, int],
+    channels: int,
   ) -> None:
     """Copies the rows of its files to their places in the new preparation."""
     if self.folder is None:
@@ -61,8 +65,9 @@ class Older:
       images_of_file = stored.rows(np.arange(first, first + count))
       if images_of_file.shape[3] > channels:  # All channels are equal.
         images_of_file = images_of_file[..., :channels]
-      pixels[start : start + count] = resizing.with_channels(
-        images_of_file, channels
+      pixels.put(
+        np.arange(start, start + count),
+        resizing.with_channels(images_of_file, channels),
       )
 
 
