@@ -1,5 +1,6 @@
 """Tests of the ledger: durable charges, refusals, tampering and crashes."""
 
+import errno
 import hashlib
 import json
 import math
@@ -9,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from unittest import mock
 
 from absl.testing import absltest
@@ -42,6 +44,10 @@ def _resealed(records):
     sealed = {**record, 'digest': digest}
     lines.append(json.dumps(sealed, sort_keys=True, ensure_ascii=False))
   return ''.join(f'{line}\n' for line in lines)
+
+
+def _restored(book):
+  return book.restore(round_num=9, attempt=9, charges=9, evidence='test')
 
 
 class PrivacyLedgerTest(parameterized.TestCase):
@@ -116,14 +122,14 @@ class PrivacyLedgerTest(parameterized.TestCase):
       with self.assertRaises(ledger.BudgetExceededError):
         book.charge(1)
 
-  def test_charge_is_on_disk_before_it_returns(self):
-    """A process that is killed right after a charge has paid for it."""
+  def test_a_charge_outlives_a_process_that_is_killed_right_after_it(self):
     script = (
       'import os, signal, sys\n'
       'from tests.privacy import ledger_test\n'
       'from tff_medical.privacy import ledger\n'
       'book = ledger.PrivacyLedger(sys.argv[1], ledger_test._mechanism(),'
       ' delta=1e-3)\n'
+      'os.fsync = lambda _: None\n'
       'book.charge(1); book.charge(2)\n'
       'os.kill(os.getpid(), signal.SIGKILL)\n'
     )
@@ -136,7 +142,7 @@ class PrivacyLedgerTest(parameterized.TestCase):
     with self._open() as book:
       self.assertEqual(book.charges, 2)
 
-  def test_line_is_written_then_synced_and_then_the_charge_returns(self):
+  def test_line_is_written_then_synced_and_then_flush_returns(self):
     events = []
     sync = os.fsync
 
@@ -144,14 +150,15 @@ class PrivacyLedgerTest(parameterized.TestCase):
       content = os.pread(descriptor, 2**20, 0)
       lines = [json.loads(line) for line in content.splitlines()]
       self.assertEqual(content[-1:], b'\n')
-      events.append(('sync', os.fstat(descriptor).st_ino, lines[-1]['charges']))
       sync(descriptor)
+      events.append(('sync', os.fstat(descriptor).st_ino, lines[-1]['charges']))
 
     with self._open() as book:
       inode = os.stat(self.path).st_ino
       with mock.patch.object(os, 'fsync', record_sync):
         for number in (1, 2, 3):
           book.charge(number)
+          book.flush()
           events.append(('returned', number))
     self.assertEqual(
       events,
@@ -162,18 +169,124 @@ class PrivacyLedgerTest(parameterized.TestCase):
       ],
     )
 
-  def test_a_charge_that_is_not_synced_is_none(self):
-    """What the disk does not confirm is taken back, and the round refused."""
-    with self._open() as book:
+  @parameterized.parameters(
+    ('flush', lambda book: book.flush()),
+    ('the digest', lambda book: book.digest),
+    ('the next charge', lambda book: book.charge(2)),
+    ('restored charges', lambda book: _restored(book)),
+    ('close', lambda book: book.close()),
+  )
+  def test_a_charge_returns_while_the_disk_works_and_others_wait(
+    self, what, call
+  ):
+    """The disk is done only when the test lets it go."""
+    let_go, done, returned = (threading.Event() for _ in range(3))
+    sync = os.fsync
+
+    def blocked(descriptor):
+      let_go.wait()
+      sync(descriptor)
+      done.set()
+
+    book = self._open()
+    with mock.patch.object(os, 'fsync', blocked):
+      book.charge(1)  # It returns, though nothing lets the disk go.
+      self.assertLen(self._records(), 2)  # Another process sees the charge.
+
+      def wait():
+        call(book)
+        self.was_done = done.is_set()
+        returned.set()
+
+      waiting = threading.Thread(target=wait)
+      waiting.start()
+      self.assertFalse(returned.wait(0.2), what)
+      let_go.set()
+      waiting.join()
+    self.assertTrue(self.was_done)
+    book.close()
+
+  def test_nobody_else_has_the_file_before_the_charge_is_on_disk(self):
+    """A ledger that is closed gives up its lock last."""
+    refusals = []
+    sync = os.fsync
+
+    def sync_and_open(descriptor):
+      with self.assertRaisesRegex(_validate.InputError, 'in use') as caught:
+        self._open()
+      refusals.append(caught.exception)
+      sync(descriptor)
+
+    book = self._open()
+    with mock.patch.object(os, 'fsync', sync_and_open):
       book.charge(1)
-      before = self.path.read_bytes()
-      with mock.patch.object(os, 'fsync', side_effect=OSError(5, 'I/O error')):
-        with self.assertRaisesRegex(OSError, 'I/O error'):
-          book.charge(2)
-      self.assertEqual(self.path.read_bytes(), before)
+      book.close()
+    self.assertLen(refusals, 1)
+    with self._open() as book:
+      self.assertEqual(book.charges, 1)
+
+  @parameterized.parameters(
+    (errno.EIO, 'I/O error'), (errno.ENOSPC, 'No space left')
+  )
+  def test_a_charge_that_is_not_synced_is_none(self, number, message):
+    """What the disk does not confirm is taken back, for nobody to release."""
+    book = self._open()
+    book.charge(1)
+    book.flush()
+    before = self.path.read_bytes()
+    fault = OSError(number, os.strerror(number))
+    with mock.patch.object(os, 'fsync', side_effect=fault):
+      book.charge(2)
+      with self.assertRaises(OSError):
+        book.flush()
+    self.assertEqual(self.path.read_bytes(), before)
+    # The disk works again, but it may have dropped what it could not write.
+    for call in (
+      book.flush,
+      lambda: book.digest,
+      lambda: book.charge(3),
+      lambda: _restored(book),
+      book.close,
+    ):
+      with self.assertRaises(OSError) as caught:
+        call()
+      self.assertEqual(caught.exception.errno, number)
+    self.assertEqual(self.path.read_bytes(), before)
+    with self._open() as book:
       self.assertEqual((book.charges, book.rounds_charged), (1, 1))
       book.charge(2)
       self.assertEqual((book.charges, book.rounds_charged), (2, 2))
+
+  def test_a_charge_that_is_not_written_is_none(self):
+    """A full disk is noticed by the charge itself, before the round runs."""
+    script = (
+      'import resource, sys\n'
+      'from tests.privacy import ledger_test\n'
+      'from tff_medical.privacy import ledger\n'
+      'book = ledger.PrivacyLedger(sys.argv[1], ledger_test._mechanism(),'
+      ' delta=1e-3)\n'
+      'book.charge(1); book.flush()\n'
+      'size = int(sys.argv[2]) + 100\n'
+      'resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n'
+      'try:\n'
+      '  book.charge(2)\n'
+      'except OSError:\n'
+      '  print(book.charges)\n'
+    )
+    with self._open() as book:
+      book.charge(1)
+    size = self.path.stat().st_size
+    self.path.unlink()
+    done = subprocess.run(
+      [sys.executable, '-c', script, str(self.path), str(size)],
+      check=True,
+      cwd=pathlib.Path(__file__).parents[2],
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.assertEqual(done.stdout, '1\n')
+    with self._open() as book:
+      self.assertEqual(book.charges, 1)
 
   def test_a_new_ledger_s_name_is_on_disk_before_the_first_charge(self):
     """Else a loss of power could take the file away with all its charges."""
@@ -245,13 +358,12 @@ class PrivacyLedgerTest(parameterized.TestCase):
     with self._open() as book:
       book.charge(1)
       book.charge(2)
+      book.flush()
       getattr(self, fault)()
       there = self.path.read_bytes() if self.path.exists() else None
       for pay in (
         lambda: book.charge(3),
-        lambda: book.restore(
-          round_num=9, attempt=9, charges=9, evidence='test'
-        ),
+        lambda: _restored(book),
       ):
         with self.assertRaisesRegex(_validate.InputError, message) as caught:
           pay()
