@@ -160,11 +160,13 @@ class PrivacyLedgerTest(parameterized.TestCase):
           book.charge(number)
           book.flush()
           events.append(('returned', number))
+        _restored(book)  # What has been released is on disk at once.
+        events.append(('returned', 9))
     self.assertEqual(
       events,
       [
         event
-        for number in (1, 2, 3)
+        for number in (1, 2, 3, 9)
         for event in (('sync', inode, number), ('returned', number))
       ],
     )
@@ -181,30 +183,34 @@ class PrivacyLedgerTest(parameterized.TestCase):
   ):
     """The disk is done only when the test lets it go."""
     let_go, done, returned = (threading.Event() for _ in range(3))
+    self.addCleanup(let_go.set)
     sync = os.fsync
 
     def blocked(descriptor):
-      let_go.wait()
+      let_go.wait(timeout=20)  # Not for ever, should the charge wait.
       sync(descriptor)
       done.set()
 
     book = self._open()
     with mock.patch.object(os, 'fsync', blocked):
-      book.charge(1)  # It returns, though nothing lets the disk go.
+      book.charge(1)
+      self.assertFalse(done.is_set())
       self.assertLen(self._records(), 2)  # Another process sees the charge.
 
       def wait():
+        self.was_done = False
         call(book)
         self.was_done = done.is_set()
         returned.set()
 
       waiting = threading.Thread(target=wait)
       waiting.start()
-      self.assertFalse(returned.wait(0.2), what)
+      was_early = returned.wait(0.2)
       let_go.set()
       waiting.join()
-    self.assertTrue(self.was_done)
     book.close()
+    self.assertFalse(was_early, what)
+    self.assertTrue(self.was_done)
 
   def test_nobody_else_has_the_file_before_the_charge_is_on_disk(self):
     """A ledger that is closed gives up its lock last."""
