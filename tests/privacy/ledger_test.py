@@ -187,7 +187,7 @@ class PrivacyLedgerTest(parameterized.TestCase):
     sync = os.fsync
 
     def blocked(descriptor):
-      let_go.wait(timeout=20)  # Not for ever, should the charge wait.
+      let_go.wait(timeout=5)  # Not for ever, should the charge wait.
       sync(descriptor)
       done.set()
 
