@@ -72,11 +72,13 @@ class Workload:
     clients: Number of clients.
     images: Number of images of each client.
     batch_size: Number of images in one step on a client.
+    hidden: Units of the hidden layer of the CNN; see `networks.cnn`.
   """
 
   clients: int
   images: int
   batch_size: int
+  hidden: int = 128
 
 
 WORKLOADS = {
@@ -87,14 +89,14 @@ WORKLOADS = {
 }
 
 
-def model() -> tff.learning.models.FunctionalModel:
-  """Returns the CNN as a functional model of TFF."""
+def model(hidden: int = 128) -> tff.learning.models.FunctionalModel:
+  """Returns the CNN, with its hidden units, as a functional model of TFF."""
   spec = collections.OrderedDict(
     x=tf.TensorSpec([None, 28, 28, 3]), y=tf.TensorSpec([None], tf.int32)
   )
   loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   return tff.learning.models.functional_model_from_keras(
-    networks.cnn(), loss, spec
+    networks.cnn(hidden), loss, spec
   )
 
 
@@ -102,6 +104,7 @@ def learning_process(
   clients: int,
   noise_multiplier: float,
   wrapped: Callable[[Any], Any] = lambda optimizer: optimizer,
+  hidden: int = 128,
   **options: Any,
 ) -> tff.learning.templates.LearningProcess:
   """Returns DP-FedAvg with adaptive clipping, from TFF's own parts.
@@ -110,13 +113,14 @@ def learning_process(
     clients: Cohort size.
     noise_multiplier: Noise multiplier.
     wrapped: Function from the client optimizer to the one that is used.
+    hidden: Units of the hidden layer.
     **options: Further arguments of TFF's `build_unweighted_fed_avg`.
   """
   aggregator = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
     noise_multiplier, float(clients)
   )
   return tff.learning.algorithms.build_unweighted_fed_avg(
-    model(),
+    model(hidden),
     wrapped(tff.learning.optimizers.build_sgdm(bare_tensorflow.CLIENT_RATE)),
     tff.learning.optimizers.build_sgdm(1.0, bare_tensorflow.MOMENTUM),
     model_aggregator=aggregator,
@@ -144,7 +148,9 @@ def _tff_rounds(
 ) -> Callable[[], None]:
   """Returns a function that runs TFF's next round in a context."""
   with tff.framework.get_context_stack().install(context):
-    process = learning_process(work.clients, _NOISE_MULTIPLIER, **options)
+    process = learning_process(
+      work.clients, _NOISE_MULTIPLIER, hidden=work.hidden, **options
+    )
     state = process.initialize()
 
   def run() -> None:
@@ -210,7 +216,7 @@ def _floor(
 ) -> Callable[[], None]:
   del context
   training = bare_tensorflow.Training(
-    networks.cnn(),
+    networks.cnn(work.hidden),
     client_data(work),
     work.batch_size,
     _NOISE_MULTIPLIER,
@@ -224,7 +230,7 @@ def _batched(
 ) -> Callable[[], None]:
   """Returns what the experiments choose: one batch, if it is faster."""
   steps = batched_clients.ClientWork(work.images, work.batch_size)
-  trained = model()
+  trained = model(work.hidden)
   on_gpu = bool(tf.config.list_physical_devices('GPU'))
   if not batched_clients.is_faster(trained, steps, on_gpu):
     return _local(work, context, threads)
@@ -258,6 +264,8 @@ def summarize(
   summary: dict[str, Any] = dataclasses.asdict(work)
   for name, values in seconds.items():
     summary[f'{name}_secs'] = statistics.median(values)
+  if 'local' in seconds:
+    summary['millis_a_client'] = 1000 * summary['local_secs'] / work.clients
   for name, values in seconds.items():
     if name.startswith('local_') and 'floor' in seconds:
       ratio = timing.median_ratio(values, seconds['floor'])
@@ -281,6 +289,32 @@ def summarize(
   return summary
 
 
+def measure(
+  work: Workload,
+  names: Sequence[str],
+  context: Any,
+  *,
+  warm_up: int,
+  rounds: int,
+  threads: int | None = None,
+) -> dict[str, Any]:
+  """Returns the figures of a workload, as `summarize` does.
+
+  Args:
+    work: Workload.
+    names: Names of the contenders.
+    context: TFF context of the local runtime.
+    warm_up: Number of rounds before those that are measured.
+    rounds: Number of measured rounds.
+    threads: Clients that train at once; None is one for each core.
+  """
+  contenders = {c: _CONTENDER_FNS[c](work, context, threads) for c in names}
+  seconds = timing.measure(contenders, warm_up, rounds)
+  del contenders
+  gc.collect()  # TFF stops its worker process when its context is collected.
+  return summarize(work, seconds)
+
+
 def main(values: absl_flags.FlagValues) -> None:
   """Runs the benchmark that the flags describe."""
   _validate.positive_int(rounds=values.rounds)
@@ -293,16 +327,17 @@ def main(values: absl_flags.FlagValues) -> None:
   context = runtime.create_local_context(
     threads, values.client_devices, values.clients_per_device
   )
-  results = {}
-  for name in values.workloads:
-    work = WORKLOADS[name]
-    contenders = {
-      c: _CONTENDER_FNS[c](work, context, threads) for c in values.contenders
-    }
-    seconds = timing.measure(contenders, values.warm_up, values.rounds)
-    results[name] = summarize(work, seconds)
-    del contenders
-    gc.collect()  # TFF stops its worker process when its context is collected.
+  results = {
+    name: measure(
+      WORKLOADS[name],
+      values.contenders,
+      context,
+      warm_up=values.warm_up,
+      rounds=values.rounds,
+      threads=threads,
+    )
+    for name in values.workloads
+  }
   timing.print_table(results)
   if values.json:
     timing.write_json(values.json, results, rounds=values.rounds)
