@@ -130,7 +130,7 @@ class PrivacyLedgerTest(parameterized.TestCase):
       'book = ledger.PrivacyLedger(sys.argv[1], ledger_test._mechanism(),'
       ' delta=1e-3)\n'
       'os.fsync = lambda _: None\n'
-      'book.charge(1); book.charge(2)\n'
+      'book.charge(1, wait=False); book.charge(2, wait=False)\n'
       'os.kill(os.getpid(), signal.SIGKILL)\n'
     )
     done = subprocess.run(
@@ -142,7 +142,8 @@ class PrivacyLedgerTest(parameterized.TestCase):
     with self._open() as book:
       self.assertEqual(book.charges, 2)
 
-  def test_line_is_written_then_synced_and_then_flush_returns(self):
+  @parameterized.parameters(True, False)
+  def test_line_is_written_then_synced_and_then_somebody_waits(self, wait):
     events = []
     sync = os.fsync
 
@@ -157,8 +158,9 @@ class PrivacyLedgerTest(parameterized.TestCase):
       inode = os.stat(self.path).st_ino
       with mock.patch.object(os, 'fsync', record_sync):
         for number in (1, 2, 3):
-          book.charge(number)
-          book.flush()
+          book.charge(number, wait=wait)
+          if not wait:
+            book.flush()
           events.append(('returned', number))
         _restored(book)  # What has been released is on disk at once.
         events.append(('returned', 9))
@@ -193,7 +195,7 @@ class PrivacyLedgerTest(parameterized.TestCase):
 
     book = self._open()
     with mock.patch.object(os, 'fsync', blocked):
-      book.charge(1)
+      book.charge(1, wait=False)
       self.assertFalse(done.is_set())
       self.assertLen(self._records(), 2)  # Another process sees the charge.
 
@@ -225,26 +227,27 @@ class PrivacyLedgerTest(parameterized.TestCase):
 
     book = self._open()
     with mock.patch.object(os, 'fsync', sync_and_open):
-      book.charge(1)
+      book.charge(1, wait=False)
       book.close()
     self.assertLen(refusals, 1)
     with self._open() as book:
       self.assertEqual(book.charges, 1)
 
-  @parameterized.parameters(
-    (errno.EIO, 'I/O error'), (errno.ENOSPC, 'No space left')
-  )
-  def test_a_charge_that_is_not_synced_is_none(self, number, message):
+  @parameterized.product(number=(errno.EIO, errno.ENOSPC), wait=(True, False))
+  def test_a_charge_that_is_not_synced_is_none(self, number, wait):
     """What the disk does not confirm is taken back, for nobody to release."""
     book = self._open()
     book.charge(1)
-    book.flush()
     before = self.path.read_bytes()
     fault = OSError(number, os.strerror(number))
     with mock.patch.object(os, 'fsync', side_effect=fault):
-      book.charge(2)
-      with self.assertRaises(OSError):
-        book.flush()
+      if wait:
+        with self.assertRaises(OSError):
+          book.charge(2)
+      else:
+        book.charge(2, wait=False)
+        with self.assertRaises(OSError):
+          book.flush()
     self.assertEqual(self.path.read_bytes(), before)
     # The disk works again, but it may have dropped what it could not write.
     for call in (
@@ -271,11 +274,11 @@ class PrivacyLedgerTest(parameterized.TestCase):
       'from tff_medical.privacy import ledger\n'
       'book = ledger.PrivacyLedger(sys.argv[1], ledger_test._mechanism(),'
       ' delta=1e-3)\n'
-      'book.charge(1); book.flush()\n'
+      'book.charge(1)\n'
       'size = int(sys.argv[2]) + 100\n'
       'resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n'
       'try:\n'
-      '  book.charge(2)\n'
+      '  book.charge(2, wait=False)\n'
       'except OSError:\n'
       '  print(book.charges)\n'
     )
@@ -364,7 +367,6 @@ class PrivacyLedgerTest(parameterized.TestCase):
     with self._open() as book:
       book.charge(1)
       book.charge(2)
-      book.flush()
       getattr(self, fault)()
       there = self.path.read_bytes() if self.path.exists() else None
       for pay in (

@@ -2,11 +2,11 @@
 
 A round is charged before it runs, and the charge is on disk (fsync) before
 anything of the round is released. So no release is missing from the file,
-whatever crashes. The disk is at work while the round runs: `charge` writes the
-line, and `flush` waits for the disk. Some mechanisms charge several rounds at
-once, with the first of them. A repeated round is charged again, and rounds that
-the file lacks are charged with the next one. A round that would exceed the
-budget is refused.
+whatever crashes. `charge` waits for the disk, or lets it work while the round
+runs; `flush` then waits for it. Some mechanisms charge several rounds at once,
+with the first of them. A repeated round is charged again, and rounds that the
+file lacks are charged with the next one. A round that would exceed the budget
+is refused.
 
 The file has one JSON object per line. The first line is the header: mechanism,
 event of one charge, delta, budget and the run's id. A noised count of the
@@ -280,7 +280,7 @@ class PrivacyLedger:
     self._file.close()
 
   def flush(self) -> None:
-    """Returns when all charges are on disk; call it before every release.
+    """Returns when all charges are on disk.
 
     Raises:
       OSError: The last charge could not be put on disk. Nothing of its round
@@ -408,7 +408,7 @@ class PrivacyLedger:
   def last_digests(self) -> tuple[str, ...]:
     """Returns the digests for `is_one_history`, newest first.
 
-    The newest is on disk only after `flush`.
+    The newest may be on disk only after `flush`.
     """
     newest = [entry.digest for entry in self._entries[:-_HISTORY:-1]]
     return tuple(
@@ -426,18 +426,19 @@ class PrivacyLedger:
         return entry
     return None
 
-  def charge(self, round_num: int, *, state_digest: str = '') -> float:
-    """Charges a round; call it before the round runs.
-
-    The charge outlives this process when `charge` returns. It is on disk when
-    `flush` returns, which has to be called before anything of the round is
-    released.
+  def charge(
+    self, round_num: int, *, state_digest: str = '', wait: bool = True
+  ) -> float:
+    """Charges a round; call it before anything of the round is released.
 
     Args:
       round_num: Number of the round, 1 for the first; a repeated round is
         charged again.
       state_digest: Digest of the state that the round starts from, to bind that
         state to this ledger.
+      wait: Whether to return only when the charge is on disk. Otherwise it
+        outlives this process alone, not a loss of power: call `flush` before
+        anything of the round is released.
 
     Returns:
       Epsilon including this round.
@@ -474,6 +475,8 @@ class PrivacyLedger:
       nonce=secrets.token_hex(16),
     )
     self._keep(entry, self._file.write(entry.record()))
+    if wait:
+      self.flush()
     return epsilon
 
   def restore(

@@ -187,7 +187,7 @@ def train(
       if _has_diverged(weights, metrics):
         break
       try:
-        epsilon = ledger.charge(round_num, state_digest=digest)
+        epsilon = ledger.charge(round_num, state_digest=digest, wait=False)
       except ledger_lib.BudgetExceededError as error:
         reason, message = StopReason.BUDGET_SPENT, str(error)
         break
