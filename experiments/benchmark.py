@@ -19,7 +19,7 @@ ratio to `local` with one thread is the efficiency of two workers:
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import gc
@@ -84,11 +84,13 @@ class Workload:
     clients: Number of clients.
     images: Number of images of each client.
     batch_size: Number of images in one step on a client.
+    hidden: Units of the hidden layer of the CNN; see `networks.cnn`.
   """
 
   clients: int
   images: int
   batch_size: int
+  hidden: int = 128
 
 
 WORKLOADS = {
@@ -99,14 +101,14 @@ WORKLOADS = {
 }
 
 
-def model() -> tff.learning.models.FunctionalModel:
-  """Returns the CNN as a functional model of TFF."""
+def model(hidden: int = 128) -> tff.learning.models.FunctionalModel:
+  """Returns the CNN, with its hidden units, as a functional model of TFF."""
   spec = collections.OrderedDict(
     x=tf.TensorSpec([None, 28, 28, 3]), y=tf.TensorSpec([None], tf.int32)
   )
   loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   return tff.learning.models.functional_model_from_keras(
-    networks.cnn(), loss, spec
+    networks.cnn(hidden), loss, spec
   )
 
 
@@ -114,6 +116,7 @@ def learning_process(
   clients: int,
   noise_multiplier: float,
   wrapped: Callable[[Any], Any] = lambda optimizer: optimizer,
+  hidden: int = 128,
   **options: Any,
 ) -> tff.learning.templates.LearningProcess:
   """Returns DP-FedAvg with adaptive clipping, from TFF's own parts.
@@ -122,13 +125,14 @@ def learning_process(
     clients: Cohort size.
     noise_multiplier: Noise multiplier.
     wrapped: Function from the client optimizer to the one that is used.
+    hidden: Units of the hidden layer.
     **options: Further arguments of TFF's `build_unweighted_fed_avg`.
   """
   aggregator = tff.aggregators.DifferentiallyPrivateFactory.gaussian_adaptive(
     noise_multiplier, float(clients)
   )
   return tff.learning.algorithms.build_unweighted_fed_avg(
-    model(),
+    model(hidden),
     wrapped(tff.learning.optimizers.build_sgdm(bare_tensorflow.CLIENT_RATE)),
     tff.learning.optimizers.build_sgdm(1.0, bare_tensorflow.MOMENTUM),
     model_aggregator=aggregator,
@@ -156,7 +160,9 @@ def _tff_rounds(
 ) -> Callable[[], None]:
   """Returns a function that runs TFF's next round in a context."""
   with tff.framework.get_context_stack().install(context):
-    process = learning_process(work.clients, _NOISE_MULTIPLIER, **options)
+    process = learning_process(
+      work.clients, _NOISE_MULTIPLIER, hidden=work.hidden, **options
+    )
     state = process.initialize()
 
   def run() -> None:
@@ -233,7 +239,7 @@ def _floor(
 ) -> Callable[[], None]:
   del context
   training = bare_tensorflow.Training(
-    networks.cnn(),
+    networks.cnn(work.hidden),
     client_data(work),
     work.batch_size,
     _NOISE_MULTIPLIER,
@@ -247,7 +253,7 @@ def _batched(
 ) -> Callable[[], None]:
   """Returns what the experiments choose: one batch, if it is faster."""
   steps = batched_clients.ClientWork(work.images, work.batch_size)
-  trained = model()
+  trained = model(work.hidden)
   on_gpu = bool(tf.config.list_physical_devices('GPU'))
   if not batched_clients.is_faster(trained, steps, on_gpu):
     return _local(work, context, threads)
@@ -255,7 +261,9 @@ def _batched(
   return batched_rounds.rounds(context, trained, data, _NOISE_MULTIPLIER)
 
 
-_CONTENDER_FNS: dict[str, Callable[..., Callable[[], None]]] = {
+# Function of workload, context and threads that returns the next round.
+Contender = Callable[..., Callable[[], None]]
+CONTENDERS: dict[str, Contender] = {
   'cluster': functools.partial(_cluster, 'auto'),
   'local': _local,
   'local_plain': _plain,
@@ -282,6 +290,8 @@ def summarize(
   summary: dict[str, Any] = dataclasses.asdict(work)
   for name, values in seconds.items():
     summary[f'{name}_secs'] = statistics.median(values)
+  if 'local' in seconds:
+    summary['millis_a_client'] = 1000 * summary['local_secs'] / work.clients
   for name, values in seconds.items():
     if name.startswith('local_') and 'floor' in seconds:
       ratio = timing.median_ratio(values, seconds['floor'])
@@ -305,12 +315,40 @@ def summarize(
   return summary
 
 
+def measure(
+  work: Workload,
+  contenders: Mapping[str, Contender],
+  context: Any,
+  *,
+  warm_up: int,
+  rounds: int,
+  threads: int | None = None,
+) -> dict[str, Any]:
+  """Returns the figures of a workload, as `summarize` does.
+
+  Args:
+    work: Workload.
+    contenders: Functions that make the contenders' rounds, by name.
+    context: TFF context of the local runtime.
+    warm_up: Number of rounds before those that are measured.
+    rounds: Number of measured rounds.
+    threads: Clients that train at once; None is one for each core.
+  """
+  next_rounds = {
+    name: make(work, context, threads) for name, make in contenders.items()
+  }
+  seconds = timing.measure(next_rounds, warm_up, rounds)
+  del next_rounds
+  gc.collect()  # TFF stops its worker process when its context is collected.
+  return summarize(work, seconds)
+
+
 def main(values: absl_flags.FlagValues) -> None:
   """Runs the benchmark that the flags describe."""
   _validate.positive_int(rounds=values.rounds)
   _validate.non_negative(warm_up=values.warm_up)
   for name in values.contenders:
-    _validate.one_of(_CONTENDER_FNS, contenders=name)
+    _validate.one_of(CONTENDERS, contenders=name)
   for name in values.workloads:
     _validate.one_of(WORKLOADS, workloads=name)
   threads = values.client_threads
@@ -318,19 +356,20 @@ def main(values: absl_flags.FlagValues) -> None:
     threads, values.client_devices, values.clients_per_device
   )
   functions = {
-    **_CONTENDER_FNS,
+    **CONTENDERS,
     'cluster': functools.partial(_cluster, values.cluster_address),
   }
-  results = {}
-  for name in values.workloads:
-    work = WORKLOADS[name]
-    contenders = {
-      c: functions[c](work, context, threads) for c in values.contenders
-    }
-    seconds = timing.measure(contenders, values.warm_up, values.rounds)
-    results[name] = summarize(work, seconds)
-    del contenders
-    gc.collect()  # TFF stops its worker process when its context is collected.
+  results = {
+    name: measure(
+      WORKLOADS[name],
+      {c: functions[c] for c in values.contenders},
+      context,
+      warm_up=values.warm_up,
+      rounds=values.rounds,
+      threads=threads,
+    )
+    for name in values.workloads
+  }
   timing.print_table(results)
   if values.json:
     timing.write_json(values.json, results, rounds=values.rounds)

@@ -2,8 +2,9 @@
 
 - commands: the time of `train --help`, of a refused flag, of the imports of a
   training, and of the training of a preset that needs no download.
-- charge: one charge of a run, with its ε, beside one fsync of the same disk,
-  which every charge waits for. Figures are means over a whole run.
+- charge: what a training spends on one charge, with its ε and the wait for the
+  disk after a round of 10 ms, beside one fsync of the same disk. Figures are
+  means over a whole run, and medians.
 - draw: one cohort of a fixed expected size, from populations of several sizes.
   Figures are medians.
 

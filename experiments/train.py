@@ -90,7 +90,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     settings,
     progress=_show_calibration,
     counts=_earlier_counts(folder, settings),
-    noise_multiplier=_earlier_noise(folder),
+    noise_multiplier=folder.noise_multiplier(),
   )
   parts = feed_sources.for_runtime(parts)
   settings, task, feed = parts.settings, parts.task, parts.feed
@@ -263,20 +263,6 @@ def _earlier_counts(
       'once; restore the file or choose another output_dir'
     )
   return counts
-
-
-def _earlier_noise(folder: run_folder_lib.RunFolder) -> float | None:
-  """Returns the noise multiplier that an earlier start has calibrated, if any.
-
-  Another version may calibrate another one. The run goes on with its own, for
-  which its ledger computes epsilon. That ledger refuses a run that differs in
-  anything else, and every round above the budget.
-  """
-  try:
-    noise = ledger_lib.read(folder.ledger).header.get('noise_multiplier')
-  except FileNotFoundError:
-    return None
-  return noise if isinstance(noise, float) else None
 
 
 def set_runtime(run: settings_lib.RunSettings) -> None:

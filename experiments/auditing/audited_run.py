@@ -52,8 +52,8 @@ class FinishedRun:
 
   Attributes:
     folder: Folder of the run.
-    settings: Settings of the run, with the noise multiplier instead of a target
-      ε, and the number of rounds that were trained.
+    settings: Settings of the run, with the noise multiplier of its ledger
+      instead of a target ε, and the number of rounds that were trained.
     summary: Result of the run.
     config: Configuration that the run was started with.
   """
@@ -126,7 +126,7 @@ class FinishedRun:
 
   @classmethod
   def load(cls, path: str) -> FinishedRun:
-    """Reads config.json and summary.json.
+    """Reads config.json, summary.json and the noise of the ledger.
 
     Raises:
       InputError: A file is missing, damaged or of another version.
@@ -144,9 +144,13 @@ class FinishedRun:
       output_dir=path, epsilon_budget=None, rounds=max(1, summary.rounds)
     )
     if given.given.get('clipping') != 'none':
-      given = given.changed(
-        noise_multiplier=summary.noise_multiplier, target_epsilon=None
-      )
+      noise = folder.noise_multiplier()
+      if noise is None:
+        raise _validate.InputError(
+          f'{path} has lost the noise multiplier of its ledger; restore '
+          f'{folder.ledger.name}'
+        )
+      given = given.changed(noise_multiplier=noise, target_epsilon=None)
     settings = given.resolve()
     if summary.rounds < 1:
       raise _validate.InputError(

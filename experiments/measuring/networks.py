@@ -5,8 +5,13 @@ from __future__ import annotations
 import tensorflow as tf
 
 
-def cnn() -> tf.keras.Model:
-  """Returns the CNN of 225,352 parameters, for images of 28 x 28 x 3."""
+def cnn(hidden: int = 128) -> tf.keras.Model:
+  """Returns a CNN for images of 28 x 28 x 3.
+
+  Args:
+    hidden: Units of the hidden layer. The CNN has 225,352 parameters with 128
+      of them, and 1,609 for each further one.
+  """
   return tf.keras.Sequential(
     [
       tf.keras.layers.Input((28, 28, 3)),
@@ -15,7 +20,7 @@ def cnn() -> tf.keras.Model:
       tf.keras.layers.Conv2D(64, 3, activation='relu'),
       tf.keras.layers.MaxPooling2D(),
       tf.keras.layers.Flatten(),
-      tf.keras.layers.Dense(128, activation='relu'),
+      tf.keras.layers.Dense(hidden, activation='relu'),
       tf.keras.layers.Dense(8),
     ]
   )

@@ -66,7 +66,7 @@ def _cnn_million() -> tf.keras.Model:
   )
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], tf.keras.Model]] = {
   'cnn_small': _cnn_small,
   'cnn_dense': networks.cnn,
   'cnn_million': _cnn_million,

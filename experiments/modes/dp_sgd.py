@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar
 
 from experiments.config import fields
 from experiments.modes import base
@@ -39,40 +39,16 @@ class DpSgd(unit_training.UnitTraining):
   target_unclipped_quantile: float = fields.redefine(
     dp_fed_avg.DpFedAvg, 'target_unclipped_quantile', 0.5
   )
-  microbatch_size: Optional[int] = fields.setting(
-    None,
-    'records or patients whose gradients are in memory at once [by the size of '
-    'the model, at most 256]',
-    may_change=True,
-    low=1,
-    high=65_536,
-  )
   publish_broken_units: bool = client_training.publish_broken_units()
-
-  def check(self) -> None:
-    """Raises `InputError` unless the settings fit together."""
-    super().check()
-    per_patient = self.privacy_unit == 'patient'
-    fields.check_product(
-      unit_training.MAX_IMAGES_AT_ONCE,
-      'images in memory at once',
-      {
-        'microbatch_size': self.microbatch_size,
-        'max_images_per_patient': per_patient and self.max_images_per_patient,
-        'augmentations': self.augmentations,
-      },
-    )
 
   def feed(self, task: tfm.learning.tasks.Task) -> base.Feed:
     """Returns the feed of the drawn units of every client."""
     units = self.units_of(task)
-    views = units.rows.shape[1] * max(1, self.augmentations)
     return tfm.program.feeds.UnitFeed(
       task.data.train,
       units,
       num_clients=task.num_clients,
-      microbatch_size=self.microbatch_size
-      or tfm.learning.unit_gradients.microbatch_size(task.tff_model, views),
+      microbatch_size=self.units_at_once(task, units.rows.shape[1]),
     )
 
   def mechanism(self, num_units: int) -> mechanisms.GaussianMechanism:

@@ -125,6 +125,7 @@ class LocalDpSgd(unit_training.UnitTraining):
     """Returns local DP-SGD, whose models the server averages."""
     import tensorflow_federated as tff  # Late: see `modes.base`.
 
+    per_patient = self.privacy_unit == 'patient'
     return tfm.learning.build_local_dp_sgd(
       task.tff_model,
       mechanism,
@@ -133,4 +134,7 @@ class LocalDpSgd(unit_training.UnitTraining):
       ),
       server_optimizer=server_optimizer,
       augmentation=self.augmentation(),
+      microbatch_size=self.units_at_once(
+        task, self.max_images_per_patient if per_patient else 1
+      ),
     )

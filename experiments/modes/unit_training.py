@@ -55,6 +55,14 @@ class UnitTraining(base.Mode, abc.ABC):
     low=1,
     high=10_000,
   )
+  microbatch_size: Optional[int] = fields.setting(
+    None,
+    'records or patients whose gradients are in memory at once [by the size of '
+    'the model, at most 256]',
+    may_change=True,
+    low=1,
+    high=65_536,
+  )
 
   @property
   def augments(self) -> str:
@@ -69,6 +77,28 @@ class UnitTraining(base.Mode, abc.ABC):
         f'augment={self.augment} would be ignored with augmentations=0; give the '
         'number of views of each image as --augmentations'
       )
+    per_patient = self.privacy_unit == 'patient'
+    fields.check_product(
+      MAX_IMAGES_AT_ONCE,
+      'images in memory at once',
+      {
+        'microbatch_size': self.microbatch_size,
+        'max_images_per_patient': per_patient and self.max_images_per_patient,
+        'augmentations': self.augmentations,
+      },
+    )
+
+  def units_at_once(self, task: tfm.learning.tasks.Task, images: int) -> int:
+    """Returns the number of units whose gradients are in memory at once.
+
+    Args:
+      task: Task, whose model decides the default.
+      images: Largest number of images of a unit.
+    """
+    views = images * max(1, self.augmentations)
+    return self.microbatch_size or tfm.learning.unit_gradients.microbatch_size(
+      task.tff_model, views
+    )
 
   def for_data(
     self: base.ModeT, num_clients: int, num_units: int

@@ -23,6 +23,7 @@ from tests.experiments import finished
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import calibration
 from tff_medical.program import training
 
 _CLIENT = {'num_clients': 12, 'clients_per_round': 6.0}
@@ -190,6 +191,29 @@ class AuditTest(parameterized.TestCase):
       _validate.InputError, 'another initial model .0 there'
     ):
       run.build_task()
+
+  def test_noise_is_that_of_the_ledger(self):
+    """Nothing is calibrated anew, and the summary is not what ε is due to."""
+    self._train('calibrated', **_CLIENT, clipping='fixed', target_epsilon=9.0)
+    folder = self._copy('calibrated')
+    summary = json.loads((folder / 'summary.json').read_text())
+    noise = summary['noise_multiplier']
+    summary['noise_multiplier'] = 2 * noise
+    (folder / 'summary.json').write_text(json.dumps(summary))
+    with mock.patch.object(calibration, 'calibrate') as calibrate:
+      _, _, found = self._main(folder)
+    calibrate.assert_not_called()
+    self.assertEqual(found['card']['mechanism']['noise_multiplier'], noise)
+    self.assertAlmostEqual(found['upper_bound'], summary['epsilon'])
+
+  def test_refuses_a_private_run_without_its_ledger(self):
+    folder = self._copy('private')
+    (folder / 'privacy_ledger.jsonl').unlink()
+    with self.assertRaisesRegex(
+      _validate.InputError, 'lost the noise multiplier.*restore privacy_ledger'
+    ):
+      self._main(folder)
+    self.assertFalse((folder / 'audit').exists())
 
   def test_without_privacy_there_is_membership_inference_alone(self):
     folder = self._copy('plain')

@@ -33,10 +33,11 @@ class StartBenchmarkTest(parameterized.TestCase):
     self.assertCountEqual(
       report['results']['charge'],
       [
-        'poisson_millis',
-        'poisson_computing_millis',
-        'all_millis',
-        'all_computing_millis',
+        *(
+          f'{sampler}_{part}millis'
+          for sampler in ('poisson', 'all')
+          for part in ('', 'median_', 'charge_', 'flush_')
+        ),
         'fsync_millis',
       ],
     )

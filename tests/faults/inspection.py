@@ -101,17 +101,25 @@ def _charges(
   ledger = ledger_lib.read(run.ledger)
   ran, saved = truth.lines('ran'), truth.lines('saved')
   charges = ledger.entries[-1].charges if ledger.entries else 0
-  if charges < len(ran):
-    yield f'{charges} charges for {len(ran)} rounds that drew noise'
+  # A machine that loses its power in a round may lose the round's charge with
+  # it. The round is then run again, under the same charge: nothing was saved.
+  attempts = len({one['attempt'] for one in ran})
+  if charges < attempts:
+    yield f'{charges} charges for {attempts} attempts that drew noise'
   paid = {entry.attempt: entry.round_num for entry in ledger.entries}
   for one in ran:
     if paid.get(one['attempt']) != one['round']:
       yield f'{one} was not paid for by an entry of its own'
-  for what, lines in (('ran', ran), ('saved', saved)):
-    for name in ('attempt', 'nonce', 'cohort'):
-      values = [one[name] for one in lines if name in one]
-      if len(set(values)) != len(values):
-        yield f'{what}: two rounds have the same {name}'
+  cohorts = {one['nonce']: one['cohort'] for one in ran}
+  if len(cohorts) < len(ran):
+    yield 'two rounds drew the same noise'
+  for name, values in (
+    ('attempt', [one['attempt'] for one in saved]),
+    ('nonce', [one['nonce'] for one in saved]),
+    ('cohort', [cohorts[one['nonce']] for one in saved]),
+  ):
+    if len(set(values)) < len(values):
+      yield f'two saved rounds have the same {name}'
   if any(entry.restored_from for entry in ledger.entries):
     yield 'charges were put back, though no charge was lost'
   exact = accounting.epsilon(

@@ -337,9 +337,9 @@ def _stand_ins(process: _Process) -> list[Any]:
 
 def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
   """Returns the patches that count, tell and aim."""
-  charge, append = (
+  charge, write = (
     ledger_lib.PrivacyLedger.charge,
-    ledger_file.LedgerFile.append,
+    ledger_file.LedgerFile.write,
   )
   save = checkpoints_lib.Checkpoints.save
   nonces = {one['round']: one['nonce'] for one in truth.lines('saved')}
@@ -397,9 +397,9 @@ def _watched(truth: Truth, aim: Aim, process: _Process) -> list[Any]:
     mock.patch.object(ledger_lib.PrivacyLedger, 'charge', charge_and_remember),
     mock.patch.object(
       ledger_file.LedgerFile,
-      'append',
+      'write',
       lambda self, record: aim.around(
-        'write ledger', lambda: append(self, record), self._path
+        'write ledger', lambda: write(self, record), self._path
       ),
     ),
     mock.patch.object(checkpoints_lib.Checkpoints, 'save', save_and_tell),

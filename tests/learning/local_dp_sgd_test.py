@@ -1,6 +1,10 @@
 """Tests of local DP-SGD against steps computed one example at a time."""
 
 import collections
+import pathlib
+import re
+import subprocess
+import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -8,7 +12,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from experiments.measuring import record_rounds
 from tests.learning import unit_models
+from tff_medical import _validate
 from tff_medical import learning
 from tff_medical import runtime
 from tff_medical.learning import local_dp_sgd
@@ -29,11 +35,12 @@ def _mechanism(clip_norm, noise_multiplier=0.0):
   )
 
 
-def _process(mechanism, model=None, learning_rate=0.5):
+def _process(mechanism, model=None, learning_rate=0.5, **changed):
   return learning.build_local_dp_sgd(
     model or unit_models.model(),
     mechanism,
     client_optimizer=tff.learning.optimizers.build_sgdm(learning_rate),
+    **changed,
   )
 
 
@@ -97,6 +104,36 @@ class BuildLocalDpSgdTest(parameterized.TestCase):
       rtol=1e-4,
     )
 
+  @parameterized.parameters(1, 3, 100)
+  def test_microbatches_only_bound_memory(self, size):
+    """Steps of 7 units, one of which is broken, of 3 and of none."""
+    steps = _steps(0, (7, 0, 3))
+    steps[0]['x'][4] = np.nan
+    whole = _change(
+      _process(_mechanism(0.3), microbatch_size=7), [_dataset(steps, 3.0)]
+    )
+    process = _process(_mechanism(0.3), microbatch_size=size)
+    parts = _change(process, [_dataset(steps, 3.0)])
+    self.assertGreater(np.linalg.norm(whole), 0.01)
+    np.testing.assert_allclose(parts, whole, rtol=1e-6, atol=1e-6)
+
+  def test_noise_of_a_step_is_added_once(self):
+    """Not once in each microbatch."""
+    model = unit_models.line(3000)
+    step = collections.OrderedDict(
+      x=np.zeros((6, 1, 3000), np.float32),
+      y=np.zeros((6, 1), np.float32),
+      mask=np.ones((6, 1), np.float32),
+    )
+    process = _process(_mechanism(0.5, 0.8), model, microbatch_size=1)
+    change = _change(process, [_dataset([step] * _STEPS, 4.0)])
+    expected = 0.5 * 0.5 * 0.8 / 4.0 * np.sqrt(_STEPS)
+    self.assertAlmostEqual(np.std(change) / expected, 1.0, delta=0.05)
+
+  def test_refuses_a_microbatch_of_no_unit(self):
+    with self.assertRaisesRegex(_validate.InputError, 'microbatch_size'):
+      _process(_mechanism(0.3), microbatch_size=0)
+
   def test_noise_of_each_step_and_site_has_the_stated_deviation(self):
     model = unit_models.line(3000)
     empty = collections.OrderedDict(
@@ -139,6 +176,45 @@ class BuildLocalDpSgdTest(parameterized.TestCase):
     metrics = process.next(process.initialize(), data).metrics
     self.assertEqual(metrics['client_work'], ())
     self.assertEqual(metrics['distributor'], ())
+
+
+class MemoryTest(absltest.TestCase):
+  def test_gradients_of_a_microbatch_alone_are_in_memory(self):
+    """A step of 1,024 units of 64 kB of gradients and more of activations."""
+    script = (
+      'import sys\n'
+      'from tests.learning import local_dp_sgd_test\n'
+      'local_dp_sgd_test.print_peak(int(sys.argv[1]))\n'
+    )
+    peaks = []
+    for size in (1024, 16):
+      done = subprocess.run(
+        [sys.executable, '-c', script, str(size)],
+        cwd=pathlib.Path(__file__).parents[2],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+      )
+      peaks.append(float(done.stdout.split()[-1]))
+    whole, parts = peaks
+    self.assertGreater(whole - parts, 200, peaks)
+
+
+def print_peak(microbatch_size):
+  """Prints the peak of the memory of one step, in MiB."""
+  context = runtime.create_local_context(client_threads=1)
+  with tff.framework.get_context_stack().install(context):
+    model = record_rounds.functional_model('cnn_small')
+    x, y = record_rounds.images(model, 1024)
+    step = collections.OrderedDict(
+      x=x[:, np.newaxis],
+      y=y[:, np.newaxis],
+      mask=np.ones((len(x), 1), np.float32),
+    )
+    process = _process(_mechanism(0.3), model, microbatch_size=microbatch_size)
+    process.next(process.initialize(), [_dataset([step], 10.0)])
+  status = pathlib.Path('/proc/self/status').read_text()
+  print(int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2**10, flush=True)
 
 
 class RuntimesTest(absltest.TestCase):

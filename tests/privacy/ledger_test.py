@@ -1,5 +1,6 @@
 """Tests of the ledger: durable charges, refusals, tampering and crashes."""
 
+import errno
 import hashlib
 import json
 import math
@@ -9,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from unittest import mock
 
 from absl.testing import absltest
@@ -42,6 +44,10 @@ def _resealed(records):
     sealed = {**record, 'digest': digest}
     lines.append(json.dumps(sealed, sort_keys=True, ensure_ascii=False))
   return ''.join(f'{line}\n' for line in lines)
+
+
+def _restored(book):
+  return book.restore(round_num=9, attempt=9, charges=9, evidence='test')
 
 
 class PrivacyLedgerTest(parameterized.TestCase):
@@ -116,15 +122,15 @@ class PrivacyLedgerTest(parameterized.TestCase):
       with self.assertRaises(ledger.BudgetExceededError):
         book.charge(1)
 
-  def test_charge_is_on_disk_before_it_returns(self):
-    """A process that is killed right after a charge has paid for it."""
+  def test_a_charge_outlives_a_process_that_is_killed_right_after_it(self):
     script = (
       'import os, signal, sys\n'
       'from tests.privacy import ledger_test\n'
       'from tff_medical.privacy import ledger\n'
       'book = ledger.PrivacyLedger(sys.argv[1], ledger_test._mechanism(),'
       ' delta=1e-3)\n'
-      'book.charge(1); book.charge(2)\n'
+      'os.fsync = lambda _: None\n'
+      'book.charge(1, wait=False); book.charge(2, wait=False)\n'
       'os.kill(os.getpid(), signal.SIGKILL)\n'
     )
     done = subprocess.run(
@@ -136,7 +142,8 @@ class PrivacyLedgerTest(parameterized.TestCase):
     with self._open() as book:
       self.assertEqual(book.charges, 2)
 
-  def test_line_is_written_then_synced_and_then_the_charge_returns(self):
+  @parameterized.parameters(True, False)
+  def test_line_is_written_then_synced_and_then_somebody_waits(self, wait):
     events = []
     sync = os.fsync
 
@@ -144,36 +151,151 @@ class PrivacyLedgerTest(parameterized.TestCase):
       content = os.pread(descriptor, 2**20, 0)
       lines = [json.loads(line) for line in content.splitlines()]
       self.assertEqual(content[-1:], b'\n')
-      events.append(('sync', os.fstat(descriptor).st_ino, lines[-1]['charges']))
       sync(descriptor)
+      events.append(('sync', os.fstat(descriptor).st_ino, lines[-1]['charges']))
 
     with self._open() as book:
       inode = os.stat(self.path).st_ino
       with mock.patch.object(os, 'fsync', record_sync):
         for number in (1, 2, 3):
-          book.charge(number)
+          book.charge(number, wait=wait)
+          if not wait:
+            book.flush()
           events.append(('returned', number))
+        _restored(book)  # What has been released is on disk at once.
+        events.append(('returned', 9))
     self.assertEqual(
       events,
       [
         event
-        for number in (1, 2, 3)
+        for number in (1, 2, 3, 9)
         for event in (('sync', inode, number), ('returned', number))
       ],
     )
 
-  def test_a_charge_that_is_not_synced_is_none(self):
-    """What the disk does not confirm is taken back, and the round refused."""
+  @parameterized.parameters(
+    ('flush', lambda book: book.flush()),
+    ('the digest', lambda book: book.digest),
+    ('the next charge', lambda book: book.charge(2)),
+    ('restored charges', lambda book: _restored(book)),
+    ('close', lambda book: book.close()),
+  )
+  def test_a_charge_returns_while_the_disk_works_and_others_wait(
+    self, what, call
+  ):
+    """The disk is done only when the test lets it go."""
+    let_go, done, returned = (threading.Event() for _ in range(3))
+    self.addCleanup(let_go.set)
+    sync = os.fsync
+
+    def blocked(descriptor):
+      let_go.wait(timeout=5)  # Not for ever, should the charge wait.
+      sync(descriptor)
+      done.set()
+
+    book = self._open()
+    with mock.patch.object(os, 'fsync', blocked):
+      book.charge(1, wait=False)
+      self.assertFalse(done.is_set())
+      self.assertLen(self._records(), 2)  # Another process sees the charge.
+
+      def wait():
+        self.was_done = False
+        call(book)
+        self.was_done = done.is_set()
+        returned.set()
+
+      waiting = threading.Thread(target=wait)
+      waiting.start()
+      was_early = returned.wait(0.2)
+      let_go.set()
+      waiting.join()
+    book.close()
+    self.assertFalse(was_early, what)
+    self.assertTrue(self.was_done)
+
+  def test_nobody_else_has_the_file_before_the_charge_is_on_disk(self):
+    """A ledger that is closed gives up its lock last."""
+    refusals = []
+    sync = os.fsync
+
+    def sync_and_open(descriptor):
+      with self.assertRaisesRegex(_validate.InputError, 'in use') as caught:
+        self._open()
+      refusals.append(caught.exception)
+      sync(descriptor)
+
+    book = self._open()
+    with mock.patch.object(os, 'fsync', sync_and_open):
+      book.charge(1, wait=False)
+      book.close()
+    self.assertLen(refusals, 1)
     with self._open() as book:
-      book.charge(1)
-      before = self.path.read_bytes()
-      with mock.patch.object(os, 'fsync', side_effect=OSError(5, 'I/O error')):
-        with self.assertRaisesRegex(OSError, 'I/O error'):
+      self.assertEqual(book.charges, 1)
+
+  @parameterized.product(number=(errno.EIO, errno.ENOSPC), wait=(True, False))
+  def test_a_charge_that_is_not_synced_is_none(self, number, wait):
+    """What the disk does not confirm is taken back, for nobody to release."""
+    book = self._open()
+    book.charge(1)
+    before = self.path.read_bytes()
+    fault = OSError(number, os.strerror(number))
+    with mock.patch.object(os, 'fsync', side_effect=fault):
+      if wait:
+        with self.assertRaises(OSError):
           book.charge(2)
-      self.assertEqual(self.path.read_bytes(), before)
+      else:
+        book.charge(2, wait=False)
+        with self.assertRaises(OSError):
+          book.flush()
+    self.assertEqual(self.path.read_bytes(), before)
+    # The disk works again, but it may have dropped what it could not write.
+    for call in (
+      book.flush,
+      lambda: book.digest,
+      lambda: book.charge(3),
+      lambda: _restored(book),
+      book.close,
+    ):
+      with self.assertRaises(OSError) as caught:
+        call()
+      self.assertEqual(caught.exception.errno, number)
+    self.assertEqual(self.path.read_bytes(), before)
+    with self._open() as book:
       self.assertEqual((book.charges, book.rounds_charged), (1, 1))
       book.charge(2)
       self.assertEqual((book.charges, book.rounds_charged), (2, 2))
+
+  def test_a_charge_that_is_not_written_is_none(self):
+    """A full disk is noticed by the charge itself, before the round runs."""
+    script = (
+      'import resource, sys\n'
+      'from tests.privacy import ledger_test\n'
+      'from tff_medical.privacy import ledger\n'
+      'book = ledger.PrivacyLedger(sys.argv[1], ledger_test._mechanism(),'
+      ' delta=1e-3)\n'
+      'book.charge(1)\n'
+      'size = int(sys.argv[2]) + 100\n'
+      'resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n'
+      'try:\n'
+      '  book.charge(2, wait=False)\n'
+      'except OSError:\n'
+      '  print(book.charges)\n'
+    )
+    with self._open() as book:
+      book.charge(1)
+    size = self.path.stat().st_size
+    self.path.unlink()
+    done = subprocess.run(
+      [sys.executable, '-c', script, str(self.path), str(size)],
+      check=True,
+      cwd=pathlib.Path(__file__).parents[2],
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.assertEqual(done.stdout, '1\n')
+    with self._open() as book:
+      self.assertEqual(book.charges, 1)
 
   def test_a_new_ledger_s_name_is_on_disk_before_the_first_charge(self):
     """Else a loss of power could take the file away with all its charges."""
@@ -249,9 +371,7 @@ class PrivacyLedgerTest(parameterized.TestCase):
       there = self.path.read_bytes() if self.path.exists() else None
       for pay in (
         lambda: book.charge(3),
-        lambda: book.restore(
-          round_num=9, attempt=9, charges=9, evidence='test'
-        ),
+        lambda: _restored(book),
       ):
         with self.assertRaisesRegex(_validate.InputError, message) as caught:
           pay()

@@ -2,13 +2,17 @@
 
 import collections
 import dataclasses
+import errno
 import functools
 import json
 import math
 import os
 import pathlib
+import queue
 import shutil
 import signal
+import time
+import types
 from unittest import mock
 
 from absl.testing import absltest
@@ -576,6 +580,74 @@ class TrainTest(parameterized.TestCase):
       with self.assertRaisesRegex(OSError, 'full'):
         self._train(ledger, rounds=2)
     self.assertEmpty(self.cohorts)
+
+  def _with_ledger_sync(self, sync_ledger):
+    """Returns a patch: the disk takes what is charged by `sync_ledger`."""
+    sync = os.fsync
+
+    def fsync(descriptor):
+      name = os.readlink(f'/proc/self/fd/{descriptor}')
+      if name.endswith('ledger.jsonl'):
+        sync_ledger()
+      sync(descriptor)
+
+    return mock.patch.object(os, 'fsync', fsync)
+
+  def test_round_runs_while_its_charge_is_synced_and_is_saved_after_that(self):
+    """The disk is done with a charge only when the round has been computed."""
+    computed, synced, seen, saves = queue.Queue(), [], [], []
+    process, save = self.process, self.checkpoints.save
+
+    def next_round(state, datasets):
+      output = process.next(state, datasets)
+      computed.put(None)
+      return output
+
+    def sync_after_the_round():
+      computed.get(timeout=60)  # Else the round would wait for the disk.
+      for _ in range(20):  # Time enough to save and publish.
+        seen.append(
+          (self.checkpoints.rounds()[-1], len(self.recorder.released))
+        )
+        time.sleep(0.01)
+      synced.append(None)
+
+    def save_and_remember(state, record):
+      saves.append((record.round_num, len(synced)))
+      return save(state, record)
+
+    self.process = types.SimpleNamespace(
+      initialize=process.initialize,
+      next=next_round,
+      get_model_weights=process.get_model_weights,
+    )
+    self.checkpoints.save = save_and_remember
+    with self._ledger() as ledger:
+      with self._with_ledger_sync(sync_after_the_round):
+        self._train(ledger, 3)
+    self.assertEqual(saves, [(0, 0), (1, 1), (2, 2), (3, 3)])
+    self.assertEqual(seen, [(n, n) for n in range(3) for _ in range(20)])
+
+  @parameterized.parameters(errno.EIO, errno.ENOSPC)
+  def test_round_whose_charge_is_not_synced_is_neither_saved_nor_published(
+    self, number
+  ):
+    def fail_in_round_3():
+      if len(self.checkpoints.rounds()) == 2 and self._charged()[-1] == 3:
+        raise OSError(number, os.strerror(number))
+
+    with self.assertRaisesRegex(OSError, os.strerror(number)):
+      with self._ledger() as ledger:
+        with self._with_ledger_sync(fail_in_round_3):
+          self._train(ledger, rounds=4)
+    self.assertLen(self.cohorts, 3)  # It ran, and was thrown away.
+    self.assertEqual(self.checkpoints.rounds(), [1, 2])
+    self.assertEqual([key for key, _ in self.recorder.released], [1, 2])
+    self.assertEqual(self._charged(), [1, 2])
+    with self._ledger() as ledger:
+      self._train(ledger, rounds=4)
+    self.assertEqual(self._charged(), [1, 2, 3, 4])
+    self.assertEqual(self._spent(), (4, 4, self._epsilon(4)))
 
   def test_failed_save_stops_and_publishes_nothing(self):
     save = self.checkpoints.save

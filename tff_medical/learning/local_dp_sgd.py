@@ -4,6 +4,9 @@
 it leaves its site, so the server need not be trusted. The price is utility.
 Each site adds as much noise as the whole federation does in `dp_sgd`, to a
 batch that is smaller by the number of sites.
+
+The gradients of a step's units are taken in microbatches, which bound memory
+and change no result.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_medical import _validate
 from tff_medical.learning import augmentation as augmentation_lib
 from tff_medical.learning import exact_gradients
 from tff_medical.learning import optimizers
@@ -73,6 +77,7 @@ def build_local_dp_sgd(
   client_optimizer: tff.learning.optimizers.Optimizer,
   server_optimizer: tff.learning.optimizers.Optimizer | None = None,
   augmentation: augmentation_lib.Augmentation | None = None,
+  microbatch_size: int | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Returns a learning process that runs in any TFF context.
 
@@ -93,11 +98,17 @@ def build_local_dp_sgd(
     server_optimizer: Optimizer that takes the averaged update as a gradient.
       The default is SGD with learning rate 1, which adds the update.
     augmentation: Views over which each unit's gradient is averaged, if given.
+    microbatch_size: Largest number of units whose gradients a site holds at
+      once, 1 or more. The default is `unit_gradients.microbatch_size`, for
+      units of one image.
 
   Raises:
-    InputError: The model is not functional, has several inputs or outputs, or
-      no way gives its exact gradients (see `exact_gradients`).
+    InputError: The model is not functional, has several inputs or outputs, no
+      way gives its exact gradients (see `exact_gradients`), or
+      `microbatch_size` is below 1.
   """
+  if microbatch_size is not None:
+    _validate.positive_int(microbatch_size=microbatch_size)
   unit_inputs.check_functional(model)
   way = exact_gradients.find_way(model)
 
@@ -107,7 +118,14 @@ def build_local_dp_sgd(
     initial_weights,
     tff.learning.templates.build_broadcast_process(weights_type),
     _client_work(
-      _LocalTraining(model, way, mechanism, client_optimizer, augmentation),
+      _LocalTraining(
+        model,
+        way,
+        mechanism,
+        client_optimizer,
+        augmentation,
+        microbatch_size or unit_gradients.microbatch_size(model),
+      ),
       weights_type,
       tff.SequenceType(tff.types.tensorflow_to_type(step_spec(model))),
     ),
@@ -132,12 +150,14 @@ class _LocalTraining:
     mechanism: local_dp_sgd_mechanism.LocalDpSgdMechanism,
     optimizer: tff.learning.optimizers.Optimizer,
     augmentation: augmentation_lib.Augmentation | None,
+    microbatch_size: int,
   ):
     self._model = model
     self._way = way
     self._mechanism = mechanism
     self._optimizer = optimizer
     self._augmentation = augmentation
+    self._microbatch_size = microbatch_size
     self._noise = noise.SecretNoise()
 
   def noised_mean(
@@ -147,22 +167,56 @@ class _LocalTraining:
     expected: tf.Tensor,
   ) -> unit_clipping.Gradients:
     """Returns the noised sum of clipped gradients, divided by `expected`."""
+    clipping = self._mechanism.clipping
+    total = self._clipped_sum(weights, batch)
+    if clipping is not None and self._mechanism.is_private:
+      stddev = clipping.clip_norm * self._mechanism.noise_multiplier
+      total = tuple(t + self._noise.normal(tf.shape(t), stddev) for t in total)
+    return tuple(tf.math.divide_no_nan(t, expected) for t in total)
+
+  def _clipped_sum(
+    self,
+    weights: tff.learning.models.ModelWeights,
+    batch: unit_gradients.Batch,
+  ) -> unit_clipping.Gradients:
+    """Returns the sum of clipped gradients over the microbatches of a step."""
+    units = tf.shape(batch['mask'])[0]
+
+    def add(start: tf.Tensor, total: unit_clipping.Gradients) -> Any:
+      end = start + self._microbatch_size
+      part = collections.OrderedDict(
+        (name, batch[name][start:end]) for name in ('x', 'y', 'mask')
+      )
+      added = self._clipped_sum_at_once(weights, part)
+      return end, tuple(map(tf.add, total, added))
+
+    zeros = tuple(tf.zeros_like(w) for w in weights.trainable)
+    _, total = tf.while_loop(
+      lambda start, _: start < units,
+      add,
+      (tf.constant(0), zeros),
+      parallel_iterations=1,  # More of them would be in memory at once.
+    )
+    return tuple(total)
+
+  def _clipped_sum_at_once(
+    self,
+    weights: tff.learning.models.ModelWeights,
+    batch: unit_gradients.Batch,
+  ) -> unit_clipping.Gradients:
     gradients = unit_gradients.unit_gradients(
       self._model, self._way, weights, batch, self._augmentation
     )
     norms = unit_clipping.global_norms(gradients)
-    finite = tf.math.is_finite(norms)
     factors = unit_gradients.is_unit(batch)
     clipping = self._mechanism.clipping
     if clipping is not None:
       factors *= unit_clipping.clip_factors(
         norms, tf.constant(clipping.clip_norm)
       )
-    total = unit_clipping.weighted_sum(gradients, finite, factors)
-    if clipping is not None and self._mechanism.is_private:
-      stddev = clipping.clip_norm * self._mechanism.noise_multiplier
-      total = tuple(t + self._noise.normal(tf.shape(t), stddev) for t in total)
-    return tuple(tf.math.divide_no_nan(t, expected) for t in total)
+    return unit_clipping.weighted_sum(
+      gradients, tf.math.is_finite(norms), factors
+    )
 
   def train(
     self, initial: tff.learning.models.ModelWeights, data: tf.data.Dataset

@@ -414,46 +414,68 @@ def _pld_epsilon(
     return 0.0
   if any(isinstance(e, dp_accounting.NonPrivateDpEvent) for e in parts):
     return math.inf
-  bound = _gaussian_epsilon(_total_noise(parts), delta)
+  noise = _total_noise(parts)
   if all(isinstance(e, dp_accounting.GaussianDpEvent) for e in parts):
-    return bound
-  # A grid may overstate epsilon more than a bound without amplification does.
+    return _gaussian_epsilon(noise, delta)
   counted = tuple(
     (event, n if tight else _counted(n)) for event, n in parts.items()
   )
-  return min(bound, _grid_epsilon(counted, delta, tight))
+  on_grid = _grid_epsilon(counted, delta, tight)
+  # A grid may overstate epsilon more than a bound without amplification does.
+  if on_grid < math.inf and _excess_of_delta(on_grid, noise, delta)[0] > 0:
+    return on_grid  # The bound is larger.
+  return min(_gaussian_epsilon(noise, delta), on_grid)
+
+
+def _excess_of_delta(
+  epsilon: float, noise: float, delta: float
+) -> tuple[float, float]:
+  """Returns log of a Gaussian's δ at `epsilon` over `delta`, and its slope.
+
+  The first falls with `epsilon` and is 0 at the epsilon of the Gaussian (Balle
+  and Wang 2018, theorem 8). It is -inf where δ is too small for doubles.
+
+  Args:
+    epsilon: Epsilon, 0 or more.
+    noise: Noise multiplier.
+    delta: Delta, in (0, 1).
+  """
+  first = special.log_ndtr(0.5 / noise - epsilon * noise)
+  second = epsilon + special.log_ndtr(-0.5 / noise - epsilon * noise)
+  if second >= first:
+    return -math.inf, -1.0
+  log_delta = first + math.log(-math.expm1(second - first))
+  return float(log_delta) - math.log(delta), -math.exp(second - log_delta)
 
 
 def _gaussian_epsilon(noise: float, delta: float) -> float:
   """Returns the epsilon of one Gaussian, rounded up (Balle and Wang 2018).
 
-  dp-accounting solves the same equation, in thirty times the time.
+  dp-accounting solves the same equation, in a hundred times the time.
 
   >>> exact = dp_accounting.get_epsilon_gaussian(2.0, 1e-5)
   >>> 0 <= _gaussian_epsilon(2.0, 1e-5) - exact < 1e-8
   True
   """
-  log_delta = math.log(delta)
-
-  def excess(epsilon: float) -> float:
-    """Returns by how much log δ is above its target."""
-    first = special.log_ndtr(0.5 / noise - epsilon * noise)
-    second = epsilon + special.log_ndtr(-0.5 / noise - epsilon * noise)
-    if second >= first:  # By rounding: δ is too small for doubles.
-      return -math.inf
-    return float(first + math.log(-math.expm1(second - first)) - log_delta)
-
-  if excess(0.0) <= 0:
+  if _excess_of_delta(0.0, noise, delta)[0] <= 0:
     return 0.0
   # The loss is above this with a probability below `delta`.
-  high = 0.5 / noise**2 + math.sqrt(-2 * log_delta) / noise
-  low = 0.0
+  high = 0.5 / noise**2 + math.sqrt(-2 * math.log(delta)) / noise
+  low, epsilon = 0.0, high
   while high - low > 1e-12 * high:
-    middle = (low + high) / 2
-    if excess(middle) > 0:
-      low = middle
+    excess, slope = _excess_of_delta(epsilon, noise, delta)
+    if excess > 0:
+      low = epsilon
     else:
-      high = middle
+      high = epsilon
+    step = -excess / slope
+    if abs(step) <= 1e-12 * high:
+      high = max(epsilon, epsilon + step)
+      break
+    # Newton's step, or a half where it leads out of what is still possible.
+    epsilon += step
+    if not low < epsilon < high:
+      epsilon = (low + high) / 2
   return high * (1 + 1e-10) + 1e-14  # Errors of rounding are below that.
 
 

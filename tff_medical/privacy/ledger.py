@@ -1,10 +1,12 @@
 """The privacy ledger: an append-only file of every round that was paid for.
 
-A round is charged, and the charge is on disk (fsync), before the round runs. So
-no release is missing from the file, whatever crashes. Some mechanisms charge
-several rounds at once, with the first of them. A repeated round is charged
-again, and rounds that the file lacks are charged with the next one. A round
-that would exceed the budget is refused.
+A round is charged before it runs, and the charge is on disk (fsync) before
+anything of the round is released. So no release is missing from the file,
+whatever crashes. `charge` waits for the disk, or lets it work while the round
+runs; `flush` then waits for it. Some mechanisms charge several rounds at once,
+with the first of them. A repeated round is charged again, and rounds that the
+file lacks are charged with the next one. A round that would exceed the budget
+is refused.
 
 The file has one JSON object per line. The first line is the header: mechanism,
 event of one charge, delta, budget and the run's id. A noised count of the
@@ -270,8 +272,22 @@ class PrivacyLedger:
     self.close()
 
   def close(self) -> None:
-    """Closes the file and gives up its lock."""
+    """Flushes and closes the file, and gives up its lock.
+
+    Raises:
+      OSError: As `flush` says; the file is closed nevertheless.
+    """
     self._file.close()
+
+  def flush(self) -> None:
+    """Returns when all charges are on disk.
+
+    Raises:
+      OSError: The last charge could not be put on disk. Nothing of its round
+        may be released, and this object charges no further round. The file has
+        what it had before that charge.
+    """
+    self._file.flush()
 
   @property
   def run_id(self) -> str:
@@ -313,7 +329,12 @@ class PrivacyLedger:
 
   @property
   def digest(self) -> str:
-    """SHA-256, in hexadecimal, that commits to the whole file."""
+    """SHA-256, in hexadecimal, that commits to the whole file, on disk.
+
+    Raises:
+      OSError: As `flush` says.
+    """
+    self.flush()
     return self._entries[-1].digest if self._entries else self._header_digest
 
   @property
@@ -385,7 +406,10 @@ class PrivacyLedger:
     return self._charges_for(last) - self._charges_for(first)
 
   def last_digests(self) -> tuple[str, ...]:
-    """Returns the digests for `is_one_history`, newest first."""
+    """Returns the digests for `is_one_history`, newest first.
+
+    The newest may be on disk only after `flush`.
+    """
     newest = [entry.digest for entry in self._entries[:-_HISTORY:-1]]
     return tuple(
       digest[:_SHORT_DIGEST] for digest in (*newest, self._header_digest)
@@ -402,7 +426,9 @@ class PrivacyLedger:
         return entry
     return None
 
-  def charge(self, round_num: int, *, state_digest: str = '') -> float:
+  def charge(
+    self, round_num: int, *, state_digest: str = '', wait: bool = True
+  ) -> float:
     """Charges a round; call it before anything of the round is released.
 
     Args:
@@ -410,6 +436,9 @@ class PrivacyLedger:
         charged again.
       state_digest: Digest of the state that the round starts from, to bind that
         state to this ledger.
+      wait: Whether to return only when the charge is on disk. Otherwise it
+        outlives this process alone, not a loss of power: call `flush` before
+        anything of the round is released.
 
     Returns:
       Epsilon including this round.
@@ -418,7 +447,8 @@ class PrivacyLedger:
       BudgetExceededError: The round must not run; nothing was charged.
       InputError: Another process replaced or changed the file; the round must
         not run.
-      OSError: The charge could not be written; the round must not run.
+      OSError: The charge, or the one before it, could not be written; the round
+        must not run.
     """
     _validate.positive_int(round_num=round_num)
     charges = self.charges + self._due(round_num)
@@ -436,16 +466,17 @@ class PrivacyLedger:
         f'round {round_num} would be charge {charges} of this run, and its data '
         f'ledger has reserved {self._max_charges}'
       )
-    self._append(
-      Entry(
-        round_num=round_num,
-        attempt=self.rounds_charged + 1,
-        charges=charges,
-        epsilon=epsilon,
-        state_digest=state_digest,
-        nonce=secrets.token_hex(16),
-      )
+    entry = Entry(
+      round_num=round_num,
+      attempt=self.rounds_charged + 1,
+      charges=charges,
+      epsilon=epsilon,
+      state_digest=state_digest,
+      nonce=secrets.token_hex(16),
     )
+    self._keep(entry, self._file.write(entry.record()))
+    if wait:
+      self.flush()
     return epsilon
 
   def restore(
@@ -487,16 +518,15 @@ class PrivacyLedger:
     attempt = max(attempt, round_num, self.rounds_charged)
     if (charges, attempt) == (self.charges, self.rounds_charged):
       return False
-    self._append(
-      Entry(
-        round_num=max(round_num, self._last_round, 1),
-        attempt=attempt,
-        charges=charges,
-        epsilon=self._epsilon_of(charges),
-        restored_from=evidence,
-        nonce=secrets.token_hex(16),
-      )
+    entry = Entry(
+      round_num=max(round_num, self._last_round, 1),
+      attempt=attempt,
+      charges=charges,
+      epsilon=self._epsilon_of(charges),
+      restored_from=evidence,
+      nonce=secrets.token_hex(16),
     )
+    self._keep(entry, self._file.append(entry.record()))
     return True
 
   def _due(self, round_num: int) -> int:
@@ -518,12 +548,8 @@ class PrivacyLedger:
       self._costs(charges), delta=self._delta, tight=tight
     )
 
-  def _append(self, entry: Entry) -> None:
-    digest = self._file.append(entry.record())
-    self._keep(dataclasses.replace(entry, digest=digest))
-
-  def _keep(self, entry: Entry) -> None:
-    self._entries.append(entry)
+  def _keep(self, entry: Entry, digest: str) -> None:
+    self._entries.append(dataclasses.replace(entry, digest=digest))
     self._last_round = max(self._last_round, entry.round_num)
 
   def _start_or_resume(
@@ -549,7 +575,7 @@ class PrivacyLedger:
     self._run_id = contents.run_id
     self._header_digest = contents.header_digest
     for entry in contents.entries:
-      self._keep(entry)
+      self._keep(entry, entry.digest)
 
 
 def _contents(path: pathlib.Path, chain: ledger_file.Chain) -> Contents:

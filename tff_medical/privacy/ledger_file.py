@@ -2,9 +2,13 @@
 
 A ledger has one JSON object per line. The first line is the header, each
 further line an entry. Each line carries the SHA-256 of all lines before it, so
-that a line that was changed or removed is found. An appended line is on disk
-when `LedgerFile.append` returns. The charges of a run (`privacy.ledger`) and
-those of a data set (`privacy.data_ledger`) are kept in such files.
+that a line that was changed or removed is found. The charges of a run
+(`privacy.ledger`) and those of a data set (`privacy.data_ledger`) are kept in
+such files.
+
+An appended line is on disk when `LedgerFile.append` returns. A line of
+`LedgerFile.write` survives the death of the process when `write` returns, and
+a loss of power when `flush` does. A thread syncs the file in between.
 
 >>> import tempfile
 >>> path = pathlib.Path(tempfile.mkdtemp(), 'ledger.jsonl')
@@ -19,6 +23,7 @@ those of a data set (`privacy.data_ledger`) are kept in such files.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent import futures
 import dataclasses
 import errno
 import fcntl
@@ -123,6 +128,10 @@ class LedgerFile:
     self._change_remedy = change_remedy
     self._size, self._last_line, self._changed_at = 0, b'', 0
     self._digest = ''
+    # What is on disk, and the sync of what is not yet.
+    self._synced_size = 0
+    self._sync: futures.Future[int] | None = None
+    self._syncing = futures.ThreadPoolExecutor(1, 'ledger')
     self._file = _open_regular(self._path, 0o600 if private else 0o666, remedy)
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,8 +151,17 @@ class LedgerFile:
     self.close()
 
   def close(self) -> None:
-    """Closes the file and gives up its lock."""
-    self._file.close()
+    """Puts all lines on disk, closes the file and gives up its lock.
+
+    Raises:
+      OSError: As `flush` says; the file is closed nevertheless.
+    """
+    try:
+      self.flush()
+    finally:
+      self._sync = None
+      self._syncing.shutdown()
+      self._file.close()
 
   def load(self) -> Chain:
     """Returns the lines of the file; call it before `append`.
@@ -156,7 +174,8 @@ class LedgerFile:
     """
     self._file.seek(0)
     chain = parse(self._path, self._file.read(), self._remedy)
-    self._size, self._last_line = chain.size, chain.last_line
+    self._size = self._synced_size = chain.size
+    self._last_line = chain.last_line
     self._digest = chain.lines[-1].digest if chain.lines else ''
     self._file.truncate(self._size)
     return chain
@@ -172,22 +191,61 @@ class LedgerFile:
       OSError: The line could not be written; the file is as it was.
     """
     is_first = not self._size
-    if not is_first:
+    digest = self.write(record)
+    self.flush()
+    if is_first:
+      _files.sync_folder(self._path.parent)
+    return digest
+
+  def write(self, record: Mapping[str, Any]) -> str:
+    """Appends a sealed line, which is on disk only after `flush`.
+
+    The kernel has the line when this returns, so that it outlives the process.
+    A line that was written before is flushed first.
+
+    Returns:
+      Digest of the line.
+
+    Raises:
+      InputError: Another process replaced or changed the file.
+      OSError: This line, or the one before it, could not be written; the file
+        is as it was.
+    """
+    self.flush()
+    if self._size:
       self._check_unchanged()
     line = _seal(record, self._digest)
     try:
       if self._file.write(line) != len(line):
         raise OSError(errno.ENOSPC, 'No space left on device', self._path)
-      os.fsync(self._file.fileno())
     except OSError:
       self._file.truncate(self._size)
       raise
-    if is_first:
-      _files.sync_folder(self._path.parent)
     self._size += len(line)
     self._last_line, self._digest = line, _digest_of(line)
-    self._changed_at = os.fstat(self._file.fileno()).st_mtime_ns
+    self._sync = self._syncing.submit(_synced, self._file.fileno())
     return self._digest
+
+  def flush(self) -> None:
+    """Returns when every line that was written is on disk.
+
+    A disk that failed once is not trusted again: it may have dropped what it
+    could not write. Every later call and `write` then raise the same error,
+    until the file is opened anew.
+
+    Raises:
+      OSError: A line could not be put on disk. The file has what it had before
+        that line.
+    """
+    if self._sync is None:
+      return
+    try:
+      self._changed_at = self._sync.result()
+    except OSError:
+      self._file.truncate(self._synced_size)
+      raise
+    self._sync = None
+    self._synced_size = self._size
 
   def _check_unchanged(self) -> None:
     """Refuses to write to a file that is no longer the one that was read.
@@ -231,6 +289,12 @@ class LedgerFile:
         return False
       self._changed_at = status.st_mtime_ns
     return True
+
+
+def _synced(descriptor: int) -> int:
+  """Puts an open file on disk; returns its modification time, in ns."""
+  os.fsync(descriptor)
+  return os.fstat(descriptor).st_mtime_ns
 
 
 def check_format(

@@ -405,6 +405,21 @@ class RunFolder:
     for path in self.path.glob(f'.{self.saved_model.name}.*'):
       remove(path)
 
+  def noise_multiplier(self) -> float | None:
+    """Returns the noise multiplier of the ledger; None without a ledger.
+
+    Another version may calibrate another one. What continues or repeats the run
+    takes the run's own, for which its ledger computes epsilon.
+
+    Raises:
+      InputError: The ledger was changed.
+    """
+    try:
+      noise = ledger_lib.read(self.ledger).header.get('noise_multiplier')
+    except FileNotFoundError:
+      return None
+    return noise if isinstance(noise, float) else None
+
   def reconcile(self, ledger: ledger_lib.PrivacyLedger) -> None:
     """Restores charges that published files show and the ledger has lost.
 

@@ -1,11 +1,13 @@
 """The training program: charge, draw, run, save and publish, round by round.
 
-The guarantee rests on this order. A round is charged in the ledger, on disk,
-before it runs. Its cohort is drawn for the number of that charge, so that a
-repeated round has a new cohort. The round is saved, together with the values to
-publish, before any of them is published. A crash may therefore charge a round
-twice, but it never causes a release that was not charged. No published line is
-lost: the next start publishes the last saved round again.
+The guarantee rests on this order. A round is charged in the ledger before it
+runs. Its cohort is drawn for the number of that charge, so that a repeated
+round has a new cohort. While the round runs, the disk takes the charge. The
+charge is on disk before the round is saved, and the round is saved, together
+with the values to publish, before any of them is published. A crash may
+therefore charge a round twice, but it never causes a release that was not
+charged. No published line is lost: the next start publishes the last saved
+round again.
 """
 
 from __future__ import annotations
@@ -155,8 +157,8 @@ def train(
 
   Raises:
     InputError: Ledger and checkpoint do not belong together, or were changed.
-    OSError: A charge or a checkpoint could not be written. Earlier checkpoints
-      still load.
+    OSError: A charge or a checkpoint could not be written. The round was
+      neither saved nor published. Earlier checkpoints still load.
   """
   initial = process.initialize()
   saved = checkpoints.load_latest(initial)
@@ -185,7 +187,7 @@ def train(
       if _has_diverged(weights, metrics):
         break
       try:
-        epsilon = ledger.charge(round_num, state_digest=digest)
+        epsilon = ledger.charge(round_num, state_digest=digest, wait=False)
       except ledger_lib.BudgetExceededError as error:
         reason, message = StopReason.BUDGET_SPENT, str(error)
         break
@@ -263,6 +265,13 @@ def _record(
   values: Mapping[str, float],
   evaluates: bool,
 ) -> checkpoints_lib.Record:
+  """Returns the record of a round, whose charge is on disk then.
+
+  Raises:
+    OSError: The charge could not be written; the round must not be saved.
+  """
+  # The checkpoint is a release, and a machine may lose its power at any time.
+  ledger.flush()
   return checkpoints_lib.Record(
     run_id=ledger.run_id,
     round_num=round_num,
