@@ -1,7 +1,7 @@
 """Spreads the images of a split over clients.
 
 Each function returns `ClientRows`: sorted int64 index arrays, one per client.
-They are slices of one array, so that a million clients take 24 MB.
+They are slices of one array: a million clients with two images each take 32 MB.
 Every image appears exactly once, and no client is empty. If patients are known,
 all images of a patient go to one client: with clients as privacy units, the
 guarantee would not cover a patient who is spread over two of them. All
@@ -71,6 +71,14 @@ class ClientRows(Sequence[np.ndarray]):
 
   rows: np.ndarray
   ends: np.ndarray
+
+  def __post_init__(self) -> None:
+    last = self.ends[-1] if len(self.ends) else 0
+    if self.sizes.min(initial=0) < 0 or last != len(self.rows):
+      raise _validate.InputError(
+        f'ends must ascend to the {len(self.rows)} rows, got {self.ends}; give '
+        'the end of each client'
+      )
 
   @classmethod
   def of(cls, partition: Partition) -> ClientRows:
