@@ -3,7 +3,9 @@ r"""Simulates rounds on clusters of many workers, and names their bottlenecks.
 Costs come from measurements on a few workers: a JSON file with any of the
 fields of `cluster_simulation.Costs`. What the file does not name has the default
 there. A model is a number of parameters and the milliseconds that a client takes
-on one worker.
+on one worker. Each row of the table is a model and a cohort. Each column is a
+number of workers, with the seconds of a round, the efficiency in brackets, and
+the bottleneck.
 
     python -m experiments.cluster_scaling --models=225e3:30,1e9:4000 \
         --costs=costs.json --json=cluster_scaling.json
@@ -11,7 +13,6 @@ on one worker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import dataclasses
 import functools
 import itertools
@@ -48,10 +49,7 @@ if __name__ == '__main__':
 from experiments.measuring import cluster_simulation
 from tff_medical import _validate
 
-_COLUMNS = (
-  'parameters', 'cohort', 'workers', 'seconds', 'efficiency', 'GB down',
-  'GB up', 'rerun', 'bottleneck',
-)  # fmt: skip
+_ENDLESS = 'does not end: failures'
 
 
 def read_costs(path: str | None) -> cluster_simulation.Costs:
@@ -107,33 +105,31 @@ def _number(text: str, name: str) -> int:
     ) from None
 
 
-def rows(
-  rounds: list[cluster_simulation.Round],
+def figures(
+  work: cluster_simulation.Round,
   costs: cluster_simulation.Costs,
   repeats: int,
-) -> Iterator[dict[str, Any]]:
-  """Yields the figures of each round."""
-  for work in rounds:
+) -> dict[str, Any]:
+  """Returns the figures of a round; without seconds if it does not end."""
+  try:
     outcome = cluster_simulation.simulate(work, costs, repeats)
-    yield {
-      **dataclasses.asdict(work),
-      **dataclasses.asdict(outcome),
-      'bottleneck': outcome.bottleneck,
-    }
+  except cluster_simulation.EndlessRoundError:
+    return {**dataclasses.asdict(work), 'seconds': None}
+  return {
+    **dataclasses.asdict(work),
+    **dataclasses.asdict(outcome),
+    'bottleneck': outcome.bottleneck,
+  }
 
 
-def _line(row: dict[str, Any]) -> tuple[str, ...]:
-  return (
-    f'{row["parameters"]:,}',
-    f'{row["cohort"]:,}',
-    f'{row["workers"]:,}',
-    f'{row["seconds"]:,.1f}',
-    f'{row["efficiency"]:.2f}',
-    f'{row["megabytes_down"] / 1000:,.3f}',
-    f'{row["megabytes_up"] / 1000:,.3f}',
-    f'{row["rerun_share"]:.3f}',
-    row['bottleneck'],
-  )
+def _cell(row: dict[str, Any]) -> str:
+  if row['seconds'] is None:
+    return _ENDLESS
+  return f'{row["seconds"]:,.1f} ({row["efficiency"]:.2f}) {row["bottleneck"]}'
+
+
+def _print_row(*cells: str) -> None:
+  print(f'| {" | ".join(cells)} |', flush=True)
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -142,22 +138,27 @@ def main(values: absl_flags.FlagValues) -> None:
   models = [read_model(text) for text in values.models]
   cohorts = [_number(text, 'cohorts') for text in values.cohorts]
   workers = [_number(text, 'workers') for text in values.workers]
-  rounds = [
-    cluster_simulation.Round(
-      cohort,
-      *model,
-      number,
-      values.workers_per_node,
-      values.portions_per_worker,
-    )
-    for model, cohort, number in itertools.product(models, cohorts, workers)
-  ]
   results = []
-  print('| ' + ' | '.join(_COLUMNS) + ' |')
-  print('|' + ' --- |' * len(_COLUMNS))
-  for row in rows(rounds, costs, values.repeats):
-    results.append(row)
-    print('| ' + ' | '.join(_line(row)) + ' |', flush=True)
+  _print_row('parameters', 'cohort', *(f'{n:,} workers' for n in workers))
+  _print_row(*['---'] * (2 + len(workers)))
+  for (parameters, millis), cohort in itertools.product(models, cohorts):
+    rows = [
+      figures(
+        cluster_simulation.Round(
+          cohort,
+          parameters,
+          millis,
+          number,
+          values.workers_per_node,
+          values.portions_per_worker,
+        ),
+        costs,
+        values.repeats,
+      )
+      for number in workers
+    ]
+    results += rows
+    _print_row(f'{parameters:,}', f'{cohort:,}', *map(_cell, rows))
   if values.json:
     report = {'costs': dataclasses.asdict(costs), 'rounds': results}
     with open(values.json, 'w', encoding='utf-8') as file:

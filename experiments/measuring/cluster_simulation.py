@@ -48,6 +48,10 @@ _INSTANT = 1e30
 _MAX_EVENTS = 1_000
 
 
+class EndlessRoundError(_validate.InputError):
+  """Workers die so often that a round does not end."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Costs:
   """Costs of the parts of a round.
@@ -201,7 +205,7 @@ def simulate(work: Round, costs: Costs, repeats: int = 3) -> Outcome:
     repeats: Number of simulated rounds.
 
   Raises:
-    InputError: Workers die so often that a round does not end.
+    EndlessRoundError: Workers die so often that a round does not end.
   """
   _validate.positive_int(repeats=repeats)
   seconds: list[float] = []
@@ -385,7 +389,7 @@ class _Portions:
       if self._done == len(self._durations):
         return time, self._reruns
       if self._num_events > limit:
-        raise _validate.InputError(
+        raise EndlessRoundError(
           'failures_per_worker_hour must let a round end, got '
           f'{self._costs.failures_per_worker_hour:g}; lower it, or give a round '
           'less work or more workers'

@@ -50,8 +50,15 @@ class ClusterScalingTest(parameterized.TestCase):
     )
     self.assertAlmostEqual(row['seconds'], expected.seconds)
     lines = printed.getvalue().splitlines()
-    self.assertLen(lines, 2 + 4)
-    self.assertEqual({line.count('|') for line in lines}, {10})
+    self.assertLen(lines, 2 + 2)
+    self.assertEqual({line.count('|') for line in lines}, {5})
+    self.assertRegex(lines[2], r'\| 0\.\d \(0\.\d\d\) compute \|$')
+
+  def test_a_round_that_does_not_end_is_named(self):
+    costs = self._file('{"failures_per_worker_hour": 1e6}')
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+      cluster_scaling.main(_values(models=['1e6:4000'], costs=costs))
+    self.assertIn('does not end: failures', printed.getvalue())
 
   @parameterized.parameters(
     ({'models': ['225e3']}, "PARAMETERS:MILLISECONDS, got '225e3'"),
