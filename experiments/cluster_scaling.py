@@ -139,7 +139,7 @@ def main(values: absl_flags.FlagValues) -> None:
   cohorts = [_number(text, 'cohorts') for text in values.cohorts]
   workers = [_number(text, 'workers') for text in values.workers]
   results = []
-  _print_row('parameters', 'cohort', *(f'{n:,} workers' for n in workers))
+  _print_row('parameters', 'cohort', *(f'workers: {n:,}' for n in workers))
   _print_row(*['---'] * (2 + len(workers)))
   for (parameters, millis), cohort in itertools.product(models, cohorts):
     rows = [

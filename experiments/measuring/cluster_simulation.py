@@ -15,7 +15,8 @@ there if each part costs what it costs here. It follows `runtime.cluster`:
 6. The driver adds the noise, makes the server's step, saves and charges.
 
 Durations of clients are lognormal. The bottleneck of a round is the part whose
-removal would save most of its time, in the same draw of chance.
+removal would save most of its time, in the same draw of chance. For the compute
+of clients that is their work, evenly over all workers.
 
 A round is a queue of events in the order of their times, so that `heapq` does
 and no simulation library is needed.
@@ -180,7 +181,8 @@ class Outcome:
     megabytes_down: Weights that leave the driver or a node for another node.
     megabytes_up: Totals that leave a node.
     rerun_share: Portions that ran again, over all portions.
-    saved_secs: Time that the removal of each part would save.
+    saved_secs: Time that the removal of each part would save; of `compute`,
+      the work on clients over the number of workers.
   """
 
   seconds: float
@@ -211,16 +213,17 @@ def simulate(work: Round, costs: Costs, repeats: int = 3) -> Outcome:
   seconds: list[float] = []
   reruns: list[float] = []
   busy: list[float] = []
-  saved: dict[str, list[float]] = {name: [] for name in _without(work, costs)}
+  cheaper = _without(costs)
+  saved: dict[str, list[float]] = {name: [] for name in ('compute', *cheaper)}
   for seed in range(repeats):
     durations = portion_seconds(work, costs, np.random.default_rng(seed))
     total, number = _round(work, costs, durations, seed)
     seconds.append(total)
     reruns.append(number / len(durations))
     busy.append(durations.sum() / (total * work.workers))
-    for name, (other, cheaper) in _without(work, costs).items():
-      scale = other.client_millis / work.client_millis if durations.any() else 1
-      total_without, _ = _round(other, cheaper, durations * scale, seed)
+    saved['compute'].append(durations.sum() / work.workers)
+    for name, costs_without in cheaper.items():
+      total_without, _ = _round(work, costs_without, durations, seed)
       saved[name].append(total - total_without)
   return Outcome(
     seconds=statistics.mean(seconds),
@@ -295,8 +298,8 @@ def _dispatch_secs(work: Round, costs: Costs) -> float:
   )
 
 
-def _without(work: Round, costs: Costs) -> dict[str, tuple[Round, Costs]]:
-  """Returns the round and its costs without each of the parts."""
+def _without(costs: Costs) -> dict[str, Costs]:
+  """Returns the costs of a round without each of its parts."""
   cheaper: dict[str, dict[str, float]] = {
     'cohort': {'cohort_micros': 0.0},
     'dispatch': {'dispatch_millis': 0.0, 'dispatch_micros_per_worker': 0.0},
@@ -307,12 +310,10 @@ def _without(work: Round, costs: Costs) -> dict[str, tuple[Round, Costs]]:
     'slow workers': {'slow_share': 0.0},
     'failures': {'failures_per_worker_hour': 0.0},
   }
-  parts = {
-    name: (work, dataclasses.replace(costs, **changed))  # type: ignore[arg-type]
+  return {
+    name: dataclasses.replace(costs, **changed)  # type: ignore[arg-type]
     for name, changed in cheaper.items()
   }
-  parts['compute'] = (dataclasses.replace(work, client_millis=0.0), costs)
-  return parts
 
 
 def _round(

@@ -247,6 +247,19 @@ class FailuresTest(parameterized.TestCase):
       outcome.seconds - outcome.saved_secs['failures'], 1_000.0
     )
 
+  def test_portions_that_outlast_the_time_between_deaths(self):
+    # A death every 36 s loses 4 portions, and to run one again takes 100 s.
+    costs = _costs(failures_per_worker_hour=1.0)
+    work = _round(cohort=400, workers=100, client_millis=100_000.0)
+    outcome = simulation.simulate(work, costs)
+    self.assertEqual(outcome.bottleneck, 'failures')
+    self.assertAlmostEqual(outcome.saved_secs['compute'], 400.0)
+    # Small portions end between two deaths.
+    smaller = dataclasses.replace(
+      work, cohort=40_000, client_millis=1_000.0, portions_per_worker=100
+    )
+    self.assertEqual(simulation.simulate(smaller, costs).bottleneck, 'compute')
+
   def test_refuses_a_round_that_does_not_end(self):
     with self.assertRaisesRegex(_validate.InputError, 'lower it'):
       simulation.simulate(_round(), _costs(failures_per_worker_hour=1e6))
