@@ -91,10 +91,10 @@ class Costs:
   latency_millis: float = 0.5
   topology: str = 'star'
   merge_nanos_per_parameter: float = 1.0
-  server_nanos_per_parameter: float = 70.0
+  server_nanos_per_parameter: float = 75.0
   state_copies: float = 2.0
   save_megabytes_per_second: float = 85.0
-  charge_millis: float = 5.0
+  charge_millis: float = 6.0
   slow_share: float = 0.05
   slow_factor: float = 2.0
   failures_per_worker_hour: float = 0.01
