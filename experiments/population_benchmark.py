@@ -27,6 +27,7 @@ if __name__ == '__main__':
     'images_per_client', 2, 'mean number of images of a client'
   )
   absl_flags.DEFINE_integer('cohort', 1_000, 'expected clients in a round')
+  absl_flags.DEFINE_float('alpha', 0.3, 'concentration of skewed partitions')
   absl_flags.DEFINE_string('json', None, 'file for the figures')
   command.parse()
 
@@ -42,7 +43,6 @@ from tff_medical.privacy import sampling
 from tff_medical.program import feeds
 
 _CLASSES = 9
-_ALPHA = 0.3
 _BATCH_SIZE = 16
 _MEBIBYTE = 2**20
 
@@ -63,26 +63,28 @@ def random_split(
 
 
 def partitioned(
-  kind: str, split: images_lib.Split, clients: int
+  kind: str, split: images_lib.Split, clients: int, alpha: float = 0.3
 ) -> partition_lib.ClientRows:
   """Returns the partition of a kind."""
   return partition_lib.partition(
     kind,
     split,
     num_clients=clients if kind in partition_lib.COUNTED_KINDS else None,
-    alpha=_ALPHA if kind in partition_lib.ALPHA_KINDS else None,
+    alpha=alpha if kind in partition_lib.ALPHA_KINDS else None,
     rng=np.random.default_rng(0),
   )
 
 
-def partitions(clients: int, images_per_client: int) -> dict[str, float]:
+def partitions(
+  clients: int, images_per_client: int, alpha: float
+) -> dict[str, float]:
   """Returns the costs of the partition of each kind."""
   results = {}
   for has_patients in (False, True):
     split = random_split(clients, images_per_client, has_patients=has_patients)
     for kind in partition_lib.KINDS:
       if (kind == 'natural_patient') == has_patients:
-        run = functools.partial(partitioned, kind, split, clients)
+        run = functools.partial(partitioned, kind, split, clients, alpha)
         results.update(measured(kind, run))
   return results
 
@@ -148,9 +150,10 @@ def main(values: absl_flags.FlagValues) -> None:
     cohort=values.cohort,
   )
   _validate.within(1, values.clients - 1, cohort=values.cohort)
+  _validate.positive(alpha=values.alpha)
   size = (values.clients, values.images_per_client)
   results = {
-    'partitions': partitions(*size),
+    'partitions': partitions(*size, values.alpha),
     'rounds': rounds(*size, values.cohort),
   }
   timing.print_table(results)
@@ -161,6 +164,7 @@ def main(values: absl_flags.FlagValues) -> None:
       clients=values.clients,
       images_per_client=values.images_per_client,
       cohort=values.cohort,
+      alpha=values.alpha,
     )
 
 

@@ -15,7 +15,9 @@ from tff_medical.data import partition
 
 
 def _values(**changed):
-  values = dict(clients=50, images_per_client=2, cohort=10, json=None)
+  values = dict(
+    clients=50, images_per_client=2, cohort=10, alpha=0.3, json=None
+  )
   return types.SimpleNamespace(**{**values, **changed})
 
 
@@ -50,6 +52,7 @@ class PopulationBenchmarkTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'clients': 0}, 'clients must be positive'),
     ({'cohort': 50}, 'cohort must lie between 1 and 49'),
+    ({'alpha': 0.0}, 'alpha must be positive'),
   )
   def test_refuses(self, changed, message):
     with self.assertRaisesRegex(_validate.InputError, message):
