@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from typing import Any
 
 from absl import logging
 import dp_accounting
-import numpy as np
 import tensorflow_federated as tff
 
 from experiments.config import backbone_features
@@ -24,6 +22,7 @@ from experiments.config import settings as settings_lib
 from experiments.modes import base
 from tff_medical import _validate
 from tff_medical.data import own_images
+from tff_medical.data import partition as partition_lib
 from tff_medical.learning import feature_cache
 from tff_medical.learning import tasks
 from tff_medical.models import own
@@ -233,12 +232,7 @@ def units(parts: Assembly) -> data_ledger_lib.Units:
   task, mechanism = parts.task, parts.mechanism
   clients = ''
   if mechanism.privacy_unit == 'client':
-    hashed = hashlib.sha256()
-    for rows in task.partition:
-      numbers = np.asarray(rows, np.int64)
-      hashed.update(len(numbers).to_bytes(8, 'big'))
-      hashed.update(numbers.tobytes())
-    clients = hashed.hexdigest()
+    clients = partition_lib.ClientRows.of(task.partition).digest()
   return data_ledger_lib.Units(
     data_digest=task.data.source_digest,
     data_is_public=task.data.is_public,

@@ -139,8 +139,9 @@ class DpFedAvg(client_training.ClientTraining):
   def _work(
     self, task: tfm.learning.tasks.Task
   ) -> tfm.learning.batched_clients.ClientWork:
+    clients = tfm.data.partition.ClientRows.of(task.partition)
     return tfm.learning.batched_clients.ClientWork(
-      largest_client=max(map(len, task.partition)),
+      largest_client=int(clients.sizes.max()),
       batch_size=self.client_batch_size,
       epochs=self.client_epochs,
     )

@@ -22,6 +22,7 @@ from experiments.config import assembly
 from experiments.modes import base
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import partition as partition_lib
 from tff_medical.privacy import accounting
 
 # Rounds whose ε is shown, as fractions of all rounds.
@@ -92,13 +93,13 @@ def describe(
 
 def _data(parts: assembly.Assembly) -> str:
   data, task = parts.task.data, parts.task
-  sizes = [len(rows) for rows in task.partition]
+  sizes = partition_lib.ClientRows.of(task.partition).sizes
   height, width, channels = data.image_shape
   counts = ', '.join(f'{len(split):,} {name}' for name, split in data.splits())
   return (
     f'{data.described}: {counts} images of {height} x {width} x {channels}, '
     f'{data.num_classes} {"findings" if data.multi_label else "classes"}; '
-    f'{task.num_clients:,} clients with {min(sizes):,} to {max(sizes):,} '
+    f'{task.num_clients:,} clients with {sizes.min():,} to {sizes.max():,} '
     f'images, {np.median(sizes):g} in the median'
   )
 

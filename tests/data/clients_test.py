@@ -1,5 +1,6 @@
 import collections
 import time
+import tracemalloc
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -10,6 +11,7 @@ import tensorflow_federated as tff
 from tff_medical import _validate
 from tff_medical.data import clients
 from tff_medical.data import images
+from tff_medical.data import partition
 
 
 def _split(n=6, multi_label=False):
@@ -168,6 +170,36 @@ class ImageClientDataTest(parameterized.TestCase):
     data = clients.ImageClientData(self.split, _PARTITION, ['b', 'a', 'c'])
     self.assertEqual(data.client_ids, ['b', 'a', 'c'])
     np.testing.assert_array_equal(data.client_arrays('a')['y'], [1])
+
+  def test_ids_by_number(self):
+    data = clients.ImageClientData(_split(12), np.arange(12)[:, np.newaxis])
+    self.assertEqual(list(data.ids), data.client_ids)
+    self.assertEqual(data.client_ids, sorted(data.client_ids))
+    self.assertEqual(data.ids[-1], 'client_11')
+    for row, name in enumerate(data.client_ids):
+      self.assertEqual(data.client_arrays(name)['y'].tolist(), [row % 3])
+    for name in (
+      'client_12', 'client_1', 'client_001', 'client_-1', 'client_', '', '11',
+      'clinic_11', 'client_1١',
+    ):  # fmt: skip
+      with self.assertRaisesRegex(_validate.InputError, 'one of the 12'):
+        data.client_arrays(name)
+
+  def test_a_client_costs_no_objects(self):
+    number = 100_000
+    split = images.Split(
+      images=np.zeros([number, 1, 1, 1], np.uint8),
+      labels=np.zeros(number, np.int64),
+    )
+    rows = partition.iid(split, number, np.random.default_rng(0))
+    tracemalloc.start()
+    try:
+      data = clients.ImageClientData(split, rows)
+      self.assertLen(data.client_arrays(data.ids[number - 1])['y'], 1)
+      peak = tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+    self.assertLess(peak, 100_000)
 
   @parameterized.parameters((['a', 'b'],), (['a', 'b', 'b'],))
   def test_rejects_names(self, names):

@@ -1,4 +1,8 @@
+import dataclasses
+import hashlib
 import itertools
+import tracemalloc
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -134,6 +138,76 @@ class AnyPartitionTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'needs rng'):
       partition.partition('iid', _split(), num_clients=2)
 
+  @parameterized.parameters(
+    ('iid', False, '239a244ef47a9115'),
+    ('iid', True, 'f2190c4e3aa4396d'),
+    ('dirichlet', False, 'f95f65d8cd325827'),
+    ('dirichlet', True, '5bb27e27b124782b'),
+    ('quantity_skew', False, '38035945640d9895'),
+    ('quantity_skew', True, 'ec5cb5051a6d892c'),
+    ('natural_site', False, '73b768cbe248754b'),
+    ('natural_site', True, 'a7a95cb686f3aecc'),
+    ('natural_patient', True, '2af57a1559650276'),
+  )
+  def test_is_that_of_earlier_versions(self, kind, patients, digest):
+    """Results and data ledgers of earlier versions hold these partitions."""
+    clients = _make(
+      kind, _split(203, patients=patients), num_clients=23, alpha=0.3
+    )
+    self.assertStartsWith(clients.digest(), digest)
+
+  @parameterized.parameters(*partition.KINDS)
+  def test_of_many_clients_is_a_few_arrays(self, kind):
+    """Arrays or lists for each client would take 100 bytes or more each."""
+    number = 50_000
+    split = _split(2 * number, classes=9, patients=kind == 'natural_patient')
+    split = dataclasses.replace(split, sites=np.arange(2 * number) // 2)
+    tracemalloc.start()
+    try:
+      clients = _make(kind, split, number)
+      kept, peak = tracemalloc.get_traced_memory()
+    finally:
+      tracemalloc.stop()
+    self.assertGreater(len(clients), number / 2)
+    self.assertLess(kept, 8 * (2 * number + 2 * number) * 1.1)
+    self.assertLess(peak, number * (512 if kind == 'dirichlet' else 150))
+
+
+class ClientRowsTest(absltest.TestCase):
+  _ARRAYS = (np.array([0, 3]), np.array([], np.int64), np.array([1, 2, 4]))
+
+  def test_is_the_sequence_of_the_arrays(self):
+    clients = partition.ClientRows.of(self._ARRAYS)
+    self.assertLen(clients, 3)
+    self.assertIs(partition.ClientRows.of(clients), clients)
+    for rows in (
+      clients,
+      [clients[i] for i in range(3)],
+      clients[:],
+      [clients[np.int64(i)] for i in (-3, -2, -1)],
+    ):
+      self.assertEqual(
+        [r.tolist() for r in rows], [a.tolist() for a in self._ARRAYS]
+      )
+    self.assertEqual(clients.sizes.tolist(), [2, 0, 3])
+    for index in (3, -4):
+      with self.assertRaises(IndexError):
+        _ = clients[index]
+    self.assertEmpty(partition.ClientRows.of([]))
+
+  def test_digest_is_of_sizes_and_rows_in_turn(self):
+    hashed = hashlib.sha256()
+    for rows in self._ARRAYS:
+      hashed.update(len(rows).to_bytes(8, 'big'))
+      hashed.update(rows.tobytes())
+    clients = partition.ClientRows.of(self._ARRAYS)
+    self.assertEqual(clients.digest(), hashed.hexdigest())
+
+  def test_refuses_ends_of_other_rows(self):
+    for ends in ([1, 4], [4, 3], []):
+      with self.assertRaisesRegex(_validate.InputError, 'ends'):
+        partition.ClientRows(np.arange(3), np.array(ends, np.int64))
+
 
 class IidTest(absltest.TestCase):
   def test_sizes_differ_by_one_at_most(self):
@@ -190,20 +264,58 @@ class DirichletTest(parameterized.TestCase):
     for rows, expected in zip(same, clients):
       np.testing.assert_array_equal(rows, expected)
 
+  def test_many_shares_take_no_needless_steps(self):
+    split = _split(997, classes=7)
+    all_steps = _make('dirichlet', split, 101, alpha=0.3)
+    with mock.patch.object(partition, '_MANY_SHARES', 0):
+      fewer = _make('dirichlet', split, 101, alpha=0.3)
+    self.assertEqual(fewer.digest(), all_steps.digest())
+    shares = partition._dirichlet(np.random.default_rng(0), np.ones(7), 101)
+    columns = np.arange(1.0, 8.0)
+    with mock.patch.object(partition, '_MANY_SHARES', 0):
+      fitted = partition._fit(shares, columns.sum() / 101, columns)
+    np.testing.assert_allclose(fitted.sum(axis=0), columns, rtol=1e-12)
+    np.testing.assert_allclose(
+      fitted.sum(axis=1), columns.sum() / 101, rtol=1e-12
+    )
 
-class FillEmptyTest(absltest.TestCase):
+
+class NoneEmptyTest(absltest.TestCase):
   def test_empty_clients_get_the_last_unit_of_the_largest(self):
     rng = np.random.default_rng(0)
-    for _ in range(50):
-      sizes = np.bincount(rng.integers(12, size=30), minlength=12)
-      sizes[rng.integers(12, size=4)] = 0
-      units = iter(range(30))
-      filled = [[next(units) for _ in range(size)] for size in sizes]
-      expected = [list(client) for client in filled]
+    for _ in range(200):
+      clients = rng.choice(12, size=30, p=rng.dirichlet(np.full(12, 0.3)))
+      expected = [np.flatnonzero(clients == n).tolist() for n in range(12)]
       for client in expected:
         if not client:
           client.append(max(expected, key=len).pop())
-      self.assertEqual(partition._fill_empty(filled), expected)
+      filled = partition._none_empty(clients, 12)
+      self.assertEqual(
+        [np.flatnonzero(filled == n).tolist() for n in range(12)], expected
+      )
+
+
+class MostFrequentTest(absltest.TestCase):
+  def test_is_that_of_a_table_of_counts(self):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+      groups = rng.permutation(np.append(np.arange(7), rng.integers(7, size=9)))
+      values = rng.integers(4, size=16)
+      counts = np.zeros((7, 4), int)
+      np.add.at(counts, (groups, values), 1)
+      np.testing.assert_array_equal(
+        partition._most_frequent(values, groups), counts.argmax(axis=1)
+      )
+
+  def test_needs_no_table_of_sites_and_patients(self):
+    number = 200_000  # A table of them would take 320 GB.
+    split = images.Split(
+      images=np.zeros([number, 1, 1, 1], np.uint8),
+      labels=np.zeros(number, np.int64),
+      sites=np.arange(number),
+      patients=np.arange(number),
+    )
+    self.assertLen(_make('natural_site', split), number)
 
 
 class QuantitySkewTest(absltest.TestCase):

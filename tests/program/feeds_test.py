@@ -54,19 +54,23 @@ class ClientFeedTest(absltest.TestCase):
     self.assertIsInstance(batch, collections.OrderedDict)
     np.testing.assert_allclose(batch['x'][:, 0, 0, 0], [0, 3 / 255])
 
-  def test_the_list_of_all_ids_is_made_once(self):
-    """Client data returns a new list at each look, of any number of ids."""
-    clients = clients_lib.ImageClientData(_split(), _PARTITION)
-    ids = clients.client_ids
+  def test_no_list_of_all_ids_is_made(self):
     with mock.patch.object(
       clients_lib.ImageClientData, 'client_ids', new_callable=mock.PropertyMock
     ) as looks:
-      looks.return_value = ids
-      feed = feeds.ClientFeed(clients, batch_size=2)
+      feed = self._feed()
       self.assertEqual(feed.num_units, 2)
-      for _ in range(3):
-        feed(np.array([0, 1]))
-    self.assertEqual(looks.call_count, 1)
+      feed(np.array([0, 1]))
+    looks.assert_not_called()
+
+  def test_keeps_datasets_by_the_size_of_their_objects_too(self):
+    arrays = 3 * (4 * 4 + 8)
+    limit = 2 * arrays + feeds._DATASET_BYTES
+    with mock.patch.object(feeds, '_MAX_KEPT_BYTES', limit):
+      feed = self._feed()
+      first, second = feed(np.array([0, 1]))
+      self.assertIs(feed(np.array([0]))[0], first)
+      self.assertIsNot(feed(np.array([1]))[0], second)
 
   def test_refuses(self):
     with self.assertRaisesRegex(_validate.InputError, 'client_batch_size'):
@@ -105,6 +109,18 @@ class OtherClientDataTest(parameterized.TestCase):
     create = create or self._dataset
     data = _FromFunction(client_ids, create, self._dataset('1').element_spec)
     return feeds.ClientFeed(data, batch_size=2)
+
+  def test_the_list_of_all_ids_is_made_once(self):
+    """Client data returns a new list at each look, of any number of ids."""
+    feed = self._feed()
+    with mock.patch.object(
+      _FromFunction, 'client_ids', new_callable=mock.PropertyMock
+    ) as looks:
+      looks.return_value = ['0', '1']
+      self.assertEqual(feed.num_units, 2)
+      for _ in range(3):
+        feed(np.array([0, 1]))
+    self.assertEqual(looks.call_count, 1)
 
   def test_gives_what_image_client_data_gives(self):
     clients = clients_lib.ImageClientData(self.split, _PARTITION)

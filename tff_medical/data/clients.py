@@ -8,6 +8,9 @@ eager mode. Where TFF traces `serializable_dataset_fn` (`dataset_computation`,
 `preprocess`), the dataset is one gather. `client_arrays` returns plain NumPy
 arrays and needs no dataset at all.
 
+A million clients take no million objects: their rows are slices of one array,
+and their ids follow from their numbers (`ImageClientData.ids`).
+
 An element is an `OrderedDict(x, y)` in the layout of `examples`. Images are
 kept as uint8 and scaled when they are read.
 
@@ -25,6 +28,8 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
+import operator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -40,14 +45,54 @@ from tff_medical.data import pixels
 _MAX_GRAPH_BYTES = 2**31 - 2**26
 
 
-def default_client_ids(num_clients: int) -> list[str]:
+def default_client_ids(num_clients: int) -> Sequence[str]:
   """Returns client ids whose alphabetical order is that of their numbers.
 
   >>> default_client_ids(11)[:2]
   ['client_00', 'client_01']
   """
-  width = len(str(num_clients - 1))
-  return [f'client_{i:0{width}d}' for i in range(num_clients)]
+  return _NumberedIds(num_clients)
+
+
+class _NumberedIds(Sequence[str]):
+  """Ids of clients by their numbers, which are made when they are read."""
+
+  def __init__(self, num_clients: int):
+    self._numbers = range(num_clients)
+    self._width = len(str(num_clients - 1))
+
+  def __len__(self) -> int:
+    return len(self._numbers)
+
+  def __getitem__(self, index: Any) -> Any:
+    if isinstance(index, slice):
+      return [self._id(number) for number in self._numbers[index]]
+    return self._id(self._numbers[operator.index(index)])
+
+  def position(self, client_id: str) -> int | None:
+    """Returns the number of a client, or None for another text."""
+    digits = client_id[-self._width :]
+    if not (digits.isascii() and digits.isdigit()):
+      return None
+    number = int(digits)
+    is_client = number in self._numbers and self._id(number) == client_id
+    return number if is_client else None
+
+  def _id(self, number: int) -> str:
+    return f'client_{number:0{self._width}d}'
+
+
+class _GivenIds(list[str]):
+  """Ids of clients that were given, with their positions."""
+
+  def __init__(self, client_ids: Iterable[str]):
+    super().__init__(client_ids)
+    self._positions = {name: i for i, name in enumerate(self)}
+    self.num_distinct = len(self._positions)
+
+  def position(self, client_id: str) -> int | None:
+    """Returns the position of an id, or None if it was not given."""
+    return self._positions.get(client_id)
 
 
 def to_arrays(split: images.Split) -> collections.OrderedDict:
@@ -64,7 +109,7 @@ class ImageClientData(tff.simulation.datasets.ClientData):
     partition: partition_lib.Partition,
     client_ids: Sequence[str] | None = None,
   ):
-    """Builds the client data; no array is copied.
+    """Builds the client data; neither images nor `ClientRows` are copied.
 
     Args:
       split: Images with their labels.
@@ -75,25 +120,35 @@ class ImageClientData(tff.simulation.datasets.ClientData):
       InputError: The ids are not distinct, or their number is not that of the
         clients.
     """
+    self._split = split
+    self._clients = partition_lib.ClientRows.of(partition)
+    self._ids: _NumberedIds | _GivenIds
     if client_ids is None:
-      client_ids = default_client_ids(len(partition))
-    if not partition or len(set(client_ids)) != len(partition):
+      self._ids = _NumberedIds(len(partition))
+      num_distinct = len(partition)
+    else:
+      self._ids = _GivenIds(client_ids)
+      num_distinct = self._ids.num_distinct
+    if not len(partition) or num_distinct != len(partition):
       raise _validate.InputError(
         'client_ids must hold one distinct id per client, got '
-        f'{len(set(client_ids))} ids for {len(partition)} clients'
+        f'{num_distinct} ids for {len(partition)} clients'
       )
-    self._split = split
-    self._indices = dict(zip(client_ids, partition))
+
+  @property
+  def ids(self) -> Sequence[str]:
+    """Client ids, in the order of the partition, without a list of them."""
+    return self._ids
 
   @property
   def client_ids(self) -> list[str]:
-    """Client ids, in the order of the partition."""
-    return list(self._indices)
+    """Client ids, in the order of the partition, as a new list (TFF's API)."""
+    return list(self._ids)
 
   @property
   def num_examples(self) -> dict[str, int]:
     """Number of images of each client, by id."""
-    return {name: len(indices) for name, indices in self._indices.items()}
+    return dict(zip(self._ids, self._clients.sizes.tolist()))
 
   @property
   def element_type_structure(self) -> collections.OrderedDict:
@@ -152,13 +207,13 @@ class ImageClientData(tff.simulation.datasets.ClientData):
     return train, test
 
   def _client_indices(self, client_id: str) -> np.ndarray:
-    indices = self._indices.get(client_id)
-    if indices is None:
+    position = self._ids.position(client_id)
+    if position is None:
       raise _validate.InputError(
-        f'client_id must be one of the {len(self._indices)} in client_ids, '
+        f'client_id must be one of the {len(self._ids)} in client_ids, '
         f'got {client_id!r}'
       )
-    return indices
+    return self._clients[position]
 
   def _dataset(self, client_id: str | tf.Tensor) -> tf.data.Dataset:
     if isinstance(client_id, str):
@@ -179,13 +234,13 @@ class ImageClientData(tff.simulation.datasets.ClientData):
     is_client = tf.debugging.Assert(
       tf.reduce_any(matches), ['Not a client of this ClientData:', client_id]
     )
-    lengths = list(self.num_examples.values())
-    ends = tf.constant(np.cumsum(lengths), tf.int64)
+    sizes = tf.constant(self._clients.sizes, tf.int64)
+    ends = tf.constant(self._clients.ends, tf.int64)
     with tf.control_dependencies([] if is_client is None else [is_client]):
       client = tf.argmax(matches)
     end = ends[client]
-    start = end - tf.constant(lengths, tf.int64)[client]
-    rows = tf.constant(np.concatenate(list(self._indices.values())))[start:end]
+    start = end - sizes[client]
+    rows = tf.constant(self._clients.rows)[start:end]
     every_row = np.arange(len(self._split))
     x = tf.gather(tf.constant(pixels.read(stored, every_row)), rows)
     if self._split.features is None:

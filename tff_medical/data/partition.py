@@ -1,6 +1,7 @@
 """Spreads the images of a split over clients.
 
-Each function returns a tuple of sorted int64 index arrays, one per client.
+Each function returns `ClientRows`: sorted int64 index arrays, one per client.
+They are slices of one array: a million clients with two images each take 32 MB.
 Every image appears exactly once, and no client is empty. If patients are known,
 all images of a patient go to one client: with clients as privacy units, the
 guarantee would not cover a patient who is spread over two of them. All
@@ -23,17 +24,21 @@ use up every image. `quantity_skew` is that of Li et al. 2022 (arXiv
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 import dataclasses
-import heapq
-import itertools
+import functools
+import hashlib
 import logging
+import operator
+from typing import Any
 
 import numpy as np
 
 from tff_medical import _validate
 from tff_medical.data import images
 
-Partition = tuple[np.ndarray, ...]
+# Indices into a split for each client: `ClientRows`, or arrays of one's own.
+Partition = Sequence[np.ndarray]
 
 KINDS = ('iid', 'dirichlet', 'quantity_skew', 'natural_site', 'natural_patient')
 # Kinds that take a number of clients, and kinds that take alpha.
@@ -41,7 +46,76 @@ COUNTED_KINDS = ('iid', 'dirichlet', 'quantity_skew')
 ALPHA_KINDS = ('dirichlet', 'quantity_skew')
 
 _SINKHORN_STEPS = 100
+# Shares of clients times labels from this number on take no more steps than
+# change them. Fewer shares take all steps: even the rounding of ties, which
+# earlier versions' results depend on, stays as it was.
+_MANY_SHARES = 2**20
+_SINKHORN_PRECISION = 1e-13
 _FLOOR = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClientRows(Sequence[np.ndarray]):
+  """Rows of all clients in one array, client after client.
+
+  An array for each of a million clients would take 120 MB besides the rows.
+
+  >>> clients = ClientRows.of([np.array([0, 3]), np.array([1])])
+  >>> clients[0], clients.sizes
+  (array([0, 3]), array([2, 1]))
+
+  Attributes:
+    rows: Rows of the split, int64 [N]; those of a client are neighbours.
+    ends: Position in `rows` after the last row of each client, int64 [C].
+  """
+
+  rows: np.ndarray
+  ends: np.ndarray
+
+  def __post_init__(self) -> None:
+    last = self.ends[-1] if len(self.ends) else 0
+    if self.sizes.min(initial=0) < 0 or last != len(self.rows):
+      raise _validate.InputError(
+        f'ends must ascend to the {len(self.rows)} rows, got {self.ends}; give '
+        'the end of each client'
+      )
+
+  @classmethod
+  def of(cls, partition: Partition) -> ClientRows:
+    """Returns any partition in this form; rows that have it are not copied."""
+    if isinstance(partition, ClientRows):
+      return partition
+    sizes = np.fromiter(map(len, partition), np.int64, len(partition))
+    rows = np.concatenate([np.zeros(0, np.int64), *partition])
+    return cls(rows.astype(np.int64, copy=False), np.cumsum(sizes))
+
+  @functools.cached_property
+  def sizes(self) -> np.ndarray:
+    """Number of rows of each client, int64 [C]."""
+    return np.diff(self.ends, prepend=0)
+
+  def __len__(self) -> int:
+    return len(self.ends)
+
+  def __getitem__(self, index: Any) -> Any:
+    if isinstance(index, slice):
+      return tuple(self[i] for i in range(*index.indices(len(self))))
+    client = range(len(self))[operator.index(index)]
+    start = self.ends[client - 1] if client else 0
+    return self.rows[start : self.ends[client]]
+
+  def __iter__(self) -> Iterator[np.ndarray]:
+    start = 0
+    for end in self.ends.tolist():
+      yield self.rows[start:end]
+      start = end
+
+  def digest(self) -> str:
+    """Returns the SHA-256 of the number of rows and the rows of each client."""
+    # In one array, as an update of the digest costs more than most clients.
+    sizes = self.sizes.astype('>i8').view(np.int64)
+    numbers = np.insert(self.rows, self.ends - self.sizes, sizes)
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 def partition(
@@ -51,7 +125,7 @@ def partition(
   num_clients: int | None = None,
   alpha: float | None = None,
   rng: np.random.Generator | None = None,
-) -> Partition:
+) -> ClientRows:
   """Spreads `split` over clients in the way named by `kind`.
 
   Args:
@@ -86,7 +160,7 @@ def partition(
 
 def iid(
   split: images.Split, num_clients: int, rng: np.random.Generator
-) -> Partition:
+) -> ClientRows:
   """Deals images (or patients) out at random, in equal numbers.
 
   Numbers of images or patients differ by at most one between clients. If
@@ -112,7 +186,7 @@ def dirichlet(
   rng: np.random.Generator,
   *,
   alpha: float,
-) -> Partition:
+) -> ClientRows:
   """Gives each client its own mix of labels, in about equal amounts.
 
   A client's mix is drawn from Dirichlet(alpha x C x prior), where `prior` is
@@ -140,18 +214,24 @@ def dirichlet(
   concentration = alpha * counts / counts.mean()
   mixes = _dirichlet(rng, concentration, num_clients)
   shares = _fit(mixes, rows=counts.sum() / num_clients, columns=counts)
-  clients: list[list[int]] = [[] for _ in range(num_clients)]
+  # Units in the order in which they are dealt out, and the client of each.
+  dealt = [np.zeros(0, np.int64)]
+  clients = [np.zeros(0, np.int64)]
   for label in range(len(counts)):
     members = rng.permutation(np.flatnonzero(labels == label))
     # The order of the clients is random, so that rounding favours no client.
     order = rng.permutation(num_clients)
-    cuts = np.rint(np.cumsum(shares[order, label]))[:-1].astype(int)
-    for client, part in zip(order, np.split(members, cuts)):
-      clients[client].extend(part.tolist())
-  filled = _fill_empty(clients)
-  sizes = np.array([len(units_of_client) for units_of_client in filled])
-  dealt = np.fromiter(itertools.chain(*filled), np.int64, len(units))
-  return units.dealt(dealt, sizes)
+    cuts = np.rint(np.cumsum(shares[order, label])).astype(np.int64)
+    cuts[-1] = len(members)
+    dealt.append(members)
+    clients.append(
+      np.repeat(order, np.diff(np.minimum(cuts, len(members)), prepend=0))
+    )
+  client_of_unit = np.empty(len(units), np.int64)
+  client_of_unit[np.concatenate(dealt)] = _none_empty(
+    np.concatenate(clients), num_clients
+  )
+  return units.at(client_of_unit)
 
 
 def quantity_skew(
@@ -160,7 +240,7 @@ def quantity_skew(
   rng: np.random.Generator,
   *,
   alpha: float,
-) -> Partition:
+) -> ClientRows:
   """Gives clients unequal amounts of images, in shares from Dirichlet(alpha).
 
   Labels are distributed alike over the clients, up to chance.
@@ -185,7 +265,7 @@ def quantity_skew(
   return units.dealt(rng.permutation(len(units)), sizes)
 
 
-def natural(split: images.Split, field: str) -> Partition:
+def natural(split: images.Split, field: str) -> ClientRows:
   """Makes each site or each patient a client, in the order of their numbers.
 
   All images of a patient go to the site that holds most of them, since a
@@ -238,7 +318,7 @@ class _Units:
   def __len__(self) -> int:
     return self.count
 
-  def dealt(self, order: np.ndarray, sizes: np.ndarray) -> Partition:
+  def dealt(self, order: np.ndarray, sizes: np.ndarray) -> ClientRows:
     """Returns the partition of units that are dealt out in an order.
 
     Args:
@@ -247,6 +327,10 @@ class _Units:
     """
     clients = np.empty(self.count, np.int64)
     clients[order] = np.repeat(np.arange(len(sizes)), sizes)
+    return self.at(clients)
+
+  def at(self, clients: np.ndarray) -> ClientRows:
+    """Returns the partition of units that are at clients, int64 [U]."""
     return _rows_of_clients(clients[self.of_row])
 
   def labels(self, labels: np.ndarray) -> np.ndarray:
@@ -265,9 +349,7 @@ class _Units:
         has_finding.any(axis=1), ranked.argmin(axis=1), len(counts)
       )
     else:
-      counts = np.zeros((self.count, labels.max() + 1), np.int64)
-      np.add.at(counts, (self.of_row, labels), 1)
-      chosen = counts.argmax(axis=1)
+      chosen = _most_frequent(labels, self.of_row)
     return np.unique(chosen, return_inverse=True)[1]
 
 
@@ -288,7 +370,7 @@ def _units(split: images.Split, num_clients: int) -> _Units:
   return _Units(of_row, count)
 
 
-def _rows_of_clients(clients: np.ndarray) -> Partition:
+def _rows_of_clients(clients: np.ndarray) -> ClientRows:
   """Returns the sorted rows of each client.
 
   Args:
@@ -296,8 +378,7 @@ def _rows_of_clients(clients: np.ndarray) -> Partition:
       least one row.
   """
   rows = np.argsort(clients, kind='stable')
-  ends = np.cumsum(np.bincount(clients)).tolist()
-  return tuple(rows[start:end] for start, end in zip([0, *ends], ends))
+  return ClientRows(rows, np.cumsum(np.bincount(clients)))
 
 
 def _dirichlet(
@@ -317,30 +398,69 @@ def _dirichlet(
 
 def _fit(matrix: np.ndarray, rows: float, columns: np.ndarray) -> np.ndarray:
   """Scales rows and columns until they have the given sums (Sinkhorn)."""
+  fitted = matrix.copy()
   for _ in range(_SINKHORN_STEPS):
-    matrix = matrix * (rows / matrix.sum(axis=1, keepdims=True))
-    matrix = matrix * (columns / matrix.sum(axis=0))
-  return matrix
+    fitted *= rows / fitted.sum(axis=1, keepdims=True)
+    factors = columns / fitted.sum(axis=0)
+    fitted *= factors
+    is_fitted = np.abs(factors - 1).max() < _SINKHORN_PRECISION
+    if is_fitted and fitted.size >= _MANY_SHARES:
+      break
+  return fitted
 
 
-def _fill_empty(clients: list[list[int]]) -> list[list[int]]:
-  """Moves one unit from the largest client to each empty one."""
-  largest = [(-len(members), n) for n, members in enumerate(clients)]
-  heapq.heapify(largest)
-  for client in clients:
-    if not client:
-      _, donor = largest[0]
-      client.append(clients[donor].pop())
-      heapq.heapreplace(largest, (-len(clients[donor]), donor))
-  return clients
+def _none_empty(clients: np.ndarray, num_clients: int) -> np.ndarray:
+  """Moves the last unit of the largest client to each empty one, in order.
+
+  Of equally large clients the first one gives. The largest clients thus give
+  their last units, then all that are now as large give the next ones: units go
+  by their place at the client from the last place on, and then by the client.
+
+  Args:
+    clients: Client of each unit, in the order in which units are dealt out,
+      int64 [U], where U is at least `num_clients`.
+    num_clients: Number of clients.
+
+  Returns:
+    Client of each unit, int64 [U].
+  """
+  sizes = np.bincount(clients, minlength=num_clients)
+  empty = np.flatnonzero(sizes == 0)
+  if not empty.size:
+    return clients
+  by_client = np.argsort(clients, kind='stable')
+  place = np.empty(len(clients), np.int64)
+  place[by_client] = np.arange(len(clients)) - np.repeat(
+    np.cumsum(sizes) - sizes, sizes
+  )
+  spare = np.flatnonzero(place > 0)  # Every client keeps its first unit.
+  order = np.lexsort((clients[spare], -place[spare]))
+  moved = clients.copy()
+  moved[spare[order[: len(empty)]]] = empty
+  return moved
 
 
 def _main_site(sites: np.ndarray, patients: np.ndarray) -> np.ndarray:
   """Returns, for each image, the site with most images of its patient."""
-  _, patient = np.unique(patients, return_inverse=True)
-  counts = np.zeros([patient.max() + 1, sites.max() + 1], np.int64)
-  np.add.at(counts, (patient, sites), 1)
-  main = counts.argmax(axis=1)[patient]
+  patient = np.unique(patients, return_inverse=True)[1]
+  main = _most_frequent(sites, patient)[patient]
   if moved := int((main != sites).sum()):
     logging.info("%d images counted to their patient's main site.", moved)
   return main
+
+
+def _most_frequent(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+  """Returns the most frequent value of each group, the smallest of several.
+
+  Args:
+    values: Values from 0 on, integers [N].
+    groups: Group of each value, int64 [N]; each of the groups from 0 on has at
+      least one value.
+  """
+  num_values = int(values.max(initial=0)) + 1
+  # Pairs that occur, as a table of all groups and values may be too large.
+  pairs, counts = np.unique(groups * num_values + values, return_counts=True)
+  order = np.lexsort((-counts, pairs // num_values))
+  group_of = pairs[order] // num_values
+  is_first = np.diff(group_of, prepend=-1) > 0
+  return pairs[order][is_first] % num_values

@@ -94,10 +94,17 @@ class Units:
 
 def record_units(partition: partition_lib.Partition) -> Units:
   """Returns one unit per image, in the order of the split's rows."""
-  rows = np.concatenate(partition)
-  clients = np.repeat(np.arange(len(partition)), [len(p) for p in partition])
+  rows, clients = _clients_of_rows(partition)
   order = np.argsort(rows)
   return Units(rows=rows[order][:, np.newaxis], clients=clients[order])
+
+
+def _clients_of_rows(
+  partition: partition_lib.Partition,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the rows of all clients and the client of each, int64 [N]."""
+  clients = partition_lib.ClientRows.of(partition)
+  return clients.rows, np.repeat(np.arange(len(clients)), clients.sizes)
 
 
 def patient_units(
@@ -125,8 +132,8 @@ def patient_units(
     )
   numbers, patient = np.unique(split.patients, return_inverse=True)
   client_of_row = np.empty(len(split), np.int64)
-  for client, rows in enumerate(partition):
-    client_of_row[rows] = client
+  rows_of_clients, clients_of_rows = _clients_of_rows(partition)
+  client_of_row[rows_of_clients] = clients_of_rows
   sizes = np.bincount(patient)
   order = np.argsort(patient, kind='stable')
   first = np.cumsum(sizes) - sizes

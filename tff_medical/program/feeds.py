@@ -24,6 +24,7 @@ of its charge, and that charge names the state that this round saves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
@@ -47,6 +48,8 @@ from tff_medical.runtime import tensor_data
 
 # Client datasets are kept as tensors up to this total size.
 _MAX_KEPT_BYTES = 2 * 2**30
+# Size of the objects of a dataset, which is more than that of tiny examples.
+_DATASET_BYTES = 4096
 _READ_BATCH = 256
 # A dataset of fewer drawn units is not divided any more.
 _SMALL_PART = 16
@@ -208,8 +211,10 @@ class ClientFeed:
     return _ClientCache()
 
   @functools.cached_property
-  def _client_ids(self) -> list[str]:
-    # Client data returns a new list of all ids at each look.
+  def _client_ids(self) -> Sequence[str]:
+    if isinstance(self.clients, clients_lib.ImageClientData):
+      return self.clients.ids
+    # TFF's client data returns a new list of all ids at each look.
     return list(self.clients.client_ids)
 
   def _dataset(self, index: int) -> tensor_data.TensorDataset:
@@ -220,7 +225,9 @@ class ClientFeed:
     dataset = runtime.tensor_dataset(
       arrays, batch_size=self.batch_size, epochs=self.epochs
     )
-    size = sum(values.nbytes for values in tf.nest.flatten(arrays))
+    size = _DATASET_BYTES + sum(
+      values.nbytes for values in tf.nest.flatten(arrays)
+    )
     if index not in cache.unreadable and cache.size + size <= _MAX_KEPT_BYTES:
       cache.kept[index] = dataset
       cache.size += size
