@@ -355,7 +355,7 @@ def main(values: absl_flags.FlagValues) -> None:
   context = runtime.create_local_context(
     threads, values.client_devices, values.clients_per_device
   )
-  functions = {
+  functions: dict[str, Contender] = {
     **CONTENDERS,
     'cluster': functools.partial(_cluster, values.cluster_address),
   }

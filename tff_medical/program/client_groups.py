@@ -54,7 +54,9 @@ class ClientGroupFeed:
     Raises:
       InputError: None of at least 10 drawn clients can be read.
     """
-    return [self.dataset(part.key) for part in self.parts(indices)]
+    groups = [self.dataset(part.key) for part in self.parts(indices)]
+    self.inner.check_readable()
+    return groups
 
   def parts(self, indices: np.ndarray) -> list[feeds.Part]:
     """Returns a part for each group of the clients at `indices`, int64 [n]."""
@@ -65,11 +67,7 @@ class ClientGroupFeed:
     ]
 
   def dataset(self, indices: np.ndarray) -> tf.data.Dataset:
-    """Returns the dataset of the clients at `indices` as one group.
-
-    Raises:
-      InputError: None of at least 10 drawn clients can be read.
-    """
+    """Returns the dataset of the clients at `indices` as one group."""
     return _group([self.inner.dataset(int(index)) for index in indices])
 
 

@@ -175,7 +175,22 @@ class ClientFeed:
     Raises:
       InputError: None of at least 10 drawn clients can be read.
     """
-    return [self.dataset(int(index)) for index in indices]
+    datasets = [self.dataset(int(index)) for index in indices]
+    self.check_readable()
+    return datasets
+
+  def check_readable(self) -> None:
+    """Checks that the data source itself is not at fault.
+
+    Raises:
+      InputError: None of at least 10 drawn clients can be read.
+    """
+    cache = self._cache
+    if len(cache.unreadable) == len(cache.tried) >= _MANY_CLIENTS:
+      raise _validate.InputError(
+        f'none of the {len(cache.tried)} clients that were drawn can be read, '
+        f'the last one as: {cache.problem}'
+      )
 
   def parts(self, indices: np.ndarray) -> list[Part]:
     """Returns one part for each of the clients at `indices`, int64 [n]."""
@@ -188,23 +203,8 @@ class ClientFeed:
     """
     if isinstance(self.clients, clients_lib.ImageClientData):
       return self.clients.client_size(self._client_ids[index])
-    first = tf.nest.flatten(self._dataset(index).batches.components)[0]
+    first = tf.nest.flatten(self.dataset(index).batches.components)[0]
     return len(first)
-
-  def dataset(self, index: int) -> tf.data.Dataset:
-    """Returns the dataset of the client at an index.
-
-    Raises:
-      InputError: None of at least 10 drawn clients can be read.
-    """
-    dataset = self._dataset(index)
-    cache = self._cache
-    if len(cache.unreadable) == len(cache.tried) >= _MANY_CLIENTS:
-      raise _validate.InputError(
-        f'none of the {len(cache.tried)} clients that were drawn can be read, '
-        f'the last one as: {cache.problem}'
-      )
-    return dataset
 
   @functools.cached_property
   def _cache(self) -> _ClientCache:
@@ -217,7 +217,8 @@ class ClientFeed:
     # TFF's client data returns a new list of all ids at each look.
     return list(self.clients.client_ids)
 
-  def _dataset(self, index: int) -> tensor_data.TensorDataset:
+  def dataset(self, index: int) -> tensor_data.TensorDataset:
+    """Returns the dataset of the client at an index; empty if unreadable."""
     cache = self._cache
     if index in cache.kept:
       return cache.kept[index]
@@ -424,21 +425,34 @@ class LocalStepsFeed:
     return []
 
   def _datasets(self, drawn: np.ndarray) -> list[tf.data.Dataset]:
+    return [self.dataset(part.key) for part in self.parts(drawn)]
+
+  def parts(self, drawn: np.ndarray) -> list[Part]:
+    """Returns a part for each client; its key has the units of each step."""
     by_step = [
       self.units.by_client(units, self.num_clients)
       for units in self.sampling.by_step(drawn)
     ]
-    sizes = np.bincount(self.units.clients, minlength=self.num_clients)
     return [
-      self._dataset([step[client] for step in by_step], int(sizes[client]))
+      Part(
+        (client, tuple(step[client] for step in by_step)),
+        sum(len(step[client]) for step in by_step),
+      )
       for client in range(self.num_clients)
     ]
 
-  def _dataset(self, steps: list[np.ndarray], size: int) -> tf.data.Dataset:
+  def dataset(self, part: tuple[int, Sequence[np.ndarray]]) -> tf.data.Dataset:
+    """Returns the dataset of a client, given its number and units by step."""
+    client, steps = part
     arrays = local_dp_sgd.step_arrays(
       [self.units.arrays(self.split, units) for units in steps],
-      expected_units=self.sampling.rate * size,
+      expected_units=self.sampling.rate * int(self._sizes[client]),
     )
     return runtime.tensor_dataset(
       arrays, batch_size=len(arrays['x']) // len(steps)
     )
+
+  @functools.cached_property
+  def _sizes(self) -> np.ndarray:
+    """Number of units of each client."""
+    return np.bincount(self.units.clients, minlength=self.num_clients)

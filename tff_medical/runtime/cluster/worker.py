@@ -221,7 +221,7 @@ def _session_folder() -> pathlib.Path:
   """Returns the folder of this node's logs, sockets and spilled objects."""
   import ray
 
-  node = ray._private.worker._global_node
+  node: Any = ray._private.worker._global_node
   return pathlib.Path(node.get_session_dir_path())
 
 
