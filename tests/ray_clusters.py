@@ -1,5 +1,6 @@
 """Real Ray clusters of this machine for tests, each in a folder of its own."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -20,11 +21,7 @@ _START_SECS = 60
 
 def is_installed():
   """Returns whether requirements-cluster.txt is installed."""
-  try:
-    import ray  # noqa: F401
-  except ImportError:
-    return False
-  return True
+  return importlib.util.find_spec('ray') is not None
 
 
 def free_port():

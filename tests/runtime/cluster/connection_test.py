@@ -110,6 +110,12 @@ class ClusterTest(parameterized.TestCase):
     done = _run(self.cluster.address, RAY_AUTH_TOKEN_PATH=path)
     self.assertEqual((done.returncode, done.stderr), (0, ''))
 
+  def test_a_ray_that_was_imported_before_learns_of_the_token(self):
+    path = str(self.cluster.token_file)
+    program = f'import ray\n{_JOIN}'
+    done = _run(self.cluster.address, program, RAY_AUTH_TOKEN_PATH=path)
+    self.assertEqual((done.returncode, done.stderr), (0, ''))
+
   @parameterized.parameters('address', 'client_address')
   def test_refuses_a_wrong_or_missing_token(self, kind):
     address = getattr(self.cluster, kind)

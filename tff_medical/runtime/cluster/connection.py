@@ -31,6 +31,7 @@ import os
 import pathlib
 import signal
 import socket
+import sys
 import threading
 import types
 from typing import Any
@@ -96,13 +97,25 @@ def _import() -> types.ModuleType:
   """Returns `ray`, imported with the options that it reads at its import."""
   os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
   os.environ.setdefault('RAY_AUTH_MODE', 'token')
+  was_imported = sys.modules.get('ray') is not None
   try:
-    return importlib.import_module('ray')
+    ray = importlib.import_module('ray')
   except ModuleNotFoundError as e:
     raise _validate.InputError(
       f'a cluster needs {e.name}, which is not installed: pip install --no-deps '
       '-r requirements-cluster.txt'
     ) from e
+  if was_imported and not ray.is_initialized():
+    _read_variables_again()
+  return ray
+
+
+def _read_variables_again() -> None:
+  """Makes a Ray that was imported before know the mode and the token."""
+  raylet = importlib.import_module('ray._raylet')
+  if hasattr(raylet, 'AuthenticationTokenLoader'):  # From 2.52 on.
+    raylet.Config.initialize('')
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _resolve(address: str) -> str:
