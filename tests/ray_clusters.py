@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import psutil
 
@@ -83,6 +84,17 @@ class Cluster:
     for node in self.nodes:
       self.stop(node)
     shutil.rmtree(self.folder, ignore_errors=True)
+
+  def enter_environment(self, test_class):
+    """Lets this process join until the tests of a class are over."""
+    patch = mock.patch.dict(os.environ, self.environment)
+    patch.start()
+    test_class.addClassCleanup(patch.stop)
+
+  def processes(self):
+    """Returns all processes of the cluster."""
+    heads = [psutil.Process(node.pid) for node in self.nodes]
+    return [p for head in heads for p in head.children(recursive=True)]
 
   def add(self, cpus):
     """Starts a worker node; returns its process."""

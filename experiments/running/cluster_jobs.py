@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib
-import io
 import os
 import pathlib
 import secrets
@@ -32,7 +31,6 @@ import tempfile
 import time
 import types
 from typing import Any
-import zipfile
 
 from experiments.running import endings
 from experiments.running import jobs as jobs_lib
@@ -273,10 +271,11 @@ class _Process:
     self._actor = self._slot.actor()
     self._answer = self._actor.begin.remote(
       self._slot.code,
+      _PACKAGES,
       _arguments(job, run),
       run,
       job.progress_file,
-      node.packed(folder) if goes_on else b'',
+      node.packed({node.RUN: folder}) if goes_on else b'',
       str(job.log.resolve()) if job.is_shared else '',
       {
         endings.JOB_VARIABLE: '1',
@@ -317,7 +316,7 @@ class _Process:
         for number in range(count):
           file.write(self._get(self._actor.part.remote(number)))
       with open(back, 'rb') as file:
-        names = node.unpack(file, {node.RUN: partial, node.LOG: log})
+        names = node.unpack(file, {node.RUN: partial, node.LOG: log}, sync=True)
       with open(self._job.log, 'ab') as whole:
         whole.write(log.read_bytes())
     if node.RUN in names:
@@ -388,14 +387,8 @@ def _arguments(job: jobs_lib.Job, run: str) -> list[str]:
 
 
 def _code() -> bytes:
-  """Returns a zip archive of this project's packages."""
-  target = io.BytesIO()
-  with zipfile.ZipFile(target, 'w', zipfile.ZIP_DEFLATED) as archive:
-    for package in _PACKAGES:
-      for path in sorted((_ROOT / package).rglob('*')):
-        if path.is_file() and '__pycache__' not in path.parts:
-          archive.write(path, path.relative_to(_ROOT))
-  return target.getvalue()
+  """Returns an archive of this project's packages."""
+  return node.packed({name: _ROOT / name for name in _PACKAGES})
 
 
 def _in_a_line(error: Exception) -> str:

@@ -26,7 +26,6 @@ import sys
 import tarfile
 import tempfile
 from typing import Any
-import zipfile
 
 # Bytes of a message that brings files back.
 PART_BYTES = 8 * 2**20
@@ -154,6 +153,7 @@ class Cell:
   def begin(
     self,
     code: bytes,
+    packages: Sequence[str],
     arguments: Sequence[str],
     run: str,
     lines: str,
@@ -165,11 +165,12 @@ class Cell:
     """Starts the training; returns what the node lacks for that, or ''.
 
     Args:
-      code: Zip archive of the project.
+      code: Archive of the project.
+      packages: Names of its packages.
       arguments: Arguments of Python.
       run: Run folder: relative to the code if it is to be brought back.
       lines: Name of the file in the run folder whose lines count as progress.
-      files: Tar archive of the run folder that the training goes on with, or
+      files: Archive of the run folder that the training goes on with, or
         b''.
       log: File that the output is appended to, or '' for one that is brought
         back.
@@ -179,8 +180,7 @@ class Cell:
     refusal = lacking(*needs)
     if refusal:
       return refusal
-    with zipfile.ZipFile(io.BytesIO(code)) as archive:
-      archive.extractall(self._code)
+    unpack(io.BytesIO(code), {name: self._code / name for name in packages})
     self._run = self._code / run  # An absolute path stays as it is.
     self._lines = self._run / lines
     self._brings_back = not log
@@ -252,20 +252,26 @@ class Cell:
     return os.sched_getaffinity(0)
 
 
-def packed(folder: pathlib.Path) -> bytes:
-  """Returns a tar archive of a run folder."""
+def packed(folders: Mapping[str, pathlib.Path]) -> bytes:
+  """Returns an archive of folders, each under a name."""
   target = io.BytesIO()
-  with tarfile.open(fileobj=target, mode='w') as tar:
-    tar.add(folder, RUN)
+  with tarfile.open(fileobj=target, mode='w:gz', compresslevel=1) as tar:
+    for name, folder in folders.items():
+      tar.add(folder, name)
   return target.getvalue()
 
 
-def unpack(archive: Any, targets: Mapping[str, pathlib.Path]) -> set[str]:
-  """Unpacks an archive, file by file, each of which is then on disk.
+def unpack(
+  archive: Any, targets: Mapping[str, pathlib.Path], *, sync: bool = False
+) -> set[str]:
+  """Unpacks an archive.
+
+  Times stay as they are, so that compiled modules still fit their sources.
 
   Args:
     archive: File of a tar archive.
     targets: Where the entries go, by the first part of their names.
+    sync: Whether all files are on disk when this returns.
 
   Returns:
     First parts of the names that were there.
@@ -274,7 +280,7 @@ def unpack(archive: Any, targets: Mapping[str, pathlib.Path]) -> set[str]:
     ValueError: An entry is neither a file nor a folder, or has another name.
   """
   names = set()
-  with tarfile.open(fileobj=archive, mode='r|') as tar:
+  with tarfile.open(fileobj=archive, mode='r|*') as tar:
     for member, path in _entries(tar, targets):
       names.add(member.name.split('/')[0])
       if member.isdir():
@@ -287,8 +293,10 @@ def unpack(archive: Any, targets: Mapping[str, pathlib.Path]) -> set[str]:
       with open(path, 'wb', opener=_private) as file:
         shutil.copyfileobj(content, file)
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+          os.fsync(file.fileno())
       path.chmod(member.mode & 0o777)
+      os.utime(path, (member.mtime, member.mtime))
   return names
 
 

@@ -1,8 +1,10 @@
 """Tests of jobs on a real Ray cluster of two nodes."""
 
+import io
 import os
 import pathlib
 import sys
+import tarfile
 import time
 
 from absl.testing import absltest
@@ -59,15 +61,9 @@ class ClusterJobsTest(parameterized.TestCase):
     super().setUpClass()
     cls.ray_cluster = ray_clusters.Cluster(1, 1).__enter__()
     cls.addClassCleanup(cls.ray_cluster.__exit__)
-    cls.enter_environment(cls.ray_cluster.environment)
+    cls.ray_cluster.enter_environment(cls)
     cls.cluster = cluster_jobs.Cluster.join(cls.ray_cluster.address)
     cls.addClassCleanup(cls.cluster.ray.shutdown)
-
-  @classmethod
-  def enter_environment(cls, variables):
-    patch = absltest.mock.patch.dict(os.environ, variables)
-    patch.start()
-    cls.addClassCleanup(patch.stop)
 
   def setUp(self):
     super().setUp()
@@ -128,7 +124,7 @@ class ClusterJobsTest(parameterized.TestCase):
 
     def on_poll(lines):
       seen.update(lines.values())
-      for _, path in self._starts():
+      for _, path in self._starts() if lines else ():
         modes.add(pathlib.Path(path).parent.stat().st_mode & 0o777)
         self.assertFalse((self.folder / 'cells').exists())
         if 2 in seen:
@@ -286,9 +282,6 @@ class LackingTest(absltest.TestCase):
 
 class UnpackTest(absltest.TestCase):
   def test_refuses_what_would_leave_the_folder(self):
-    import io
-    import tarfile
-
     target = pathlib.Path(self.create_tempdir().full_path, 'run')
     for name, kind in (
       ('run/../../x', tarfile.REGTYPE),
