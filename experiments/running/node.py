@@ -186,8 +186,12 @@ class Cell:
     self._brings_back = not log
     if files:
       unpack(io.BytesIO(files), {RUN: self._run})
+    temporary = self._folder / 'tmp'
+    temporary.mkdir()
     variables = {
-      n: v for n, v in os.environ.items() if not n.startswith('RAY_')
+      **{n: v for n, v in os.environ.items() if not n.startswith('RAY_')},
+      'TMPDIR': str(temporary),  # The cleaner empties it after a kill as well.
+      **environment,
     }
     with open(log or self._log, 'ab') as file:
       self._process = subprocess.Popen(
@@ -196,7 +200,7 @@ class Cell:
           *(sys.executable, *arguments),
         ],
         cwd=self._code,
-        env={**variables, **environment},
+        env=variables,
         stdin=subprocess.DEVNULL,
         stdout=file,
         stderr=file,

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import subprocess
 import sys
 import tarfile
 import time
@@ -146,6 +147,31 @@ class ClusterJobsTest(parameterized.TestCase):
       self._run([self._job('a'), self._job('b')], on_poll), {'a': 0, 'b': 0}
     )
 
+  def test_from_a_machine_outside_the_cluster(self):
+    self.gate.touch()
+    job = self._job('cell')
+    program = (
+      'import pathlib, sys\n'
+      'from experiments.running import cluster_jobs, jobs\n'
+      'cluster = cluster_jobs.Cluster.join(sys.argv[1])\n'
+      'cluster.check(cluster_jobs.Needs())\n'
+      'folder, log = map(pathlib.Path, sys.argv[2:4])\n'
+      'job = jobs.Job("cell", sys.argv[4:], log, folder, "table")\n'
+      'jobs.run([job], cluster.slots(None), on_end=lambda j, c: print(c))\n'
+    )
+    arguments = map(str, (job.folder, job.log, *job.command))
+    address = self.ray_cluster.client_address
+    done = subprocess.run(
+      [sys.executable, '-c', program, address, *arguments],
+      check=False,
+      capture_output=True,
+      cwd=_ROOT,
+      text=True,
+      timeout=120,
+    )
+    self.assertEqual((done.stdout, done.stderr), ('0\n', ''))
+    self.assertEqual((job.folder / 'table').read_text(), '0\n1\n2\n')
+
   def test_a_job_goes_on_with_its_run_folder(self):
     run = self.folder / 'cells' / 'cell'
     run.mkdir(parents=True)
@@ -168,8 +194,10 @@ class ClusterJobsTest(parameterized.TestCase):
       if starts and not killed:
         # The process of the actor, which is the training's parent.
         actor = psutil.Process(starts[0][0]).parent()
+        training = psutil.Process(starts[0][0])
         killed.append(actor.pid)
         actor.kill()
+        training.wait(60)  # The kernel kills it.
         self.gate.touch()
 
     codes = self._run([self._job('cell', is_shared=is_shared)], on_poll)

@@ -37,7 +37,21 @@ try:
 except _validate.InputError as error:
   print(error)
 """
-# The same in a process whose Ray is another version.
+# This program loses a worker, and waits for what Ray has to say.
+_LOSE = """
+import os, sys, time
+from tff_medical.runtime.cluster import connection
+ray = connection.connect(sys.argv[1])
+@ray.remote(max_retries=0)
+def work():
+  os.kill(os.getpid(), 9)
+try:
+  ray.get(work.remote())
+except ray.exceptions.WorkerCrashedError:
+  print('lost')
+time.sleep(2)
+"""
+# The first program in a process whose Ray is another version.
 _OTHER_VERSION = f"""
 import ray
 ray.__version__ = '2.0.1'
@@ -104,6 +118,10 @@ class ClusterTest(parameterized.TestCase):
     answer, refusal = done.stdout.splitlines()
     self.assertEqual(answer, '42')
     self.assertIn('use one cluster a process', refusal)
+
+  def test_a_lost_worker_prints_nothing(self):
+    done = _run(self.cluster.address, _LOSE, **self.cluster.environment)
+    self.assertEqual((done.stdout, done.stderr), ('lost\n', ''))
 
   def test_uses_a_token_without_being_told_the_mode(self):
     path = str(self.cluster.token_file)

@@ -77,6 +77,7 @@ def connect(address: str = AUTO) -> types.ModuleType:
     return ray
   resolved = _resolve(address)
   _ask(resolved)
+  _silence()
   try:
     with _own_handlers(), warnings.catch_warnings():
       warnings.simplefilter('ignore')
@@ -108,6 +109,15 @@ def _import() -> types.ModuleType:
   if was_imported and not ray.is_initialized():
     _read_variables_again()
   return ray
+
+
+def _silence() -> None:
+  """Keeps messages of nodes, as of a lost worker, out of the results printed.
+
+  Without the copying of workers' output Ray still prints those to stdout.
+  """
+  worker = importlib.import_module('ray._private.worker')
+  worker.print_to_stdstream = lambda *unused, **options: None
 
 
 def _read_variables_again() -> None:
