@@ -7,6 +7,7 @@ import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import psutil
 
 from tests import ray_clusters
 from tff_medical import _validate
@@ -59,8 +60,12 @@ ray.__version__ = '2.0.1'
 """
 
 
+_LOOPBACK = 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'
+
+
 def _run(address, program=_JOIN, **environment):
   kept = {n: v for n, v in os.environ.items() if not n.startswith('RAY_')}
+  kept[_LOOPBACK] = '0'
   return subprocess.run(
     [sys.executable, '-c', program, address],
     check=False,
@@ -141,6 +146,20 @@ class ClusterTest(parameterized.TestCase):
     self._refused(done, 'another token', 'RAY_AUTH_TOKEN_PATH')
     done = _run(address, RAY_AUTH_TOKEN_PATH='/no/such/file')
     self._refused(done, 'this process has none', 'RAY_AUTH_TOKEN_PATH')
+
+  def test_listens_on_loopback_alone(self):
+    listening = {
+      connection.laddr.ip.removeprefix('::ffff:')
+      for process in self.cluster.processes()
+      for connection in process.net_connections('tcp')
+      if connection.status == psutil.CONN_LISTEN
+    }
+    self.assertEqual(listening, {'127.0.0.1'})
+
+  def test_names_the_variable_of_a_cluster_on_loopback(self):
+    environment = {**self.cluster.environment, _LOOPBACK: '1'}
+    done = _run(self.cluster.address, **environment)
+    self._refused(done, f'{_LOOPBACK}=0')
 
   @parameterized.parameters('127.0.0.1', 'ray://127.0.0.1')
   def test_refuses_where_nobody_listens(self, host):

@@ -43,6 +43,8 @@ AUTO = 'auto'
 _CLIENT_PREFIX = 'ray://'
 # Seconds to wait for the address, and again for an answer of Ray.
 _TIMEOUT_SECS = 4.0
+# Despite its name it works on Linux: at 0 every node is at 127.0.0.1.
+_LOOPBACK = 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'
 _START = 'ray start --head --include-dashboard=false'
 
 _connected_to: str | None = None
@@ -129,16 +131,20 @@ def _read_variables_again() -> None:
 
 
 def _resolve(address: str) -> str:
-  """Returns the address that `auto` stands for, and any other as it is."""
+  """Returns the address that Ray joins for one that was given.
+
+  Ray puts the machine's own address in place of the loopback's, and searches the
+  machine for `auto`.
+  """
+  if address == AUTO:
+    address = os.environ.get('RAY_ADDRESS', '') or AUTO
   if address != AUTO:
+    _host_and_port(address)
+  if address.startswith(_CLIENT_PREFIX):
     return address
-  named = os.environ.get('RAY_ADDRESS', '')
-  if named and named != AUTO:
-    _host_and_port(named)
-    return named
   services = importlib.import_module('ray._private.services')
   try:
-    return str(services.canonicalize_bootstrap_address(AUTO))
+    return str(services.canonicalize_bootstrap_address(address))
   except ConnectionError as e:
     raise _nobody(
       AUTO, 'RAY_ADDRESS is not set, and no cluster runs on this machine'
@@ -285,7 +291,8 @@ def _ports() -> str:
 def _nobody(address: str, reason: str) -> _validate.InputError:
   return _validate.InputError(
     f'no cluster answers at cluster_address {address}: {reason}; start one '
-    f'with: {_START}'
+    f'with: {_START} (one that listens on loopback alone needs {_LOOPBACK}=0 '
+    'here as well)'
   )
 
 
