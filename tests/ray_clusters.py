@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import socket
@@ -54,8 +55,9 @@ class Cluster:
       'RAY_AUTH_MODE': mode,
       'RAY_AUTH_TOKEN_PATH': str(self.token_file),
       'RAY_USAGE_STATS_ENABLED': '0',
-      # Nothing of the cluster can be reached from another machine.
-      'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER': '0',
+      # A single node cannot be reached from another machine; for more, Ray puts
+      # the machine's own address in place of the loopback's.
+      'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER': '0' if len(self._cpus) == 1 else '1',
     }
 
   def __enter__(self):
@@ -69,8 +71,10 @@ class Cluster:
         '--include-dashboard=false',
         f'--temp-dir={self.folder}/t',
       )
-      self.address = f'127.0.0.1:{self._port}'
-      self.client_address = f'ray://127.0.0.1:{self._client_port}'
+      log = (self.folder / 'node0.log').read_text()
+      host = re.search(r'Local node IP: (\S+)', log)[1]
+      self.address = f'{host}:{self._port}'
+      self.client_address = f'ray://{host}:{self._client_port}'
       for cpus in workers:
         self.add(cpus)
     except BaseException:
