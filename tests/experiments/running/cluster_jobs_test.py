@@ -24,6 +24,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[3]
 _WORK = """
 import os, pathlib, sys, time
 folder = pathlib.Path([a for a in sys.argv if a.startswith('--out')][0][6:])
+assert pathlib.Path.cwd().parent in pathlib.Path(os.environ['TMPDIR']).parents
 steps, gate = int(sys.argv[1]), pathlib.Path(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
 table = folder / 'table'
@@ -306,6 +307,20 @@ class LackingTest(absltest.TestCase):
       (path,) = arguments[2]
       self.assertEqual(pathlib.Path(path).parent, self.folder)
     self.assertEmpty(list(self.folder.iterdir()))
+
+
+class CoresTest(absltest.TestCase):
+  def test_each_cell_of_a_node_has_a_core_until_there_are_no_more(self):
+    folder = self.create_tempdir().full_path
+    cores = sorted(os.sched_getaffinity(0))
+    cells = [object.__new__(node.Cell) for _ in range(len(cores) + 1)]
+    with absltest.mock.patch.object(
+      node.tempfile, 'gettempdir', return_value=folder
+    ):
+      shares = [cell._cores() for cell in cells]
+      self.assertEqual(shares, [*({core} for core in cores), {*cores}])
+      cells[0]._core.close()  # As when its process ends.
+      self.assertEqual(object.__new__(node.Cell)._cores(), {cores[0]})
 
 
 class UnpackTest(absltest.TestCase):
