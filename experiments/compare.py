@@ -391,13 +391,14 @@ def run(
   variants: Sequence[Variant],
   seeds: int,
   jobs: int | None,
+  cells_on: str = '',
 ) -> int:
   """Runs the missing trainings, writes the results, returns the exit code."""
   variants = [Variant(BASE), *variants]
   planned = plan(base, variants, seeds)
-  if jobs is not None:
-    _validate.positive_int(jobs=jobs)
+  place = cells.Place(jobs, cells_on)
   folder = pathlib.Path(base.output_dir or '')
+  place.check(base, folder)
   claim(folder, planned)
   split_name = base.eval_split
   todo = [
@@ -407,7 +408,7 @@ def run(
   ]
   if len(todo) < len(planned):
     print(f'{len(planned) - len(todo)} of {len(planned)} trainings are done.')
-  ended = cells.run(todo, folder, jobs)
+  ended = cells.run(todo, folder, place)
   seeds_run = range(base.seed, base.seed + seeds)
   runs = rows(folder, variants, seeds_run, split_name)
   if len(runs):
@@ -435,6 +436,7 @@ def main(
     [Variant.parse(text) for text in values.variant],
     values.seeds,
     values.jobs,
+    values.cells_on,
   )
 
 
@@ -450,4 +452,5 @@ if __name__ == '__main__':
   absl_flags.DEFINE_integer(
     'jobs', None, 'runs at once [one for each GPU, or else for each core]'
   )
+  absl_flags.DEFINE_string('cells_on', '', cells.CELLS_ON_HELP)
   command.run(functools.partial(main, flags.define(), absl_flags.FLAGS))

@@ -248,6 +248,7 @@ def run(
   jobs: int | None,
   command: str,
   plain_flags: str = '',
+  cells_on: str = '',
 ) -> int:
   """Trains the cells that are missing, and writes results.csv and the report.
 
@@ -259,14 +260,15 @@ def run(
       each core.
     command: Command line of the sweep, for `sweep.json`.
     plain_flags: Flags of the cells without privacy that override `base`.
+    cells_on: Cluster that trains, as `cells.Place` says.
 
   Returns:
     Exit code, one of `exit_codes`.
   """
   planned = plan_cells(base, epsilons, seeds, plain_flags)
-  if jobs is not None:
-    _validate.positive_int(jobs=jobs)
+  place = cells_lib.Place(jobs, cells_on)
   folder = pathlib.Path(base.output_dir or '')
+  place.check(base, folder)
   if not (folder / sweeps.SWEEP_FILE).exists():
     check_strictest(planned)
   claim(folder, base, planned, command, plain_flags)
@@ -274,7 +276,7 @@ def run(
   todo = [p.training() for p in planned if p.cell.name not in done]
   if len(todo) < len(planned):
     print(f'{len(planned) - len(todo)} of {len(planned)} cells are done.')
-  ended = cells_lib.run(todo, folder, jobs, on_end=lambda: _write_csv(folder))
+  ended = cells_lib.run(todo, folder, place, on_end=lambda: _write_csv(folder))
   return _finish(folder, ended)
 
 
@@ -308,6 +310,7 @@ def main(
     seeds=values.seeds,
     jobs=values.jobs,
     plain_flags=values[_PLAIN_FLAGS].value,
+    cells_on=values.cells_on,
     command=shlex.join(['python', '-m', 'experiments.tradeoff', *sys.argv[1:]]),
   )
 
@@ -338,6 +341,9 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     None,
     'cells at once [one for each GPU, or else for each core]',
     flag_values=values,
+  )
+  absl_flags.DEFINE_string(
+    'cells_on', '', cells_lib.CELLS_ON_HELP, flag_values=values
   )
 
 

@@ -708,7 +708,7 @@ def finish(
   chosen = trainings[best]
   if tuning.base.eval_split != _CHOOSING:
     chosen = on_test(tuning, chosen)
-    tested = cells.run([chosen], tuning.trials_folder, 1)
+    tested = cells.run([chosen], tuning.trials_folder, cells.Place(1))
     if tested.exit_code:
       for line in tested.failed:
         print(f'error: {line}', file=sys.stderr)
@@ -743,16 +743,25 @@ def finish(
   return exit_codes.OK
 
 
-def run(base: settings_lib.Flags, search: Search, jobs: int | None) -> int:
+def run(
+  base: settings_lib.Flags,
+  search: Search,
+  jobs: int | None,
+  cells_on: str = '',
+) -> int:
   """Does the missing trials and releases the best; returns the exit code."""
   check_base(base)
-  if jobs is not None:
-    _validate.positive_int(jobs=jobs)
+  place = cells.Place(jobs, cells_on)
   tuning = Tuning(base, search)
+  place.check(
+    base,
+    tuning.trials_folder,
+    None if search.is_secret else str(tuning.data_ledger),
+  )
   trials, priced = tuning.start()
   trainings = tuning.trainings(trials, priced)
   todo = [training for training in trainings if ended(training) is None]
-  done = cells.run(todo, tuning.trials_folder, jobs)
+  done = cells.run(todo, tuning.trials_folder, place)
   for line in done.failed:
     print(f'error: {line}', file=sys.stderr)
   if done.interrupted:
@@ -777,7 +786,7 @@ def main(
     values.metric,
     values.trials_shape,
   )
-  return run(read_flags(), search, values.jobs)
+  return run(read_flags(), search, values.jobs, values.cells_on)
 
 
 def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
@@ -818,6 +827,7 @@ def define_flags(values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     'trials at once [one for each GPU, or else for each core]',
     **put,
   )
+  absl_flags.DEFINE_string('cells_on', '', cells.CELLS_ON_HELP, **put)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Real Ray clusters of this machine for tests, each in a folder of its own."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -10,21 +11,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import psutil
 
 # Sockets of Ray lie below its folder, and their paths have 107 characters.
 _FOLDERS = '/tmp'
 _START_SECS = 60
+# Ray reads the token once a process, which may join several clusters.
+_TOKEN = secrets.token_hex(32)
 
 
 def is_installed():
   """Returns whether requirements-cluster.txt is installed."""
-  try:
-    import ray  # noqa: F401
-  except ImportError:
-    return False
-  return True
+  return importlib.util.find_spec('ray') is not None
 
 
 def free_port():
@@ -49,7 +49,7 @@ class Cluster:
     self._cpus = cpus or (1,)
     self.folder = pathlib.Path(tempfile.mkdtemp(prefix='ray', dir=_FOLDERS))
     self.token_file = self.folder / 'token'
-    self.token_file.write_text(secrets.token_hex(32))
+    self.token_file.write_text(_TOKEN)
     self.token_file.chmod(0o600)
     self._port, self._client_port = free_port(), free_port()
     self.nodes = []
@@ -57,6 +57,9 @@ class Cluster:
       'RAY_AUTH_MODE': mode,
       'RAY_AUTH_TOKEN_PATH': str(self.token_file),
       'RAY_USAGE_STATS_ENABLED': '0',
+      # A single node cannot be reached from another machine; for more, Ray puts
+      # the machine's own address in place of the loopback's.
+      'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER': '0' if len(self._cpus) == 1 else '1',
     }
 
   def __enter__(self):
@@ -70,7 +73,6 @@ class Cluster:
         '--include-dashboard=false',
         f'--temp-dir={self.folder}/t',
       )
-      # Ray puts the machine's own address in place of the loopback's.
       log = (self.folder / 'node0.log').read_text()
       host = re.search(r'Local node IP: (\S+)', log)[1]
       self.address = f'{host}:{self._port}'
@@ -86,6 +88,17 @@ class Cluster:
     for node in self.nodes:
       self.stop(node)
     shutil.rmtree(self.folder, ignore_errors=True)
+
+  def enter_environment(self, test_class):
+    """Lets this process join until the tests of a class are over."""
+    patch = mock.patch.dict(os.environ, self.environment)
+    patch.start()
+    test_class.addClassCleanup(patch.stop)
+
+  def processes(self):
+    """Returns all processes of the cluster."""
+    heads = [psutil.Process(node.pid) for node in self.nodes]
+    return [p for head in heads for p in head.children(recursive=True)]
 
   def add(self, cpus):
     """Starts a worker node; returns its process."""

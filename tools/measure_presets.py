@@ -148,7 +148,7 @@ def _run_all(
         )
         preset = f'--flagfile={PRESETS / name}.flags'
         todo.append(cells.Training(run.name, settings, extra=(preset,)))
-  return cells.run(todo, folder, jobs=None)
+  return cells.run(todo, folder, cells.Place())
 
 
 def main(values: absl_flags.FlagValues) -> int:

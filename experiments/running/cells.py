@@ -6,9 +6,10 @@ A cell is one training with a name and settings of its own. Its run folder is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import datetime
+import os
 import pathlib
 import sys
 import time
@@ -16,10 +17,22 @@ import time
 import tqdm
 
 from experiments.config import settings as settings_lib
+from experiments.running import cluster_jobs
 from experiments.running import exit_codes
 from experiments.running import jobs as jobs_lib
+from tff_medical import _validate
 from tff_medical.program import run_folder
+from tff_medical.runtime.cluster import connection
 
+# Settings with paths that a training reads; it makes the others.
+INPUTS = ('data_dir', 'image_dir', 'backbone_weights', 'initial_model')
+# Value of --cells_on that finds the address by itself.
+CLUSTER = 'cluster'
+CELLS_ON_HELP = (
+  f'Ray cluster that trains, see docs/cluster.md: {CLUSTER} (the one of '
+  'RAY_ADDRESS or of this machine), HOST:PORT or ray://HOST:PORT [none: this '
+  'machine trains]'
+)
 # Seconds between lines of progress where stderr is a file.
 _LOG_SECS = 30
 
@@ -44,9 +57,35 @@ class Training:
     """Returns the command, whose log is kept below the sweep's `folder`."""
     command = [sys.executable, '-m', f'experiments.{self.module}', *self.extra]
     command += self.flags.arguments()
+    run = run_folder.RunFolder(pathlib.Path(self.flags.output_dir or ''))
     return jobs_lib.Job(
-      self.name, command, folder / 'logs' / f'{self.name}.log'
+      self.name,
+      command,
+      folder / 'logs' / f'{self.name}.log',
+      folder=run.path,
+      progress_file=run.metrics.name,
+      paths=tuple(_paths(self.flags, _path_settings())),
+      inputs=inputs(self.flags),
+      is_shared=self.flags.data_ledger is not None,
     )
+
+
+def inputs(flags: settings_lib.Flags) -> tuple[str, ...]:
+  """Returns the files and folders that flags name and a training reads."""
+  return tuple(_paths(flags, INPUTS))
+
+
+def _path_settings() -> Iterator[str]:
+  """Yields the settings with paths that a training reads or keeps."""
+  for name in settings_lib.owners():
+    if settings_lib.field(name).metadata['is_path'] and name != 'output_dir':
+      yield name
+
+
+def _paths(flags: settings_lib.Flags, names: Iterable[str]) -> Iterator[str]:
+  for name in names:
+    if flags.given.get(name) is not None:
+      yield str(flags.given[name])
 
 
 def cell_folder(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -72,10 +111,75 @@ class Ended:
     return self.exit_code not in (exit_codes.OK, exit_codes.FAILED)
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where trainings run, and how many at once.
+
+  Attributes:
+    jobs: Number of trainings at once; by default one for each GPU, or else one
+      for each core.
+    cells_on: '' for this machine, or the Ray cluster: its address, or `CLUSTER`
+      for the one of `RAY_ADDRESS` or of this machine.
+  """
+
+  jobs: int | None = None
+  cells_on: str = ''
+
+  def __post_init__(self) -> None:
+    if self.jobs is not None:
+      _validate.positive_int(jobs=self.jobs)
+
+  def check(
+    self,
+    flags: settings_lib.Flags,
+    folder: pathlib.Path,
+    data_ledger: str | None = None,
+  ) -> None:
+    """Joins the cluster and checks its nodes, if there is one.
+
+    Args:
+      flags: Flags that all trainings have in common.
+      folder: Folder of the sweep.
+      data_ledger: Ledger that trainings charge beside that of the flags.
+
+    Raises:
+      InputError: The cluster cannot be joined, or a node lacks what the
+        trainings need.
+    """
+    if not self.cells_on:
+      return
+    if flags.runtime == CLUSTER:
+      raise _validate.InputError(
+        f'cells_on={self.cells_on} would be ignored with runtime={CLUSTER}, '
+        'where each training has the whole cluster; leave one of them out'
+      )
+    ledger = data_ledger or flags.data_ledger
+    shared = () if ledger is None else (os.path.dirname(ledger), str(folder))
+    self._cluster().check(cluster_jobs.Needs(inputs(flags), shared))
+
+  def slots(self) -> Sequence[jobs_lib.Slot]:
+    """Returns the slots of the trainings.
+
+    Raises:
+      InputError: The cluster cannot be joined.
+    """
+    if self.cells_on:
+      return self._cluster().slots(self.jobs)
+    return jobs_lib.slots(
+      self.jobs, jobs_lib.available_cores(), jobs_lib.visible_gpus()
+    )
+
+  def _cluster(self) -> cluster_jobs.Cluster:
+    address = self.cells_on
+    return cluster_jobs.Cluster.join(
+      connection.AUTO if address == CLUSTER else address
+    )
+
+
 def run(
   todo: Sequence[Training],
   folder: pathlib.Path,
-  jobs: int | None,
+  place: Place,
   on_end: Callable[[], None] = lambda: None,
 ) -> Ended:
   """Does all trainings, with one progress bar.
@@ -83,19 +187,15 @@ def run(
   Args:
     todo: Trainings to do; one that fails does not stop the others.
     folder: Folder of the sweep.
-    jobs: Number of trainings at once; by default one for each GPU, or else one
-      for each core.
+    place: Where the trainings run.
     on_end: Function that is called after each training.
 
   Raises:
-    InputError: The number of jobs is not positive.
+    InputError: The cluster cannot be joined.
   """
-  where = jobs_lib.slots(
-    jobs, jobs_lib.available_cores(), jobs_lib.visible_gpus()
-  )
+  where = place.slots()
   failed: list[str] = []
   progress = _Progress(
-    folder,
     {t.name: t.flags.rounds for t in todo if t.module == 'train'},
     len(todo),
   )
@@ -126,10 +226,7 @@ def run(
 class _Progress:
   """The bar of all cells; a cell that runs counts by its share of rounds."""
 
-  def __init__(
-    self, folder: pathlib.Path, rounds: Mapping[str, int], total: int
-  ):
-    self._folder = folder
+  def __init__(self, rounds: Mapping[str, int], total: int):
     self._rounds = rounds
     self._done = 0
     self._shown = 0.0
@@ -144,9 +241,13 @@ class _Progress:
     """Counts a cell that has ended."""
     self._done += 1
 
-  def poll(self, names: Sequence[str]) -> None:
-    """Shows the progress of the cells that run."""
-    done = self._done + sum(map(self._part, names))
+  def poll(self, lines: Mapping[str, int]) -> None:
+    """Shows the progress of the cells that run.
+
+    Args:
+      lines: Lines of metrics.csv by the name of the cell.
+    """
+    done = self._done + sum(map(self._part, lines, lines.values()))
     self._bar.n = done
     elapsed = time.monotonic() - self._started
     if done:
@@ -155,7 +256,7 @@ class _Progress:
       )
       end = datetime.datetime.now() + left
       self._bar.set_postfix_str(
-        f'end {end:%H:%M}, {len(names)} running', refresh=False
+        f'end {end:%H:%M}, {len(lines)} running', refresh=False
       )
     now = time.monotonic()
     if now - self._shown >= (0 if sys.stderr.isatty() else _LOG_SECS):
@@ -166,12 +267,11 @@ class _Progress:
     """Closes the bar, which stays on the screen."""
     self._bar.close()
 
-  def _part(self, name: str) -> float:
-    path = run_folder.RunFolder(cell_folder(self._folder, name)).metrics
-    if name not in self._rounds or not path.exists():
+  def _part(self, name: str, lines: int) -> float:
+    if name not in self._rounds:
       return 0.0
-    lines = path.read_bytes().count(b'\n') - 1
-    return min(1.0, max(0, lines) / self._rounds[name])
+    # The first line names the columns.
+    return min(1.0, max(0, lines - 1) / self._rounds[name])
 
 
 def _last_line(log: pathlib.Path) -> str:

@@ -24,7 +24,8 @@ import pathlib
 import signal
 import subprocess
 import time
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+import weakref
 
 from experiments.running import endings
 from tff_medical import _validate
@@ -39,19 +40,69 @@ _T = TypeVar('_T')
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A command, and the file of its output."""
+  """A command, and where its files are.
+
+  Attributes:
+    name: Name that no other job has.
+    command: Program and arguments.
+    log: File that gets the output.
+    folder: Folder that the command writes, a value of one of its arguments.
+    progress_file: Name of the file in the folder whose lines count as progress.
+    paths: Other paths among the values of its arguments.
+    inputs: Those of the paths that the command reads, and never makes.
+    is_shared: Whether other machines may run the job only in this very folder.
+  """
 
   name: str
   command: Sequence[str]
   log: pathlib.Path
+  folder: pathlib.Path = pathlib.Path()
+  progress_file: str = ''
+  paths: tuple[str, ...] = ()
+  inputs: tuple[str, ...] = ()
+  is_shared: bool = False
+
+
+class Process(Protocol):
+  """A job that was started, on this machine or another."""
+
+  def poll(self) -> int | None:
+    """Returns the exit code, None while the job is not over."""
+
+  def progress(self) -> int:
+    """Returns the number of lines of the job's progress file."""
+
+  def send_signal(self, signum: int) -> None:
+    """Sends the job a signal."""
+
+  def wait(self, timeout: float | None = None) -> int:
+    """Returns the exit code at the end of the job.
+
+    Raises:
+      subprocess.TimeoutExpired: It did not end within `timeout` seconds.
+    """
+
+  def kill(self) -> None:
+    """Ends the job at once."""
+
+
+class Slot(Protocol):
+  """A place for one job at a time."""
+
+  def start(self, job: Job) -> Process:
+    """Starts a job."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
-  """The cores and the environment variables of one process."""
+class LocalSlot:
+  """The cores and the environment variables of one process of this machine."""
 
   cores: frozenset[int]
   environment: Mapping[str, str]
+
+  def start(self, job: Job) -> Process:
+    """Starts a job as a child of this process."""
+    return _start(job, self)
 
 
 def available_cores() -> list[int]:
@@ -76,7 +127,7 @@ def visible_gpus() -> list[str]:
 
 def slots(
   count: int | None, cores: Sequence[int], gpus: Sequence[str]
-) -> list[Slot]:
+) -> list[LocalSlot]:
   """Divides cores and GPUs.
 
   Args:
@@ -94,17 +145,32 @@ def slots(
     if gpus:
       environment['CUDA_VISIBLE_DEVICES'] = gpus[index % len(gpus)]
       environment['TF_FORCE_GPU_ALLOW_GROWTH'] = 'true'
-    divided.append(Slot(frozenset(share), environment))
+    divided.append(LocalSlot(frozenset(share), environment))
   return divided
 
 
 class _Running(NamedTuple):
   job: Job
-  process: subprocess.Popen[bytes]
+  process: Process
 
 
-# All running children, for an end that leaves no time.
-_alive: set[subprocess.Popen[bytes]] = set()
+class _Child(subprocess.Popen[bytes]):
+  """A job as a child of this process."""
+
+  def __init__(self, job: Job, **options: Any):
+    super().__init__(list(job.command), **options)
+    self._lines = job.folder / job.progress_file
+
+  def progress(self) -> int:
+    """Returns the number of lines of the job's progress file."""
+    try:
+      return self._lines.read_bytes().count(b'\n')
+    except OSError:
+      return 0
+
+
+# All children, for an end that leaves no time.
+_alive: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 
 
 def run(
@@ -112,7 +178,7 @@ def run(
   where: Sequence[Slot],
   *,
   on_end: Callable[[Job, int], None],
-  on_poll: Callable[[Sequence[str]], None] = lambda names: None,
+  on_poll: Callable[[Mapping[str, int]], None] = lambda lines: None,
 ) -> None:
   """Runs all jobs, one in each slot at a time, in their order.
 
@@ -120,8 +186,8 @@ def run(
     jobs: Jobs to run.
     where: Slots of the jobs.
     on_end: Function that is called with a job and its exit code.
-    on_poll: Function that is called every half second with the names of the
-      running jobs.
+    on_poll: Function that is called every half second with the progress of the
+      running jobs, by their names.
 
   Raises:
     ending.Ended: A signal requested the end. The children got the same signal;
@@ -135,16 +201,17 @@ def run(
       while waiting or running:
         for index, slot in enumerate(where):
           if waiting and index not in running and not end.requested.is_set():
-            running[index] = _start(waiting.pop(0), slot)
+            job = waiting.pop(0)
+            running[index] = _Running(job, slot.start(job))
         _sleep(end)
         if end.requested.is_set():
           raise ending.Ended(end.signum or signal.SIGINT)
         for index, (job, process) in list(running.items()):
-          if process.poll() is not None:
+          code = process.poll()
+          if code is not None:
             del running[index]
-            _alive.discard(process)
-            on_end(job, process.returncode)
-        on_poll([job.name for job, _ in running.values()])
+            on_end(job, code)
+        on_poll({job.name: p.progress() for job, p in running.values()})
     except BaseException as error:
       signum = getattr(error, 'signum', signal.SIGINT)
       _end([process for _, process in running.values()], signum)
@@ -206,7 +273,7 @@ def _end_with(parent: int) -> None:
 def kill_all() -> None:
   """Kills all children, for an end that leaves no time."""
   for process in list(_alive):
-    process.kill()
+    process.kill()  # Those that are over are not harmed.
   for child in multiprocessing.active_children():
     child.kill()
 
@@ -218,7 +285,7 @@ def _sleep(end: ending.End) -> None:
     time.sleep(_POLL_SECS / 10)
 
 
-def _start(job: Job, slot: Slot) -> _Running:
+def _start(job: Job, slot: LocalSlot) -> _Child:
   job.log.parent.mkdir(parents=True, exist_ok=True)
 
   parent = os.getpid()
@@ -235,8 +302,8 @@ def _start(job: Job, slot: Slot) -> _Running:
       os._exit(1)
 
   with open(job.log, 'ab') as log:  # The child keeps the file open.
-    process = subprocess.Popen(
-      list(job.command),
+    process = _Child(
+      job,
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,
@@ -246,10 +313,10 @@ def _start(job: Job, slot: Slot) -> _Running:
       preexec_fn=prepare,
     )
   _alive.add(process)
-  return _Running(job, process)
+  return process
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]], signum: int) -> None:
+def _end(processes: Sequence[Process], signum: int) -> None:
   """Sends processes a signal, waits, and kills those that take too long."""
   for process in processes:
     process.send_signal(signum)
@@ -262,7 +329,6 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], signum: int) -> None:
     for process in processes:
       process.kill()
       process.wait()
-      _alive.discard(process)
 
 
 endings.before_leaving(kill_all)

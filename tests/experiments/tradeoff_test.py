@@ -78,7 +78,7 @@ class TradeoffTest(parameterized.TestCase):
               eval_split=finished_sweeps.eval_split(job),
             )
           )
-        on_poll([job.name])
+        on_poll({job.name: 0})
         on_end(job, code)
 
     with mock.patch.object(jobs, 'run', run):

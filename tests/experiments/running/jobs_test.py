@@ -1,5 +1,6 @@
 """Tests of running commands side by side."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -119,6 +120,25 @@ class JobsTest(parameterized.TestCase):
     )
     self.assertLessEqual(max(seen), 1)
 
+  def test_progress_is_the_lines_of_a_file(self):
+    code = (
+      'import pathlib, sys, time\n'
+      'folder = pathlib.Path(sys.argv[1])\n'
+      '(folder / "table").write_text("a\\nb\\nc\\n")\n'
+      'while not (folder / "seen").exists(): time.sleep(0.02)'
+    )
+    job = self._job('counts', code)
+    job = dataclasses.replace(job, folder=self.folder, progress_file='table')
+    seen = set()
+
+    def on_poll(lines):
+      seen.update(lines.items())
+      if ('counts', 3) in seen:
+        (self.folder / 'seen').touch()
+
+    self.assertEqual(self._run([job], on_poll=on_poll), {'counts': 0})
+    self.assertIn(('counts', 3), seen)
+
   def test_an_interrupt_lets_jobs_save(self):
     def interrupt(names):
       del names
@@ -192,7 +212,7 @@ class SlotsTest(parameterized.TestCase):
     cores = jobs.available_cores()
     log = pathlib.Path(self.create_tempdir().full_path, 'log')
     code = 'import os; print(os.sched_getaffinity(0), os.environ["X"])'
-    slot = jobs.Slot(frozenset(cores[-1:]), {'X': 'y'})
+    slot = jobs.LocalSlot(frozenset(cores[-1:]), {'X': 'y'})
     job = jobs.Job('a', [sys.executable, '-c', code], log)
     jobs.run([job], [slot], on_end=lambda job, code: None)
     self.assertEqual(log.read_text(), f'{{{cores[-1]}}} y\n')

@@ -7,6 +7,7 @@ import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import psutil
 
 from tests import ray_clusters
 from tff_medical import _validate
@@ -37,7 +38,21 @@ try:
 except _validate.InputError as error:
   print(error)
 """
-# The same in a process whose Ray is another version.
+# This program loses a worker, and waits for what Ray has to say.
+_LOSE = """
+import os, sys, time
+from tff_medical.runtime.cluster import connection
+ray = connection.connect(sys.argv[1])
+@ray.remote(max_retries=0)
+def work():
+  os.kill(os.getpid(), 9)
+try:
+  ray.get(work.remote())
+except ray.exceptions.WorkerCrashedError:
+  print('lost')
+time.sleep(2)
+"""
+# The first program in a process whose Ray is another version.
 _OTHER_VERSION = f"""
 import ray
 ray.__version__ = '2.0.1'
@@ -45,8 +60,12 @@ ray.__version__ = '2.0.1'
 """
 
 
+_LOOPBACK = 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'
+
+
 def _run(address, program=_JOIN, **environment):
   kept = {n: v for n, v in os.environ.items() if not n.startswith('RAY_')}
+  kept[_LOOPBACK] = '0'
   return subprocess.run(
     [sys.executable, '-c', program, address],
     check=False,
@@ -105,9 +124,19 @@ class ClusterTest(parameterized.TestCase):
     self.assertEqual(answer, '42')
     self.assertIn('use one cluster a process', refusal)
 
+  def test_a_lost_worker_prints_nothing(self):
+    done = _run(self.cluster.address, _LOSE, **self.cluster.environment)
+    self.assertEqual((done.stdout, done.stderr), ('lost\n', ''))
+
   def test_uses_a_token_without_being_told_the_mode(self):
     path = str(self.cluster.token_file)
     done = _run(self.cluster.address, RAY_AUTH_TOKEN_PATH=path)
+    self.assertEqual((done.returncode, done.stderr), (0, ''))
+
+  def test_a_ray_that_was_imported_before_learns_of_the_token(self):
+    path = str(self.cluster.token_file)
+    program = f'import ray\n{_JOIN}'
+    done = _run(self.cluster.address, program, RAY_AUTH_TOKEN_PATH=path)
     self.assertEqual((done.returncode, done.stderr), (0, ''))
 
   @parameterized.parameters('address', 'client_address')
@@ -117,6 +146,20 @@ class ClusterTest(parameterized.TestCase):
     self._refused(done, 'another token', 'RAY_AUTH_TOKEN_PATH')
     done = _run(address, RAY_AUTH_TOKEN_PATH='/no/such/file')
     self._refused(done, 'this process has none', 'RAY_AUTH_TOKEN_PATH')
+
+  def test_listens_on_loopback_alone(self):
+    listening = {
+      connection.laddr.ip.removeprefix('::ffff:')
+      for process in self.cluster.processes()
+      for connection in process.net_connections('tcp')
+      if connection.status == psutil.CONN_LISTEN
+    }
+    self.assertEqual(listening, {'127.0.0.1'})
+
+  def test_names_the_variable_of_a_cluster_on_loopback(self):
+    environment = {**self.cluster.environment, _LOOPBACK: '1'}
+    done = _run(self.cluster.address, **environment)
+    self._refused(done, f'{_LOOPBACK}=0')
 
   @parameterized.parameters('127.0.0.1', 'ray://127.0.0.1')
   def test_refuses_where_nobody_listens(self, host):

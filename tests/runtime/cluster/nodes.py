@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 from unittest import mock
 
@@ -14,18 +15,16 @@ from tff_medical.runtime import cluster as cluster_lib
 
 @contextlib.contextmanager
 def cluster(workers):
-  """A head without work and worker nodes of one CPU each, for this process.
-
-  Ray reads tokens once a process, which may join several clusters here.
-  """
-  with ray_clusters.Cluster(0, *[1] * workers, mode='disabled') as nodes:
-    with mock.patch.dict(os.environ, nodes.environment):
-      import ray  # It reads the variables when it is imported.
-
-      try:
-        yield nodes
-      finally:
-        ray.shutdown()
+  """A head without work and worker nodes of one CPU each, for this process."""
+  with (
+    ray_clusters.Cluster(0, *[1] * workers) as nodes,
+    mock.patch.dict(os.environ, nodes.environment),
+  ):
+    try:
+      yield nodes
+    finally:
+      if 'ray' in sys.modules:
+        sys.modules['ray'].shutdown()
 
 
 def context(nodes, **options):

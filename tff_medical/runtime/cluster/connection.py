@@ -31,6 +31,7 @@ import os
 import pathlib
 import signal
 import socket
+import sys
 import threading
 import types
 from typing import Any
@@ -42,6 +43,8 @@ AUTO = 'auto'
 _CLIENT_PREFIX = 'ray://'
 # Seconds to wait for the address, and again for an answer of Ray.
 _TIMEOUT_SECS = 4.0
+# Despite its name it works on Linux: at 0 every node is at 127.0.0.1.
+_LOOPBACK = 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'
 _START = 'ray start --head --include-dashboard=false'
 
 _connected_to: str | None = None
@@ -76,6 +79,7 @@ def connect(address: str = AUTO) -> types.ModuleType:
     return ray
   resolved = _resolve(address)
   _ask(resolved)
+  _silence()
   try:
     with _own_handlers(), warnings.catch_warnings():
       warnings.simplefilter('ignore')
@@ -96,26 +100,51 @@ def _import() -> types.ModuleType:
   """Returns `ray`, imported with the options that it reads at its import."""
   os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
   os.environ.setdefault('RAY_AUTH_MODE', 'token')
+  was_imported = sys.modules.get('ray') is not None
   try:
-    return importlib.import_module('ray')
+    ray = importlib.import_module('ray')
   except ModuleNotFoundError as e:
     raise _validate.InputError(
       f'a cluster needs {e.name}, which is not installed: pip install --no-deps '
       '-r requirements-cluster.txt'
     ) from e
+  if was_imported and not ray.is_initialized():
+    _read_variables_again()
+  return ray
+
+
+def _silence() -> None:
+  """Keeps messages of nodes, as of a lost worker, out of the results printed.
+
+  Without the copying of workers' output Ray still prints those to stdout.
+  """
+  worker = importlib.import_module('ray._private.worker')
+  worker.print_to_stdstream = lambda *unused, **options: None
+
+
+def _read_variables_again() -> None:
+  """Makes a Ray that was imported before know the mode and the token."""
+  raylet = importlib.import_module('ray._raylet')
+  if hasattr(raylet, 'AuthenticationTokenLoader'):  # From 2.52 on.
+    raylet.Config.initialize('')
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _resolve(address: str) -> str:
-  """Returns the address that `auto` stands for, and any other as it is."""
+  """Returns the address that Ray joins for one that was given.
+
+  Ray puts the machine's own address in place of the loopback's, and searches the
+  machine for `auto`.
+  """
+  if address == AUTO:
+    address = os.environ.get('RAY_ADDRESS', '') or AUTO
   if address != AUTO:
+    _host_and_port(address)
+  if address.startswith(_CLIENT_PREFIX):
     return address
-  named = os.environ.get('RAY_ADDRESS', '')
-  if named and named != AUTO:
-    _host_and_port(named)
-    return named
   services = importlib.import_module('ray._private.services')
   try:
-    return str(services.canonicalize_bootstrap_address(AUTO))
+    return str(services.canonicalize_bootstrap_address(address))
   except ConnectionError as e:
     raise _nobody(
       AUTO, 'RAY_ADDRESS is not set, and no cluster runs on this machine'
@@ -262,7 +291,8 @@ def _ports() -> str:
 def _nobody(address: str, reason: str) -> _validate.InputError:
   return _validate.InputError(
     f'no cluster answers at cluster_address {address}: {reason}; start one '
-    f'with: {_START}'
+    f'with: {_START} (one that listens on loopback alone needs {_LOOPBACK}=0 '
+    'here as well)'
   )
 
 
