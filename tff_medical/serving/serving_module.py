@@ -24,6 +24,9 @@ has an empty answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
+import threading
+from typing import Any
 
 import tensorflow as tf
 
@@ -31,6 +34,7 @@ from tff_medical.serving import encoded_images
 
 # Resizing and decoding may overshoot 0..1 only by rounding.
 _SLACK = 1e-3
+_tracing = threading.Lock()
 
 
 class ServingModule(tf.Module):
@@ -67,7 +71,7 @@ class ServingModule(tf.Module):
     self._frozen = None if frozen is None else _Untracked(frozen)
     self._multi_label = multi_label
     self._reduced_decoding = reduced_decoding
-    self._shape = tuple((frozen or model).input_shape[1:])
+    self._shape = image_shape(model, frozen)
     self._num_outputs = model.output_shape[-1]
 
   def signatures(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
@@ -92,9 +96,8 @@ class ServingModule(tf.Module):
     encoded = _with_shape(
       encoded, (None,), 'encoded must have shape [N], one file an image'
     )
-    return self._predict(
-      decode(encoded, self._shape, reduced_decoding=self._reduced_decoding)
-    )
+    decoder = traced_decoder(self._shape, self._reduced_decoding)
+    return self._predict(decoder(encoded))
 
   def _predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
     # Group norm fails on an empty batch.
@@ -116,6 +119,42 @@ class ServingModule(tf.Module):
     if self._frozen is not None:
       images = self._frozen.call(images, training=False)
     return self._model.call(images, training=False)
+
+
+def image_shape(
+  model: tf.keras.Model, frozen: tf.keras.Model | None
+) -> tuple[int, int, int]:
+  """Returns the shape (H, W, C) of the images that a model takes.
+
+  Args:
+    model: Model of images, or of their features.
+    frozen: Model from images to these features, if any.
+  """
+  return tuple((frozen or model).input_shape[1:])
+
+
+def traced_decoder(
+  shape: tuple[int, int, int], reduced_decoding: bool
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns `decode` as a TensorFlow function, which is traced once.
+
+  To trace it takes longer than the rest of the graph. As it needs no weights, a
+  thread may do so ahead; another call waits for it.
+
+  Args:
+    shape: Shape (H, W, C) of the images, with C of 1 or 3.
+    reduced_decoding: Choice of `decoded.DecodingPolicy`.
+  """
+  with _tracing:
+    return _traced_decoder(shape, reduced_decoding)
+
+
+@functools.lru_cache(maxsize=4)
+def _traced_decoder(shape: tuple[int, int, int], reduced_decoding: bool) -> Any:
+  return tf.function(
+    lambda encoded: decode(encoded, shape, reduced_decoding=reduced_decoding),
+    autograph=False,
+  ).get_concrete_function(tf.TensorSpec((None,), tf.string, name='encoded'))
 
 
 def ordered_weights(model: tf.keras.Model) -> list[tf.Variable]:
