@@ -79,26 +79,31 @@ class ServingModule(tf.Module):
     images = tf.TensorSpec((None, *self._shape), tf.float32, name='images')
     encoded = tf.TensorSpec((None,), tf.string, name='encoded')
     # There is no Python control flow on tensors, for which to rewrite sources
-    # would take longer than to trace them.
-    predict = tf.function(self._check_and_predict)
-    decode_and_predict = tf.function(self._decode_and_predict)
+    # would take longer than to trace them. Both signatures share the model.
+    predict = tf.function(self._predict, input_signature=(images,))
+    decode_all = traced_decoder(self._shape, self._reduced_decoding)
+
+    @tf.autograph.experimental.do_not_convert
+    def check_and_predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
+      return predict(_checked_images(images, self._shape))
+
+    @tf.autograph.experimental.do_not_convert
+    def decode_and_predict(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+      encoded = _with_shape(
+        encoded, (None,), 'encoded must have shape [N], one file an image'
+      )
+      return predict(decode_all(encoded))
+
     return {
-      'serving_default': predict.get_concrete_function(images),
-      'serve_bytes': decode_and_predict.get_concrete_function(encoded),
+      'serving_default': tf.function(check_and_predict).get_concrete_function(
+        images
+      ),
+      'serve_bytes': tf.function(decode_and_predict).get_concrete_function(
+        encoded
+      ),
     }
 
   @tf.autograph.experimental.do_not_convert
-  def _check_and_predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-    return self._predict(_checked_images(images, self._shape))
-
-  @tf.autograph.experimental.do_not_convert
-  def _decode_and_predict(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-    encoded = _with_shape(
-      encoded, (None,), 'encoded must have shape [N], one file an image'
-    )
-    decoder = traced_decoder(self._shape, self._reduced_decoding)
-    return self._predict(decoder(encoded))
-
   def _predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
     # Group norm fails on an empty batch.
     logits = tf.cond(
