@@ -97,11 +97,6 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   export.check(folder.saved_model, task.data.class_names, task.data.num_classes)
   task.data.eval_split(settings.run.eval_split)
   dry_run.check_round(parts.process, feed)
-  export.trace_ahead(
-    task.keras_model,
-    decoding_policy=task.data.decoding_policy,
-    transfer=task.transfer,
-  )
   data_ledger = assembly.data_ledger(settings.run)
   assembly.check_data_ledger(parts)
   with ending.deferred():
@@ -128,6 +123,11 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     )
     if granted is not None:
       ledger.limit(granted)
+    export.trace_ahead(
+      task.keras_model,
+      decoding_policy=task.data.decoding_policy,
+      transfer=task.transfer,
+    )
     with tqdm.tqdm(total=settings.mode.rounds, unit='round', leave=True) as bar:
       outcome = training.train(
         parts.process,

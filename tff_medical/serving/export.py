@@ -138,7 +138,6 @@ def trace_ahead(
       serving_module.image_shape(model, frozen),
       _is_reduced(decoding_policy),
     ),
-    daemon=True,
   ).start()
 
 
