@@ -17,6 +17,7 @@ running statistics cannot be trained under TFF; use GroupNormalization
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import tensorflow as tf
 
@@ -173,5 +174,8 @@ def restore_eager(model: tf.keras.Model) -> None:
     model: Functional Keras model, whose weights stay unchanged.
   """
   parts = (model, *model.submodules)
-  for cls in {type(p) for p in parts if isinstance(p, tf.keras.layers.Layer)}:
+  classes: set[Any] = {
+    type(part) for part in parts if isinstance(part, tf.keras.layers.Layer)
+  }
+  for cls in classes:
     cls.__new__(cls)  # Keras swaps here; `__init__` needs the config.
