@@ -124,7 +124,7 @@ def trace_ahead(
   """Starts a thread that traces what `save` exports besides the model.
 
   This part of the graph decodes image files, and needs no weights. A training
-  that runs meanwhile leaves Python idle.
+  that runs meanwhile leaves Python idle. A process does not end before it.
 
   Args:
     model: Argument of `save`.
