@@ -126,6 +126,11 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     )
     if granted is not None:
       ledger.limit(granted)
+    export.trace_ahead(
+      task.keras_model,
+      decoding_policy=task.data.decoding_policy,
+      transfer=task.transfer,
+    )
     with tqdm.tqdm(total=settings.mode.rounds, unit='round', leave=True) as bar:
       outcome = training.train(
         parts.process,

@@ -19,6 +19,7 @@ from experiments.config import flags as flags_lib
 from experiments.config import settings as settings_lib
 from experiments.running import endings
 from experiments.running import exit_codes
+from experiments.running import late_imports
 from tff_medical import _validate
 
 _HELP = ('h', '?', 'help', 'helpshort', 'helpfull', 'helpxml')
@@ -66,6 +67,7 @@ def parse(
   # The imports that follow make a million objects that live to the end. To look
   # through them for garbage, again and again, takes a quarter of their time.
   gc.disable()
+  late_imports.install()
   return rest
 
 

@@ -58,12 +58,11 @@ class FederatedTest(parameterized.TestCase):
       self.assertGreater(np.abs(gradient).max(), 0.0)
 
 
-class RestoreEagerTest(absltest.TestCase):
-  def test_a_model_works_again_after_tff_cloned_it(self):
-    model = models.build(
-      'cnn_small', input_shape=(28, 28, 1), num_outputs=2, seed=0
-    )
-    images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
+class RestoreEagerTest(parameterized.TestCase):
+  @parameterized.parameters(*models.MODELS)
+  def test_a_model_works_again_after_tff_cloned_it(self, name):
+    model = models.build(name, input_shape=(32, 32, 1), num_outputs=2, seed=0)
+    images = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
     expected = model(images).numpy()
     _functional(model, multi_label=False)
     with self.assertRaisesRegex(ValueError, 'invalid state'):

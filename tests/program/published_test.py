@@ -99,6 +99,14 @@ class PublishedTest(parameterized.TestCase):
     rows = published.read_events(self.events)
     self._assert_rows(rows, {n: _values(n) for n in range(1, 7)}, places=6)
 
+  def test_a_round_is_one_event_for_tensorboard(self):
+    self._publish(range(1, 4))
+    (path,) = self.events.iterdir()
+    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    events = [tf.compat.v1.Event.FromString(record) for record in records]
+    steps = [event.step for event in events if event.HasField('summary')]
+    self.assertEqual(steps, [1, 2, 3])
+
   def test_the_table_is_appended_to(self):
     """The same file, with the same bytes before the new line."""
     manager = published.MetricsTable(self.table)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from unittest import mock
 
 from absl.testing import absltest
@@ -28,6 +29,7 @@ from tff_medical.privacy import card_format
 from tff_medical.program import checkpoints
 from tff_medical.serving import export
 from tff_medical.serving import pretrained
+from tff_medical.serving import serving_module
 
 # Runs where nothing but TensorFlow is imported.
 _SERVE = """
@@ -93,6 +95,29 @@ class _InFolder(parameterized.TestCase):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
     self.path = self.folder / 'saved_model'
+
+
+class TraceAheadTest(_InFolder):
+  @parameterized.parameters(False, True)
+  def test_an_export_takes_what_was_traced_ahead(self, is_transfer):
+    model, network = _model(), None
+    if is_transfer:
+      frozen = tf.keras.Sequential(
+        [tf.keras.layers.Flatten(input_shape=(20, 28, 3))]
+      )
+      model = transfer.linear(frozen, 2, seed=1)
+      network = models.Transfer(frozen, {}, {}, lambda n, s: model)
+    before = threading.enumerate()
+    with mock.patch.object(
+      serving_module, 'decode', side_effect=serving_module.decode
+    ) as decode:
+      serving_module._traced_decoder.cache_clear()
+      export.trace_ahead(model, transfer=network)
+      for thread in set(threading.enumerate()) - set(before):
+        thread.join()
+      self.assertEqual(decode.call_count, 1)
+      _save(self.path, model, transfer=network)
+      self.assertEqual(decode.call_count, 1)
 
 
 class ServingTest(_InFolder):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -102,6 +104,37 @@ class PreprocessTest(parameterized.TestCase):
     for broken in (b'', data[:4], data[:40]):
       with self.assertRaises(tf.errors.InvalidArgumentError):
         serving_module.preprocess(broken, (9, 7, 1))
+
+
+class TracedDecoderTest(absltest.TestCase):
+  def test_threads_share_what_is_traced_once(self):
+    functions = []
+    with mock.patch.object(
+      serving_module, 'decode', side_effect=serving_module.decode
+    ) as decode:
+      threads = [
+        threading.Thread(
+          target=lambda: functions.append(
+            serving_module.traced_decoder((6, 5, 3), False)
+          )
+        )
+        for _ in range(3)
+      ]
+      for thread in threads:
+        thread.start()
+      for thread in threads:
+        thread.join()
+    self.assertEqual(decode.call_count, 1)
+    self.assertLen(set(map(id, functions)), 1)
+    self.assertLen(functions, 3)
+
+  def test_it_decodes_as_the_function_that_is_traced(self):
+    images = [_random((6, 7, 3)), _random((9, 3, 3))]
+    encoded = tf.stack([_png(image) for image in images])
+    decoder = serving_module.traced_decoder((5, 4, 3), False)
+    np.testing.assert_array_equal(
+      decoder(encoded), serving_module.decode(encoded, (5, 4, 3))
+    )
 
 
 if __name__ == '__main__':

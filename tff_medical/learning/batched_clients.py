@@ -281,6 +281,8 @@ def _check_mechanism(mechanism: Any) -> None:
     )
 
 
+# Autograph would rewrite the model for this check alone.
+@tf.autograph.experimental.do_not_convert
 def _has_mean_loss(model: tff.learning.models.FunctionalModel) -> bool:
   """Returns whether the loss of a batch is the mean of its images' losses."""
   rng = np.random.default_rng(0)

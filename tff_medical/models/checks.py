@@ -17,6 +17,7 @@ running statistics cannot be trained under TFF; use GroupNormalization
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import tensorflow as tf
 
@@ -161,17 +162,20 @@ def _unlike_its_config(
   )
 
 
-# The clone is never run: to rewrite the sources of its layers would be in vain.
-@tf.autograph.experimental.do_not_convert
 def restore_eager(model: tf.keras.Model) -> None:
   """Makes `model` callable again after Keras layers were built in a graph.
 
-  Keras 2 swaps the base classes of a layer class each time a layer is built in
-  a graph, as `functional_model_from_keras` does. Every earlier model then fails
-  with 'Your Layer or Model is in an invalid state'. Building one layer of each
+  Keras 2 swaps the base classes of a layer class each time a layer is made in a
+  graph, as `functional_model_from_keras` does. Every earlier model then fails
+  with 'Your Layer or Model is in an invalid state'. Making one object of each
   class outside the graph swaps the base classes back.
 
   Args:
     model: Functional Keras model, whose weights stay unchanged.
   """
-  tf.keras.models.clone_model(model)
+  parts = (model, *model.submodules)
+  classes: set[Any] = {
+    type(part) for part in parts if isinstance(part, tf.keras.layers.Layer)
+  }
+  for cls in classes:
+    cls.__new__(cls)  # Keras swaps here; `__init__` needs the config.

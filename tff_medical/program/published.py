@@ -29,6 +29,11 @@ from tff_medical import _validate
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.program import metrics_table
 
+# What TensorBoard's own `scalar` states of its values.
+_SCALAR = tf.compat.v1.SummaryMetadata(
+  plugin_data={'plugin_name': 'scalars'}, data_class='DATA_CLASS_SCALAR'
+)
+
 
 class MetricsTable(tff.program.ReleaseManager):
   """CSV file with one line per round: the round, then every named value.
@@ -95,10 +100,10 @@ class EventFiles(tff.program.ReleaseManager):
       if self._writer is None:
         self._writer = tf.summary.create_file_writer(os.fspath(self._folder))
       with self._writer.as_default():
-        for name, number in value.items():
-          if name not in written:
-            _write_scalar(name, number, key)
-            written[name] = float(number)
+        new = {n: float(v) for n, v in value.items() if n not in written}
+        if new:
+          _write_scalars(new, key)
+        written.update(new)
       self._writer.flush()
 
 
@@ -258,10 +263,23 @@ def _event_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return [path for path in paths if path.is_file()]
 
 
-def _write_scalar(name: str, number: float, step: int) -> None:
-  """Writes a value as NumPy scalars: TensorFlow keeps all Python numbers."""
+def _write_scalars(values: Mapping[str, float], step: int) -> None:
+  """Writes the values of a round as one event.
+
+  An operation for each value would take longer than all else of the release.
+  """
+  summary = tf.compat.v1.Summary()
   with np.errstate(over='ignore'):
-    tf.summary.scalar(name, np.float32(number), step=np.int64(step))
+    for name, number in values.items():
+      summary.value.add(
+        tag=name,
+        tensor=tf.make_tensor_proto(np.float32(number)),
+        metadata=_SCALAR,
+      )
+  # TensorFlow keeps all Python numbers.
+  tf.summary.experimental.write_raw_pb(
+    summary.SerializeToString(), step=np.int64(step)
+  )
 
 
 def _write_events(folder: pathlib.Path, rows: metrics_table.Rows) -> None:
@@ -269,8 +287,7 @@ def _write_events(folder: pathlib.Path, rows: metrics_table.Rows) -> None:
     writer = tf.summary.create_file_writer(os.fspath(folder))
     with writer.as_default():
       for round_num, values in rows.items():
-        for name, number in values.items():
-          _write_scalar(name, number, round_num)
+        _write_scalars(values, round_num)
     writer.close()
 
 

@@ -28,6 +28,7 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 from typing import Any
 import uuid
 
@@ -104,8 +105,7 @@ def save(
         model,
         multi_label=multi_label,
         frozen=frozen,
-        reduced_decoding=decoding_policy is not None
-        and decoding_policy.reduced_decoding,
+        reduced_decoding=_is_reduced(decoding_policy),
       )
       _write(new, module, assets)
       _sync(new)
@@ -113,6 +113,32 @@ def save(
     finally:
       shutil.rmtree(new, ignore_errors=True)
       shutil.rmtree(_assets_of(new), ignore_errors=True)
+
+
+def trace_ahead(
+  model: tf.keras.Model,
+  *,
+  decoding_policy: decoded.DecodingPolicy | None = None,
+  transfer: models.Transfer | None = None,
+) -> None:
+  """Starts a thread that traces what `save` exports besides the model.
+
+  This part of the graph decodes image files, and needs no weights. A training
+  that runs meanwhile leaves Python idle. A process does not end before it.
+
+  Args:
+    model: Argument of `save`.
+    decoding_policy: Argument of `save`.
+    transfer: Argument of `save`.
+  """
+  frozen = transfer.frozen if transfer is not None else None
+  threading.Thread(
+    target=serving_module.traced_decoder,
+    args=(
+      serving_module.image_shape(model, frozen),
+      _is_reduced(decoding_policy),
+    ),
+  ).start()
 
 
 def copy_with_card(
@@ -152,6 +178,10 @@ def copy_with_card(
       _put_in_place(new, target)
     finally:
       shutil.rmtree(new, ignore_errors=True)
+
+
+def _is_reduced(policy: decoded.DecodingPolicy | None) -> bool:
+  return policy is not None and policy.reduced_decoding
 
 
 def check(

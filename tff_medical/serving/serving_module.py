@@ -24,6 +24,9 @@ has an empty answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
+import threading
+from typing import Any
 
 import tensorflow as tf
 
@@ -31,6 +34,7 @@ from tff_medical.serving import encoded_images
 
 # Resizing and decoding may overshoot 0..1 only by rounding.
 _SLACK = 1e-3
+_tracing = threading.Lock()
 
 
 class ServingModule(tf.Module):
@@ -67,7 +71,7 @@ class ServingModule(tf.Module):
     self._frozen = None if frozen is None else _Untracked(frozen)
     self._multi_label = multi_label
     self._reduced_decoding = reduced_decoding
-    self._shape = tuple((frozen or model).input_shape[1:])
+    self._shape = image_shape(model, frozen)
     self._num_outputs = model.output_shape[-1]
 
   def signatures(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
@@ -75,27 +79,31 @@ class ServingModule(tf.Module):
     images = tf.TensorSpec((None, *self._shape), tf.float32, name='images')
     encoded = tf.TensorSpec((None,), tf.string, name='encoded')
     # There is no Python control flow on tensors, for which to rewrite sources
-    # would take longer than to trace them.
-    predict = tf.function(self._check_and_predict)
-    decode_and_predict = tf.function(self._decode_and_predict)
+    # would take longer than to trace them. Both signatures share the model.
+    predict = tf.function(self._predict, input_signature=(images,))
+    decode_all = traced_decoder(self._shape, self._reduced_decoding)
+
+    @tf.autograph.experimental.do_not_convert
+    def check_and_predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
+      return predict(_checked_images(images, self._shape))
+
+    @tf.autograph.experimental.do_not_convert
+    def decode_and_predict(encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+      encoded = _with_shape(
+        encoded, (None,), 'encoded must have shape [N], one file an image'
+      )
+      return predict(decode_all(encoded))
+
     return {
-      'serving_default': predict.get_concrete_function(images),
-      'serve_bytes': decode_and_predict.get_concrete_function(encoded),
+      'serving_default': tf.function(check_and_predict).get_concrete_function(
+        images
+      ),
+      'serve_bytes': tf.function(decode_and_predict).get_concrete_function(
+        encoded
+      ),
     }
 
   @tf.autograph.experimental.do_not_convert
-  def _check_and_predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-    return self._predict(_checked_images(images, self._shape))
-
-  @tf.autograph.experimental.do_not_convert
-  def _decode_and_predict(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-    encoded = _with_shape(
-      encoded, (None,), 'encoded must have shape [N], one file an image'
-    )
-    return self._predict(
-      decode(encoded, self._shape, reduced_decoding=self._reduced_decoding)
-    )
-
   def _predict(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
     # Group norm fails on an empty batch.
     logits = tf.cond(
@@ -116,6 +124,42 @@ class ServingModule(tf.Module):
     if self._frozen is not None:
       images = self._frozen.call(images, training=False)
     return self._model.call(images, training=False)
+
+
+def image_shape(
+  model: tf.keras.Model, frozen: tf.keras.Model | None
+) -> tuple[int, int, int]:
+  """Returns the shape (H, W, C) of the images that a model takes.
+
+  Args:
+    model: Model of images, or of their features.
+    frozen: Model from images to these features, if any.
+  """
+  return tuple((frozen or model).input_shape[1:])
+
+
+def traced_decoder(
+  shape: tuple[int, int, int], reduced_decoding: bool
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns `decode` as a TensorFlow function, which is traced once.
+
+  To trace it takes longer than the rest of the graph. As it needs no weights, a
+  thread may do so ahead; another call waits for it.
+
+  Args:
+    shape: Shape (H, W, C) of the images, with C of 1 or 3.
+    reduced_decoding: Choice of `decoded.DecodingPolicy`.
+  """
+  with _tracing:
+    return _traced_decoder(shape, reduced_decoding)
+
+
+@functools.lru_cache(maxsize=4)
+def _traced_decoder(shape: tuple[int, int, int], reduced_decoding: bool) -> Any:
+  return tf.function(
+    lambda encoded: decode(encoded, shape, reduced_decoding=reduced_decoding),
+    autograph=False,
+  ).get_concrete_function(tf.TensorSpec((None,), tf.string, name='encoded'))
 
 
 def ordered_weights(model: tf.keras.Model) -> list[tf.Variable]:

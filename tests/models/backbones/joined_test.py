@@ -3,9 +3,9 @@
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import tensorflow as tf
 
 from tff_medical import _validate
-from tff_medical import models
 from tff_medical.models import backbones
 from tff_medical.models.backbones import backbone
 from tff_medical.models.backbones import joined
@@ -27,7 +27,7 @@ class JoinedTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
     self.assertEmpty(both.model.trainable_weights)
-    models.restore_eager(both.model)  # Keras can clone it.
+    tf.keras.models.clone_model(both.model)  # As TFF does.
     np.testing.assert_array_equal(both.model(images), found)
     self.assertEqual(both.provenance['name'], name)
     self.assertEqual(both.provenance['trained_on'], 'ImageNet-1k (ILSVRC 2012)')
