@@ -1,11 +1,11 @@
 r"""Simulates rounds on clusters of many workers, and names their bottlenecks.
 
 Costs come from measurements on a few workers: a JSON file with any of the
-fields of `cluster_simulation.Costs`. What the file does not name has the default
-there. A model is a number of parameters and the milliseconds that a client takes
-on one worker. Each row of the table is a model and a cohort. Each column is a
-number of workers, with the seconds of a round, the efficiency in brackets, and
-the bottleneck.
+fields of `cluster_simulation.Costs`. What the file does not name has the
+default there. A model is a number of parameters and the milliseconds that a
+client takes on one worker. Each row of the table is a model and a cohort. Each
+column is a number of workers, with the seconds of a round, the efficiency in
+brackets, and the bottleneck.
 
     python -m experiments.cluster_scaling --models=225e3:30,1e9:4000 \
         --costs=costs.json --json=cluster_scaling.json

@@ -1,7 +1,7 @@
 r"""Measures what a round costs the driver, as input of `cluster_scaling`.
 
-The file of `--json` is a file of costs: noise and server step, checkpoint, charge
-and the sum of two totals, each by the size of the model.
+The file of `--json` is a file of costs: noise and server step, checkpoint,
+charge and the sum of two totals, each by the size of the model.
 
     python -m experiments.driver_benchmark --parameters=10000000 \
         --json=costs.json

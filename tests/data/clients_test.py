@@ -180,7 +180,7 @@ class ImageClientDataTest(parameterized.TestCase):
       self.assertEqual(data.client_arrays(name)['y'].tolist(), [row % 3])
     for name in (
       'client_12', 'client_1', 'client_001', 'client_-1', 'client_', '', '11',
-      'clinic_11', 'client_1١',
+      'clinic_11', 'client_1١', 'client_1²',
     ):  # fmt: skip
       with self.assertRaisesRegex(_validate.InputError, 'one of the 12'):
         data.client_arrays(name)

@@ -264,6 +264,25 @@ class DirichletTest(parameterized.TestCase):
     for rows, expected in zip(same, clients):
       np.testing.assert_array_equal(rows, expected)
 
+  def test_ties_are_rounded_as_in_earlier_versions(self):
+    """With 54 images a client and a rare label, cuts fall on halves."""
+
+    def fit(matrix, rows, columns):
+      for _ in range(100):
+        matrix = matrix * (rows / matrix.sum(axis=1, keepdims=True))
+        matrix = matrix * (columns / matrix.sum(axis=0))
+      return matrix
+
+    split = images.Split(
+      images=np.zeros([1080, 1, 1, 1], np.uint8),
+      labels=(np.arange(1080) < 9).astype(np.int64),
+    )
+    for seed in range(8):
+      clients = _make('dirichlet', split, 20, alpha=0.001, seed=seed)
+      with mock.patch.object(partition, '_fit', fit):
+        earlier = _make('dirichlet', split, 20, alpha=0.001, seed=seed)
+      self.assertEqual(clients.digest(), earlier.digest())
+
   def test_many_shares_take_no_needless_steps(self):
     split = _split(997, classes=7)
     all_steps = _make('dirichlet', split, 101, alpha=0.3)
