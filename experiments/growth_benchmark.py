@@ -59,19 +59,26 @@ def main(values: absl_flags.FlagValues) -> None:
   for name in values.growth:
     _validate.one_of(workloads, growth=name)
   results: dict[str, dict[str, Any]] = {}
+
+  def add(title: str, figures: dict[str, Any]) -> None:
+    results[title] = figures
+    timing.print_table({title: figures})
+
   if 'memory' in values.growth:
-    results['memory'] = growth.peaks(COHORTS)
+    add('memory', growth.peaks(COHORTS))
   context = runtime.create_local_context()
   for name in values.growth:
     for title, work in workloads[name].items():
-      results[title] = benchmark.measure(
-        work,
-        _CONTENDERS,
-        context,
-        warm_up=values.warm_up,
-        rounds=values.rounds,
+      add(
+        title,
+        benchmark.measure(
+          work,
+          _CONTENDERS,
+          context,
+          warm_up=values.warm_up,
+          rounds=values.rounds,
+        ),
       )
-  timing.print_table(results)
   if values.json:
     timing.write_json(values.json, results, rounds=values.rounds)
 
