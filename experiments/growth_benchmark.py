@@ -1,7 +1,7 @@
 """Measures how the cost of a round grows with its clients and with the model.
 
 - clients: milliseconds a client, and the ratio to the floor, for cohorts of 20
-  to 2,000 clients with 8 images each.
+  to 2,000 clients with 4 images each.
 - parameters: the ratio to the floor for models of 225,352 to 11 million
   parameters, with 20 clients of 32 images.
 - memory: the peak of a process after a round of each of these cohorts.
@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from experiments.running import command
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_integer('rounds', 3, 'number of measured rounds')
+  absl_flags.DEFINE_integer('rounds', 2, 'number of measured rounds')
   absl_flags.DEFINE_integer('warm_up', 1, 'number of rounds before them')
   absl_flags.DEFINE_list(
     'growth', ['clients', 'parameters', 'memory'], 'what to measure'
@@ -38,7 +38,7 @@ from tff_medical import runtime
 _CONTENDERS = ('local', 'floor')
 COHORTS = (20, 200, 2000)
 CLIENTS = {
-  f'{clients} clients': benchmark.Workload(clients, images=8, batch_size=8)
+  f'{clients} clients': benchmark.Workload(clients, images=4, batch_size=4)
   for clients in COHORTS
 }
 PARAMETERS = {
@@ -59,19 +59,26 @@ def main(values: absl_flags.FlagValues) -> None:
   for name in values.growth:
     _validate.one_of(workloads, growth=name)
   results: dict[str, dict[str, Any]] = {}
+
+  def add(title: str, figures: dict[str, Any]) -> None:
+    results[title] = figures
+    timing.print_table({title: figures})
+
   if 'memory' in values.growth:
-    results['memory'] = growth.peaks(COHORTS)
+    add('memory', growth.peaks(COHORTS))
   context = runtime.create_local_context()
   for name in values.growth:
     for title, work in workloads[name].items():
-      results[title] = benchmark.measure(
-        work,
-        {name: benchmark.CONTENDERS[name] for name in _CONTENDERS},
-        context,
-        warm_up=values.warm_up,
-        rounds=values.rounds,
+      add(
+        title,
+        benchmark.measure(
+          work,
+          {name: benchmark.CONTENDERS[name] for name in _CONTENDERS},
+          context,
+          warm_up=values.warm_up,
+          rounds=values.rounds,
+        ),
       )
-  timing.print_table(results)
   if values.json:
     timing.write_json(values.json, results, rounds=values.rounds)
 

@@ -103,7 +103,7 @@ class BenchmarkTest(parameterized.TestCase):
     data = benchmark.client_data(_SMALL)
     little_noise = 1e-5
     floor = bare_tensorflow.Training(model, data, 4, little_noise, threads=2)
-    with mock.patch.object(networks, 'cnn', lambda: model):
+    with mock.patch.object(networks, 'cnn', lambda hidden: model):
       process = benchmark.learning_process(_SMALL.clients, little_noise)
     context = runtime.create_local_context(client_threads=2)
     with tff.framework.get_context_stack().install(context):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -44,6 +45,14 @@ class ClientGroupFeed:
   def without_data(self) -> list[tf.data.Dataset]:
     """Returns the datasets of a round with one client, which has no data."""
     return in_groups(self.inner.without_data(), self.size)
+
+  @property
+  def element_spec(self) -> Any:
+    """Structure of the specs of a group of any number of images a client."""
+    return tf.nest.map_structure(
+      lambda spec: tf.TensorSpec([None, None, *spec.shape[2:]], spec.dtype),
+      self.without_data()[0].element_spec,
+    )
 
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     """Returns the datasets of the groups of the clients at `indices`.

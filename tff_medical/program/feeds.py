@@ -169,6 +169,11 @@ class ClientFeed:
       )
     ]
 
+  @property
+  def element_spec(self) -> Any:
+    """Structure of the specs of a batch."""
+    return self.without_data()[0].element_spec
+
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     """Returns the datasets of the clients at `indices`, int64 [n].
 
@@ -330,6 +335,11 @@ class UnitFeed:
     """Returns the datasets of a round for which no unit was drawn."""
     return self(np.zeros(0, np.int64))
 
+  @property
+  def element_spec(self) -> Any:
+    """Structure of the specs of a batch."""
+    return self.without_data()[0].element_spec
+
   def __call__(self, indices: np.ndarray) -> list[tf.data.Dataset]:
     """Returns datasets of the units at `indices`, int64 [n]; at least one.
 
@@ -400,6 +410,11 @@ class LocalStepsFeed:
   def without_data(self) -> list[tf.data.Dataset]:
     """Returns the datasets of a round for which no unit was drawn."""
     return self(np.zeros(0, np.int64))
+
+  @property
+  def element_spec(self) -> Any:
+    """Structure of the specs of a batch."""
+    return self.without_data()[0].element_spec
 
   def __call__(self, drawn: np.ndarray) -> list[tf.data.Dataset]:
     """Returns a dataset per client, with one batch per step.

@@ -27,6 +27,10 @@ class _Feed(Protocol):
   def without_data(self) -> list[tf.data.Dataset]:
     """Returns the datasets of a round without data."""
 
+  @property
+  def element_spec(self) -> Any:
+    """Structure of the specs of a batch, of any round."""
+
   def parts(self, drawn: np.ndarray) -> list[feeds.Part]:
     """Returns what the datasets of a round are made of."""
 
@@ -57,11 +61,12 @@ class RecipeFeed:
     return [
       recipes.recipe_dataset(
         recipes.Recipe(self.source, part.key, max(1.0, part.size)),
-        self._element_spec,
+        self.element_spec,
       )
       for part in self.inner.parts(drawn)
     ]
 
   @functools.cached_property
-  def _element_spec(self) -> Any:
-    return self.inner.without_data()[0].element_spec
+  def element_spec(self) -> Any:
+    """Structure of the specs of a batch."""
+    return self.inner.element_spec
