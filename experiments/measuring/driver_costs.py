@@ -116,7 +116,7 @@ def _save_secs(state: Any, turns: int) -> float:
         round_num=next(numbers),
         attempt=0,
         charges=0,
-        ledger_digests={},
+        ledger_digests=(),
         weights_digest='',
         values={},
         evaluates=False,
