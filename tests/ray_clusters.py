@@ -1,11 +1,13 @@
 """Real Ray clusters of this machine for tests, each in a folder of its own."""
 
+import ctypes
 import importlib.util
 import os
 import pathlib
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +34,11 @@ def free_port():
   with socket.socket() as sock:
     sock.bind(('127.0.0.1', 0))
     return sock.getsockname()[1]
+
+
+def _end_with_parent():
+  """Asks the kernel to end this process with a test that is killed."""
+  ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG.
 
 
 class Cluster:
@@ -133,6 +140,7 @@ class Cluster:
         stderr=file,
         env={**os.environ, **self.environment},
         start_new_session=True,
+        preexec_fn=_end_with_parent,
       )
     self.nodes.append(node)
     until = time.monotonic() + _START_SECS

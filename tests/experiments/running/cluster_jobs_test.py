@@ -42,7 +42,7 @@ except KeyboardInterrupt:
   (folder / 'saved').touch()
   sys.exit(130)
 (folder / 'secret').write_text('kept')
-(folder / 'secret').chmod(0o600)
+(folder / 'secret').chmod(0o640)
 print(f'{steps} steps')
 sys.exit(int(sys.argv[3]))
 """
@@ -113,7 +113,7 @@ class ClusterJobsTest(parameterized.TestCase):
     for name in codes:
       run = self.folder / 'cells' / name
       self.assertEqual((run / 'table').read_text(), '0\n1\n2\n')
-      self.assertEqual((run / 'secret').stat().st_mode & 0o777, 0o600)
+      self.assertEqual((run / 'secret').stat().st_mode & 0o777, 0o640)
       log = (self.folder / 'logs' / f'{name}.log').read_text()
       self.assertEqual(log, 'begins at 0\n3 steps\n')
     self._nothing_is_left()
@@ -252,7 +252,9 @@ class ClusterJobsTest(parameterized.TestCase):
     (cells / '.cell.old' / 'table').write_text('0\n1\n')
     (cells / '.cell.partial').mkdir()
     self.gate.touch()
-    self._run([self._job('cell')])
+    job = self._job('cell')
+    self._run([job])
+    self.assertStartsWith(job.log.read_text(), 'begins at 2\n')
     self.assertEqual((cells / 'cell' / 'table').read_text(), '0\n1\n2\n')
     self.assertEqual([p.name for p in cells.iterdir()], ['cell'])
 
