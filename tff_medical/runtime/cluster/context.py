@@ -34,6 +34,11 @@ from tff_medical.runtime.cluster import wire
 
 _SERVER = 'CPU:0'
 _MAX_PORTIONS = 1_000_000
+# Portions of a cohort unless the caller says. Several for each worker even out
+# workers of different speed; a fixed number gives small clusters of any size the
+# same sums.
+_PORTIONS = 64
+_PORTIONS_A_WORKER = 16
 
 
 class ClusterContext(planned.PlannedContext):
@@ -149,7 +154,7 @@ def create_cluster_context(
   address: str = 'auto',
   *,
   worker_cores: int | None = None,
-  portions_at_most: int = 64,
+  portions_at_most: int | None = None,
   default_num_clients: int = 0,
   precision: str = precision_lib.FLOAT32,
   patience_secs: float = 120.0,
@@ -166,8 +171,9 @@ def create_cluster_context(
     worker_cores: CPU cores of a worker, each for one client at a time. By
       default a worker takes all cores of its node. A node with GPUs has one
       worker for each of them.
-    portions_at_most: Number of portions into which a cohort is divided; several
-      for each worker, so that a slow one does not hold the round.
+    portions_at_most: Number of portions into which a cohort is divided, so that
+      a slow worker does not hold the round. By default 64, or 16 for each
+      worker that is there now if these are more.
     default_num_clients: Cohort size of a computation whose argument does not
       state it.
     precision: Number format of a model's forward and backward pass; see
@@ -182,8 +188,9 @@ def create_cluster_context(
   """
   if worker_cores is not None:
     _validate.positive_int(worker_cores=worker_cores)
-  _validate.positive_int(portions_at_most=portions_at_most)
-  _validate.within(1, _MAX_PORTIONS, portions_at_most=portions_at_most)
+  if portions_at_most is not None:
+    _validate.positive_int(portions_at_most=portions_at_most)
+    _validate.within(1, _MAX_PORTIONS, portions_at_most=portions_at_most)
   _validate.one_of(precision_lib.PRECISIONS, precision=precision)
   precision_lib.refuse_rewriting_of_everything()
   ray = connection.connect(address)
@@ -198,7 +205,7 @@ def create_cluster_context(
     ray,
     pool,
     graphs.Options.on([_SERVER], precision),
-    portions_at_most,
+    portions_at_most or max(_PORTIONS, _PORTIONS_A_WORKER * len(pool.ready)),
     default_num_clients,
   )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import time
 from typing import Any
 
 from tff_medical import _validate
@@ -23,7 +24,8 @@ from tff_medical.runtime.cluster import messages
 from tff_medical.runtime.cluster import pool as pool_lib
 from tff_medical.runtime.cluster import portions
 
-# Portions that a worker has at once, one in work and one that waits.
+# Portions that a worker has at once, one in work and one that waits. Towards the
+# end of a pass none waits, so that a slow worker does not keep it from others.
 _DEPTH = 2
 # A portion on which so many workers died may be what kills them.
 _MAX_LOSSES = 5
@@ -49,7 +51,11 @@ class _Job:
 
 
 class Gathering:
-  """One pass; see the module docstring."""
+  """One pass; see the module docstring.
+
+  Attributes:
+    homes: Number of the worker that had each portion, for the next round.
+  """
 
   def __init__(
     self,
@@ -69,28 +75,35 @@ class Gathering:
       work: Portions, in the order of their numbers; at least one.
       costs: Expected work on each portion.
       homes: Number of the worker that had each portion in the last round.
+
+    Raises:
+      ClusterError, InputError: There is no worker; see `Pool.wait`.
     """
+    self.homes: dict[int, int] = {}
     self._ray = ray
     self._pool = pool
     self._call = call
     self._work = work
     self._tree = portions.Tree(len(work))
-    # Workers by their number.
-    self._held: dict[int, portions.Totals[None]] = {}
+    # Workers by their number, the dead ones included; portions that each living
+    # one has; those that can be given more, in the order of their turn.
     self._members: dict[int, pool_lib.Member] = {}
+    self._load: dict[int, int] = {}
+    self._hungry: dict[int, None] = {}
+    # Spans of each worker, and the worker of each span.
+    self._held: dict[int, portions.Totals[None]] = {}
+    self._places: dict[portions.Span, int] = {}
     # Deaths of workers by the portion that they were working on.
     self._losses: collections.Counter[int] = collections.Counter()
-    self._lost: set[int] = set()
     self._running: dict[Any, _Job] = {}
     self._taking: dict[Any, _Job] = {}
     self._adding: dict[Any, _Job] = {}
     self._kept: dict[int, Sequence[Sequence[Any]]] = {}
-    self.homes: dict[int, int] = {}
+    self._next_look = 0.0
     pool.refresh()
     pool.wait()
-    self._waiting = portions.Assignment(
-      costs, homes, [member.number for member in pool.ready]
-    )
+    self._look()
+    self._waiting = portions.Assignment(costs, homes, list(self._load))
 
   def run(self) -> tuple[list[Any], list[Sequence[Sequence[Any]]]]:
     """Returns the total of the cohort, and the kept values of each portion.
@@ -102,78 +115,57 @@ class Gathering:
       InputError: The data of a portion cannot be used.
     """
     while True:
-      self._drop_dead()
       self._hand_out()
-      root = self._merge_across()
-      if root is not None:
-        return root, [self._kept[number] for number in range(len(self._work))]
-      jobs = [*self._running, *self._taking, *self._adding]
-      if not jobs:
-        self._look_for_workers()
+      if self._tree.root in self._places:
+        total = self._fetch(self._members[self._places[self._tree.root]])
+        if total is not None:
+          return total, [self._kept[n] for n in range(len(self._work))]
         continue
-      done, _ = self._ray.wait(
-        jobs, num_returns=1, timeout=_LOOK_SECS, fetch_local=False
-      )
-      if not done:
-        self._pool.refresh()
-      for ref in done:
-        self._finish(ref)
+      jobs = [*self._running, *self._taking, *self._adding]
+      if jobs:
+        done, _ = self._ray.wait(
+          jobs, num_returns=1, timeout=_LOOK_SECS, fetch_local=False
+        )
+        for ref in done:
+          self._finish(ref)
+      else:
+        self._pool.wait()
+      if not jobs or time.monotonic() >= self._next_look:
+        self._look()
 
-  def _drop_dead(self) -> None:
-    """Notes the workers that the pool has dropped, as their nodes are dead."""
-    alive = {member.number for member in self._pool.ready}
-    for number in set(self._held) - alive:
-      self._lose(self._members[number])
-
-  def _look_for_workers(self) -> None:
+  def _look(self) -> None:
+    """Notes which workers are there, and which have died with their nodes."""
     self._pool.refresh()
-    self._pool.wait()
+    ready = {member.number: member for member in self._pool.ready}
+    for number in set(self._load) - set(ready):
+      self._lose(self._members[number])
+    for number, member in ready.items():
+      if number not in self._members:
+        self._members[number] = member
+        self._load[number] = 0
+        self._hungry[number] = None
+    self._next_look = time.monotonic() + _LOOK_SECS
 
   def _hand_out(self) -> None:
     """Gives portions to workers that have fewer than they may have at once."""
-    load = collections.Counter(
-      job.member.number for job in self._running.values()
-    )
     # One portion to each worker, and only then a second one.
     for depth in range(_DEPTH):
-      for member in self._pool.ready:
-        if load[member.number] > depth:
-          continue
-        number = self._waiting.take(member.number)
-        if number is None:
+      for number in [n for n in self._hungry if self._load[n] == depth]:
+        if len(self._waiting) <= depth * len(self._load):
           return
-        ref = member.actor.run.remote(self._call, self._work[number])
-        self._running[ref] = _Job(member, portions.Span(number, number + 1))
-        load[member.number] += 1
+        portion = self._waiting.take(number)
+        if portion is None:
+          return
+        member = self._members[number]
+        ref = member.actor.run.remote(self._call, self._work[portion])
+        span = portions.Span(portion, portion + 1)
+        self._running[ref] = _Job(member, span)
+        self._load[number] += 1
+        if self._load[number] == _DEPTH:
+          del self._hungry[number]
 
-  def _merge_across(self) -> list[Any] | None:
-    """Starts merges of halves on different workers.
-
-    Returns:
-      The total of the cohort, as soon as a worker holds it.
-    """
-    places = {
-      span: number
-      for number, totals in self._held.items()
-      for span in totals.spans
-    }
-    for span, number in places.items():
-      if span == self._tree.root:
-        return self._fetch(number)
-      parent = self._tree.parent(span)
-      left, right = self._tree.children(parent) if parent else (span, span)
-      if span == right and left in places:
-        self._held[number].take(right)
-        source, target = self._members[number], self._members[places[left]]
-        ready, total = source.actor.take.options(num_returns=2).remote(
-          self._call, right
-        )
-        self._taking[ready] = _Job(source, right, target, total)
-    return None
-
-  def _fetch(self, number: int) -> list[Any] | None:
+  def _fetch(self, member: pool_lib.Member) -> list[Any] | None:
     """Returns the total of the cohort; None if its worker has died."""
-    member = self._members[number]
     _, total = member.actor.take.options(num_returns=2).remote(
       self._call, self._tree.root
     )
@@ -210,53 +202,75 @@ class Gathering:
       else:
         done(job, result)
       del jobs[ref]
+      if jobs is self._running and job.member.number in self._load:
+        self._load[job.member.number] -= 1
+        self._hungry[job.member.number] = None
       return
 
   def _portion_done(self, job: _Job, report: messages.Report) -> None:
-    number = job.span.first
     if report.failure is not None:
       raise _error(report.failure)
-    if job.member not in self._pool.ready:
-      self._put_back(job.span)  # It was lost after this portion.
+    if job.member.number not in self._load:
+      self._put_back(job.span)  # The worker was lost after this portion.
       return
-    self._kept[number] = report.kept
-    self.homes[number] = job.member.number
+    self._kept[job.span.first] = report.kept
+    self.homes[job.span.first] = job.member.number
     self._add(job.member, job.span)
 
   def _taken(self, job: _Job, ready: None) -> None:
     del ready
-    if job.to not in self._pool.ready:
+    if job.to is None or job.to.number not in self._load:
       self._put_back(job.span)
       return
-    assert job.to is not None  # The driver takes the root by `_fetch`.
     ref = job.to.actor.add.remote(self._call, job.span, job.total)
     self._adding[ref] = job
 
   def _added(self, job: _Job, ready: None) -> None:
     del ready
-    if job.to is None or job.to not in self._pool.ready:
+    if job.to is None or job.to.number not in self._load:
       self._put_back(job.span)
       return
     self._add(job.to, job.span)
 
   def _add(self, member: pool_lib.Member, span: portions.Span) -> None:
+    """Notes that a worker has computed a span, and what it has merged by that."""
     if member.number not in self._held:
-      self._members[member.number] = member
       self._held[member.number] = portions.Totals(
         self._tree, lambda left, right: None
       )
-    self._held[member.number].add(span, None)
+    *merged, top = self._held[member.number].add(span, None)
+    for half in merged:
+      self._places.pop(half, None)
+      self._places.pop(self._tree.sibling(half), None)
+    self._places[top] = member.number
+    self._join(top)
+
+  def _join(self, span: portions.Span) -> None:
+    """Starts the merge of a span with its sibling on another worker."""
+    parent = self._tree.parent(span)
+    if parent is None:
+      return
+    left, right = self._tree.children(parent)
+    if left not in self._places or right not in self._places:
+      return
+    source = self._members[self._places.pop(right)]
+    target = self._members[self._places[left]]
+    self._held[source.number].take(right)
+    ready, total = source.actor.take.options(num_returns=2).remote(
+      self._call, right
+    )
+    self._taking[ready] = _Job(source, right, target, total)
 
   def _lose(self, member: pool_lib.Member) -> None:
     """Lets all portions wait again whose totals died with a worker."""
     self._pool.lose(member)
-    if member.number not in self._lost:
-      self._lost.add(member.number)
+    self._hungry.pop(member.number, None)
+    if self._load.pop(member.number, None) is not None:
       self._blame(member)
     held = self._held.pop(member.number, None)
     for span in held.spans if held is not None else ():
+      del self._places[span]
       self._put_back(span)
-    self._pool.refresh()
 
   def _put_back(self, span: portions.Span) -> None:
     for number in range(span.first, span.end):

@@ -82,6 +82,11 @@ class Tree:
     """Returns the span of which a span is a half; None for the root."""
     return self._parents.get(span)
 
+  def sibling(self, span: Span) -> Span:
+    """Returns the other half of the parent of a span that is not the root."""
+    left, right = self._children[self._parents[span]]
+    return right if span == left else left
+
 
 class Totals(Generic[TotalT]):
   """Totals of spans in one place, merged as far as their halves are there.
@@ -106,17 +111,22 @@ class Totals(Generic[TotalT]):
     """Spans that are held; none is the half of another one."""
     return list(self._totals)
 
-  def add(self, span: Span, total: TotalT) -> None:
-    """Adds the total of a span, and merges it upwards."""
+  def add(self, span: Span, total: TotalT) -> list[Span]:
+    """Adds the total of a span, and merges it upwards.
+
+    Returns:
+      The span and those that were merged from it; the last one is held.
+    """
     self._totals[span] = total
-    parent = self._tree.parent(span)
-    while parent is not None:
+    way = [span]
+    while (parent := self._tree.parent(way[-1])) is not None:
       left, right = self._tree.children(parent)
       if left not in self._totals or right not in self._totals:
-        return
+        break
       merged = self._merge(self._totals.pop(left), self._totals.pop(right))
       self._totals[parent] = merged
-      parent = self._tree.parent(parent)
+      way.append(parent)
+    return way
 
   def take(self, span: Span) -> TotalT:
     """Returns the total of a span that is held, and forgets it."""
@@ -146,6 +156,7 @@ class Assignment(Generic[WorkerT]):
         in consecutive blocks of about equal cost.
     """
     self._costs = costs
+    self._number = len(costs)
     blocks = cut(costs, len(workers)) if workers else []
     dealt = {p: worker for worker, block in zip(workers, blocks) for p in block}
     # Portions by the worker that they wait for, the longest last; None is any.
@@ -161,7 +172,7 @@ class Assignment(Generic[WorkerT]):
     }
 
   def __len__(self) -> int:
-    return sum(map(len, self._waiting.values()))
+    return self._number
 
   def take(self, worker: WorkerT) -> int | None:
     """Returns the next portion for a worker; None if none is left."""
@@ -172,6 +183,7 @@ class Assignment(Generic[WorkerT]):
       # Those of nobody come before those of another worker.
       home = None if None in self._waiting else self._busiest()
     portion = self._waiting[home].pop()
+    self._number -= 1
     self._work[home] -= self._costs[portion]
     if not self._waiting[home]:
       del self._waiting[home], self._work[home]
@@ -179,6 +191,7 @@ class Assignment(Generic[WorkerT]):
 
   def put_back(self, portion: int) -> None:
     """Lets a portion wait for any worker, as its worker was lost."""
+    self._number += 1
     self._waiting.setdefault(None, []).append(portion)
     self._work[None] = self._work.get(None, 0.0) + self._costs[portion]
 
