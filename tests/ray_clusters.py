@@ -1,6 +1,7 @@
 """Real Ray clusters of this machine for tests, each in a folder of its own."""
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -29,6 +30,14 @@ def is_installed():
   return importlib.util.find_spec('ray') is not None
 
 
+def has_tokens():
+  """Returns whether the installed Ray knows tokens, as from 2.52 on."""
+  if not is_installed():
+    return False
+  major, minor, *_ = importlib.metadata.version('ray').split('.')
+  return (int(major), int(minor)) >= (2, 52)
+
+
 def free_port():
   """Returns a port of this machine that nobody listens on."""
   with socket.socket() as sock:
@@ -52,7 +61,7 @@ class Cluster:
     nodes: Process of `ray start` of each node.
   """
 
-  def __init__(self, *cpus, mode='token'):
+  def __init__(self, *cpus, mode=None):
     self._cpus = cpus or (1,)
     self.folder = pathlib.Path(tempfile.mkdtemp(prefix='ray', dir=_FOLDERS))
     self.token_file = self.folder / 'token'
@@ -61,7 +70,7 @@ class Cluster:
     self._port, self._client_port = free_port(), free_port()
     self.nodes = []
     self.environment = {
-      'RAY_AUTH_MODE': mode,
+      'RAY_AUTH_MODE': mode or ('token' if has_tokens() else 'disabled'),
       'RAY_AUTH_TOKEN_PATH': str(self.token_file),
       'RAY_USAGE_STATS_ENABLED': '0',
       # A single node cannot be reached from another machine; for more, Ray puts

@@ -60,6 +60,9 @@ ray.__version__ = '2.0.1'
 """
 
 
+_with_tokens = absltest.skipUnless(
+  ray_clusters.has_tokens(), 'Ray knows no tokens before 2.52'
+)
 _LOOPBACK = 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'
 
 
@@ -128,11 +131,13 @@ class ClusterTest(parameterized.TestCase):
     done = _run(self.cluster.address, _LOSE, **self.cluster.environment)
     self.assertEqual((done.stdout, done.stderr), ('lost\n', ''))
 
+  @_with_tokens
   def test_uses_a_token_without_being_told_the_mode(self):
     path = str(self.cluster.token_file)
     done = _run(self.cluster.address, RAY_AUTH_TOKEN_PATH=path)
     self.assertEqual((done.returncode, done.stderr), (0, ''))
 
+  @_with_tokens
   def test_a_ray_that_was_imported_before_learns_of_the_token(self):
     path = str(self.cluster.token_file)
     program = f'import ray\n{_JOIN}'
@@ -140,6 +145,7 @@ class ClusterTest(parameterized.TestCase):
     self.assertEqual((done.returncode, done.stderr), (0, ''))
 
   @parameterized.parameters('address', 'client_address')
+  @_with_tokens
   def test_refuses_a_wrong_or_missing_token(self, kind):
     address = getattr(self.cluster, kind)
     done = _run(address, RAY_AUTH_TOKEN='0' * 64)
@@ -193,9 +199,10 @@ class OpenClusterTest(absltest.TestCase):
   def test_a_cluster_without_tokens_must_be_asked_for(self):
     with ray_clusters.Cluster(1, mode='disabled') as cluster:
       for address in (cluster.address, cluster.client_address):
-        done = _run(address, RAY_AUTH_TOKEN_PATH='/no/such/file')
-        self.assertEqual(done.returncode, 1, done.stdout)
-        self.assertIn('RAY_AUTH_MODE=disabled', done.stderr)
+        for path in ('/no/such/file', str(cluster.token_file)):
+          done = _run(address, RAY_AUTH_TOKEN_PATH=path)
+          self.assertEqual(done.returncode, 1, done.stdout)
+          self.assertIn('RAY_AUTH_MODE=disabled', done.stderr)
         done = _run(address, RAY_AUTH_MODE='disabled')
         self.assertEqual((done.returncode, done.stderr), (0, ''))
 

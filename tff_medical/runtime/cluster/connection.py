@@ -45,6 +45,8 @@ _CLIENT_PREFIX = 'ray://'
 _TIMEOUT_SECS = 4.0
 # Despite its name it works on Linux: at 0 every node is at 127.0.0.1.
 _LOOPBACK = 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'
+# What the client server asks each call for.
+_CALLER = ('client_id', 'probe')
 _START = 'ray start --head --include-dashboard=false'
 
 _connected_to: str | None = None
@@ -118,7 +120,7 @@ def _silence() -> None:
 
   Without the copying of workers' output Ray still prints those to stdout.
   """
-  worker = importlib.import_module('ray._private.worker')
+  worker: Any = importlib.import_module('ray._private.worker')
   worker.print_to_stdstream = lambda *unused, **options: None
 
 
@@ -179,13 +181,12 @@ def _ask(address: str) -> None:
     raise _nobody(address, e.strerror or str(e)) from e
   grpc = importlib.import_module('grpc')
   token = _token()
-  metadata = [('client_id', 'probe')]
-  if token:
-    metadata.append(('authorization', f'Bearer {token}'))
+  header = [('authorization', f'Bearer {token}')] if token else []
   target = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
   with _channel(grpc, target) as channel:
     try:
-      _first_call(channel, address)(timeout=_TIMEOUT_SECS, metadata=metadata)
+      call = _first_call(channel, address)
+      call(timeout=_TIMEOUT_SECS, metadata=[_CALLER, *header])
     except grpc.RpcError as e:
       if e.code() == grpc.StatusCode.UNAUTHENTICATED:
         raise _bad_token(address, bool(token)) from e
@@ -198,11 +199,13 @@ def _ask(address: str) -> None:
         address,
         f'no answer of Ray, {e.code().name.lower()}; {_ports()}',
       ) from e
-  if _asks_for_tokens() and not token:
-    raise _validate.InputError(
-      f'the cluster at {address} lets anybody in: give its nodes a token '
-      '(docs/cluster.md), or set RAY_AUTH_MODE=disabled to join it as it is'
-    )
+    if _asks_for_tokens():
+      with contextlib.suppress(grpc.RpcError):
+        call(timeout=_TIMEOUT_SECS, metadata=[_CALLER])
+        raise _validate.InputError(
+          f'the cluster at {address} lets anybody in: give its nodes a token '
+          '(docs/cluster.md), or set RAY_AUTH_MODE=disabled to join it as it is'
+        )
 
 
 def _first_call(channel: Any, address: str) -> Any:
