@@ -144,11 +144,14 @@ class ClusterSweepTest(absltest.TestCase):
     self.assertLen(self.killed, 1)
     run = run_folder.RunFolder(there / 'eps_5_seed_0')
     summary = run.read_summary()
-    self.assertEqual(summary.rounds, 4)
+    # A round that was paid for and lost leaves one less for the budget.
+    self.assertIn(summary.stop_reason, ('completed', 'budget_spent'))
+    self.assertIn(summary.rounds, (3, 4))
+    self.assertEqual(summary.charges, 4)
+    self.assertLessEqual(summary.epsilon, 5.0)
     book = data_ledger.read(ledger)
     self.assertEqual([*book.runs], [summary.run_id])
     self.assertEqual(book.charges(summary.run_id), summary.charges)
-    self.assertGreaterEqual(summary.charges, 4)
 
 
 if __name__ == '__main__':

@@ -315,14 +315,17 @@ class CoresTest(absltest.TestCase):
   def test_each_cell_of_a_node_has_a_core_until_there_are_no_more(self):
     folder = self.create_tempdir().full_path
     cores = sorted(os.sched_getaffinity(0))
-    cells = [object.__new__(node.Cell) for _ in range(len(cores) + 1)]
+    cells = [object.__new__(node.Cell) for _ in (*cores, None)]
     with absltest.mock.patch.object(
       node.tempfile, 'gettempdir', return_value=folder
     ):
       shares = [cell._cores() for cell in cells]
       self.assertEqual(shares, [*({core} for core in cores), {*cores}])
       cells[0]._core.close()  # As when its process ends.
-      self.assertEqual(object.__new__(node.Cell)._cores(), {cores[0]})
+      last = cells.pop()  # It has no core of its own.
+      self.assertEqual(last._cores(), {cores[0]})
+    for cell in (*cells, last):
+      cell._core.close()
 
 
 class UnpackTest(absltest.TestCase):
