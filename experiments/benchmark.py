@@ -95,6 +95,8 @@ class Workload:
 
 WORKLOADS = {
   'common': Workload(clients=20, images=128, batch_size=32),
+  # For the contender `cluster`: enough work for several machines.
+  'large_cohort': Workload(clients=100, images=128, batch_size=32),
   'small_clients': Workload(clients=500, images=8, batch_size=8),
   # For the contenders `head` and `head_batched`, which train on features.
   'head': Workload(clients=470, images=10, batch_size=16),

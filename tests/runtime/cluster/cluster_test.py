@@ -342,6 +342,7 @@ class ClusterTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({'worker_cores': 0}, 'worker_cores'),
+    ({'worker_cores': 2}, 'worker_cores must be at most 1'),
     ({'portions_at_most': 0}, 'portions_at_most'),
     ({'precision': 'float64'}, 'precision'),
   )

@@ -77,6 +77,8 @@ class Pool:
     self._ready: dict[int, Member] = {}
     self._starting: dict[int, Member] = {}
     self._failed_starts: dict[str, int] = {}
+    # CPU cores of the largest node.
+    self._largest = 0
     self._problem = ''
 
   @property
@@ -90,6 +92,9 @@ class Pool:
     for member in [*self._ready.values(), *self._starting.values()]:
       if member.node not in nodes:
         self.lose(member)
+    self._largest = max(
+      (int(n['Resources'].get('CPU', 0)) for n in nodes.values()), default=0
+    )
     for node, info in nodes.items():
       present = [*self._ready.values(), *self._starting.values()]
       missing = self._slots(info['Resources']) - sum(
@@ -121,6 +126,11 @@ class Pool:
         return
       if not self._starting and self._problem:
         raise _validate.InputError(self._problem)
+      if 0 < self._largest < (self._options.cores or 1):
+        raise _validate.InputError(
+          f'worker_cores must be at most {self._largest}, the CPU cores of the '
+          f'largest node of the cluster, got {self._options.cores}'
+        )
       if time.monotonic() > until:
         raise ClusterError(
           'the cluster has no worker that is ready, after '

@@ -15,6 +15,7 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -184,8 +185,11 @@ class _Pass:
     self.totals: portions.Totals[list[Any]] = portions.Totals(
       portions.Tree(call.portions), self._merge
     )
+    # Arrays become tensors once, and not with every portion.
     self._shared = {
-      self._leaves[number]: value
+      self._leaves[number]: tf.convert_to_tensor(value)
+      if isinstance(value, (np.ndarray, np.generic))
+      else wire.decode(value, recipes.Sources())
       for number, value in _fetch(call.values).items()
     }
 
