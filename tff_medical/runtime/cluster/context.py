@@ -37,7 +37,7 @@ _MAX_PORTIONS = 1_000_000
 # Portions of a cohort unless the caller says. Several for each worker even out
 # workers of different speed; a fixed number gives small clusters of any size the
 # same sums.
-_PORTIONS = 64
+_PORTIONS = 32
 _PORTIONS_A_WORKER = 16
 
 
@@ -172,7 +172,7 @@ def create_cluster_context(
       default a worker takes all cores of its node. A node with GPUs has one
       worker for each of them.
     portions_at_most: Number of portions into which a cohort is divided, so that
-      a slow worker does not hold the round. By default 64, or 16 for each
+      a slow worker does not hold the round. By default 32, or 16 for each
       worker that is there now if these are more.
     default_num_clients: Cohort size of a computation whose argument does not
       state it.
