@@ -127,8 +127,9 @@ def audit(
       f'{folder} is there from an earlier audit, which cost its own ε; rename '
       'it to keep its ledger, then audit again'
     )
-  if canaries and run.settings.run.runtime == 'local':
-    # Loading runs TensorFlow, which fixes its threads.
+  if canaries and run.settings.run.runtime != 'tff':
+    # Loading runs TensorFlow, which fixes its threads. The repetitions of a run
+    # on a cluster are small, and run here.
     runtime.set_local_context(precision=run.settings.run.precision)
   data = {name: finished.load_data() for name, finished in runs.items()}
   if inversion_images:

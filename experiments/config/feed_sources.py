@@ -18,6 +18,7 @@ import tensorflow_federated as tff
 from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from tff_medical import _validate
+from tff_medical.program import client_groups
 from tff_medical.program import feeds
 from tff_medical.program import recipe_feeds
 from tff_medical.runtime import cluster
@@ -89,7 +90,7 @@ def for_runtime(parts: assembly.Assembly) -> assembly.Assembly:
   if not isinstance(context, cluster.ClusterContext):
     return parts
   feed: Any = parts.feed
-  if isinstance(feed, feeds.UnitFeed):
+  if isinstance(feed, (feeds.UnitFeed, client_groups.ClientGroupFeed)):
     feed = dataclasses.replace(feed, at_once=context.slots)
   source = FeedSource.of(parts)
   return dataclasses.replace(parts, feed=recipe_feeds.RecipeFeed(feed, source))

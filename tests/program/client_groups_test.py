@@ -1,6 +1,7 @@
 """Tests of the feed of groups of clients."""
 
 import collections
+import dataclasses
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -64,6 +65,17 @@ class ClientGroupFeedTest(parameterized.TestCase):
     )
     self.assertEqual(_rows(feed(np.array([3, 0]))), [[4, 5, 6], [0, 1, 2]])
     self.assertEmpty(feed(np.zeros(0, np.int64)))
+
+  @parameterized.parameters((1, 1), (2, 2), (5, 5), (9, 5))
+  def test_there_are_as_many_groups_as_train_at_once(self, at_once, groups):
+    feed = dataclasses.replace(
+      _feed(clients=100, images_at_once=100), at_once=at_once
+    )
+    datasets = feed(np.arange(5))
+    self.assertLen(datasets, groups)
+    self.assertEqual(
+      sorted(_rows(datasets)), [[], [0, 1, 2], [3], [4, 5, 6], [7, 8]]
+    )
 
   def test_a_client_that_cannot_be_read_takes_part_without_data(self):
     with self.assertLogs(level='WARNING'):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Sequence
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,18 @@ class ClientGroupFeed:
   Attributes:
     inner: Feed that reads the clients. Its examples are mappings of `x` and
       `y`, or pairs.
-    size: Size of a group; see `batched_clients.group_size`.
+    size: Largest group; see `batched_clients.group_size`.
+    at_once: Number of groups that train at once, so that there are no fewer
+      groups in a round; None leaves their number to the size.
   """
 
   inner: feeds.ClientFeed
   size: batched_clients.GroupSize
+  at_once: int | None = None
+
+  def __post_init__(self) -> None:
+    if self.at_once is not None:
+      _validate.positive_int(at_once=self.at_once)
 
   @property
   def num_units(self) -> int:
@@ -70,9 +78,13 @@ class ClientGroupFeed:
   def parts(self, indices: np.ndarray) -> list[feeds.Part]:
     """Returns a part for each group of the clients at `indices`, int64 [n]."""
     sizes = np.array([self.inner.size(int(index)) for index in indices], int)
+    limit = self.size
+    if self.at_once is not None:
+      share = max(1, math.ceil(len(indices) / self.at_once))
+      limit = dataclasses.replace(limit, clients=min(limit.clients, share))
     return [
       feeds.Part(indices[group], int(sizes[group].sum()))
-      for group in groups_of_like_size(sizes, self.size)
+      for group in groups_of_like_size(sizes, limit)
     ]
 
   def dataset(self, indices: np.ndarray) -> tf.data.Dataset:
