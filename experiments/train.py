@@ -445,9 +445,10 @@ def main(
       file=sys.stderr,
     )
     return exit_codes.FAILED
-  except cluster.ClusterError as error:
+  except runtime.ComputationError as error:
     print(
-      f'error: stopped: {error}; the last saved round still loads',
+      f'error: stopped: {" ".join(str(error).split())}; the last saved round '
+      'still loads',
       file=sys.stderr,
     )
     return exit_codes.FAILED

@@ -13,6 +13,7 @@ import hashlib
 import pathlib
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments.config import assembly
@@ -80,19 +81,31 @@ class FeedSource:
         'some nodes of the cluster have GPUs and others have none, the driver '
         'included; use nodes of one kind'
       )
-    loader: recipes.Loader = feed.dataset
-    return loader
+
+    def load(part: Any) -> tf.data.Dataset:
+      dataset = feed.dataset(part)
+      if hasattr(feed, 'check_readable'):
+        feed.check_readable()
+      return dataset
+
+    return load
 
 
 def for_runtime(parts: assembly.Assembly) -> assembly.Assembly:
-  """Returns a run's objects, with a feed of recipes on a cluster."""
+  """Returns a run's objects, with a feed of recipes on a cluster.
+
+  Raises:
+    InputError: No node of the cluster has the images.
+  """
   context = tff.framework.get_context_stack().current
   if not isinstance(context, cluster.ClusterContext):
     return parts
   feed: Any = parts.feed
   if isinstance(feed, (feeds.UnitFeed, client_groups.ClientGroupFeed)):
-    feed = dataclasses.replace(feed, at_once=context.slots)
+    # As many datasets whatever workers there are, so that sums stay the same.
+    feed = dataclasses.replace(feed, at_once=context.portions)
   source = FeedSource.of(parts)
+  context.open(source)
   return dataclasses.replace(parts, feed=recipe_feeds.RecipeFeed(feed, source))
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -83,7 +84,7 @@ class RecipeFeedTest(parameterized.TestCase):
       # What travels is the recipe alone.
       recipe = pickle.loads(pickle.dumps(a.recipe))
       self.assertLess(len(pickle.dumps(a.recipe)), 4000)
-      loaded = recipes.Sources().load(recipe)
+      loaded = recipes.load(recipe)
       for one, other in zip(loaded, b):
         tf.nest.map_structure(np.testing.assert_array_equal, one, other)
     self.assertEqual(by_recipe.num_units, feed.num_units)
@@ -97,12 +98,12 @@ class RecipeFeedTest(parameterized.TestCase):
     self.assertEqual(costs, sizes)
 
 
-class SourcesTest(absltest.TestCase):
+class SourceTest(absltest.TestCase):
   def test_a_source_is_opened_once(self):
     source = _Here('clients')
-    opened = recipes.Sources()
-    for part in (0, 1, 0):
-      opened.load(recipes.Recipe(source, part))
+    with mock.patch.object(recipes, '_loaders', {}):
+      for part in (0, 1, 0):
+        recipes.load(recipes.Recipe(source, part))
     self.assertEqual(source.opened, ['clients'])
 
 

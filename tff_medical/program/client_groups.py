@@ -72,8 +72,12 @@ class ClientGroupFeed:
       InputError: None of at least 10 drawn clients can be read.
     """
     groups = [self.dataset(part.key) for part in self.parts(indices)]
-    self.inner.check_readable()
+    self.check_readable()
     return groups
+
+  def check_readable(self) -> None:
+    """Checks that the data source itself is not at fault; see `ClientFeed`."""
+    self.inner.check_readable()
 
   def parts(self, indices: np.ndarray) -> list[feeds.Part]:
     """Returns a part for each group of the clients at `indices`, int64 [n]."""

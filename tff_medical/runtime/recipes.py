@@ -67,22 +67,28 @@ class Recipe:
   cost: float = 1.0
 
 
-class Sources:
-  """Sources that this process has opened, each one once."""
+# Loaders of the sources that this process has opened, by digest.
+_loaders: dict[str, Loader] = {}
 
-  def __init__(self) -> None:
-    self._loaders: dict[str, Loader] = {}
 
-  def load(self, recipe: Recipe) -> tf.data.Dataset:
-    """Returns the dataset of a recipe.
+def open_source(source: Source) -> Loader:
+  """Returns the loader of a source, which a process opens once.
 
-    Raises:
-      InputError: The source cannot be opened.
-    """
-    digest = recipe.source.digest
-    if digest not in self._loaders:
-      self._loaders[digest] = recipe.source.open()
-    return self._loaders[digest](recipe.part)
+  Raises:
+    InputError: The source cannot be opened.
+  """
+  if source.digest not in _loaders:
+    _loaders[source.digest] = source.open()
+  return _loaders[source.digest]
+
+
+def load(recipe: Recipe) -> tf.data.Dataset:
+  """Returns the data of a recipe.
+
+  Raises:
+    InputError: The source cannot be opened.
+  """
+  return open_source(recipe.source)(recipe.part)
 
 
 class RecipeDataset(lazy_data.LazyDataset):
@@ -100,7 +106,7 @@ class RecipeDataset(lazy_data.LazyDataset):
   @functools.cached_property
   def built(self) -> tf.data.Dataset:
     """The data itself, loaded in this process."""
-    return self.recipe.source.open()(self.recipe.part)
+    return load(self.recipe)
 
   @property
   def element_spec(self) -> Any:

@@ -247,13 +247,24 @@ class ClusterTest(parameterized.TestCase):
   def test_portions_wait_for_the_workers_that_had_them(self):
     source = sources.Gated(self._folder)
     run_in(self._context, _bits, cohort(source, 60))
-    homes = dict(self._context._homes)
-    self.assertLen(homes, 60)
+    (homes,) = self._context._homes[self._context._compiled(_bits)].values()
+    self.assertLen(homes, self._context.portions)
+    before = dict(homes)
     with mock.patch.object(
       portions, 'Assignment', wraps=portions.Assignment
     ) as assignment:
       run_in(self._context, _bits, cohort(source, 60))
-    self.assertEqual(assignment.call_args.args[1], homes)
+    self.assertEqual(assignment.call_args.args[1], before)
+
+  def test_data_that_no_node_has_is_refused(self):
+    self._close()
+    context = nodes.context(self._cluster)
+    self.addCleanup(context.close)
+    missing = sources.Gated(f'{self._folder}/missing', needs_folder=True)
+    with self.assertRaisesRegex(
+      _validate.InputError, r'node \S+: FileNotFoundError.*missing'
+    ):
+      context.open(missing)
 
   def test_errors_name_the_client_of_the_cohort(self):
     @tff.federated_computation(tff.FederatedType(np.float32, tff.CLIENTS))

@@ -20,6 +20,8 @@ class Gated:
     waits: Numbers of the clients that wait for the file `open`.
     dies: Numbers of the clients at which the process ends at once.
     fails: Numbers of the clients that cannot be loaded.
+    secret: Text that loading a client prints, logs and names in errors.
+    needs_folder: Whether the folder has to be there when the data is opened.
   """
 
   folder: str
@@ -27,6 +29,7 @@ class Gated:
   dies: tuple = ()
   fails: tuple = ()
   secret: str = ''
+  needs_folder: bool = False
 
   @property
   def digest(self):
@@ -34,6 +37,8 @@ class Gated:
 
   def open(self):
     folder = pathlib.Path(self.folder)
+    if self.needs_folder:
+      folder.stat()
 
     def load(number):
       (folder / f'{number}.{os.getpid()}').touch()
@@ -43,7 +48,8 @@ class Gated:
       if number in self.dies:
         os._exit(1)
       if number in self.fails:
-        raise ValueError(f'client {self.secret} is broken')
+        # No kind of error that a worker might expect.
+        raise RuntimeError(f'client {self.secret} is broken')
       while number in self.waits and not (folder / 'open').exists():
         time.sleep(0.02)
       return runtime.tensor_dataset(np.array([number], np.int64), batch_size=1)

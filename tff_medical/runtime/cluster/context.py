@@ -12,7 +12,6 @@ Noise that a computation adds at the server is drawn in the driver, once.
 from __future__ import annotations
 
 import itertools
-import secrets
 from typing import Any
 import weakref
 
@@ -57,13 +56,13 @@ class ClusterContext(planned.PlannedContext):
     self._pool = pool
     self._precision = options.precision
     self._portions = portions_at_most
-    # Names of passes differ between drivers that share a cluster.
-    self._name = secrets.token_hex(8)
-    self._pass_number = itertools.count()
+    self._number = itertools.count()
     self._computations: weakref.WeakKeyDictionary[
       planned.Compiled, messages.Shared
     ] = weakref.WeakKeyDictionary()
-    self._homes: dict[int, int] = {}
+    self._homes: weakref.WeakKeyDictionary[
+      planned.Compiled, dict[int, dict[int, int]]
+    ] = weakref.WeakKeyDictionary()
 
   @property
   def workers(self) -> int:
@@ -71,9 +70,19 @@ class ClusterContext(planned.PlannedContext):
     return len(self._pool.ready)
 
   @property
-  def slots(self) -> int:
-    """Number of clients that the workers train at once."""
-    return sum(member.slots for member in self._pool.ready)
+  def portions(self) -> int:
+    """Largest number of portions of a cohort."""
+    return self._portions
+
+  def open(self, source: recipes.Source) -> None:
+    """Has the workers open a source of data before they train on it.
+
+    Nodes that cannot open it are left out.
+
+    Raises:
+      InputError: No worker can.
+    """
+    self._pool.open(source)
 
   def close(self) -> None:
     """Ends the workers; the context cannot be used after it."""
@@ -90,6 +99,24 @@ class ClusterContext(planned.PlannedContext):
     if not clients:
       zeros = [env[leaf] for leaf in work.zeros]
       return {leaf: [] for leaf in work.kept} | dict(zip(work.totals, zeros))
+    try:
+      total, kept = self._gathered(compiled, number, work, env, clients)
+    except (ConnectionError, self._ray.exceptions.RayError) as error:
+      raise pool_lib.ClusterError(f'the cluster failed: {error}') from error
+    return dict(zip(work.totals, total)) | {
+      leaf: [wire.decode(value) for values in kept for value in values[i]]
+      for i, leaf in enumerate(work.kept)
+    }
+
+  def _gathered(
+    self,
+    compiled: planned.Compiled,
+    number: int,
+    work: plan_lib.Pass,
+    env: dict[nodes.Leaf, Any],
+    clients: int,
+  ) -> tuple[list[Any], list[Any]]:
+    """Returns encoded totals, and the encoded kept values of each portion."""
     shared, by_client = {}, {}
     for position, leaf in enumerate(work.reads):
       if leaf.node.at_clients:
@@ -102,12 +129,13 @@ class ClusterContext(planned.PlannedContext):
     ] or [1.0] * clients
     cut = portions.cut(costs, min(self._portions, clients))
     call = messages.Call(
-      f'{self._name}-{next(self._pass_number)}',
+      str(next(self._number)),
       self._computation(compiled),
       number,
-      self._put(shared),
+      [self._ray.put(shared)],
       len(cut),
     )
+    homes = self._homes.setdefault(compiled, {})
     gathered = gathering.Gathering(
       self._ray,
       self._pool,
@@ -124,30 +152,20 @@ class ClusterContext(planned.PlannedContext):
         for n, part in enumerate(cut)
       ],
       [sum(costs[part.start : part.stop]) for part in cut],
-      self._homes,
+      homes.get(number, {}),
     )
-    total, kept = gathered.run()
-    self._homes = gathered.homes
-    sources = recipes.Sources()
-    return dict(zip(work.totals, total)) | {
-      leaf: [
-        wire.decode(value, sources) for values in kept for value in values[i]
-      ]
-      for i, leaf in enumerate(work.kept)
-    }
+    result = gathered.run()
+    homes[number] = gathered.homes
+    return result
 
   def _computation(self, compiled: planned.Compiled) -> messages.Shared:
     """Returns a computation in Ray's store, into which it is put once."""
     if compiled not in self._computations:
-      self._computations[compiled] = self._put(
-        [tff.framework.serialize_computation(c) for c in compiled.native]
+      native = [tff.framework.serialize_computation(c) for c in compiled.native]
+      self._computations[compiled] = messages.Shared(
+        str(next(self._number)), [self._ray.put(native)]
       )
     return self._computations[compiled]
-
-  def _put(self, value: Any) -> messages.Shared:
-    return messages.Shared(
-      f'{self._name}-{next(self._pass_number)}', [self._ray.put(value)]
-    )
 
 
 def create_cluster_context(

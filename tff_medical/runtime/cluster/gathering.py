@@ -27,7 +27,7 @@ from tff_medical.runtime.cluster import portions
 # Portions that a worker has at once, one in work and one that waits. Towards the
 # end of a pass none waits, so that a slow worker does not keep it from others.
 _DEPTH = 2
-# A portion on which so many workers died may be what kills them.
+# A portion on which more workers died may be what kills them.
 _MAX_LOSSES = 5
 # Seconds after which the driver looks for dead nodes and new workers.
 _LOOK_SECS = 1.0
@@ -128,6 +128,8 @@ class Gathering:
         )
         for ref in done:
           self._finish(ref)
+      elif self._load and len(self._waiting):
+        raise RuntimeError('portions wait, and workers have nothing to do')
       else:
         self._pool.wait()
       if not jobs or time.monotonic() >= self._next_look:
@@ -166,17 +168,20 @@ class Gathering:
 
   def _fetch(self, member: pool_lib.Member) -> list[Any] | None:
     """Returns the total of the cohort; None if its worker has died."""
-    _, total = member.actor.take.options(num_returns=2).remote(
+    refs = member.actor.take.options(num_returns=2).remote(
       self._call, self._tree.root
     )
     try:
-      result: list[Any] = self._ray.get(total)
-      return result
+      failure, total = self._ray.get(list(refs))
     except self._ray.exceptions.RayTaskError as error:
       raise _unexpected(error) from error
     except self._ray.exceptions.RayError:
       self._lose(member)
       return None
+    if failure is not None:
+      raise _error(failure)
+    result: list[Any] = total
+    return result
 
   def _finish(self, ref: Any) -> None:
     """Notes what a job that has ended means."""
@@ -192,12 +197,15 @@ class Gathering:
       try:
         result = self._ray.get(ref)
       except self._ray.exceptions.RayTaskError as error:
-        raise _unexpected(error) from error
-      except self._ray.exceptions.RayActorError:
-        self._lose(job.to if jobs is self._adding and job.to else job.member)
+        # The total may have died on its way, with the node that it came from.
+        is_lost = isinstance(error.cause, self._ray.exceptions.RayError)
+        if jobs is not self._adding or not is_lost:
+          raise _unexpected(error) from error
         self._put_back(job.span)
       except self._ray.exceptions.RayError:
-        # The total was lost on its way. The other half is where it was.
+        # The worker is dead, killed for its memory, or cannot be reached; what
+        # it holds is not known.
+        self._lose(job.to if jobs is self._adding and job.to else job.member)
         self._put_back(job.span)
       else:
         done(job, result)
@@ -217,16 +225,18 @@ class Gathering:
     self.homes[job.span.first] = job.member.number
     self._add(job.member, job.span)
 
-  def _taken(self, job: _Job, ready: None) -> None:
-    del ready
+  def _taken(self, job: _Job, failure: messages.Failure | None) -> None:
+    if failure is not None:
+      raise _error(failure)
     if job.to is None or job.to.number not in self._load:
       self._put_back(job.span)
       return
     ref = job.to.actor.add.remote(self._call, job.span, job.total)
     self._adding[ref] = job
 
-  def _added(self, job: _Job, ready: None) -> None:
-    del ready
+  def _added(self, job: _Job, failure: messages.Failure | None) -> None:
+    if failure is not None:
+      raise _error(failure)
     if job.to is None or job.to.number not in self._load:
       self._put_back(job.span)
       return

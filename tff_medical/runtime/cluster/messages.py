@@ -20,7 +20,7 @@ class Versions:
     python: Version of Python, major and minor.
     tensorflow: Version of TensorFlow.
     tensorflow_federated: Version of TFF.
-    tff_medical: Digest of the code of `tff_medical`.
+    tff_medical: Digest of the code of the project.
   """
 
   python: str
@@ -51,14 +51,15 @@ class Call:
     key: Key of this pass of this invocation.
     computation: Serialized computation and its functions, in Ray's store.
     number: Number of the pass in the plan of the computation.
-    values: Encoded values of the leaves that all clients share, in Ray's store.
+    values: List of the reference to the encoded values of the leaves that all
+      clients share, in Ray's store.
     portions: Number of portions, which decides the tree of merges.
   """
 
   key: str
   computation: Shared
   number: int
-  values: Shared
+  values: list[Any]
   portions: int
 
 

@@ -12,6 +12,7 @@ from absl import logging
 
 from tff_medical import _validate
 from tff_medical.runtime import cohort as cohort_lib
+from tff_medical.runtime import recipes
 from tff_medical.runtime.cluster import messages
 from tff_medical.runtime.cluster import versions
 from tff_medical.runtime.cluster import worker as worker_lib
@@ -48,14 +49,14 @@ class Member:
   Attributes:
     number: Number of the worker; it is not used again.
     node: Ray's id of its node.
-    slots: Number of clients that it trains at once.
+    address: Address of the node, for messages.
     actor: Handle of the actor.
     started: Reference to the result of its start.
   """
 
   number: int
   node: str
-  slots: int
+  address: str
   actor: Any
   started: Any
 
@@ -77,8 +78,10 @@ class Pool:
     self._ready: dict[int, Member] = {}
     self._starting: dict[int, Member] = {}
     self._failed_starts: dict[str, int] = {}
+    self._sources: list[recipes.Source] = []
     # CPU cores of the largest node.
     self._largest = 0
+    self._had_worker = False
     self._problem = ''
 
   @property
@@ -102,7 +105,7 @@ class Pool:
       )
       if self._failed_starts.get(node, 0) < _MAX_FAILED_STARTS:
         for _ in range(missing):
-          self._start(node, info['Resources'])
+          self._start(node, info['NodeManagerAddress'], info['Resources'])
     self._look()
 
   def lose(self, member: Member) -> None:
@@ -124,9 +127,12 @@ class Pool:
       self.refresh()
       if self._ready:
         return
-      if not self._starting and self._problem:
+      # Later, a node that is not there may come back.
+      if not self._had_worker and not self._starting and self._problem:
         raise _validate.InputError(self._problem)
-      if 0 < self._largest < (self._options.cores or 1):
+      if not self._had_worker and 0 < self._largest < (
+        self._options.cores or 1
+      ):
         raise _validate.InputError(
           f'worker_cores must be at most {self._largest}, the CPU cores of the '
           f'largest node of the cluster, got {self._options.cores}'
@@ -151,6 +157,26 @@ class Pool:
       time.sleep(_POLL_SECS)
       self._look()
 
+  def open(self, source: recipes.Source) -> None:
+    """Has all workers open a source of data, those of later nodes as well.
+
+    Raises:
+      InputError: None of the workers can open it.
+    """
+    self._sources.append(source)
+    opened = {m.actor.open.remote(source): m for m in self._ready.values()}
+    for ref, member in opened.items():
+      try:
+        failure = self._ray.get(ref)
+      except self._ray.exceptions.RayError:
+        self.lose(member)
+        continue
+      if failure is not None:
+        del self._ready[member.number]
+        self._failed(member, failure.message, for_good=True)
+    if not self._ready and self._problem:
+      raise _validate.InputError(self._problem)
+
   def close(self) -> None:
     """Ends all workers."""
     for member in [*self._ready.values(), *self._starting.values()]:
@@ -166,11 +192,12 @@ class Pool:
 
   def _slots(self, resources: Mapping[str, float]) -> int:
     """Returns the number of workers on a node with these resources."""
-    if int(resources.get('GPU', 0)):
-      return int(resources['GPU'])
-    return int(int(resources.get('CPU', 0)) >= (self._options.cores or 1))
+    shares = int(resources.get('CPU', 0)) // (self._options.cores or 1)
+    return min(int(resources.get('GPU', 0)) or 1, shares)
 
-  def _start(self, node: str, resources: Mapping[str, float]) -> None:
+  def _start(
+    self, node: str, address: str, resources: Mapping[str, float]
+  ) -> None:
     from ray.util import scheduling_strategies  # Ray is an extra.
 
     on_gpu = int(resources.get('GPU', 0)) > 0
@@ -183,20 +210,19 @@ class Pool:
         num_gpus=int(on_gpu),
         max_restarts=0,
         max_task_retries=0,
+        # Ray's list of tasks would show the number of portions, hence the size
+        # of a small cohort, and the messages of errors.
+        enable_task_events=False,
         scheduling_strategy=(
           scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         ),
       )
       .remote()
     )
-    started = actor.start.remote(cores, on_gpu, self._options.precision)
-    member = Member(
-      self._number,
-      node,
-      1 if on_gpu else cores,
-      actor,
-      started,
+    started = actor.start.remote(
+      cores, on_gpu, self._options.precision, self._sources
     )
+    member = Member(self._number, node, address, actor, started)
     self._starting[self._number] = member
     self._number += 1
 
@@ -221,6 +247,7 @@ class Pool:
         self._failed(member, _difference(actual, self._versions), for_good=True)
       else:
         self._ready[member.number] = member
+        self._had_worker = True
         self._failed_starts.pop(member.node, None)
 
   def _failed(
@@ -232,8 +259,8 @@ class Pool:
       _MAX_FAILED_STARTS if for_good else failed
     )
     if self._failed_starts[member.node] >= _MAX_FAILED_STARTS:
-      self._problem = ' '.join(problem.split())
-      logging.warning('a node is left out: %s', self._problem)
+      self._problem = f'node {member.address}: {" ".join(problem.split())}'
+      logging.warning('left out: %s', self._problem)
     self.lose(member)
 
 
@@ -242,7 +269,7 @@ def _not_started(error: Exception) -> str:
   plain = re.sub(r'\x1b\[\d*m', '', str(error))
   lines = [line.strip() for line in plain.splitlines() if line.strip()]
   return (
-    f'workers do not start on a node: {lines[-1]}; install the locks there, and '
+    f'workers do not start: {lines[-1]}; install the locks there, and '
     'start it with the folder of the project in PYTHONPATH'
   )
 
@@ -255,6 +282,6 @@ def _difference(actual: messages.Versions, own: messages.Versions) -> str:
     if getattr(actual, field.name) != getattr(own, field.name)
   ]
   return (
-    'a node has other versions than this process: '
+    'it has other versions than this process: '
     f'{", ".join(different)}; install the same on all nodes'
   )

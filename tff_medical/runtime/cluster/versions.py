@@ -1,4 +1,4 @@
-"""What driver and workers must share: versions, and the code of tff_medical."""
+"""What driver and workers must share: versions, and the code of the project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import tensorflow_federated as tff
 
 from tff_medical.runtime.cluster import messages
 
-_PACKAGE = pathlib.Path(__file__).parents[2]
+_PROJECT = pathlib.Path(__file__).parents[3]
+# Workers run code of both, where the second one lies beside the first.
+_PACKAGES = ('tff_medical', 'experiments')
 
 
 def of_this_process() -> messages.Versions:
@@ -26,8 +28,9 @@ def of_this_process() -> messages.Versions:
 
 def _digest_of_code() -> str:
   hashed = hashlib.sha256()
-  for path in sorted(_PACKAGE.rglob('*.py')):
-    content = path.read_bytes()
-    hashed.update(f'{path.relative_to(_PACKAGE)} {len(content)} '.encode())
-    hashed.update(content)
+  for package in _PACKAGES:
+    for path in sorted((_PROJECT / package).rglob('*.py')):
+      content = path.read_bytes()
+      hashed.update(f'{path.relative_to(_PROJECT)} {len(content)} '.encode())
+      hashed.update(content)
   return hashed.hexdigest()[:16]

@@ -21,7 +21,9 @@ class _Slices:
   """Arguments of a `tensor_data.TensorDataset`, as arrays."""
 
   tensors: Any
-  rest: tuple[Any, ...]
+  batch_size: int
+  epochs: int
+  drop_remainder: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,9 @@ def encode(value: Any) -> Any:
   if isinstance(value, recipes.RecipeDataset):
     return value.recipe
   if isinstance(value, tensor_data.TensorDataset):
-    tensors, *rest = value.arguments
-    return _Slices(tf.nest.map_structure(_array, tensors), tuple(rest))
+    tensors, batch_size, epochs, drop_remainder = value.arguments
+    arrays = tf.nest.map_structure(_array, tensors)
+    return _Slices(arrays, batch_size, epochs, drop_remainder)
   if isinstance(value, tf.data.Dataset):
     value = tf.data.experimental.to_variant(value)
   if isinstance(value, tf.Tensor) and value.dtype == tf.variant:
@@ -56,22 +59,23 @@ def encode(value: Any) -> Any:
   return _array(value)
 
 
-def decode(value: Any, sources: recipes.Sources) -> Any:
+def decode(value: Any) -> Any:
   """Returns what `encode` was given, or its equal.
 
   Args:
     value: Encoded value.
-    sources: Sources from which recipes are loaded.
 
   Raises:
     InputError: The source of a recipe cannot be opened.
   """
   if isinstance(value, recipes.Recipe):
-    return sources.load(value)
+    return recipes.load(value)
   if isinstance(value, _Slices):
     with tf.device('CPU:0'):
       tensors = tf.nest.map_structure(tf.convert_to_tensor, value.tensors)
-    return tensor_data.TensorDataset(tensors, *value.rest)
+    return tensor_data.TensorDataset(
+      tensors, value.batch_size, value.epochs, value.drop_remainder
+    )
   if isinstance(value, _Graph):
     return tf.raw_ops.DatasetFromGraph(graph_def=value.graph_def)
   return value
@@ -82,7 +86,7 @@ def cost(value: Any) -> float:
   if isinstance(value, recipes.Recipe):
     return value.cost
   if isinstance(value, _Slices):
-    return float(len(tf.nest.flatten(value.tensors)[0])) * value.rest[1]
+    return float(len(tf.nest.flatten(value.tensors)[0])) * value.epochs
   return 0.0
 
 

@@ -11,6 +11,7 @@ would land in Ray's logs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import os
 import pathlib
 from typing import Any
@@ -65,13 +66,16 @@ class Worker:
 
   def __init__(self) -> None:
     silence()
-    self._sources = recipes.Sources()
     self._compiled: dict[str, planned.Compiled] = {}
     self._key = ''
     self._pass: _Pass | None = None
 
   def start(
-    self, cores: int, on_gpu: bool, precision: str
+    self,
+    cores: int,
+    on_gpu: bool,
+    precision: str,
+    sources: Sequence[recipes.Source],
   ) -> messages.Versions | messages.Failure:
     """Prepares the runtime; returns the versions of this process.
 
@@ -79,6 +83,7 @@ class Worker:
       cores: Number of CPU cores of the worker, hence of clients at once.
       on_gpu: Whether clients train on the worker's GPU instead.
       precision: Number format; see `runtime.precision`.
+      sources: Sources of data that the worker must be able to open.
     """
     try:
       _make_private(_session_folder())
@@ -92,7 +97,19 @@ class Worker:
       return messages.Failure(None, str(error), is_input=True)
     self._cohort = cohort_lib.Cohort(placement)
     self._options = graphs.Options.on(placement.devices, precision)
+    for source in sources:
+      failure = self.open(source)
+      if failure is not None:
+        return failure
     return versions.of_this_process()
+
+  def open(self, source: recipes.Source) -> messages.Failure | None:
+    """Opens a source of data; returns why that fails, or None."""
+    try:
+      recipes.open_source(source)
+    except Exception as error:  # noqa: BLE001 - Ray would publish it
+      return _failure(error)
+    return None
 
   def run(
     self, call: messages.Call, portion: messages.Portion
@@ -103,31 +120,20 @@ class Worker:
       call: Pass to which the portion belongs.
       portion: Clients of the portion.
     """
-    client: int | None = None
     try:
-      return self._begin(call).run(portion, self._cohort, self._sources)
+      return self._begin(call).run(portion, self._cohort)
     except cohort_lib.ClientError as error:
       client = portion.first + error.client_index
       # The cause does not count the clients of the portion.
-      failed: Exception = error
-      message = str(error.__cause__)
-    except (
-      ArithmeticError,
-      LookupError,
-      NotImplementedError,
-      OSError,
-      TypeError,
-      ValueError,
-      tf.errors.OpError,
-    ) as error:
-      failed, message = error, str(error)
-    is_input = isinstance(failed, _validate.InputError)
-    failure = messages.Failure(client, message, is_input)
-    return messages.Report(failure=failure)
+      return messages.Report(
+        failure=messages.Failure(client, str(error.__cause__), is_input=False)
+      )
+    except Exception as error:  # noqa: BLE001 - Ray would publish it
+      return messages.Report(failure=_failure(error))
 
   def add(
     self, call: messages.Call, span: portions.Span, total: list[Any]
-  ) -> None:
+  ) -> messages.Failure | None:
     """Adds the total of a span that another worker has computed.
 
     Args:
@@ -135,18 +141,25 @@ class Worker:
       span: Span, whose other half of a larger span this worker holds.
       total: Total, as `take` returns it.
     """
-    self._begin(call).totals.add(span, total)
+    try:
+      self._begin(call).totals.add(span, total)
+    except Exception as error:  # noqa: BLE001 - Ray would publish it
+      return _failure(error)
+    return None
 
   def take(
     self, call: messages.Call, span: portions.Span
-  ) -> tuple[None, list[Any]]:
+  ) -> tuple[messages.Failure | None, list[Any]]:
     """Returns the total of a span, and forgets it.
 
-    The first of the two results says that the second one is there: the driver
-    looks at it without fetching the total.
+    The first of the two results says whether the second one is there: the
+    driver looks at it without fetching the total.
     """
-    total = self._begin(call).totals.take(span)
-    return None, [wire.encode(value) for value in total]
+    try:
+      total = self._begin(call).totals.take(span)
+      return None, [wire.encode(value) for value in total]
+    except Exception as error:  # noqa: BLE001 - Ray would publish it
+      return _failure(error), []
 
   def _begin(self, call: messages.Call) -> _Pass:
     """Returns the state of a pass, which takes the place of the one before."""
@@ -159,7 +172,8 @@ class Worker:
   def _computation(self, shared: messages.Shared) -> planned.Compiled:
     if shared.key not in self._compiled:
       native = [
-        tff.framework.deserialize_computation(proto) for proto in _fetch(shared)
+        tff.framework.deserialize_computation(proto)
+        for proto in _fetch(shared.ref)
       ]
       self._compiled[shared.key] = planned.Compiled.create(
         self._options, native
@@ -189,7 +203,7 @@ class _Pass:
     self._shared = {
       self._leaves[number]: tf.convert_to_tensor(value)
       if isinstance(value, (np.ndarray, np.generic))
-      else wire.decode(value, recipes.Sources())
+      else wire.decode(value)
       for number, value in _fetch(call.values).items()
     }
 
@@ -197,12 +211,11 @@ class _Pass:
     self,
     portion: messages.Portion,
     cohort: cohort_lib.Cohort,
-    sources: recipes.Sources,
   ) -> messages.Report:
     """Trains the clients of a portion; see `Worker.run`."""
     env = dict(self._shared)
     for number, values in portion.leaves.items():
-      env[self._leaves[number]] = [wire.decode(v, sources) for v in values]
+      env[self._leaves[number]] = [wire.decode(v) for v in values]
     outputs = passes.run(
       cohort, self._work, env, portion.clients, has_state=self._has_state
     )
@@ -229,8 +242,14 @@ def _session_folder() -> pathlib.Path:
   return pathlib.Path(node.get_session_dir_path())
 
 
-def _fetch(shared: messages.Shared) -> Any:
-  """Returns an object of Ray's store."""
+def _fetch(ref: Sequence[Any]) -> Any:
+  """Returns an object of Ray's store, given a list of its reference."""
   import ray
 
-  return ray.get(shared.ref[0])
+  return ray.get(ref[0])
+
+
+def _failure(error: Exception) -> messages.Failure:
+  is_input = isinstance(error, _validate.InputError)
+  message = str(error) if is_input else f'{type(error).__name__}: {error}'
+  return messages.Failure(None, message, is_input)

@@ -1,0 +1,272 @@
+"""A pass over clients on workers that die at any moment, in a simulated Ray.
+
+Totals are strings that show in which order they were merged. So a portion that
+counted twice, or in another place, is seen.
+"""
+
+import collections
+import random
+import types
+from unittest import mock
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from tff_medical.runtime.cluster import gathering
+from tff_medical.runtime.cluster import messages
+from tff_medical.runtime.cluster import pool as pool_lib
+from tff_medical.runtime.cluster import portions
+
+_MAX_STEPS = 100_000
+
+
+class _RayError(Exception):
+  pass
+
+
+class _RayTaskError(_RayError):
+  def __init__(self, cause):
+    super().__init__()
+    self.cause = cause
+
+
+class _RayActorError(_RayError):
+  pass
+
+
+class _Ref:
+  """Result of a call: None while it is not there."""
+
+  def __init__(self):
+    self.value = None  # A list of one value.
+    self.error = None
+    self.node = None
+
+  @property
+  def is_ready(self):
+    return self.value is not None or self.error is not None
+
+
+class _Method:
+  def __init__(self, actor, name, num_returns=1):
+    self._call = actor.ray.call, actor, name, num_returns
+
+  def options(self, num_returns):
+    return _Method(self._call[1], self._call[2], num_returns)
+
+  def remote(self, *arguments):
+    call, actor, name, num_returns = self._call
+    refs = call(actor, name, arguments, num_returns)
+    return refs if num_returns > 1 else refs[0]
+
+
+class _Actor:
+  """A worker of the simulation, with the calls that wait for it."""
+
+  def __init__(self, ray, node):
+    self.ray = ray
+    self.node = node
+    self.calls = collections.deque()
+    self.error = None  # What its callers get, once it is dead.
+    self.totals = None
+
+  run = property(lambda self: _Method(self, 'run'))
+  take = property(lambda self: _Method(self, 'take'))
+  add = property(lambda self: _Method(self, 'add'))
+
+  def die(self, error):
+    self.error = self.error or error
+    for _, _, refs in self.calls:
+      for ref in refs:
+        ref.error = self.error
+    self.calls.clear()
+
+
+class _Ray:
+  """Ray, and the pool of workers: both act at random, by a seed.
+
+  Attributes:
+    deaths: Number of processes and nodes that died.
+  """
+
+  exceptions = types.SimpleNamespace(
+    RayError=_RayError,
+    RayTaskError=_RayTaskError,
+    RayActorError=_RayActorError,
+  )
+
+  def __init__(self, seed, *, death, lost_report=0.0):
+    self._random = random.Random(seed)
+    self._death = death
+    self._lost_report = lost_report
+    self._steps = 0
+    self._alive = set()
+    self._members = {}
+    self._numbers = iter(range(_MAX_STEPS))
+    self.deaths = 0
+    for _ in range(self._random.randint(1, 6)):
+      self._alive.add(f'node {len(self._alive)}')
+    self.refresh()
+
+  # The pool.
+
+  @property
+  def ready(self):
+    return list(self._members.values())
+
+  def refresh(self):
+    for member in self.ready:
+      if member.node not in self._alive:
+        self.lose(member)
+    for node in sorted(self._alive - {m.node for m in self.ready}):
+      number = next(self._numbers)
+      self._members[number] = pool_lib.Member(
+        number, node, '', _Actor(self, node), None
+      )
+
+  def wait_for_workers(self):
+    if not self._alive:
+      self._alive.add(f'node {next(self._numbers)}')
+    self.refresh()
+
+  def lose(self, member):
+    self._members.pop(member.number, None)
+    member.actor.die(_RayActorError())
+
+  # Ray.
+
+  def call(self, actor, name, arguments, num_returns):
+    refs = [_Ref() for _ in range(num_returns)]
+    if actor.error is not None:
+      for ref in refs:
+        ref.error = actor.error
+    else:
+      actor.calls.append((name, arguments, refs))
+    return refs
+
+  def wait(self, refs, **unused):
+    for _ in range(self._random.choice((1, 1, 2, 5, 20))):
+      self._step()
+    done = [ref for ref in refs if ref.is_ready]
+    return ([self._random.choice(done)] if done else []), []
+
+  def get(self, ref):
+    if isinstance(ref, list):
+      return [self.get(r) for r in ref]
+    while not ref.is_ready:
+      self._step()
+    if ref.error is not None:
+      raise ref.error
+    if isinstance(ref.value[0], str) and ref.node not in self._alive:
+      raise _RayError('the object was lost with its node')
+    if self._random.random() < self._lost_report:
+      raise _RayError('the report was lost')
+    return ref.value[0]
+
+  def _step(self):
+    self._steps += 1
+    if self._steps > _MAX_STEPS:
+      raise AssertionError('the pass does not end')
+    actors = [m.actor for m in self.ready if m.actor.error is None]
+    if actors and self._steps < 2000 and self._random.random() < self._death:
+      self._kill(self._random.choice(actors))
+    busy = [actor for actor in actors if actor.calls]
+    if busy:
+      self._work(self._random.choice(busy))
+
+  def _kill(self, actor):
+    self.deaths += 1
+    kind = self._random.choice(('process', 'memory', 'node'))
+    if kind == 'node':
+      self._alive.discard(actor.node)
+      if self._random.random() < 0.8:
+        self._alive.add(f'node {next(self._numbers)}')
+    # Ray has an error of its own for a worker that it killed for its memory.
+    actor.die(_RayError() if kind == 'memory' else _RayActorError())
+
+  def _work(self, actor):
+    name, (call, what, *rest), refs = actor.calls.popleft()
+    if actor.totals is None:
+      actor.totals = portions.Totals(
+        portions.Tree(call.portions), '({} {})'.format
+      )
+    results = [None]
+    if name == 'run':
+      span = portions.Span(what.number, what.number + 1)
+      actor.totals.add(span, str(what.number))
+      results = [messages.Report([[what.number]])]
+    elif name == 'take':
+      results = [None, actor.totals.take(what)]
+    else:
+      (total,) = rest
+      if total.error is not None or total.node not in self._alive:
+        refs[0].error = _RayTaskError(_RayError('lost'))
+        return
+      actor.totals.add(what, total.value[0])
+    for ref, result in zip(refs, results):
+      ref.value, ref.node = [result], actor.node
+
+
+class _Pool:
+  def __init__(self, ray):
+    self._ray = ray
+
+  ready = property(lambda self: self._ray.ready)
+
+  def refresh(self):
+    self._ray.refresh()
+
+  def wait(self):
+    self._ray.wait_for_workers()
+
+  def lose(self, member):
+    self._ray.lose(member)
+
+
+def merged(tree, span):
+  """Returns the total that an undisturbed pass has."""
+  if span.end - span.first == 1:
+    return str(span.first)
+  left, right = tree.children(span)
+  return f'({merged(tree, left)} {merged(tree, right)})'
+
+
+def gathered(seed, **faults):
+  """Returns a pass with random faults: number of portions, result, deaths."""
+  ray = _Ray(seed, **faults)
+  chosen = random.Random(seed)
+  number = chosen.randint(1, 20)
+  work = [messages.Portion(i, i, 1, {}) for i in range(number)]
+  call = messages.Call('0', messages.Shared('0', []), 0, [], number)
+  costs = [chosen.uniform(1, 2) for _ in work]
+  homes = {i: chosen.randint(0, 5) for i in range(number)}
+  with (
+    mock.patch.object(gathering, '_LOOK_SECS', chosen.choice((0.0, 1e9))),
+    mock.patch.object(gathering, '_MAX_LOSSES', 10**6),
+  ):
+    result = gathering.Gathering(
+      ray, _Pool(ray), call, work, costs, homes
+    ).run()
+  return number, result, ray.deaths
+
+
+class GatheringTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({'death': 0.0}, 0),
+    ({'death': 0.02}, 100),
+    ({'death': 0.15}, 1000),
+    ({'death': 0.05, 'lost_report': 0.02}, 300),
+  )
+  def test_each_portion_counts_once_in_its_place(self, faults, deaths):
+    total_deaths = 0
+    for seed in range(300):
+      number, (total, kept), died = gathered(seed, **faults)
+      tree = portions.Tree(number)
+      self.assertEqual(total, merged(tree, tree.root), seed)
+      self.assertEqual(kept, [[[i]] for i in range(number)], seed)
+      total_deaths += died
+    self.assertGreaterEqual(total_deaths, deaths)
+
+
+if __name__ == '__main__':
+  absltest.main()
