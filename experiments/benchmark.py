@@ -1,4 +1,4 @@
-"""Compares the local runtime with TFF's own and with bare TensorFlow.
+r"""Compares the local runtime with TFF's own and with bare TensorFlow.
 
 Every contender runs the same rounds of DP-FedAvg with adaptive clipping. The
 contenders take turns within one process, so that a busy machine slows all of
@@ -9,8 +9,7 @@ without TFF (`bare_tensorflow.py`).
     python -m experiments.benchmark --rounds=20 --json=benchmark.json
 
 The contender `cluster` runs its clients on the workers of a Ray cluster, each
-with --client_threads cores. Of two nodes with one core each on this machine, its
-ratio to `local` with one thread is the efficiency of two workers:
+with --client_threads cores:
 
     python -m experiments.benchmark --contenders=local,cluster \
         --client_threads=1 --cluster_address=HOST:PORT

@@ -50,6 +50,15 @@ def _end_with_parent():
   ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG.
 
 
+def leave():
+  """Leaves a cluster that this process has joined.
+
+  Ray ends a process whose cluster has gone.
+  """
+  if 'ray' in sys.modules:
+    sys.modules['ray'].shutdown()
+
+
 class Cluster:
   """A head and its workers, until the end of the `with` block.
 
@@ -110,10 +119,12 @@ class Cluster:
     patch = mock.patch.dict(os.environ, self.environment)
     patch.start()
     test_class.addClassCleanup(patch.stop)
+    test_class.addClassCleanup(leave)
 
   def processes(self):
     """Returns all processes of the cluster."""
-    heads = [psutil.Process(node.pid) for node in self.nodes]
+    alive = [node for node in self.nodes if node.poll() is None]
+    heads = [psutil.Process(node.pid) for node in alive]
     return [p for head in heads for p in head.children(recursive=True)]
 
   def add(self, cpus):

@@ -30,6 +30,7 @@ def _values(**changed):
     client_threads=None,
     client_devices=None,
     clients_per_device=None,
+    cluster_address='auto',
   )
   return types.SimpleNamespace(**{**values, **changed})
 

@@ -220,7 +220,7 @@ class _Task:
   """Stands in for a `tasks.Task`."""
 
   num_clients = CLIENTS
-  initial_model = provenance = transfer = backbone = None
+  initial_model = provenance = transfer = backbone = keras_model = None
 
   def __init__(self) -> None:
     self.data = types.SimpleNamespace(
@@ -332,6 +332,7 @@ def _stand_ins(process: _Process) -> list[Any]:
     mock.patch.object(mode, 'feed', lambda self, task: _Feed()),
     mock.patch.object(mode, 'averaged_process', lambda *unused: process),
     mock.patch.object(train.runtime, 'set_local_context', lambda **unused: 0),
+    mock.patch.object(train.export, 'trace_ahead'),
   ]
 
 

@@ -6,11 +6,14 @@ there and loads the part. `recipe_dataset` returns a recipe as a
 `tf.data.Dataset`. Any runtime can use it. A cluster runtime sends the recipe in
 its place, so that the data of a client is loaded where the client trains.
 
+>>> import numpy as np
 >>> from tff_medical.runtime import tensor_data
 >>> class Numbers:
 ...   digest = 'numbers'
 ...   def open(self):
-...     return lambda part: tensor_data.tensor_dataset([part], batch_size=1)
+...     return lambda part: tensor_data.tensor_dataset(
+...       np.array([part], np.int32), batch_size=1
+...     )
 >>> spec = tf.TensorSpec([None], tf.int32)
 >>> dataset = recipe_dataset(Recipe(Numbers(), 7), spec)
 >>> [batch.numpy().tolist() for batch in dataset]

@@ -104,7 +104,7 @@ class ClientLoopTest(absltest.TestCase):
     }.items():
       placement = devices.Placement((name,), 1, 'clients_per_device')
       context = runtime.LocalContext(cohort.Cohort(placement))
-      plan_fn = context._plan.__wrapped__
+      plan_fn = context._compiled.__wrapped__
       self.assertEqual(plan_fn.args, (options,))
 
 

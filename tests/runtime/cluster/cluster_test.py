@@ -137,7 +137,9 @@ class ClusterTest(parameterized.TestCase):
   def test_a_killed_node(self):
     work = self._started(0, 40)
     pid = next(p for n, p in sources.loaded(self._folder) if n == 40)
-    node = next(n for n in self._alive() if pid in nodes.worker_pids(n))
+    node = next(
+      n for n in self._alive() if pid in nodes.worker_pids(self._cluster, n)
+    )
     self._cluster.stop(node)
     self._open()
     self.assertEqual(work.result(), 2**60 - 1)
@@ -182,7 +184,7 @@ class ClusterTest(parameterized.TestCase):
     source = sources.Gated(self._folder, dies=(7,))
     with mock.patch.object(gathering, '_MAX_LOSSES', 1):
       with self.assertRaisesRegex(
-        cluster_lib.ClusterError, 'workers died with clients 7 to 7'
+        cluster_lib.ClusterError, 'workers died with clients 7 to 8'
       ):
         run_in(self._context, _bits, cohort(source, 60))
 
@@ -226,7 +228,7 @@ class ClusterTest(parameterized.TestCase):
 
           def kill(number=number, stop=stop):
             stop.wait(chosen.uniform(0, 0.3))
-            pids = nodes.worker_pids()
+            pids = nodes.worker_pids(self._cluster)
             if number in kills and pids:
               nodes.kill(chosen.choice(pids))
 
@@ -321,7 +323,7 @@ class ClusterTest(parameterized.TestCase):
       env={**os.environ, 'PYTHONPATH': str(_ROOT)},
     ) as driver:
       self.assertEqual(driver.stdout.readline(), b'ready\n')
-      pids = nodes.worker_pids()
+      pids = nodes.worker_pids(self._cluster)
       self.assertLen(pids, 2)
       driver.send_signal(signal.SIGKILL)
     self.assertTrue(

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import time
 from unittest import mock
 
@@ -23,8 +22,7 @@ def cluster(workers):
     try:
       yield nodes
     finally:
-      if 'ray' in sys.modules:
-        sys.modules['ray'].shutdown()
+      ray_clusters.leave()
 
 
 def context(nodes, **options):
@@ -32,13 +30,13 @@ def context(nodes, **options):
   return cluster_lib.create_cluster_context(nodes.address, **options)
 
 
-def worker_pids(node=None):
-  """Returns the process numbers of the workers, of one node or of all.
+def worker_pids(nodes, node=None):
+  """Returns the process numbers of the workers of a cluster, or of one node.
 
   Ray gives the process of an actor the name of its class.
   """
   processes = (
-    psutil.process_iter()
+    nodes.processes()
     if node is None
     else psutil.Process(node.pid).children(recursive=True)
   )
