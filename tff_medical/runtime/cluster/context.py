@@ -54,7 +54,6 @@ class ClusterContext(planned.PlannedContext):
     super().__init__(options, _SERVER, default_num_clients)
     self._ray = ray
     self._pool = pool
-    self._precision = options.precision
     self._portions = portions_at_most
     self._number = itertools.count()
     self._computations: weakref.WeakKeyDictionary[

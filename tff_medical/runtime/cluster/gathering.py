@@ -40,7 +40,7 @@ class _Job:
   Attributes:
     member: Worker.
     span: Span of a portion, or a span that is taken or added.
-    to: Worker to which a span that is taken goes; None for the driver.
+    to: Worker to which a span that is taken goes; None for a portion.
     total: Reference of the total that is taken.
   """
 
@@ -100,7 +100,6 @@ class Gathering:
     self._adding: dict[Any, _Job] = {}
     self._kept: dict[int, Sequence[Sequence[Any]]] = {}
     self._next_look = 0.0
-    pool.refresh()
     pool.wait()
     self._look()
     self._waiting = portions.Assignment(costs, homes, list(self._load))

@@ -94,7 +94,7 @@ class Worker:
       )
       precision_lib.check(precision, placement.devices)
     except _validate.InputError as error:
-      return messages.Failure(None, str(error), is_input=True)
+      return _failure(error)
     self._cohort = cohort_lib.Cohort(placement)
     self._options = graphs.Options.on(placement.devices, precision)
     for source in sources:
