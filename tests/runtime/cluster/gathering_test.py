@@ -1,7 +1,8 @@
 """A pass over clients on workers that die at any moment, in a simulated Ray.
 
 Totals are strings that show in which order they were merged. So a portion that
-counted twice, or in another place, is seen.
+counted twice, or in another place, is seen. The calls of a worker's two threads
+run in any order.
 """
 
 import collections
@@ -14,6 +15,7 @@ from absl.testing import parameterized
 
 from tff_medical.runtime.cluster import gathering
 from tff_medical.runtime.cluster import messages
+from tff_medical.runtime.cluster import paces
 from tff_medical.runtime.cluster import pool as pool_lib
 from tff_medical.runtime.cluster import portions
 
@@ -66,27 +68,31 @@ class _Actor:
   def __init__(self, ray, node):
     self.ray = ray
     self.node = node
-    self.calls = collections.deque()
+    self.calls = {'run': collections.deque(), 'totals': collections.deque()}
     self.error = None  # What its callers get, once it is dead.
-    self.totals = None
+    self.is_silent = False
+    self.results = None
 
   run = property(lambda self: _Method(self, 'run'))
   take = property(lambda self: _Method(self, 'take'))
   add = property(lambda self: _Method(self, 'add'))
+  answer = property(lambda self: _Method(self, 'answer'))
 
   def die(self, error):
     self.error = self.error or error
-    for _, _, refs in self.calls:
-      for ref in refs:
-        ref.error = self.error
-    self.calls.clear()
+    for calls in self.calls.values():
+      for _, _, refs in calls:
+        for ref in refs:
+          ref.error = self.error
+      calls.clear()
 
 
 class _Ray:
   """Ray, and the pool of workers: both act at random, by a seed.
 
   Attributes:
-    deaths: Number of processes and nodes that died.
+    deaths: Number of processes and nodes that died or fell silent.
+    runs: Number of runs of each portion that were begun.
   """
 
   exceptions = types.SimpleNamespace(
@@ -95,15 +101,17 @@ class _Ray:
     RayActorError=_RayActorError,
   )
 
-  def __init__(self, seed, *, death, lost_report=0.0):
+  def __init__(self, seed, *, death, silence=0.0, lost_report=0.0):
     self._random = random.Random(seed)
     self._death = death
+    self._silence = silence
     self._lost_report = lost_report
     self._steps = 0
     self._alive = set()
     self._members = {}
     self._numbers = iter(range(_MAX_STEPS))
     self.deaths = 0
+    self.runs = collections.Counter()
     for _ in range(self._random.randint(1, 6)):
       self._alive.add(f'node {len(self._alive)}')
     self.refresh()
@@ -135,14 +143,23 @@ class _Ray:
 
   # Ray.
 
+  def now(self):
+    return float(self._steps)
+
   def call(self, actor, name, arguments, num_returns):
     refs = [_Ref() for _ in range(num_returns)]
     if actor.error is not None:
       for ref in refs:
         ref.error = actor.error
     else:
-      actor.calls.append((name, arguments, refs))
+      thread = 'run' if name == 'run' else 'totals'
+      actor.calls[thread].append((name, arguments, refs))
+    if name == 'run':
+      self.runs[arguments[3].number] += 1
     return refs
+
+  def cancel(self, ref):
+    pass
 
   def wait(self, refs, **unused):
     for _ in range(self._random.choice((1, 1, 2, 5, 20))):
@@ -170,9 +187,18 @@ class _Ray:
     actors = [m.actor for m in self.ready if m.actor.error is None]
     if actors and self._steps < 2000 and self._random.random() < self._death:
       self._kill(self._random.choice(actors))
-    busy = [actor for actor in actors if actor.calls]
+    if actors and self._steps < 2000 and self._random.random() < self._silence:
+      self.deaths += 1
+      self._random.choice(actors).is_silent = True
+    busy = [
+      (actor, calls)
+      for actor in actors
+      if not actor.is_silent
+      for calls in actor.calls.values()
+      if calls
+    ]
     if busy:
-      self._work(self._random.choice(busy))
+      self._work(*self._random.choice(busy))
 
   def _kill(self, actor):
     self.deaths += 1
@@ -184,27 +210,39 @@ class _Ray:
     # Ray has an error of its own for a worker that it killed for its memory.
     actor.die(_RayError() if kind == 'memory' else _RayActorError())
 
-  def _work(self, actor):
-    name, (call, what, *rest), refs = actor.calls.popleft()
-    if actor.totals is None:
-      actor.totals = portions.Totals(
-        portions.Tree(call.portions), '({} {})'.format
-      )
+  def _work(self, actor, calls):
+    # Calls that are about totals may overtake each other.
+    if calls is actor.calls['totals']:
+      calls.rotate(self._random.randrange(len(calls)))
+    name, arguments, refs = calls.popleft()
     results = [None]
-    if name == 'run':
-      span = portions.Span(what.number, what.number + 1)
-      actor.totals.add(span, str(what.number))
-      results = [messages.Report([[what.number]])]
-    elif name == 'take':
-      results = [None, actor.totals.take(what)]
-    else:
-      (total,) = rest
-      if total.error is not None or total.node not in self._alive:
-        refs[0].error = _RayTaskError(_RayError('lost'))
-        return
-      actor.totals.add(what, total.value[0])
+    if name != 'answer':
+      call, keep, *rest = arguments
+      if actor.results is None:
+        tree = portions.Tree(call.portions)
+        actor.results = portions.Results(
+          portions.Totals(tree, '({} {})'.format)
+        )
+      results = self._result(actor, name, keep, rest, refs)
     for ref, result in zip(refs, results):
       ref.value, ref.node = [result], actor.node
+
+  def _result(self, actor, name, keep, rest, refs):
+    if name == 'add':
+      span, total = rest
+      if total.error is not None or total.node not in self._alive:
+        refs[0].error = _RayTaskError(_RayError('lost'))
+        return []
+      actor.results.keep(keep)
+      actor.results.add(span, total.value[0])
+      return [None]
+    actor.results.keep(keep)
+    if name == 'take':
+      return [None, actor.results.take(*rest)]
+    run, portion = rest
+    span = portions.Span(portion.number, portion.number + 1)
+    actor.results.put(run, span, str(portion.number))
+    return [messages.Report([[portion.number]])]
 
 
 class _Pool:
@@ -231,23 +269,35 @@ def merged(tree, span):
   return f'({merged(tree, left)} {merged(tree, right)})'
 
 
-def gathered(seed, **faults):
-  """Returns a pass with random faults: number of portions, result, deaths."""
+def gathered(seed, *, is_late=False, **faults):
+  """Runs a pass with random faults; all workers are late, or none is.
+
+  Returns:
+    Number of portions, result, and the simulated Ray.
+  """
   ray = _Ray(seed, **faults)
   chosen = random.Random(seed)
   number = chosen.randint(1, 20)
   work = [messages.Portion(i, i, 1, {}) for i in range(number)]
-  call = messages.Call('0', messages.Shared('0', []), 0, [], number)
+  call = messages.Call(0, messages.Shared('0', []), 0, [], number)
   costs = [chosen.uniform(1, 2) for _ in work]
   homes = {i: chosen.randint(0, 5) for i in range(number)}
+  # A silent worker is found by looking for it.
+  look_secs = chosen.choice((0.0, 1e9)) if 'silence' not in faults else 0.0
   with (
-    mock.patch.object(gathering, '_LOOK_SECS', chosen.choice((0.0, 1e9))),
+    mock.patch.object(gathering, '_LOOK_SECS', look_secs),
+    mock.patch.object(gathering, '_LATE_LOOK_SECS', 0.0),
+    mock.patch.object(gathering, '_ASK_SECS', 10),
+    mock.patch.object(gathering, '_SILENT_SECS', 300),
     mock.patch.object(gathering, '_MAX_LOSSES', 10**6),
+    mock.patch.object(paces, '_LATE', 0.0 if is_late else 1e9),
+    mock.patch.object(paces, '_GRACE_SECS', 0.0),
+    mock.patch.object(gathering.time, 'monotonic', ray.now),
   ):
     result = gathering.Gathering(
       ray, _Pool(ray), call, work, costs, homes
     ).run()
-  return number, result, ray.deaths
+  return number, result, ray
 
 
 class GatheringTest(parameterized.TestCase):
@@ -256,16 +306,30 @@ class GatheringTest(parameterized.TestCase):
     ({'death': 0.02}, 100),
     ({'death': 0.15}, 1000),
     ({'death': 0.05, 'lost_report': 0.02}, 300),
+    ({'death': 0.0, 'is_late': True}, 0),
+    ({'death': 0.02, 'is_late': True}, 100),
+    ({'death': 0.15, 'is_late': True}, 1000),
+    ({'death': 0.05, 'lost_report': 0.02, 'is_late': True}, 300),
+    ({'death': 0.01, 'silence': 0.01}, 100),
+    ({'death': 0.01, 'silence': 0.01, 'is_late': True}, 100),
   )
   def test_each_portion_counts_once_in_its_place(self, faults, deaths):
     total_deaths = 0
     for seed in range(300):
-      number, (total, kept), died = gathered(seed, **faults)
+      number, (total, kept), ray = gathered(seed, **faults)
       tree = portions.Tree(number)
       self.assertEqual(total, merged(tree, tree.root), seed)
       self.assertEqual(kept, [[[i]] for i in range(number)], seed)
-      total_deaths += died
+      total_deaths += ray.deaths
     self.assertGreaterEqual(total_deaths, deaths)
+
+  @parameterized.parameters(False, True)
+  def test_a_portion_runs_twice_where_a_worker_is_late(self, is_late):
+    runs = [
+      gathered(seed, death=0.0, is_late=is_late)[2].runs for seed in range(50)
+    ]
+    most = max(max(each.values()) for each in runs)
+    self.assertEqual(most, 2 if is_late else 1)
 
 
 if __name__ == '__main__':

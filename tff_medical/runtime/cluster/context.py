@@ -128,7 +128,7 @@ class ClusterContext(planned.PlannedContext):
     ] or [1.0] * clients
     cut = portions.cut(costs, min(self._portions, clients))
     call = messages.Call(
-      str(next(self._number)),
+      next(self._number),
       self._computation(compiled),
       number,
       [self._ray.put(shared)],

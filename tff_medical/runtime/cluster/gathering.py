@@ -5,49 +5,81 @@ portion into a total, which stays there. Totals are merged in a tree that does
 not depend on the workers (`portions`), and the total of the whole cohort travels
 to the driver.
 
-The driver knows the spans that each worker holds. When a worker dies, the
-portions of its spans wait again, and run on another one. As the last span covers
-each portion once, each client counts once.
+The driver decides which run of a portion counts, and knows the spans that each
+worker holds. When a worker dies, the portions of its spans wait again, and run on
+another one. When a worker is late (`paces`), another one that has nothing to do
+runs its portions as well, and the first of both runs counts. As the last span
+covers each portion once, each client counts once.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import time
 from typing import Any
 
 from tff_medical import _validate
 from tff_medical.runtime import cohort as cohort_lib
 from tff_medical.runtime.cluster import messages
+from tff_medical.runtime.cluster import paces
 from tff_medical.runtime.cluster import pool as pool_lib
 from tff_medical.runtime.cluster import portions
 
 # Portions that a worker has at once, one in work and one that waits. Towards the
 # end of a pass none waits, so that a slow worker does not keep it from others.
 _DEPTH = 2
+# Runs of a portion at once.
+_MAX_RUNS = 2
 # A portion on which more workers died may be what kills them.
 _MAX_LOSSES = 5
-# Seconds after which the driver looks for dead nodes and new workers.
+# Seconds after which the driver looks for dead nodes and new workers, and, while
+# a worker has nothing to do, for late ones.
 _LOOK_SECS = 1.0
+_LATE_LOOK_SECS = 0.1
+# Seconds after which a worker is asked for a sign of life, and after which one
+# that has given none is taken for dead. It answers beside its work on clients.
+_ASK_SECS = 10.0
+_SILENT_SECS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
-  """Work that a worker has been given.
+class _Run:
+  """Run of a portion.
 
   Attributes:
+    number: Number of the run.
     member: Worker.
-    span: Span of a portion, or a span that is taken or added.
-    to: Worker to which a span that is taken goes; None for a portion.
-    total: Reference of the total that is taken.
+    portion: Number of the portion.
+    keep: Earlier runs of which the worker was told that they count.
   """
 
+  number: int
   member: pool_lib.Member
+  portion: int
+  keep: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Move:
+  """Way of the total of a span to the worker that holds the other half.
+
+  Attributes:
+    source: Worker from which the total is taken.
+    target: Worker to which it is added.
+    span: Span.
+    total: Reference of the total.
+    keep: Runs of which the source was told that they count, and then those of
+      which the target was.
+  """
+
+  source: pool_lib.Member
+  target: pool_lib.Member
   span: portions.Span
-  to: pool_lib.Member | None = None
-  total: Any = None
+  total: Any
+  keep: Sequence[int]
 
 
 class Gathering:
@@ -84,22 +116,34 @@ class Gathering:
     self._pool = pool
     self._call = call
     self._work = work
+    self._costs = costs
     self._tree = portions.Tree(len(work))
-    # Workers by their number, the dead ones included; portions that each living
-    # one has; those that can be given more, in the order of their turn.
+    # Workers by their number, the dead ones included; runs that each living one
+    # has; those that can be given more, in the order of their turn.
     self._members: dict[int, pool_lib.Member] = {}
     self._load: dict[int, int] = {}
     self._hungry: dict[int, None] = {}
-    # Spans of each worker, and the worker of each span.
+    # Runs by their reference and by their portion; portions of which a run
+    # counts, and the runs that count and of which their worker may not know it.
+    self._number = itertools.count()
+    self._running: dict[Any, _Run] = {}
+    self._runs: list[int] = [0] * len(work)
+    self._counted: set[int] = set()
+    self._unknown: dict[int, dict[int, None]] = {}
+    self._paces: paces.Paces[int] = paces.Paces()
+    # Spans of each worker, the worker of each span, and those on their way.
     self._held: dict[int, portions.Totals[None]] = {}
     self._places: dict[portions.Span, int] = {}
+    self._taking: dict[Any, _Move] = {}
+    self._adding: dict[Any, _Move] = {}
     # Deaths of workers by the portion that they were working on.
     self._losses: collections.Counter[int] = collections.Counter()
-    self._running: dict[Any, _Job] = {}
-    self._taking: dict[Any, _Job] = {}
-    self._adding: dict[Any, _Job] = {}
+    # Question that each worker has not answered, and its last sign of life.
+    self._questions: dict[int, Any] = {}
+    self._answered: dict[int, float] = {}
     self._kept: dict[int, Sequence[Sequence[Any]]] = {}
     self._next_look = 0.0
+    self._next_late_look = 0.0
     pool.wait()
     self._look()
     self._waiting = portions.Assignment(costs, homes, list(self._load))
@@ -113,29 +157,34 @@ class Gathering:
       ClusterError: No worker is left, or a portion has killed several.
       InputError: The data of a portion cannot be used.
     """
-    while True:
+    while (total := self._total()) is None:
       self._hand_out()
-      if self._tree.root in self._places:
-        total = self._fetch(self._members[self._places[self._tree.root]])
-        if total is not None:
-          return total, [self._kept[n] for n in range(len(self._work))]
-        continue
-      jobs = [*self._running, *self._taking, *self._adding]
-      if jobs:
-        done, _ = self._ray.wait(
-          jobs, num_returns=1, timeout=_LOOK_SECS, fetch_local=False
-        )
-        for ref in done:
-          self._finish(ref)
-      elif self._load and len(self._waiting):
-        raise RuntimeError('portions wait, and workers have nothing to do')
-      else:
-        self._pool.wait()
-      if not jobs or time.monotonic() >= self._next_look:
-        self._look()
+      self._back_up()
+      self._wait()
+    # What has not begun at a late worker need not begin.
+    for ref in self._running:
+      self._ray.cancel(ref)
+    return total, [self._kept[number] for number in range(len(self._work))]
+
+  def _wait(self) -> None:
+    """Waits for a job to end; without jobs, for a worker."""
+    jobs = [*self._running, *self._taking, *self._adding]
+    if jobs:
+      seconds = _LATE_LOOK_SECS if self._idle() else _LOOK_SECS
+      done, _ = self._ray.wait(
+        jobs, num_returns=1, timeout=seconds, fetch_local=False
+      )
+      for ref in done:
+        self._finish(ref)
+    elif self._load and len(self._waiting):
+      raise RuntimeError('portions wait, and workers have nothing to do')
+    else:
+      self._pool.wait()
+    if not jobs or time.monotonic() >= self._next_look:
+      self._look()
 
   def _look(self) -> None:
-    """Notes which workers are there, and which have died with their nodes."""
+    """Notes which workers are there, and which do not answer any more."""
     self._pool.refresh()
     ready = {member.number: member for member in self._pool.ready}
     for number in set(self._load) - set(ready):
@@ -145,7 +194,25 @@ class Gathering:
         self._members[number] = member
         self._load[number] = 0
         self._hungry[number] = None
+        self._unknown[number] = {}
+        self._answered[number] = time.monotonic()
+    for number in list(self._load):
+      self._ask(self._members[number])
     self._next_look = time.monotonic() + _LOOK_SECS
+
+  def _ask(self, member: pool_lib.Member) -> None:
+    """Asks a worker for a sign of life from time to time."""
+    number, now = member.number, time.monotonic()
+    question = self._questions.get(number)
+    if question is not None:
+      answered, _ = self._ray.wait([question], num_returns=1, timeout=0)
+      if answered:
+        del self._questions[number]
+        self._answered[number] = now
+      elif now > self._answered[number] + _SILENT_SECS:
+        self._lose(member)
+    elif now > self._answered[number] + _ASK_SECS:
+      self._questions[number] = member.actor.answer.remote()
 
   def _hand_out(self) -> None:
     """Gives portions to workers that have fewer than they may have at once."""
@@ -157,19 +224,54 @@ class Gathering:
         portion = self._waiting.take(number)
         if portion is None:
           return
-        member = self._members[number]
-        ref = member.actor.run.remote(self._call, self._work[portion])
-        span = portions.Span(portion, portion + 1)
-        self._running[ref] = _Job(member, span)
-        self._load[number] += 1
-        if self._load[number] == _DEPTH:
-          del self._hungry[number]
+        self._start(self._members[number], portion)
 
-  def _fetch(self, member: pool_lib.Member) -> list[Any] | None:
-    """Returns the total of the cohort; None if its worker has died."""
-    refs = member.actor.take.options(num_returns=2).remote(
-      self._call, self._tree.root
+  def _back_up(self) -> None:
+    """Lets workers that have nothing to do run the portions of late ones."""
+    now = time.monotonic()
+    if now < self._next_late_look or not (idle := self._idle()):
+      return
+    self._next_late_look = now + _LATE_LOOK_SECS
+    by_number = {run.number: run for run in self._running.values()}
+    for number in self._paces.late(now):
+      portion = by_number[number].portion
+      if portion in self._counted or self._runs[portion] >= _MAX_RUNS:
+        continue
+      self._start(self._members[idle.pop()], portion)
+      if not idle:
+        return
+
+  def _idle(self) -> list[int]:
+    """Returns the workers without work if no portion waits."""
+    if len(self._waiting):
+      return []
+    return [number for number in self._hungry if not self._load[number]]
+
+  def _start(self, member: pool_lib.Member, portion: int) -> None:
+    number = next(self._number)
+    keep = list(self._unknown[member.number])
+    ref = member.actor.run.remote(self._call, keep, number, self._work[portion])
+    self._running[ref] = _Run(number, member, portion, keep)
+    self._runs[portion] += 1
+    self._paces.start(
+      member.number, number, self._costs[portion], time.monotonic()
     )
+    self._load[member.number] += 1
+    if self._load[member.number] == _DEPTH:
+      del self._hungry[member.number]
+
+  def _total(self) -> list[Any] | None:
+    """Returns the total of the cohort; None if no worker has it."""
+    if self._tree.root not in self._places:
+      return None
+    member = self._members[self._places[self._tree.root]]
+    refs = member.actor.take.options(num_returns=2).remote(
+      self._call, list(self._unknown[member.number]), self._tree.root
+    )
+    while not self._ray.wait([refs[0]], num_returns=1, timeout=_LOOK_SECS)[0]:
+      self._look()
+      if member.number not in self._load:
+        return None
     try:
       failure, total = self._ray.get(list(refs))
     except self._ray.exceptions.RayTaskError as error:
@@ -184,65 +286,93 @@ class Gathering:
 
   def _finish(self, ref: Any) -> None:
     """Notes what a job that has ended means."""
-    steps: tuple[tuple[dict[Any, _Job], Callable[[_Job, Any], None]], ...] = (
-      (self._running, self._portion_done),
-      (self._taking, self._taken),
-      (self._adding, self._added),
-    )
-    for jobs, done in steps:
-      if ref not in jobs:
-        continue
-      job = jobs[ref]
-      try:
-        result = self._ray.get(ref)
-      except self._ray.exceptions.RayTaskError as error:
-        # The total may have died on its way, with the node that it came from.
-        is_lost = isinstance(error.cause, self._ray.exceptions.RayError)
-        if jobs is not self._adding or not is_lost:
-          raise _unexpected(error) from error
-        self._put_back(job.span)
-      except self._ray.exceptions.RayError:
-        # The worker is dead, killed for its memory, or cannot be reached; what
-        # it holds is not known.
-        self._lose(job.to if jobs is self._adding and job.to else job.member)
-        self._put_back(job.span)
-      else:
-        done(job, result)
-      del jobs[ref]
-      if jobs is self._running and job.member.number in self._load:
-        self._load[job.member.number] -= 1
-        self._hungry[job.member.number] = None
-      return
+    if ref in self._running:
+      self._ran(ref)
+    elif ref in self._taking:
+      self._taken(ref)
+    else:
+      self._added(ref)
 
-  def _portion_done(self, job: _Job, report: messages.Report) -> None:
+  def _ran(self, ref: Any) -> None:
+    run = self._running[ref]
+    try:
+      report = self._ray.get(ref)
+    except self._ray.exceptions.RayTaskError as error:
+      raise _unexpected(error) from error
+    except self._ray.exceptions.RayError:
+      # The worker is dead, killed for its memory, or cannot be reached; what it
+      # holds is not known.
+      self._lose(run.member)
+      return
+    number, portion = run.member.number, run.portion
+    del self._running[ref]
+    self._runs[portion] -= 1
+    self._paces.end(number, run.number, time.monotonic())
+    self._load[number] -= 1
+    self._hungry[number] = None
+    self._knows(number, run.keep)
+    if portion in self._counted:
+      return  # Another worker was quicker.
     if report.failure is not None:
       raise _error(report.failure)
-    if job.member.number not in self._load:
-      self._put_back(job.span)  # The worker was lost after this portion.
-      return
-    self._kept[job.span.first] = report.kept
-    self.homes[job.span.first] = job.member.number
-    self._add(job.member, job.span)
+    self._counted.add(portion)
+    self._unknown[number][run.number] = None
+    self._kept[portion] = report.kept
+    self.homes[portion] = number
+    self._hold(run.member, portions.Span(portion, portion + 1))
 
-  def _taken(self, job: _Job, failure: messages.Failure | None) -> None:
+  def _taken(self, ref: Any) -> None:
+    move = self._taking[ref]
+    try:
+      failure = self._ray.get(ref)
+    except self._ray.exceptions.RayTaskError as error:
+      raise _unexpected(error) from error
+    except self._ray.exceptions.RayError:
+      del self._taking[ref]
+      self._lose(move.source)
+      self._put_back(move.span)
+      return
+    del self._taking[ref]
     if failure is not None:
       raise _error(failure)
-    if job.to is None or job.to.number not in self._load:
-      self._put_back(job.span)
+    self._knows(move.source.number, move.keep)
+    target = move.target
+    if target.number not in self._load:
+      self._put_back(move.span)
       return
-    ref = job.to.actor.add.remote(self._call, job.span, job.total)
-    self._adding[ref] = job
+    keep = list(self._unknown[target.number])
+    added = target.actor.add.remote(self._call, keep, move.span, move.total)
+    self._adding[added] = dataclasses.replace(move, keep=keep)
 
-  def _added(self, job: _Job, failure: messages.Failure | None) -> None:
+  def _added(self, ref: Any) -> None:
+    move = self._adding.pop(ref)
+    try:
+      failure = self._ray.get(ref)
+    except self._ray.exceptions.RayTaskError as error:
+      # The total may have died on its way, with the node that it came from.
+      if not isinstance(error.cause, self._ray.exceptions.RayError):
+        raise _unexpected(error) from error
+      self._put_back(move.span)
+      return
+    except self._ray.exceptions.RayError:
+      self._lose(move.target)
+      self._put_back(move.span)
+      return
     if failure is not None:
       raise _error(failure)
-    if job.to is None or job.to.number not in self._load:
-      self._put_back(job.span)
+    if move.target.number not in self._load:
+      self._put_back(move.span)
       return
-    self._add(job.to, job.span)
+    self._knows(move.target.number, move.keep)
+    self._hold(move.target, move.span)
 
-  def _add(self, member: pool_lib.Member, span: portions.Span) -> None:
-    """Notes that a worker has computed a span, and what it has merged by that."""
+  def _knows(self, number: int, runs: Sequence[int]) -> None:
+    """Notes that a worker knows of runs that they count."""
+    for run in runs if number in self._load else ():
+      self._unknown[number].pop(run, None)
+
+  def _hold(self, member: pool_lib.Member, span: portions.Span) -> None:
+    """Notes that a worker has a span, and what it will merge by that."""
     if member.number not in self._held:
       self._held[member.number] = portions.Totals(
         self._tree, lambda left, right: None
@@ -265,25 +395,42 @@ class Gathering:
     source = self._members[self._places.pop(right)]
     target = self._members[self._places[left]]
     self._held[source.number].take(right)
+    keep = list(self._unknown[source.number])
     ready, total = source.actor.take.options(num_returns=2).remote(
-      self._call, right
+      self._call, keep, right
     )
-    self._taking[ready] = _Job(source, right, target, total)
+    self._taking[ready] = _Move(source, target, right, total, keep)
 
   def _lose(self, member: pool_lib.Member) -> None:
-    """Lets all portions wait again whose totals died with a worker."""
+    """Lets all portions wait again whose totals or runs died with a worker."""
     self._pool.lose(member)
-    self._hungry.pop(member.number, None)
-    if self._load.pop(member.number, None) is not None:
+    number = member.number
+    self._hungry.pop(number, None)
+    if self._load.pop(number, None) is not None:
       self._blame(member)
-    held = self._held.pop(member.number, None)
+    self._paces.forget(number)
+    self._unknown.pop(number, None)
+    self._questions.pop(number, None)
+    for ref, run in list(self._running.items()):
+      if run.member is member:
+        del self._running[ref]
+        self._runs[run.portion] -= 1
+        self._wait_again(run.portion)
+    held = self._held.pop(number, None)
     for span in held.spans if held is not None else ():
       del self._places[span]
       self._put_back(span)
 
   def _put_back(self, span: portions.Span) -> None:
-    for number in range(span.first, span.end):
-      self._waiting.put_back(number)
+    """Notes that the total of a span is lost."""
+    for portion in range(span.first, span.end):
+      self._counted.remove(portion)
+      self._wait_again(portion)
+
+  def _wait_again(self, portion: int) -> None:
+    """Lets a portion wait unless a run of it counts or goes on."""
+    if portion not in self._counted and not self._runs[portion]:
+      self._waiting.put_back(portion)
 
   def _blame(self, member: pool_lib.Member) -> None:
     """Counts a dead worker against the portion that it was working on.
@@ -292,7 +439,7 @@ class Gathering:
       ClusterError: The portion has been the last one of several workers.
     """
     number = next(
-      (j.span.first for j in self._running.values() if j.member is member), None
+      (r.portion for r in self._running.values() if r.member is member), None
     )
     if number is None:
       return

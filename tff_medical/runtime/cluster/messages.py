@@ -48,7 +48,7 @@ class Call:
   """A pass over all clients, of which a worker runs portions.
 
   Attributes:
-    key: Key of this pass of this invocation.
+    key: Number of this pass of this invocation; later ones have larger numbers.
     computation: Serialized computation and its functions, in Ray's store.
     number: Number of the pass in the plan of the computation.
     values: List of the reference to the encoded values of the leaves that all
@@ -56,7 +56,7 @@ class Call:
     portions: Number of portions, which decides the tree of merges.
   """
 
-  key: str
+  key: int
   computation: Shared
   number: int
   values: list[Any]

@@ -204,7 +204,7 @@ class Pool:
     share = int(resources.get('CPU', 0)) // self._slots(resources)
     cores = max(1, self._options.cores or share)
     actor = (
-      self._ray.remote(worker_lib.Worker)
+      worker_lib.remote_class(self._ray)
       .options(
         num_cpus=cores,
         num_gpus=int(on_gpu),

@@ -5,7 +5,8 @@ portions as the caller says. Which worker runs a portion is decided while the
 round runs. The totals of two neighbouring portions are merged, then those of
 two neighbouring pairs, and so on. Portions and tree depend on the cohort alone.
 So a sum has the same bits whichever workers computed it, in whichever order,
-and however many of them were lost meanwhile.
+and however many of them were lost meanwhile. A portion may be run twice at once;
+one of the runs counts.
 
 >>> cut([1, 1, 1, 1, 4], portions=2)
 [range(0, 4), range(4, 5)]
@@ -15,7 +16,7 @@ and however many of them were lost meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import itertools
 from typing import Generic, NamedTuple, TypeVar
 
@@ -131,6 +132,37 @@ class Totals(Generic[TotalT]):
   def take(self, span: Span) -> TotalT:
     """Returns the total of a span that is held, and forgets it."""
     return self._totals.pop(span)
+
+
+class Results(Generic[TotalT]):
+  """Results of runs at a worker; those that count are merged into totals.
+
+  Whether a run counts is decided by the driver, as another worker may have been
+  quicker. Until then its total is set aside.
+  """
+
+  def __init__(self, totals: Totals[TotalT]):
+    """Merges into totals of this worker."""
+    self._totals = totals
+    self._aside: dict[int, tuple[Span, TotalT]] = {}
+
+  def put(self, run: int, span: Span, total: TotalT) -> None:
+    """Sets the total of a run aside."""
+    self._aside[run] = span, total
+
+  def keep(self, runs: Iterable[int]) -> None:
+    """Merges runs that count; those that were merged before are left alone."""
+    for run in runs:
+      if run in self._aside:
+        self._totals.add(*self._aside.pop(run))
+
+  def add(self, span: Span, total: TotalT) -> None:
+    """Merges the total of a span that another worker had."""
+    self._totals.add(span, total)
+
+  def take(self, span: Span) -> TotalT:
+    """Returns the total of a span that is held, and forgets it."""
+    return self._totals.take(span)
 
 
 class Assignment(Generic[WorkerT]):

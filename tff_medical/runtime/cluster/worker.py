@@ -3,7 +3,11 @@
 A worker keeps the computations that it has compiled and the sources that it has
 opened. Of a pass it holds the values that all clients share, and the totals of
 the spans that it has computed. Two halves of a span are merged as soon as it
-holds both of them. A new pass forgets the totals of the one before.
+holds both of them and knows that they count. A new pass forgets the totals of
+the one before.
+
+Portions run in one thread. Totals are taken and added in another one, so that
+those of a slow worker can be had while it still works on a portion.
 
 The worker prints and logs nothing: what a library says about a client's data
 would land in Ray's logs.
@@ -14,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import os
 import pathlib
+import threading
 from typing import Any
 
 import numpy as np
@@ -67,7 +72,7 @@ class Worker:
   def __init__(self) -> None:
     silence()
     self._compiled: dict[str, planned.Compiled] = {}
-    self._key = ''
+    self._key = -1
     self._pass: _Pass | None = None
 
   def start(
@@ -112,16 +117,30 @@ class Worker:
     return None
 
   def run(
-    self, call: messages.Call, portion: messages.Portion
+    self,
+    call: messages.Call,
+    keep: Sequence[int],
+    run: int,
+    portion: messages.Portion,
   ) -> messages.Report:
-    """Trains the clients of a portion and folds their results.
+    """Trains the clients of a portion and sets the fold of their results aside.
 
     Args:
       call: Pass to which the portion belongs.
+      keep: Numbers of earlier runs at this worker that count.
+      run: Number of this run.
       portion: Clients of the portion.
     """
     try:
-      return self._begin(call).run(portion, self._cohort)
+      if call.key < self._key:
+        return messages.Report()  # Another worker was quicker.
+      if call.key > self._key:
+        self._pass = None  # Its totals need not be in memory beside new ones.
+        self._pass = _Pass(call, self._computation(call.computation))
+        self._key = call.key
+      state = self._state(call)
+      state.keep(keep)
+      return state.run(run, portion, self._cohort)
     except cohort_lib.ClientError as error:
       client = portion.first + error.client_index
       # The cause does not count the clients of the portion.
@@ -132,41 +151,54 @@ class Worker:
       return messages.Report(failure=_failure(error))
 
   def add(
-    self, call: messages.Call, span: portions.Span, total: list[Any]
+    self,
+    call: messages.Call,
+    keep: Sequence[int],
+    span: portions.Span,
+    total: list[Any],
   ) -> messages.Failure | None:
     """Adds the total of a span that another worker has computed.
 
     Args:
       call: Pass to which the total belongs.
+      keep: Numbers of runs at this worker that count.
       span: Span, whose other half of a larger span this worker holds.
       total: Total, as `take` returns it.
     """
     try:
-      self._begin(call).totals.add(span, total)
+      state = self._state(call)
+      state.keep(keep)
+      state.add(span, total)
     except Exception as error:  # noqa: BLE001 - Ray would publish it
       return _failure(error)
     return None
 
   def take(
-    self, call: messages.Call, span: portions.Span
+    self, call: messages.Call, keep: Sequence[int], span: portions.Span
   ) -> tuple[messages.Failure | None, list[Any]]:
     """Returns the total of a span, and forgets it.
 
     The first of the two results says whether the second one is there: the
     driver looks at it without fetching the total.
+
+    Args:
+      call: Pass to which the total belongs.
+      keep: Numbers of runs at this worker that count.
+      span: Span that this worker holds.
     """
     try:
-      total = self._begin(call).totals.take(span)
-      return None, [wire.encode(value) for value in total]
+      state = self._state(call)
+      state.keep(keep)
+      return None, [wire.encode(value) for value in state.take(span)]
     except Exception as error:  # noqa: BLE001 - Ray would publish it
       return _failure(error), []
 
-  def _begin(self, call: messages.Call) -> _Pass:
-    """Returns the state of a pass, which takes the place of the one before."""
-    if self._pass is None or self._key != call.key:
-      self._pass = None  # Its totals need not be in memory beside new ones.
-      self._pass = _Pass(call, self._computation(call.computation))
-      self._key = call.key
+  def answer(self) -> None:
+    """Shows that the worker still works."""
+
+  def _state(self, call: messages.Call) -> _Pass:
+    if self._pass is None or call.key != self._key:
+      raise ValueError(f'pass {call.key} is over')
     return self._pass
 
   def _computation(self, shared: messages.Shared) -> planned.Compiled:
@@ -181,12 +213,20 @@ class Worker:
     return self._compiled[shared.key]
 
 
-class _Pass:
-  """What a worker holds of one pass.
+def remote_class(ray: Any) -> Any:
+  """Returns the class of the actors.
 
-  Attributes:
-    totals: Totals of the spans that the worker has computed.
+  Args:
+    ray: Module of Ray, which is an extra.
   """
+  of_totals = ray.method(concurrency_group='totals')
+  for method in (Worker.add, Worker.take, Worker.answer):
+    of_totals(method)
+  return ray.remote(concurrency_groups={'totals': 1})(Worker)
+
+
+class _Pass:
+  """What a worker holds of one pass; both threads of the worker use it."""
 
   def __init__(self, call: messages.Call, compiled: planned.Compiled):
     plan = compiled.plan
@@ -196,9 +236,9 @@ class _Pass:
     self._work = work
     self._has_state = plan.traced.has_state
     self._leaves = work.reads
-    self.totals: portions.Totals[list[Any]] = portions.Totals(
-      portions.Tree(call.portions), self._merge
-    )
+    totals = portions.Totals(portions.Tree(call.portions), self._merge)
+    self._results: portions.Results[list[Any]] = portions.Results(totals)
+    self._lock = threading.Lock()
     # Arrays become tensors once, and not with every portion.
     self._shared = {
       self._leaves[number]: tf.convert_to_tensor(value)
@@ -207,8 +247,24 @@ class _Pass:
       for number, value in _fetch(call.values).items()
     }
 
+  def keep(self, runs: Sequence[int]) -> None:
+    """Merges the totals of runs that count."""
+    with self._lock:
+      self._results.keep(runs)
+
+  def add(self, span: portions.Span, total: list[Any]) -> None:
+    """Merges the total of a span."""
+    with self._lock:
+      self._results.add(span, total)
+
+  def take(self, span: portions.Span) -> list[Any]:
+    """Returns the total of a span, and forgets it."""
+    with self._lock:
+      return self._results.take(span)
+
   def run(
     self,
+    run: int,
     portion: messages.Portion,
     cohort: cohort_lib.Cohort,
   ) -> messages.Report:
@@ -223,10 +279,11 @@ class _Pass:
       [wire.encode(value) for value in outputs[leaf]]
       for leaf in self._work.kept
     ]
-    self.totals.add(
-      portions.Span(portion.number, portion.number + 1),
-      [outputs[leaf] for leaf in self._work.totals],
-    )
+    span = portions.Span(portion.number, portion.number + 1)
+    with self._lock:
+      self._results.put(
+        run, span, [outputs[leaf] for leaf in self._work.totals]
+      )
     return messages.Report(kept)
 
   def _merge(self, left: list[Any], right: list[Any]) -> list[Any]:
