@@ -1,5 +1,6 @@
 """The cluster runtime on real nodes that are killed, started and left alone."""
 
+import collections
 import os
 import pathlib
 import signal
@@ -158,9 +159,43 @@ class ClusterTest(parameterized.TestCase):
     run_in(self._context, _bits, cohort(later, 60))
     self.assertLen({pid for _, pid in sources.loaded(later.folder)}, 2)
 
+  def test_a_late_worker_does_not_hold_the_round(self):
+    self.addCleanup(self._open)
+    held = sources.Gated(self._folder, waits_once=(40,))
+    self.assertEqual(run_in(self._context, _bits, cohort(held, 60)), 2**60 - 1)
+    # Its first process still waits at client 40. What it had done before counts.
+    pids = [pid for n, pid in sources.loaded(self._folder) if n == 40]
+    self.assertLen(pids, 2)
+    loaded = collections.Counter(n for n, _ in sources.loaded(self._folder))
+    self.assertLess(sum(count > 1 for count in loaded.values()), 10)
+    # Nor does it hold the next round.
+    later = sources.Gated(self.create_tempdir().full_path)
+    self.assertEqual(run_in(self._context, _bits, cohort(later, 60)), 2**60 - 1)
+    self._open()
+
+    def is_back():
+      folder = self.create_tempdir().full_path
+      run_in(self._context, _bits, cohort(sources.Gated(folder), 60))
+      return len({pid for _, pid in sources.loaded(folder)}) == 2
+
+    self.assertTrue(nodes.wait_until(is_back))
+    self.assertEqual(self._context.workers, 2)
+
+  def test_a_worker_that_stands_still_is_given_up(self):
+    work = self._started(0, 40)
+    pid = next(p for n, p in sources.loaded(self._folder) if n == 40)
+    with (
+      mock.patch.object(gathering, '_ASK_SECS', 0.5),
+      mock.patch.object(gathering, '_SILENT_SECS', 3.0),
+    ):
+      os.kill(pid, signal.SIGSTOP)
+      self._open()
+      self.assertEqual(work.result(), 2**60 - 1)
+    self.assertTrue(nodes.wait_until(lambda: not psutil.pid_exists(pid)))
+
   def test_no_node_left(self):
     self._close()
-    context = nodes.context(self._cluster, patience_secs=30)
+    context = nodes.context(self._cluster)
     self.addCleanup(context.close)
     import ray  # Not before a cluster has set its variables.
 

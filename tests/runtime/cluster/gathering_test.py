@@ -93,6 +93,7 @@ class _Ray:
   Attributes:
     deaths: Number of processes and nodes that died or fell silent.
     runs: Number of runs of each portion that were begun.
+    most_at_once: Largest number of workers that had a portion at once.
   """
 
   exceptions = types.SimpleNamespace(
@@ -112,6 +113,7 @@ class _Ray:
     self._numbers = iter(range(_MAX_STEPS))
     self.deaths = 0
     self.runs = collections.Counter()
+    self.most_at_once = 0
     for _ in range(self._random.randint(1, 6)):
       self._alive.add(f'node {len(self._alive)}')
     self.refresh()
@@ -155,8 +157,17 @@ class _Ray:
       thread = 'run' if name == 'run' else 'totals'
       actor.calls[thread].append((name, arguments, refs))
     if name == 'run':
-      self.runs[arguments[3].number] += 1
+      portion = arguments[3].number
+      self.runs[portion] += 1
+      self.most_at_once = max(self.most_at_once, self._running(portion))
     return refs
+
+  def _running(self, portion):
+    """Returns the number of workers that run a portion, or will."""
+    return sum(
+      portion in [a[3].number for _, a, _ in member.actor.calls['run']]
+      for member in self.ready
+    )
 
   def cancel(self, ref):
     pass
@@ -315,11 +326,12 @@ class GatheringTest(parameterized.TestCase):
   )
   def test_each_portion_counts_once_in_its_place(self, faults, deaths):
     total_deaths = 0
-    for seed in range(300):
+    for seed in range(100):
       number, (total, kept), ray = gathered(seed, **faults)
       tree = portions.Tree(number)
       self.assertEqual(total, merged(tree, tree.root), seed)
       self.assertEqual(kept, [[[i]] for i in range(number)], seed)
+      self.assertLessEqual(ray.most_at_once, 2 if 'is_late' in faults else 1)
       total_deaths += ray.deaths
     self.assertGreaterEqual(total_deaths, deaths)
 

@@ -18,6 +18,8 @@ class Gated:
   Attributes:
     folder: Folder in which a client leaves a file NUMBER.PID when it is loaded.
     waits: Numbers of the clients that wait for the file `open`.
+    waits_once: Numbers of the clients that wait in the process that is the first
+      to load them, and in no other.
     dies: Numbers of the clients at which the process ends at once.
     fails: Numbers of the clients that cannot be loaded.
     secret: Text that loading a client prints, logs and names in errors.
@@ -26,6 +28,7 @@ class Gated:
 
   folder: str
   waits: tuple = ()
+  waits_once: tuple = ()
   dies: tuple = ()
   fails: tuple = ()
   secret: str = ''
@@ -50,7 +53,14 @@ class Gated:
       if number in self.fails:
         # No kind of error that a worker might expect.
         raise RuntimeError(f'client {self.secret} is broken')
-      while number in self.waits and not (folder / 'open').exists():
+      waits = number in self.waits
+      if number in self.waits_once:
+        try:
+          (folder / f'first{number}').touch(exist_ok=False)
+          waits = True
+        except FileExistsError:
+          pass
+      while waits and not (folder / 'open').exists():
         time.sleep(0.02)
       return runtime.tensor_dataset(np.array([number], np.int64), batch_size=1)
 
