@@ -56,6 +56,7 @@ from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import data_ledger as data_ledger_lib
+from tff_medical.privacy import events
 from tff_medical.privacy import selection
 from tff_medical.program import ending
 from tff_medical.program import run_folder
@@ -627,7 +628,7 @@ def composed_event(
     raise _validate.InputError(
       f'the data_ledger lacks run {missing[0]}; restore the file'
     )
-  return accounting.composed_event(
+  return events.composed_event(
     cost for run_id in run_ids for cost in book.runs[run_id].costs()
   )
 
@@ -655,7 +656,7 @@ def release(
   source = run_folder.RunFolder(pathlib.Path(cell)).saved_model
   card = card_lib.of_the_best(
     export.load_card(source),
-    event=accounting.parse_event(event),
+    event=events.parse_event(event),
     tuning=described,
     data_ledger=data_ledger_lib.read(data_ledger) if data_ledger else None,
   )

@@ -20,6 +20,7 @@ from tff_medical import _validate
 from tff_medical.auditing import data_verification
 from tff_medical.privacy import accounting
 from tff_medical.privacy import data_ledger
+from tff_medical.privacy import events
 from tff_medical.serving import export
 
 
@@ -47,7 +48,7 @@ class DataLedgerTest(parameterized.TestCase):
     return printed.getvalue()
 
   def _event(self):
-    return accounting.parse_event(data_ledger.read(self.path).entries[0].event)
+    return events.parse_event(data_ledger.read(self.path).entries[0].event)
 
   def _verify(self, *folders):
     printed = io.StringIO()

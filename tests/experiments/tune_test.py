@@ -22,8 +22,8 @@ from tests import finished_sweeps
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.auditing import verification
-from tff_medical.privacy import accounting
 from tff_medical.privacy import data_ledger
+from tff_medical.privacy import events
 from tff_medical.privacy import selection
 from tff_medical.program import run_folder
 from tff_medical.serving import export
@@ -180,7 +180,7 @@ class TuneTest(parameterized.TestCase):
       self.released = args
       return {'epsilon': 4.0, 'delta': 1e-3, 'test_metrics': {}}
 
-    event = accounting.parse_event('GaussianDpEvent(noise_multiplier=1.0)')
+    event = events.parse_event('GaussianDpEvent(noise_multiplier=1.0)')
     with (
       mock.patch.object(jobs, 'run', run),
       mock.patch.object(jobs, 'call', call),

@@ -19,6 +19,7 @@ from tff_medical.auditing import verification
 from tff_medical.privacy import accounting
 from tff_medical.privacy import data_ledger
 from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import stated_epsilon
 from tff_medical.program import run_folder
 
 _SHORT = 8
@@ -63,7 +64,7 @@ def _checks(
   yield verification.Check(
     'data ledger: ε from its events',
     f'{last:.6g} stated, {total:.6g} computed at δ {book.delta:.3g}',
-    accounting.agrees(last, book.costs(), delta=book.delta),
+    stated_epsilon.agrees(last, book.costs(), delta=book.delta),
   )
   yield verification.Check(
     'data ledger: budget',

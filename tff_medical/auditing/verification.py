@@ -25,7 +25,9 @@ import dp_accounting
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import class_counts
+from tff_medical.privacy import events
 from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import stated_epsilon
 from tff_medical.program import checkpoints
 from tff_medical.program import metrics_table
 from tff_medical.program import run_folder
@@ -125,7 +127,7 @@ def _guarded(
 
 def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
   try:
-    event = accounting.parse_event(str(ledger.header.get('event')))
+    event = events.parse_event(str(ledger.header.get('event')))
     before = _event_before(ledger.header)
     delta = float(ledger.header['delta'])
     _validate.in_range(0, 1, delta=delta)
@@ -176,7 +178,7 @@ def _event_before(
   if not any(key in stated for key in ('event_before', 'class_counts')):
     return None
   counts = class_counts.ClassCounts.of(dict(stated))
-  event = accounting.parse_event(str(stated.get('event_before')))
+  event = events.parse_event(str(stated.get('event_before')))
   if counts is None or counts.release.event() != event:
     raise _validate.InputError(
       f'the event before the first round ({event}) is not that of the class '
@@ -210,14 +212,14 @@ def _agrees(
 ) -> bool:
   """Returns whether a stated epsilon is that of an event from a file.
 
-  It may be that of an earlier version. See `accounting.agrees`.
+  It may be that of an earlier version. See `stated_epsilon.agrees`.
 
   Raises:
     InputError: As `_computed` says.
   """
   with _event_errors(event, charges):
-    costs = accounting.with_before(event, charges, before)
-    return accounting.agrees(stated, costs, delta=delta)
+    costs = events.with_before(event, charges, before)
+    return stated_epsilon.agrees(stated, costs, delta=delta)
 
 
 @contextlib.contextmanager
@@ -378,7 +380,7 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
     yield Check('card: guarantee', 'none: ε is infinite', True)
     return
   try:
-    event = accounting.parse_event(str(card.get('charge_event')))
+    event = events.parse_event(str(card.get('charge_event')))
     charges = _validate.count(card.get('charges'), 'charges')
     before = _event_before(card)
     epsilon = _computed(event, charges, card['delta'], before)

@@ -22,6 +22,7 @@ __all__ = [
   'data_ledger',
   'distributed_dp_mechanism',
   'dp_ftrl_mechanism',
+  'events',
   'interface',
   'ledger',
   'local_dp_sgd_mechanism',
@@ -29,6 +30,7 @@ __all__ = [
   'planning',
   'sampling',
   'selection',
+  'stated_epsilon',
 ]
 
 if typing.TYPE_CHECKING:
@@ -42,6 +44,7 @@ if typing.TYPE_CHECKING:
     distributed_dp_mechanism as distributed_dp_mechanism,
   )
   from tff_medical.privacy import dp_ftrl_mechanism as dp_ftrl_mechanism
+  from tff_medical.privacy import events as events
   from tff_medical.privacy import interface as interface
   from tff_medical.privacy import ledger as ledger
   from tff_medical.privacy import (
@@ -51,5 +54,6 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import planning as planning
   from tff_medical.privacy import sampling as sampling
   from tff_medical.privacy import selection as selection
+  from tff_medical.privacy import stated_epsilon as stated_epsilon
 else:  # A __getattr__ that type checkers see would allow any name.
   __getattr__, __dir__ = _lazy.attach(__name__, __all__)

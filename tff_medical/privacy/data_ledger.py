@@ -45,6 +45,7 @@ from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
+from tff_medical.privacy import events
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.privacy import ledger_file
@@ -183,9 +184,9 @@ class Entry:
   def costs(self) -> Costs:
     """Returns all that the run was charged."""
     return _costs(
-      accounting.parse_event(self.event),
+      events.parse_event(self.event),
       self.charges,
-      accounting.parse_event(self.before) if self.before else None,
+      events.parse_event(self.before) if self.before else None,
     )
 
   def record(self) -> dict[str, Any]:

@@ -39,8 +39,10 @@ from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import class_counts
+from tff_medical.privacy import events
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger_file
+from tff_medical.privacy import stated_epsilon
 
 _FORMAT = 2
 _REMEDY = 'choose another output_dir'
@@ -347,7 +349,7 @@ class PrivacyLedger:
     if stated >= computed:
       return stated
     costs = self._costs(self.charges)
-    is_true = accounting.agrees(stated, costs, delta=self._delta)
+    is_true = stated_epsilon.agrees(stated, costs, delta=self._delta)
     return stated if is_true else computed
 
   @property
@@ -541,7 +543,7 @@ class PrivacyLedger:
     return self._entries[-1].epsilon if self._entries else 0.0
 
   def _costs(self, charges: int) -> list[tuple[dp_accounting.DpEvent, int]]:
-    return accounting.with_before(self._event, charges, self._before)
+    return events.with_before(self._event, charges, self._before)
 
   def _epsilon_of(self, charges: int, *, tight: bool = False) -> float:
     return accounting.composed_epsilon(
