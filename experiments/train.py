@@ -57,7 +57,9 @@ from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
 from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
+from tff_medical.privacy import data_ledger_contents
 from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import ending
 from tff_medical.program import published
@@ -155,7 +157,11 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     if data_ledger is not None:
       # A run that was interrupted goes on with its reservation.
       interrupted = outcome.reason is training.StopReason.INTERRUPTED
-      book = data_ledger.read() if interrupted else data_ledger.settle(ledger)
+      book = (
+        data_ledger_contents.read(data_ledger.path)
+        if interrupted
+        else data_ledger.settle(ledger)
+      )
     # What takes too long is abandoned; the next start repeats it.
     with ending.deferred() as end, end.abandonable():
       result, scores = _evaluation(task, outcome, settings.run)
@@ -257,7 +263,7 @@ def _earlier_counts(
   if settings.mode.class_weights != base.NOISED:
     return None
   try:
-    header = ledger_lib.read(folder.ledger).header
+    header = ledger_contents.read(folder.ledger).header
   except FileNotFoundError:
     header = {}
   counts = class_counts.ClassCounts.of(dict(header))

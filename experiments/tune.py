@@ -56,6 +56,7 @@ from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import data_ledger as data_ledger_lib
+from tff_medical.privacy import data_ledger_contents
 from tff_medical.privacy import events
 from tff_medical.privacy import selection
 from tff_medical.program import ending
@@ -616,7 +617,7 @@ def on_test(tuning: Tuning, training: cells.Training) -> cells.Training:
 
 
 def composed_event(
-  book: data_ledger_lib.Book, run_ids: Sequence[str]
+  book: data_ledger_contents.Book, run_ids: Sequence[str]
 ) -> dp_accounting.DpEvent:
   """Returns the event of all that runs were charged in a data ledger.
 
@@ -658,7 +659,7 @@ def release(
     export.load_card(source),
     event=events.parse_event(event),
     tuning=described,
-    data_ledger=data_ledger_lib.read(data_ledger) if data_ledger else None,
+    data_ledger=data_ledger_contents.read(data_ledger) if data_ledger else None,
   )
   export.copy_with_card(source, target, card)
   return export.load_card(target)
@@ -718,7 +719,7 @@ def finish(
   if not search.is_secret:
     ledger = str(tuning.data_ledger)
     run_ids = [summary.run_id for summary in summaries]
-    event = repr(composed_event(data_ledger_lib.read(ledger), run_ids))
+    event = repr(composed_event(data_ledger_contents.read(ledger), run_ids))
   card = jobs_lib.call(
     release,
     chosen.flags.output_dir,

@@ -34,6 +34,7 @@ from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import feeds
 from tff_medical.program import run_folder as run_folder_lib
@@ -86,7 +87,7 @@ class FinishedRun:
   def _counts(self) -> class_counts.ClassCounts:
     """Returns the noised class counts, which the run has published."""
     try:
-      header = ledger_lib.read(self.folder.ledger).header
+      header = ledger_contents.read(self.folder.ledger).header
     except FileNotFoundError:
       header = {}
     counts = class_counts.ClassCounts.of(dict(header))

@@ -22,7 +22,7 @@ from tests import finished_sweeps
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.auditing import verification
-from tff_medical.privacy import data_ledger
+from tff_medical.privacy import data_ledger_contents
 from tff_medical.privacy import events
 from tff_medical.privacy import selection
 from tff_medical.program import run_folder
@@ -185,7 +185,7 @@ class TuneTest(parameterized.TestCase):
       mock.patch.object(jobs, 'run', run),
       mock.patch.object(jobs, 'call', call),
       mock.patch.object(tune, 'composed_event', lambda book, ids: event),
-      mock.patch.object(data_ledger, 'read', lambda path: None),
+      mock.patch.object(data_ledger_contents, 'read', lambda path: None),
     ):
       yield started
 
@@ -349,7 +349,7 @@ class TuneTest(parameterized.TestCase):
     code, printed = self._run(search, eval_split='test')
     self.assertEqual(code, 0, printed)
     self.assertIn('test auc', printed)
-    book = data_ledger.read(self.output / 'data_ledger.jsonl')
+    book = data_ledger_contents.read(self.output / 'data_ledger.jsonl')
     self.assertLen(book.runs, 2)
     self.assertBetween(book.epsilon, 3.9, 4.0)
     model = self.output / 'saved_model'
@@ -370,7 +370,7 @@ class TuneTest(parameterized.TestCase):
         _SECRET, data_ledger=str(path), data_budget=5.0, target_epsilon=5.0
       )
     self.assertEqual(code, 0, printed)
-    book = data_ledger.read(path)
+    book = data_ledger_contents.read(path)
     (entry,) = book.entries
     self.assertEqual((entry.purpose, entry.charges), ('tune', 1))
     card = export.load_card(self.output / 'saved_model')

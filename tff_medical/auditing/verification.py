@@ -26,7 +26,7 @@ from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import class_counts
 from tff_medical.privacy import events
-from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.privacy import stated_epsilon
 from tff_medical.program import checkpoints
 from tff_medical.program import metrics_table
@@ -78,7 +78,7 @@ def verify(path: str | os.PathLike[str]) -> list[Check]:
 def _run(folder: run_folder.RunFolder) -> Iterator[Check]:
   """Yields the checks of a run's folder."""
   try:
-    ledger = ledger_lib.read(folder.ledger)
+    ledger = ledger_contents.read(folder.ledger)
   except (FileNotFoundError, _validate.InputError) as error:
     yield Check('ledger', _text(error), False)
     return
@@ -125,7 +125,7 @@ def _guarded(
     yield Check(what, _text(error), False)
 
 
-def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
+def _ledger_epsilon(ledger: ledger_contents.Contents) -> Iterator[Check]:
   try:
     event = events.parse_event(str(ledger.header.get('event')))
     before = _event_before(ledger.header)
@@ -225,9 +225,9 @@ def _agrees(
 @contextlib.contextmanager
 def _event_errors(event: dp_accounting.DpEvent, charges: int) -> Iterator[None]:
   """Turns the errors of computing an epsilon into an `InputError`."""
-  if charges > ledger_lib.MAX_COUNT:
+  if charges > events.MAX_COUNT:
     raise _validate.InputError(
-      f'{charges} charges are more than any run has ({ledger_lib.MAX_COUNT:,})'
+      f'{charges} charges are more than any run has ({events.MAX_COUNT:,})'
     )
   try:
     yield
@@ -264,14 +264,14 @@ def _header_fits(
 
 
 def _config(
-  folder: run_folder.RunFolder, ledger: ledger_lib.Contents
+  folder: run_folder.RunFolder, ledger: ledger_contents.Contents
 ) -> Iterator[Check]:
   config = folder.read_config()
   yield _same('config.json: run', config.run_id, ledger.run_id)
 
 
 def _metrics(
-  folder: run_folder.RunFolder, ledger: ledger_lib.Contents
+  folder: run_folder.RunFolder, ledger: ledger_contents.Contents
 ) -> Iterator[Check]:
   rows = metrics_table.read(folder.metrics)
   by_round: dict[int, set[float]] = {}
@@ -310,11 +310,11 @@ def _newest(folder: run_folder.RunFolder) -> checkpoints.Record:
 
 
 def _checkpoint(
-  saved: checkpoints.Record, ledger: ledger_lib.Contents
+  saved: checkpoints.Record, ledger: ledger_contents.Contents
 ) -> Iterator[Check]:
   yield _same('checkpoint: run', saved.run_id, ledger.run_id)
   charges = ledger.entries[-1].charges if ledger.entries else 0
-  is_same_history = ledger_lib.is_one_history(
+  is_same_history = ledger_contents.is_one_history(
     ledger.header_digest, ledger.entries, saved.ledger_digests
   )
   yield Check(
@@ -328,7 +328,7 @@ def _checkpoint(
 def _stated(
   name: str,
   stated: Mapping[str, Any],
-  ledger: ledger_lib.Contents,
+  ledger: ledger_contents.Contents,
   saved: checkpoints.Record | None,
 ) -> Iterator[Check]:
   """Yields checks of a summary or a card against ledger and checkpoint."""

@@ -20,11 +20,13 @@ __all__ = [
   'card',
   'class_counts',
   'data_ledger',
+  'data_ledger_contents',
   'distributed_dp_mechanism',
   'dp_ftrl_mechanism',
   'events',
   'interface',
   'ledger',
+  'ledger_contents',
   'local_dp_sgd_mechanism',
   'mechanisms',
   'planning',
@@ -40,6 +42,7 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import card as card
   from tff_medical.privacy import class_counts as class_counts
   from tff_medical.privacy import data_ledger as data_ledger
+  from tff_medical.privacy import data_ledger_contents as data_ledger_contents
   from tff_medical.privacy import (
     distributed_dp_mechanism as distributed_dp_mechanism,
   )
@@ -47,6 +50,7 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import events as events
   from tff_medical.privacy import interface as interface
   from tff_medical.privacy import ledger as ledger
+  from tff_medical.privacy import ledger_contents as ledger_contents
   from tff_medical.privacy import (
     local_dp_sgd_mechanism as local_dp_sgd_mechanism,
   )

@@ -42,6 +42,7 @@ from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.privacy import card_format
 from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import metrics_table
 from tff_medical.scoring import intervals
 from tff_medical.scoring import scored
@@ -415,7 +416,7 @@ class RunFolder:
       InputError: The ledger was changed.
     """
     try:
-      noise = ledger_lib.read(self.ledger).header.get('noise_multiplier')
+      noise = ledger_contents.read(self.ledger).header.get('noise_multiplier')
     except FileNotFoundError:
       return None
     return noise if isinstance(noise, float) else None

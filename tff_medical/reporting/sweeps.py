@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
-from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import metrics_table
 from tff_medical.program import run_folder
 from tff_medical.scoring import scored
@@ -383,7 +383,7 @@ def _known(values: Mapping[str, float]) -> list[float]:
 
 
 def _header(path: pathlib.Path) -> Mapping[str, Any]:
-  ledger = _read_if_exists(lambda: ledger_lib.read(path))
+  ledger = _read_if_exists(lambda: ledger_contents.read(path))
   return ledger.header if ledger else {}
 
 
