@@ -51,6 +51,7 @@ from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
 from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.program import run_records
 from tff_medical.scoring import evaluation as scoring
 from tff_medical.serving import export
 
@@ -98,7 +99,7 @@ def run(kind: str, given: settings_lib.Flags) -> None:
     return
   train = _train_central if kind == sweeps.CENTRAL else _train_per_site
   reason, message, result = train(task, folder, settings.run)
-  summary = run_folder_lib.Summary(
+  summary = run_records.Summary(
     rounds=0,
     stop_reason=reason,
     stop_message=message,

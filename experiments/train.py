@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import pathlib
+import shutil
 import sys
 import time
 from typing import Any
@@ -62,8 +63,10 @@ from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.privacy import ledger_contents
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import ending
+from tff_medical.program import lost_charges
 from tff_medical.program import published
 from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.program import run_records
 from tff_medical.program import training
 from tff_medical.reporting import run_tables
 from tff_medical.runtime import cluster
@@ -119,7 +122,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   ) as ledger:
     folder.remove_leftovers()
     checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
-    folder.reconcile(ledger)
+    lost_charges.restore(folder, ledger)
     done = checkpoints.latest_round() or 0
     granted = reserve(
       spent=ledger.charges,
@@ -325,8 +328,8 @@ def _finish(
       transfer=task.transfer,
     )
   elif has_diverged and folder.saved_model.exists():
-    run_folder_lib.remove(folder.saved_model)
-  summary = run_folder_lib.Summary(
+    shutil.rmtree(folder.saved_model, ignore_errors=True)
+  summary = run_records.Summary(
     rounds=outcome.rounds,
     stop_reason=outcome.reason.name.lower(),
     stop_message=outcome.message or outcome.reason.value,
@@ -398,7 +401,7 @@ def _show_round(bar: tqdm.tqdm, report: training.RoundReport) -> None:
 
 
 def _print_summary(
-  folder: run_folder_lib.RunFolder, summary: run_folder_lib.Summary
+  folder: run_folder_lib.RunFolder, summary: run_records.Summary
 ) -> None:
   print(f'{summary.rounds} rounds: {summary.stop_message}.')
   print(

@@ -61,6 +61,7 @@ from tff_medical.privacy import events
 from tff_medical.privacy import selection
 from tff_medical.program import ending
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.reporting import plots
 from tff_medical.reporting import run_tables
 
@@ -249,7 +250,7 @@ class Search:
       described['trials'] = self.size
     return described
 
-  def score(self, summary: run_folder.Summary) -> float:
+  def score(self, summary: run_records.Summary) -> float:
     """Returns the score of a trial, of which the largest is best.
 
     Raises:
@@ -477,7 +478,7 @@ class Tuning:
         {
           **identity,
           'priced': dataclasses.asdict(priced),
-          'versions': run_folder.versions(),
+          'versions': run_records.versions(),
         },
       )
     return trials, priced
@@ -544,7 +545,7 @@ class Tuning:
     return trainings
 
 
-def ended(training: cells.Training) -> run_folder.Summary | None:
+def ended(training: cells.Training) -> run_records.Summary | None:
   """Returns the summary of a trial; None if it has not ended."""
   folder = run_folder.RunFolder(pathlib.Path(training.flags.output_dir or ''))
   try:
@@ -557,7 +558,7 @@ def ended(training: cells.Training) -> run_folder.Summary | None:
 def table(
   search: Search,
   trials: Sequence[Candidate],
-  summaries: Sequence[run_folder.Summary],
+  summaries: Sequence[run_records.Summary],
 ) -> pd.DataFrame:
   """Returns the trials, the best first."""
   rows = [

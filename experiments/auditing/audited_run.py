@@ -38,6 +38,7 @@ from tff_medical.privacy import ledger_contents
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import feeds
 from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.program import run_records
 from tff_medical.program import training
 
 CONFIDENCE = 0.95
@@ -61,8 +62,8 @@ class FinishedRun:
 
   folder: run_folder_lib.RunFolder
   settings: settings_lib.Settings
-  summary: run_folder_lib.Summary
-  config: run_folder_lib.Config
+  summary: run_records.Summary
+  config: run_records.Config
 
   def build_task(self) -> tasks.Task:
     """Returns the task of the run.

@@ -32,6 +32,7 @@ from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.scoring import evaluation as scoring
 from tff_medical.serving import pretrained
 
@@ -172,7 +173,7 @@ def claim(
   folder: run_folder.RunFolder,
   settings: settings_lib.Settings,
   task: tasks.Task,
-) -> run_folder.Config:
+) -> run_records.Config:
   """Claims a folder for the run, or checks that the run owns it.
 
   Args:

@@ -28,6 +28,7 @@ from tff_medical.data import images
 from tff_medical.privacy import ledger_contents
 from tff_medical.program import metrics_table
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.scoring import scored
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ class Cell:
   epsilon: float
   seed: int
   eval_split: str = images.TEST
-  summary: run_folder.Summary | None = None
-  config: run_folder.Config | None = None
+  summary: run_records.Summary | None = None
+  config: run_records.Config | None = None
   ledger: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rounds: Sequence[Mapping[str, float]] = ()
   audit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
