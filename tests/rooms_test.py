@@ -12,6 +12,11 @@ _PACKAGES = ('tff_medical', 'experiments', 'tools')
 _FLOORS = (
   ('tff_medical._files', 'tff_medical._validate', 'tff_medical._lazy'),
   ('tff_medical.data.decoders', 'tff_medical.data.pixels'),
+  (
+    'tff_medical.data.equal_images',
+    'tff_medical.data.label_values',
+    'tff_medical.data.preparation_counts',
+  ),
   ('tff_medical.data.images',),
   ('tff_medical.data.tables',),
   ('tff_medical.data.preparing',),

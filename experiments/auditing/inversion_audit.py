@@ -40,6 +40,7 @@ from tff_medical import models
 from tff_medical.auditing import inversion
 from tff_medical.data import examples
 from tff_medical.data import images as images_lib
+from tff_medical.data import label_values
 from tff_medical.privacy import mechanisms
 from tff_medical.reporting import plots
 
@@ -169,7 +170,7 @@ def summary_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _candidates(train: images_lib.Split) -> np.ndarray:
   """Returns the rows of images that change an update, int64 [n]."""
-  return np.flatnonzero(images_lib.has_label(train.labels))
+  return np.flatnonzero(label_values.has_label(train.labels))
 
 
 def _mean_image(split: images_lib.Split) -> np.ndarray:

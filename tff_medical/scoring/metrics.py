@@ -6,8 +6,8 @@ and `mae`, and for each class `sensitivity/CLASS` and `specificity/CLASS`. For
 each site the same metrics have the prefix `site/SITE/`. A metric that the
 labels do not determine, such as the sensitivity to a class without any label,
 is NaN and is left out of averages. Findings that are unknown
-(`images.UNKNOWN`) are left out of every metric. If a score is not finite, as
-after diverged training, every metric is NaN.
+(`label_values.UNKNOWN`) are left out of every metric. If a score is not finite,
+as after diverged training, every metric is NaN.
 
 - loss: mean cross-entropy of the images; multi-label: of the known labels.
 - accuracy: share of correct classes; multi-label: share of correct labels.
