@@ -25,6 +25,7 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 
 from experiments.config import flags
+from experiments.config import run_settings
 from experiments.config import settings as settings_lib
 from experiments.running import command
 from tff_medical.reporting import sweeps
@@ -126,7 +127,7 @@ def _is_done(folder: run_folder_lib.RunFolder, split_name: str) -> bool:
 def _train_central(
   task: tasks.Task,
   folder: run_folder_lib.RunFolder,
-  run: settings_lib.RunSettings,
+  run: run_settings.RunSettings,
 ) -> tuple[str, str, scoring.Evaluation]:
   """Trains and exports one model; returns reason, message and evaluation."""
   model = _fit(task, np.arange(len(task.data.train)))
@@ -155,7 +156,7 @@ def _train_central(
 def _train_per_site(
   task: tasks.Task,
   folder: run_folder_lib.RunFolder,
-  run: settings_lib.RunSettings,
+  run: run_settings.RunSettings,
 ) -> tuple[str, str, scoring.Evaluation]:
   """Trains a model per site; returns reason, message and evaluation."""
   del folder  # No model is exported, as none is of use to another site.

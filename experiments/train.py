@@ -24,6 +24,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from experiments.config import flags
+from experiments.config import run_settings
 from experiments.config import settings as settings_lib
 from experiments.running import command
 from experiments.running import exit_codes
@@ -241,7 +242,7 @@ def _round_metrics(
 
 
 def _evaluation(
-  task: tasks.Task, outcome: training.Outcome, run: settings_lib.RunSettings
+  task: tasks.Task, outcome: training.Outcome, run: run_settings.RunSettings
 ) -> tuple[scoring.Evaluation, scored.ScoredImages | None]:
   """Returns the evaluation of the final model, and the scores behind it.
 
@@ -279,7 +280,7 @@ def _earlier_counts(
   return counts
 
 
-def set_runtime(run: settings_lib.RunSettings) -> None:
+def set_runtime(run: run_settings.RunSettings) -> None:
   """Sets the TFF runtime that the settings choose.
 
   Raises:

@@ -20,6 +20,7 @@ import tensorflow_federated as tff
 
 from experiments.config import assembly
 from experiments.config import flags as flags_lib
+from experiments.config import model_settings
 from experiments.config import settings as settings_lib
 from experiments.modes import base
 from tff_medical import _validate
@@ -106,7 +107,7 @@ class FinishedRun:
       InputError: The data is missing, or is not that of the run.
     """
     settings = dataclasses.replace(
-      self.settings, model=settings_lib.ModelSettings()
+      self.settings, model=model_settings.ModelSettings()
     )
     data = assembly.load_task(settings).data
     self._check_data(data)

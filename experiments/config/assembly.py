@@ -18,6 +18,7 @@ import tensorflow_federated as tff
 
 from experiments.config import backbone_features
 from experiments.config import client_images
+from experiments.config import run_settings
 from experiments.config import settings as settings_lib
 from experiments.modes import base
 from tff_medical import _validate
@@ -218,7 +219,7 @@ def _refuse_epsilon_zero(parts: Assembly) -> None:
 
 
 def data_ledger(
-  run: settings_lib.RunSettings,
+  run: run_settings.RunSettings,
 ) -> data_ledger_lib.DataLedger | None:
   """Returns the ledger of the data set that the settings name, or None."""
   if run.data_ledger is None:
