@@ -37,7 +37,7 @@ _FLOORS = (
   ('experiments.modes',),
   ('experiments.config',),
   ('experiments.running', 'experiments.measuring'),
-  ('experiments.auditing',),
+  ('experiments.auditing', 'experiments.tuning'),
   ('experiments',),
   ('tools',),
 )
