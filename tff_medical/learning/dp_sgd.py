@@ -31,7 +31,6 @@ from tff_medical.learning import process_parts
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
 from tff_medical.learning import unit_inputs
-from tff_medical.privacy import gaussian_query
 from tff_medical.privacy import mechanisms
 
 _Gradients = tuple[tf.Tensor, ...]
@@ -115,7 +114,7 @@ class QuerySum:
   def __init__(self, mechanism: mechanisms.GaussianMechanism):
     self._clipping = mechanism.clipping
     self.query = tfp.NormalizedQuery(
-      gaussian_query.sum_query(mechanism),
+      mechanism.sum_query(),
       denominator=float(mechanism.sampling.expected_cohort),
     )
     self._state = (

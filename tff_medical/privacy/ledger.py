@@ -404,7 +404,7 @@ class PrivacyLedger:
   def _last_epsilon(self) -> float:
     return self._entries[-1].epsilon if self._entries else 0.0
 
-  def _costs(self, charges: int) -> list[tuple[dp_accounting.DpEvent, int]]:
+  def _costs(self, charges: int) -> events.Charges:
     return events.with_before(self._event, charges, self._before)
 
   def _epsilon_of(self, charges: int, *, tight: bool = False) -> float:
