@@ -47,9 +47,7 @@ class ClusterSweepTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.cluster = ray_clusters.Cluster(1, 1).__enter__()
-    cls.addClassCleanup(cls.cluster.__exit__)
-    cls.cluster.enter_environment(cls)
+    cls.cluster = ray_clusters.Cluster.of_class(cls, 1, 1)
 
   def setUp(self):
     super().setUp()

@@ -20,13 +20,13 @@ from experiments.tuning import pricing
 from experiments.tuning import releasing
 from experiments.tuning import search as search_lib
 from tests import finished_sweeps
+from tests.experiments import fake_cells
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.auditing import verification
 from tff_medical.privacy import data_ledger_contents
 from tff_medical.privacy import events
 from tff_medical.privacy import selection
-from tff_medical.program import run_folder
 from tff_medical.serving import export
 
 _VALUES = {'server_learning_rate': ['0.1', '0.5'], 'clip_norm': ['0.5', '1']}
@@ -65,34 +65,22 @@ class TuneTest(parameterized.TestCase):
   @contextlib.contextmanager
   def _fake_cells(self, fails=()):
     """Replaces trainings, which end with an AUC by their settings."""
-    started = []
 
-    def run(todo, where, *, on_end, on_poll):
-      del where, on_poll
-      for job in todo:
-        started.append(job)
-        job.log.parent.mkdir(exist_ok=True)
-        job.log.write_text('error: no luck\n')
-        if job.name in fails:
-          on_end(job, 2)
-          continue
-        given = dict(
-          argument[2:].split('=', 1)
-          for argument in job.command
-          if argument.startswith('--')
+    def finish(job, run):
+      given = dict(
+        argument[2:].split('=', 1)
+        for argument in job.command
+        if argument.startswith('--')
+      )
+      auc = 0.5 + float(given['server_learning_rate']) / 2
+      auc += float(given['clip_norm']) / 10
+      run.write_summary(
+        finished_sweeps.summary(
+          metrics={'auc': auc},
+          eval_split=given['eval_split'],
+          run_id=job.name,
         )
-        run = run_folder.RunFolder(pathlib.Path(given['output_dir']))
-        run.path.mkdir(parents=True, exist_ok=True)
-        auc = 0.5 + float(given['server_learning_rate']) / 2
-        auc += float(given['clip_norm']) / 10
-        run.write_summary(
-          finished_sweeps.summary(
-            metrics={'auc': auc},
-            eval_split=given['eval_split'],
-            run_id=job.name,
-          )
-        )
-        on_end(job, 0)
+      )
 
     def call(function, *args):
       if function is pricing.price:
@@ -108,7 +96,7 @@ class TuneTest(parameterized.TestCase):
 
     event = events.parse_event('GaussianDpEvent(noise_multiplier=1.0)')
     with (
-      mock.patch.object(jobs, 'run', run),
+      fake_cells.ending(finish, fails) as started,
       mock.patch.object(jobs, 'call', call),
       mock.patch.object(releasing, 'composed_event', lambda book, ids: event),
       mock.patch.object(data_ledger_contents, 'read', lambda path: None),
