@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import json
 import pathlib
 import re
 import stat
@@ -350,25 +349,6 @@ class DataLedgerTest(parameterized.TestCase):
     self.path.write_bytes(whole + b'{"charges": 5, "run')
     self._reserve('a', 5)
     self.assertEqual(self.path.read_bytes(), whole)
-
-  @parameterized.parameters(
-    ('charges', -1), ('charges', '5'), ('kind', 'gift'), ('epsilon', 'nan'),
-    ('event', 'NoOpDpEvent()'), ('run_id', ''),
-  )  # fmt: skip
-  def test_refuses_what_no_run_writes_even_if_it_is_sealed(self, name, value):
-    self._reserve('a', 5, budget=9.0)
-    record = json.loads(self.path.read_text().splitlines()[1])
-    del record['digest']
-    with ledger_file.LedgerFile(self.path, remedy='', change_remedy='') as file:
-      file.load()
-      file.append({**record, name: value})
-    with self.assertRaisesRegex(_validate.InputError, 'line 3 is not a ledger'):
-      data_ledger_contents.read(self.path)
-
-  def test_the_ledger_of_a_run_is_no_data_ledger(self):
-    self._run('a', 1).close()
-    with self.assertRaisesRegex(_validate.InputError, 'is no data ledger'):
-      data_ledger_contents.read(self.folder / 'a.jsonl')
 
   def test_a_run_is_held_to_its_reservation(self):
     ledger = self._run('a', 0)
