@@ -371,9 +371,7 @@ def main(values: absl_flags.FlagValues) -> None:
     )
     for name in values.workloads
   }
-  timing.print_table(results)
-  if values.json:
-    timing.write_json(values.json, results, rounds=values.rounds)
+  timing.report(results, values.json, rounds=values.rounds)
 
 
 if __name__ == '__main__':

@@ -42,6 +42,7 @@ from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.program import ending
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.reporting import plots
 from tff_medical.reporting import run_tables
 from tff_medical.scoring import intervals
@@ -201,7 +202,7 @@ def _identity(given: settings_lib.Flags) -> list[str]:
 
 def _summary(
   folder: pathlib.Path, cell: str, split_name: str
-) -> run_folder.Summary | None:
+) -> run_records.Summary | None:
   """Returns the summary of a training; None before its metrics on the split."""
   try:
     run = run_folder.RunFolder(cells.cell_folder(folder, cell))
@@ -212,7 +213,7 @@ def _summary(
   return summary if is_done else None
 
 
-def _config(folder: pathlib.Path, cell: str) -> run_folder.Config:
+def _config(folder: pathlib.Path, cell: str) -> run_records.Config:
   """Returns the settings of a training that has ended."""
   run = run_folder.RunFolder(cells.cell_folder(folder, cell))
   try:

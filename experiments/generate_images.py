@@ -17,7 +17,6 @@ import functools
 import pathlib
 
 from absl import flags as absl_flags
-import numpy as np
 from PIL import Image
 import tqdm
 
@@ -72,9 +71,7 @@ def _write(spec: phantoms.PhantomSpec, folder: pathlib.Path) -> None:
   # Nothing is shown where nobody looks.
   with tqdm.tqdm(total=total, unit='image', disable=None) as bar:
     for split, batch in phantoms.batches(spec):
-      assert batch.sites is not None and batch.patients is not None
-      rows = batch.rows(np.arange(len(batch)))
-      columns = zip(rows, batch.labels, batch.sites, batch.patients)
+      columns = zip(batch.images, batch.labels, batch.sites, batch.patients)
       for pixels, label, site, patient in columns:
         path = folder.joinpath(
           split,

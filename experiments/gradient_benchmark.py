@@ -260,9 +260,7 @@ def main(
   results['round of cnn_million, batches of 1024'] = {
     'peak_mib': record_rounds.peak_mib('cnn_million', 1024)
   }
-  timing.print_table(results)
-  if json:
-    timing.write_json(json, results, steps=steps)
+  timing.report(results, json, steps=steps)
 
 
 def _main(values: absl_flags.FlagValues) -> None:

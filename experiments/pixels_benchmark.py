@@ -237,11 +237,9 @@ def main(
       for name, build in _MEASURED:
         seconds = timing.measure(build(work, path), warm_up, turns)
         results[name] = summarize(seconds)
-  timing.print_table(results)
-  if json:
-    timing.write_json(
-      json, results, **dataclasses.asdict(work), turns=turns, warm_up=warm_up
-    )
+  timing.report(
+    results, json, **dataclasses.asdict(work), turns=turns, warm_up=warm_up
+  )
 
 
 def _main(values: absl_flags.FlagValues) -> None:

@@ -271,7 +271,7 @@ def draw(rows: Sequence[Row]) -> figure_lib.Figure:
     plots.level(axes, limit, text, plots.color(6))
   plots.plain_ticks(axes.xaxis, sorted({o.epsilon for _, o in rows}))
   plots.plain_ticks(axes.yaxis)
-  plots.legend(axes)
+  plots.legend(figure)
   return figure
 
 

@@ -156,16 +156,14 @@ def main(values: absl_flags.FlagValues) -> None:
     'partitions': partitions(*size, values.alpha),
     'rounds': rounds(*size, values.cohort),
   }
-  timing.print_table(results)
-  if values.json:
-    timing.write_json(
-      values.json,
-      results,
-      clients=values.clients,
-      images_per_client=values.images_per_client,
-      cohort=values.cohort,
-      alpha=values.alpha,
-    )
+  timing.report(
+    results,
+    values.json,
+    clients=values.clients,
+    images_per_client=values.images_per_client,
+    cohort=values.cohort,
+    alpha=values.alpha,
+  )
 
 
 if __name__ == '__main__':

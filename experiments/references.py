@@ -25,6 +25,7 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 
 from experiments.config import flags
+from experiments.config import run_settings
 from experiments.config import settings as settings_lib
 from experiments.running import command
 from tff_medical.reporting import sweeps
@@ -51,6 +52,7 @@ from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
 from tff_medical.program import ending
 from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.program import run_records
 from tff_medical.scoring import evaluation as scoring
 from tff_medical.serving import export
 
@@ -98,7 +100,7 @@ def run(kind: str, given: settings_lib.Flags) -> None:
     return
   train = _train_central if kind == sweeps.CENTRAL else _train_per_site
   reason, message, result = train(task, folder, settings.run)
-  summary = run_folder_lib.Summary(
+  summary = run_records.Summary(
     rounds=0,
     stop_reason=reason,
     stop_message=message,
@@ -125,7 +127,7 @@ def _is_done(folder: run_folder_lib.RunFolder, split_name: str) -> bool:
 def _train_central(
   task: tasks.Task,
   folder: run_folder_lib.RunFolder,
-  run: settings_lib.RunSettings,
+  run: run_settings.RunSettings,
 ) -> tuple[str, str, scoring.Evaluation]:
   """Trains and exports one model; returns reason, message and evaluation."""
   model = _fit(task, np.arange(len(task.data.train)))
@@ -154,7 +156,7 @@ def _train_central(
 def _train_per_site(
   task: tasks.Task,
   folder: run_folder_lib.RunFolder,
-  run: settings_lib.RunSettings,
+  run: run_settings.RunSettings,
 ) -> tuple[str, str, scoring.Evaluation]:
   """Trains a model per site; returns reason, message and evaluation."""
   del folder  # No model is exported, as none is of use to another site.

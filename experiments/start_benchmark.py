@@ -45,11 +45,9 @@ def main(values: absl_flags.FlagValues) -> None:
   for name in values.workloads:
     _validate.one_of(workloads, workloads=name)
   results = {name: workloads[name]() for name in values.workloads}
-  timing.print_table(results)
-  if values.json:
-    timing.write_json(
-      values.json, results, turns=values.turns, charges=values.charges
-    )
+  timing.report(
+    results, values.json, turns=values.turns, charges=values.charges
+  )
 
 
 if __name__ == '__main__':

@@ -39,7 +39,7 @@ from experiments.running import jobs
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.program import ending
-from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.program import run_records
 from tff_medical.reporting import report
 from tff_medical.reporting import sweeps
 
@@ -208,7 +208,7 @@ def claim(
     {
       'command': command,
       'settings': settings,
-      'versions': run_folder_lib.versions(),
+      'versions': run_records.versions(),
       'eval_split': base.eval_split,
       'cells': list(entries.values()),
     },

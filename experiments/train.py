@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import pathlib
+import shutil
 import sys
 import time
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from experiments.config import flags
+from experiments.config import run_settings
 from experiments.config import settings as settings_lib
 from experiments.running import command
 from experiments.running import exit_codes
@@ -57,11 +59,15 @@ from tff_medical.learning import tasks
 from tff_medical.privacy import card as card_lib
 from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
+from tff_medical.privacy import data_ledger_contents
 from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import ending
+from tff_medical.program import lost_charges
 from tff_medical.program import published
 from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.program import run_records
 from tff_medical.program import training
 from tff_medical.reporting import run_tables
 from tff_medical.runtime import cluster
@@ -117,7 +123,7 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   ) as ledger:
     folder.remove_leftovers()
     checkpoints = checkpoints_lib.Checkpoints(folder.checkpoints)
-    folder.reconcile(ledger)
+    lost_charges.restore(folder, ledger)
     done = checkpoints.latest_round() or 0
     granted = reserve(
       spent=ledger.charges,
@@ -155,7 +161,11 @@ def run(given: settings_lib.Flags) -> training.Outcome:
     if data_ledger is not None:
       # A run that was interrupted goes on with its reservation.
       interrupted = outcome.reason is training.StopReason.INTERRUPTED
-      book = data_ledger.read() if interrupted else data_ledger.settle(ledger)
+      book = (
+        data_ledger_contents.read(data_ledger.path)
+        if interrupted
+        else data_ledger.settle(ledger)
+      )
     # What takes too long is abandoned; the next start repeats it.
     with ending.deferred() as end, end.abandonable():
       result, scores = _evaluation(task, outcome, settings.run)
@@ -232,7 +242,7 @@ def _round_metrics(
 
 
 def _evaluation(
-  task: tasks.Task, outcome: training.Outcome, run: settings_lib.RunSettings
+  task: tasks.Task, outcome: training.Outcome, run: run_settings.RunSettings
 ) -> tuple[scoring.Evaluation, scored.ScoredImages | None]:
   """Returns the evaluation of the final model, and the scores behind it.
 
@@ -257,7 +267,7 @@ def _earlier_counts(
   if settings.mode.class_weights != base.NOISED:
     return None
   try:
-    header = ledger_lib.read(folder.ledger).header
+    header = ledger_contents.read(folder.ledger).header
   except FileNotFoundError:
     header = {}
   counts = class_counts.ClassCounts.of(dict(header))
@@ -270,7 +280,7 @@ def _earlier_counts(
   return counts
 
 
-def set_runtime(run: settings_lib.RunSettings) -> None:
+def set_runtime(run: run_settings.RunSettings) -> None:
   """Sets the TFF runtime that the settings choose.
 
   Raises:
@@ -319,8 +329,8 @@ def _finish(
       transfer=task.transfer,
     )
   elif has_diverged and folder.saved_model.exists():
-    run_folder_lib.remove(folder.saved_model)
-  summary = run_folder_lib.Summary(
+    shutil.rmtree(folder.saved_model, ignore_errors=True)
+  summary = run_records.Summary(
     rounds=outcome.rounds,
     stop_reason=outcome.reason.name.lower(),
     stop_message=outcome.message or outcome.reason.value,
@@ -392,7 +402,7 @@ def _show_round(bar: tqdm.tqdm, report: training.RoundReport) -> None:
 
 
 def _print_summary(
-  folder: run_folder_lib.RunFolder, summary: run_folder_lib.Summary
+  folder: run_folder_lib.RunFolder, summary: run_records.Summary
 ) -> None:
   print(f'{summary.rounds} rounds: {summary.stop_message}.')
   print(

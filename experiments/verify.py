@@ -34,7 +34,7 @@ if __name__ == '__main__':
 from experiments.config import fields
 from tff_medical.auditing import data_verification
 from tff_medical.auditing import verification
-from tff_medical.privacy import data_ledger as data_ledger_lib
+from tff_medical.privacy import data_ledger_contents
 
 EXIT_DIFFERS = 1
 
@@ -51,7 +51,7 @@ def main(data_ledger: str | None, arguments: Sequence[str]) -> int:
     path = pathlib.Path(fields.local_path('data_ledger', data_ledger))
     checks = data_verification.verify(path, arguments)
     if checks[0].is_right:
-      print(data_verification.table(data_ledger_lib.read(path)))
+      print(data_verification.table(data_ledger_contents.read(path)))
     return _print(checks)
   if len(arguments) != 1:
     raise _validate.InputError(

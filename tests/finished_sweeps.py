@@ -8,7 +8,7 @@ import pathlib
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
-from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.reporting import sweeps
 
 CLASSES = ('normal', 'pneumonia <b>')
@@ -71,7 +71,7 @@ def summary(**changed):
     'seconds': 3.0,
     'ledger_sha256': 'abc',
   }
-  return run_folder.Summary(**{**values, **changed})
+  return run_records.Summary(**{**values, **changed})
 
 
 def eval_split(job):
@@ -88,7 +88,7 @@ def config(**changed):
     'versions': {},
     'run_id': '0f',
   }
-  return run_folder.Config(**{**values, **changed})
+  return run_records.Config(**{**values, **changed})
 
 
 def _entry(name, kind, epsilon, seed):

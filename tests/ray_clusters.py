@@ -114,12 +114,21 @@ class Cluster:
       self.stop(node)
     shutil.rmtree(self.folder, ignore_errors=True)
 
-  def enter_environment(self, test_class):
-    """Lets this process join until the tests of a class are over."""
-    patch = mock.patch.dict(os.environ, self.environment)
+  @classmethod
+  def of_class(cls, test_class, *cpus):
+    """Returns a cluster that this process may join in the tests of a class.
+
+    Args:
+      test_class: Class of tests, with which the cluster ends.
+      *cpus: Cores of each node.
+    """
+    cluster = cls(*cpus).__enter__()
+    test_class.addClassCleanup(cluster.__exit__)
+    patch = mock.patch.dict(os.environ, cluster.environment)
     patch.start()
     test_class.addClassCleanup(patch.stop)
     test_class.addClassCleanup(leave)
+    return cluster
 
   def processes(self):
     """Returns all processes of the cluster."""

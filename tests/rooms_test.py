@@ -12,6 +12,11 @@ _PACKAGES = ('tff_medical', 'experiments', 'tools')
 _FLOORS = (
   ('tff_medical._files', 'tff_medical._validate', 'tff_medical._lazy'),
   ('tff_medical.data.decoders', 'tff_medical.data.pixels'),
+  (
+    'tff_medical.data.equal_images',
+    'tff_medical.data.label_values',
+    'tff_medical.data.preparation_counts',
+  ),
   ('tff_medical.data.images',),
   ('tff_medical.data.tables',),
   ('tff_medical.data.preparing',),
@@ -32,7 +37,7 @@ _FLOORS = (
   ('experiments.modes',),
   ('experiments.config',),
   ('experiments.running', 'experiments.measuring'),
-  ('experiments.auditing',),
+  ('experiments.auditing', 'experiments.tuning'),
   ('experiments',),
   ('tools',),
 )
@@ -54,10 +59,9 @@ def _room(module):
   return module
 
 
-def _imports(path, names, at_once=False):
-  """Yields our modules that a file imports, wherever or `at_once`."""
-  tree = ast.parse(path.read_text())
-  for node in tree.body if at_once else ast.walk(tree):
+def _imports(path, names):
+  """Yields our modules that a file imports, within functions as well."""
+  for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (a.name for a in node.names if _is_ours(a.name))
     elif isinstance(node, ast.ImportFrom) and _is_ours(node.module):
@@ -90,7 +94,7 @@ class RoomsTest(absltest.TestCase):
   def test_no_module_imports_itself_by_way_of_others(self):
     modules = dict(_modules())
     graph = {
-      name: {t for t in _imports(path, modules, at_once=True) if t != name}
+      name: {t for t in _imports(path, modules) if t != name}
       for name, path in modules.items()
       if path.name != '__init__.py'
     }

@@ -20,6 +20,7 @@ import tensorflow_federated as tff
 
 from experiments.config import assembly
 from experiments.config import flags as flags_lib
+from experiments.config import model_settings
 from experiments.config import settings as settings_lib
 from experiments.modes import base
 from tff_medical import _validate
@@ -34,9 +35,11 @@ from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import checkpoints as checkpoints_lib
 from tff_medical.program import feeds
 from tff_medical.program import run_folder as run_folder_lib
+from tff_medical.program import run_records
 from tff_medical.program import training
 
 CONFIDENCE = 0.95
@@ -60,8 +63,8 @@ class FinishedRun:
 
   folder: run_folder_lib.RunFolder
   settings: settings_lib.Settings
-  summary: run_folder_lib.Summary
-  config: run_folder_lib.Config
+  summary: run_records.Summary
+  config: run_records.Config
 
   def build_task(self) -> tasks.Task:
     """Returns the task of the run.
@@ -86,7 +89,7 @@ class FinishedRun:
   def _counts(self) -> class_counts.ClassCounts:
     """Returns the noised class counts, which the run has published."""
     try:
-      header = ledger_lib.read(self.folder.ledger).header
+      header = ledger_contents.read(self.folder.ledger).header
     except FileNotFoundError:
       header = {}
     counts = class_counts.ClassCounts.of(dict(header))
@@ -104,7 +107,7 @@ class FinishedRun:
       InputError: The data is missing, or is not that of the run.
     """
     settings = dataclasses.replace(
-      self.settings, model=settings_lib.ModelSettings()
+      self.settings, model=model_settings.ModelSettings()
     )
     data = assembly.load_task(settings).data
     self._check_data(data)

@@ -40,6 +40,8 @@ from tff_medical import models
 from tff_medical.auditing import inversion
 from tff_medical.data import examples
 from tff_medical.data import images as images_lib
+from tff_medical.data import label_values
+from tff_medical.privacy import interface
 from tff_medical.privacy import mechanisms
 from tff_medical.reporting import plots
 
@@ -111,7 +113,6 @@ def invert(
   task = run.build_task()
   train = task.data.train
   mechanism = assembly.assemble(run.settings, task).mechanism
-  assert isinstance(mechanism, mechanisms.GaussianMechanism)  # See `check`.
   # TFF's form of the model, which the feed was chosen by, came from a graph.
   models.restore_eager(task.keras_model)
   multi_label = task.data.multi_label
@@ -169,7 +170,7 @@ def summary_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _candidates(train: images_lib.Split) -> np.ndarray:
   """Returns the rows of images that change an update, int64 [n]."""
-  return np.flatnonzero(images_lib.has_label(train.labels))
+  return np.flatnonzero(label_values.has_label(train.labels))
 
 
 def _mean_image(split: images_lib.Split) -> np.ndarray:
@@ -203,11 +204,19 @@ def _update(
 
 
 def _views(
-  raw: Sequence[np.ndarray], mechanism: mechanisms.GaussianMechanism
+  raw: Sequence[np.ndarray], mechanism: interface.Mechanism
 ) -> dict[str, Sequence[np.ndarray]]:
-  """Returns the attacker's views of an update in the first round, by name."""
+  """Returns the attacker's views of an update in the first round, by name.
+
+  Raises:
+    TypeError: The mechanism adds no noise to the sum of clipped updates.
+  """
+  if (
+    not isinstance(mechanism, mechanisms.GaussianMechanism)
+    or mechanism.clipping is None
+  ):
+    raise TypeError(f'{mechanism.name} does not noise a sum of clipped updates')
   clipping = mechanism.clipping
-  assert clipping is not None  # A private mechanism clips.
   norm = np.sqrt(sum(np.sum(np.square(part)) for part in raw))
   factor = min(1.0, clipping.clip_norm / max(norm, 1e-12))
   clipped = [factor * part for part in raw]

@@ -18,6 +18,7 @@ import tensorflow_federated as tff
 
 from experiments.config import backbone_features
 from experiments.config import client_images
+from experiments.config import run_settings
 from experiments.config import settings as settings_lib
 from experiments.modes import base
 from tff_medical import _validate
@@ -32,6 +33,7 @@ from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
 from tff_medical.privacy import interface
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.scoring import evaluation as scoring
 from tff_medical.serving import pretrained
 
@@ -172,7 +174,7 @@ def claim(
   folder: run_folder.RunFolder,
   settings: settings_lib.Settings,
   task: tasks.Task,
-) -> run_folder.Config:
+) -> run_records.Config:
   """Claims a folder for the run, or checks that the run owns it.
 
   Args:
@@ -217,7 +219,7 @@ def _refuse_epsilon_zero(parts: Assembly) -> None:
 
 
 def data_ledger(
-  run: settings_lib.RunSettings,
+  run: run_settings.RunSettings,
 ) -> data_ledger_lib.DataLedger | None:
   """Returns the ledger of the data set that the settings name, or None."""
   if run.data_ledger is None:

@@ -11,9 +11,9 @@ import dataclasses
 from absl import logging
 import numpy as np
 
+from experiments.config import data_settings
 from experiments.config import open_set_settings
 from experiments.config import own_image_settings
-from experiments.config import settings as settings_lib
 from tff_medical.data import images
 from tff_medical.data import loading
 from tff_medical.data import own_images
@@ -21,7 +21,7 @@ from tff_medical.data import partition as partition_lib
 
 
 def load(
-  settings: settings_lib.DataSettings,
+  settings: data_settings.DataSettings,
   own: own_image_settings.OwnImageSettings,
   open_set: open_set_settings.OpenSetSettings,
 ) -> images.ImageData:
@@ -47,7 +47,7 @@ def load(
 
 
 def partition(
-  settings: settings_lib.DataSettings, data: images.ImageData
+  settings: data_settings.DataSettings, data: images.ImageData
 ) -> partition_lib.Partition:
   """Returns the indices of the training images of each client.
 

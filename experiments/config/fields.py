@@ -128,7 +128,8 @@ def read(
 
   Args:
     group: Dataclass of the group.
-    given: Values of the given flags of the group, by name.
+    given: Values of the given flags, by name; those of other groups are not
+      read.
     others: Settings of other groups that `only_if` of this group names.
 
   Raises:

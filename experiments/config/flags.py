@@ -16,9 +16,12 @@ from typing import Any
 from absl import flags
 
 from experiments import modes
+from experiments.config import data_settings
 from experiments.config import fields
+from experiments.config import model_settings
 from experiments.config import open_set_settings
 from experiments.config import own_image_settings
+from experiments.config import run_settings
 from experiments.config import settings as settings_lib
 from tff_medical import _files
 from tff_medical import _validate
@@ -253,11 +256,11 @@ def _setting_groups() -> dict[str, dict[str, list[str]]]:
 
 def _title(groups: Sequence[type[Any]]) -> str:
   plain = {
-    settings_lib.DataSettings: 'Data',
+    data_settings.DataSettings: 'Data',
     own_image_settings.OwnImageSettings: _OWN_IMAGES,
     open_set_settings.OpenSetSettings: _OPEN_SETS,
-    settings_lib.ModelSettings: 'Model',
-    settings_lib.RunSettings: 'Run',
+    model_settings.ModelSettings: 'Model',
+    run_settings.RunSettings: 'Run',
   }
   if groups[0] in plain:
     return plain[groups[0]]

@@ -2,8 +2,8 @@
 
 `Flags` holds the given values by name; sweeps change them. `Flags.resolve`
 turns them into `Settings`: data, own images, model, mode and run, each a frozen
-dataclass of checked values. A flag that the chosen mode does not use is an
-error. Nothing here imports TensorFlow.
+dataclass of checked values in a module of its own. A flag that the chosen mode
+does not use is an error. Nothing here imports TensorFlow.
 
 >>> flags = Flags.of(target_epsilon=8.0, output_dir='runs/x')
 >>> settings = flags.resolve()
@@ -20,265 +20,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 from experiments import modes
+from experiments.config import data_settings
 from experiments.config import fields
+from experiments.config import model_settings
 from experiments.config import open_set_settings
 from experiments.config import own_image_settings
+from experiments.config import run_settings
 from experiments.modes import base
 from tff_medical import _validate
-from tff_medical.data import images
 from tff_medical.data import loading
-from tff_medical.data import own_images
 from tff_medical.data import partition as partition_lib
-from tff_medical.scoring import fitted
 
 PRIVACY_UNITS = ('client', 'record', 'patient')
 _MECHANISM = 'mechanism'
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSettings:
-  """Settings of the images, and of their partition over clients."""
-
-  dataset: str = fields.setting(
-    'synthetic',
-    f'the images: {loading.names()}; synthetic ones are generated, without a '
-    'download; folder and table are your own; tfds is the catalogue of TensorFlow '
-    'Datasets, npz a file with the keys of MedMNIST',
-  )
-  data_dir: Optional[str] = fields.setting(
-    None,
-    'folder with NAME.npz, without which MedMNIST sets are downloaded; folder '
-    'or archive of the images with --dataset=folder, file with --dataset=table, '
-    'folder of FILE with npz:FILE, of files fetched by hand with tfds:NAME',
-    may_change=True,
-    is_path=True,
-  )
-  image_size: int = fields.setting(
-    28,
-    'height and width in pixels; 28, 64, 128 or 224 for MedMNIST',
-    low=8,
-    high=512,
-  )
-  partition: str = fields.setting(
-    'iid', 'partition of images over clients', choices=partition_lib.KINDS
-  )
-  dirichlet_alpha: float = fields.setting(
-    0.5,
-    'Dirichlet concentration of labels or sizes; smaller values skew more',
-    only_if={'partition': partition_lib.ALPHA_KINDS},
-    low=1e-6,
-    high=1e6,
-  )
-  num_clients: Optional[int] = fields.setting(
-    None,
-    'number of clients [300 where clients are protected, else 8 sites]',
-    only_if={'partition': partition_lib.COUNTED_KINDS},
-    low=1,
-    high=1_000_000,
-  )
-  ordinal_labels: bool = fields.setting(
-    False,
-    'whether the classes are grades in the order of their names, which adds '
-    'quadratic weighted kappa and mean absolute error; so known of retinamnist',
-    may_change=True,
-  )
-  seed: int = fields.setting(
-    0,
-    'seed of data, partition and initial weights, never of the noise',
-    low=0,
-    high=2**31 - 1,
-  )
-
-  def __post_init__(self) -> None:
-    loading.source(self.dataset)
-    if self.dataset in own_images.NAMES and self.data_dir is None:
-      raise _validate.InputError(
-        f'data_dir must be given with dataset={self.dataset}: '
-        '--data_dir=FOLDER or ARCHIVE, or FILE of a table'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings:
-  """Settings of the network: a backbone with a new head, or a whole model."""
-
-  backbone: Optional[str] = fields.setting(
-    None,
-    'frozen network whose features are computed once an image: scattering '
-    '(wavelets), efficientnet-lite0, keras:NAME of keras.applications, '
-    'savedmodel:FOLDER, or two of them joined by a plus',
-  )
-  backbone_weights: Optional[str] = fields.setting(
-    None,
-    "file of the backbone's weights [those of the backbone's authors]",
-    only_if={'backbone': fields.GIVEN},
-    may_change=True,  # The path may change, but not the digest of the weights.
-    is_path=True,
-  )
-  backbone_layers: Optional[str] = fields.setting(
-    None,
-    'layers of the backbone whose features are taken, with commas [depends on '
-    'the backbone]',
-    only_if={'backbone': fields.GIVEN},
-  )
-  backbone_image_size: Optional[int] = fields.setting(
-    None,
-    'height and width in pixels to which images are resized for the backbone '
-    '[96 to 224, by the size of the images]',
-    only_if={'backbone': fields.GIVEN},
-    low=8,
-    high=1024,
-  )
-  trainable: str = fields.setting(
-    'head',
-    'part of the backbone that is trained: a dense head on its features, its '
-    'last block, its norms, or all of it, with the head',
-    only_if={'backbone': fields.GIVEN},
-    choices=('head', 'last_block', 'norms', 'all'),
-  )
-  features_dir: Optional[str] = fields.setting(
-    None,
-    'folder that keeps the features of the images [~/.cache/tff_medical/'
-    'features]',
-    only_if={'backbone': fields.GIVEN, 'trainable': ('head', 'last_block')},
-    may_change=True,
-    is_path=True,
-  )
-  model: str = fields.setting(
-    'cnn_small',
-    'network: cnn_small, cnn or resnet; or module:function, your '
-    'own function of (input_shape, num_outputs, seed) that returns a Keras '
-    'model and is imported from the working directory',
-    only_if={'backbone': (None,)},
-  )
-  initial_model: Optional[str] = fields.setting(
-    None,
-    'saved_model folder of an earlier run, public or paid for, whose weights '
-    'training starts from',
-    may_change=True,  # The path may change, but not the model's digest.
-    is_path=True,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSettings:
-  """Settings of how and where the training runs, and of its output."""
-
-  rounds_per_eval: int = fields.setting(
-    10,
-    'rounds between evaluations on the validation images',
-    may_change=True,
-    low=1,
-    high=1_000_000,
-  )
-  eval_split: str = fields.setting(
-    'validation',
-    'split of the final metrics: validation while settings are chosen, test '
-    'for the figures that are reported; rounds are never evaluated on test',
-    choices=images.EVAL_SPLITS,
-    may_change=True,
-  )
-  fixed_specificity: float = fields.setting(
-    fitted.DEFAULT_SPECIFICITY,
-    'specificity at which the sensitivity on test images is stated; validation '
-    'images give the threshold',
-    only_if={'eval_split': (images.TEST,)},
-    may_change=True,
-    low=0.01,
-    high=0.999,
-  )
-  own_metrics: Optional[str] = fields.setting(
-    None,
-    'metrics of your own: module:function, more after commas; each a function '
-    'of probabilities [N, K] and labels that returns a number',
-    may_change=True,
-  )
-  cohort_seed: Optional[int] = fields.setting(
-    None,
-    'seed of the cohorts [secret, from the operating system]',
-    low=0,
-    high=2**128 - 1,
-  )
-  runtime: str = fields.setting(
-    'local',
-    'runtime of TFF computations: this process (local), the machines of a Ray '
-    "cluster (cluster) or TFF's own (tff)",
-    choices=('local', 'cluster', 'tff'),
-    may_change=True,
-  )
-  cluster_address: str = fields.setting(
-    'auto',
-    'Ray cluster: auto for the one that this machine belongs to, HOST:PORT, or '
-    'ray://HOST:PORT from outside of it',
-    only_if={'runtime': ('cluster',)},
-    may_change=True,
-  )
-  client_threads: Optional[int] = fields.setting(
-    None,
-    'clients that train at once on the CPU, with runtime=cluster on each node '
-    '[one for each core]',
-    only_if={'runtime': ('local', 'cluster')},
-    may_change=True,
-    low=1,
-    high=256,
-  )
-  client_devices: Optional[str] = fields.setting(
-    None,
-    'devices that train clients, e.g. GPU:0,GPU:1 [all GPUs, or else the CPU]',
-    only_if={'runtime': ('local',)},
-    may_change=True,
-  )
-  clients_per_device: Optional[int] = fields.setting(
-    None,
-    'clients that train at once on each device [1]',
-    only_if={'runtime': ('local',)},
-    may_change=True,
-    low=1,
-    high=64,
-  )
-  precision: str = fields.setting(
-    'float32',
-    'numbers in forward and backward passes: bfloat16 is faster on processors '
-    'that have it; weights, clipping, sums and noise stay float32',
-    only_if={'runtime': ('local', 'cluster')},
-    choices=('float32', 'bfloat16'),
-  )
-  data_ledger: Optional[str] = fields.setting(
-    None,
-    'file in which all runs on the same data are charged against one budget; '
-    'started if it is missing',
-    may_change=True,
-    is_path=True,
-  )
-  data_budget: Optional[float] = fields.setting(
-    None,
-    'largest ε of all runs of the data_ledger together, with which the file is '
-    'started; fixed from then on',
-    may_change=True,
-    low=1e-6,
-    high=1e6,
-  )
-  export_diverged: bool = fields.setting(
-    False,
-    'whether to export even a model that has diverged, which is of no use',
-    may_change=True,
-  )
-  output_dir: Optional[str] = fields.setting(
-    None,
-    'folder that gets all files of the run',
-    may_change=True,
-    is_path=True,
-  )
-
-  def __post_init__(self) -> None:
-    if self.data_budget is not None and self.data_ledger is None:
-      raise _validate.InputError(
-        f'data_budget={self.data_budget} would be ignored without a '
-        'data_ledger; leave it out'
-      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,12 +51,12 @@ class Settings:
     run: Settings of how and where the training runs.
   """
 
-  data: DataSettings
+  data: data_settings.DataSettings
   own: own_image_settings.OwnImageSettings
   open_set: open_set_settings.OpenSetSettings
-  model: ModelSettings
+  model: model_settings.ModelSettings
   mode: base.Mode
-  run: RunSettings
+  run: run_settings.RunSettings
 
   def for_data(self, num_clients: int, num_units: int) -> Settings:
     """Returns the settings including those that depend on the data.
@@ -349,11 +106,11 @@ class Settings:
 
 
 _GROUPS: tuple[type[Any], ...] = (
-  DataSettings,
+  data_settings.DataSettings,
   own_image_settings.OwnImageSettings,
   open_set_settings.OpenSetSettings,
-  ModelSettings,
-  RunSettings,
+  model_settings.ModelSettings,
+  run_settings.RunSettings,
 )
 
 
@@ -463,10 +220,10 @@ class Flags:
           f'{name}={value} would be ignored with {reason}; leave it out'
         )
     data, own, open_set = self.resolve_data()
-    model = fields.read(ModelSettings, self._part(ModelSettings))
-    run = fields.read(RunSettings, self._part(RunSettings))
+    model = fields.read(model_settings.ModelSettings, self.given)
+    run = fields.read(run_settings.RunSettings, self.given)
     settings = Settings(
-      data, own, open_set, model, mode.read(self._part(mode)), run
+      data, own, open_set, model, mode.read(self._given_of(mode)), run
     )
     is_frozen = model.trainable in ('head', 'last_block')
     if model.backbone is not None and is_frozen and settings.mode.augments:
@@ -501,7 +258,7 @@ class Flags:
   def resolve_data(
     self,
   ) -> tuple[
-    DataSettings,
+    data_settings.DataSettings,
     own_image_settings.OwnImageSettings,
     open_set_settings.OpenSetSettings,
   ]:
@@ -510,16 +267,16 @@ class Flags:
     Raises:
       InputError: A value is not allowed, missing, or would be ignored.
     """
-    data = fields.read(DataSettings, self._part(DataSettings))
+    data = fields.read(data_settings.DataSettings, self.given)
     others = {'dataset': loading.family(data.dataset)}
     own = fields.read(
       own_image_settings.OwnImageSettings,
-      self._part(own_image_settings.OwnImageSettings),
+      self.given,
       others,
     )
     open_set = fields.read(
       open_set_settings.OpenSetSettings,
-      self._part(open_set_settings.OpenSetSettings),
+      self.given,
       others,
     )
     return _with_clients(data, self.mode()), own, open_set
@@ -573,7 +330,7 @@ class Flags:
       if name in self.given:
         yield name, self.given[name]
 
-  def _part(self, group: type[Any]) -> dict[str, Any]:
+  def _given_of(self, group: type[Any]) -> dict[str, Any]:
     return {n: self.given[n] for n in fields.of(group) if n in self.given}
 
   def _ignored_by(self, mode: type[base.Mode], name: str) -> str:
@@ -592,13 +349,13 @@ class Flags:
 
 
 DATA_FLAGS = (
-  *fields.of(DataSettings),
+  *fields.of(data_settings.DataSettings),
   *fields.of(own_image_settings.OwnImageSettings),
   *fields.of(open_set_settings.OpenSetSettings),
 )
 REFERENCE_FLAGS = (
   *DATA_FLAGS,
-  *fields.of(ModelSettings),
+  *fields.of(model_settings.ModelSettings),
   'eval_split',
   'fixed_specificity',
   'own_metrics',
@@ -606,7 +363,9 @@ REFERENCE_FLAGS = (
 )
 
 
-def _with_clients(data: DataSettings, mode: type[base.Mode]) -> DataSettings:
+def _with_clients(
+  data: data_settings.DataSettings, mode: type[base.Mode]
+) -> data_settings.DataSettings:
   """Returns the data settings with the mode's default number of clients."""
   if data.num_clients is not None:
     return data

@@ -359,7 +359,8 @@ class _Portions:
     self._at_hand: list[list[tuple[float, int]]] = [
       [] for _ in range(work.workers)
     ]
-    self._running: list[int | None] = [None] * work.workers
+    # The portion that a worker runs, if any.
+    self._running: list[list[int]] = [[] for _ in range(work.workers)]
     self._held: list[list[int]] = [[] for _ in range(work.workers)]
     self._done = 0
     self._reruns = 0
@@ -415,31 +416,27 @@ class _Portions:
   def _start(self, time: float, worker: int) -> None:
     """Starts a portion that has arrived, unless one runs."""
     at_hand = self._at_hand[worker]
-    if self._running[worker] is not None or not at_hand or at_hand[0][0] > time:
+    if self._running[worker] or not at_hand or at_hand[0][0] > time:
       return
     _, portion = at_hand.pop(0)
-    self._running[worker] = portion
+    self._running[worker].append(portion)
     duration = self._durations[portion] * self._slow[worker]
     self._add(time + duration, 'end', worker)
 
   def _end(self, time: float, worker: int) -> None:
-    portion = self._running[worker]
-    assert portion is not None
-    self._held[worker].append(portion)
-    self._running[worker] = None
+    self._held[worker].append(self._running[worker].pop())
     self._done += 1
     self._start(time, worker)
     self._add(time, 'request', worker)
 
   def _die(self, time: float, worker: int) -> None:
-    running = self._running[worker]
-    lost = [*self._held[worker], *([] if running is None else [running])]
+    lost = [*self._held[worker], *self._running[worker]]
     self._reruns += len(lost)
     self._done -= len(self._held[worker])
     for portion in [*lost, *(p for _, p in self._at_hand[worker])]:
       heapq.heappush(self._waiting, (-self._durations[portion], portion))
     self._held[worker], self._at_hand[worker] = [], []
-    self._running[worker] = None
+    self._running[worker] = []
     self._life[worker] += 1
     self._add(time + self._costs.restart_seconds, 'birth', worker)
     for other, life in sorted(self._idle):

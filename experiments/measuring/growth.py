@@ -13,7 +13,6 @@ from __future__ import annotations
 import collections
 from collections.abc import Sequence
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -21,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from experiments.measuring import memory
 from experiments.measuring import networks
 from tff_medical import learning
 from tff_medical import models
@@ -86,10 +86,7 @@ def main(cohorts: Sequence[int]) -> None:
     state = process.initialize()
     for clients in cohorts:
       state = process.next(state, [dataset] * clients).state
-      status = pathlib.Path('/proc/self/status').read_text()
-      match = re.search(r'VmHWM:\s+(\d+) kB', status)
-      assert match is not None
-      print(int(match[1]) / 2**10, flush=True)
+      print(memory.peak_mib(), flush=True)
 
 
 if __name__ == '__main__':

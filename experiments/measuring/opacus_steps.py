@@ -53,15 +53,14 @@ class OpacusProcess:
       )
     except OSError as error:
       raise _error(python, str(error)) from error
+    self._answers = iter(self._process.stdout or ())
     if not self._read_line():
       _, printed = self._process.communicate()
       raise _error(python, (printed.strip().splitlines() or ['no error'])[-1])
 
   def __call__(self) -> None:
     """Runs one step."""
-    assert self._process.stdin is not None
-    self._process.stdin.write('step\n')
-    self._process.stdin.flush()
+    print('step', file=self._process.stdin, flush=True)
     if not self._read_line():
       raise RuntimeError('the process of Opacus ended in a step')
 
@@ -70,8 +69,7 @@ class OpacusProcess:
     self._process.communicate()
 
   def _read_line(self) -> str:
-    assert self._process.stdout is not None
-    return self._process.stdout.readline()
+    return next(self._answers, '')
 
 
 def _error(python: str, problem: str) -> Exception:

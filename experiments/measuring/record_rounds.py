@@ -20,7 +20,6 @@ import concurrent.futures
 import contextlib
 import itertools
 import pathlib
-import re
 import subprocess
 import sys
 from typing import Any
@@ -29,6 +28,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from experiments.measuring import memory
 from experiments.measuring import networks
 from tff_medical import learning
 from tff_medical import models
@@ -214,12 +214,7 @@ def main(name: str, batch_size: int) -> None:
     run = _rounds(functional_model(name), batch_size, by_site=False)
     run()
     run()
-  # The peak of `resource.getrusage` would be that of the starting process, if
-  # that had more.
-  status = pathlib.Path('/proc/self/status').read_text()
-  match = re.search(r'VmHWM:\s+(\d+) kB', status)
-  assert match is not None
-  print(int(match[1]) / 2**10, flush=True)
+  print(memory.peak_mib(), flush=True)
 
 
 if __name__ == '__main__':

@@ -52,6 +52,21 @@ def print_table(results: Mapping[str, Mapping[str, Any]]) -> None:
       print(f'  {key:28} {shown}')
 
 
+def report(
+  results: Mapping[str, Mapping[str, Any]], path: str | None, **settings: Any
+) -> None:
+  """Prints the figures, and writes them as `write_json` does if asked to.
+
+  Args:
+    results: Figures by name, of each workload by its name.
+    path: File for the figures, if any.
+    **settings: Settings of the measurement by name.
+  """
+  print_table(results)
+  if path:
+    write_json(path, results, **settings)
+
+
 def write_json(
   path: str, results: Mapping[str, Mapping[str, Any]], **settings: Any
 ) -> None:

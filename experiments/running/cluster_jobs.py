@@ -37,7 +37,7 @@ from experiments.running import jobs as jobs_lib
 from experiments.running import node
 from tff_medical import _files
 from tff_medical import _validate
-from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.runtime.cluster import connection
 
 _PACKAGES = ('tff_medical', 'experiments')
@@ -68,7 +68,7 @@ class Needs:
       probes = dict(stack.enter_context(_probe(f)) for f in self.shared)
       # What is missing here as well is an error of the job itself.
       inputs = [p for p in map(_absolute, self.inputs) if os.path.exists(p)]
-      yield run_folder.versions(), inputs, probes
+      yield run_records.versions(), inputs, probes
 
 
 @contextlib.contextmanager

@@ -211,12 +211,12 @@ class Cell:
 
   def poll(self) -> tuple[int | None, int]:
     """Returns the exit code, None while it runs, and the lines of progress."""
-    assert self._process is not None  # Set by `begin`.
+    code = None if self._process is None else self._process.poll()
     try:
       count = self._lines.read_bytes().count(b'\n')
     except OSError:
       count = 0
-    return self._process.poll(), count
+    return code, count
 
   def signal(self, signum: int) -> None:
     """Sends the training a signal."""
@@ -293,7 +293,8 @@ def unpack(
         continue
       path.parent.mkdir(parents=True, exist_ok=True)
       content = tar.extractfile(member)
-      assert content is not None  # It is a file.
+      if content is None:
+        raise ValueError(f'entry {member.name!r} has no content')
       with open(path, 'wb', opener=_private) as file:
         shutil.copyfileobj(content, file)
         file.flush()

@@ -5,7 +5,9 @@ from absl.testing import parameterized
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.data import equal_images
 from tff_medical.data import images
+from tff_medical.data import label_values
 from tff_medical.data import pixels
 
 
@@ -132,9 +134,9 @@ class StoredSplitTest(absltest.TestCase):
     splits = {'train': _split(300), 'test': _split(30)}
     stored = {name: self._stored(s).images for name, s in splits.items()}
     with absltest.mock.patch.object(pixels, '_BATCH_BYTES', 1000):
-      report = images.find_duplicates(stored)
+      report = equal_images.find_duplicates(stored)
     in_memory = {name: split.images for name, split in splits.items()}
-    self.assertEqual(report, images.find_duplicates(in_memory))
+    self.assertEqual(report, equal_images.find_duplicates(in_memory))
     self.assertEqual(report.across, {('train', 'test'): 30})
 
 
@@ -153,7 +155,7 @@ class ImageDataTest(parameterized.TestCase):
     self.assertEmpty(data.validation)
 
   def test_duplicates_may_be_known_before(self):
-    known = images.Duplicates({'train': 3}, {})
+    known = equal_images.Duplicates({'train': 3}, {})
     self.assertIs(_data(counted_duplicates=known).duplicates, known)
 
   def test_accepts_multi_label(self):
@@ -173,25 +175,16 @@ class ImageDataTest(parameterized.TestCase):
     splits = dict(train=known, validation=nothing, test=known)
     data = _data(multi_label=True, **splits)
     self.assertEqual(
-      images.has_label(data.train.labels).tolist(), [True, True, False, True]
+      label_values.has_label(data.train.labels).tolist(),
+      [True, True, False, True],
     )
-    self.assertTrue(images.has_label(np.zeros(2, np.int64)).all())
-    self.assertEmpty(images.has_label(np.zeros([0, 2], np.int64)))
+    self.assertTrue(label_values.has_label(np.zeros(2, np.int64)).all())
+    self.assertEmpty(label_values.has_label(np.zeros([0, 2], np.int64)))
     for name in ('train', 'test'):
       with self.assertRaisesRegex(
         _validate.InputError, f'toy: {name} has 4 images but no known label'
       ):
         _data(multi_label=True, **{**splits, name: nothing})
-
-  def test_files_hold_unknown_findings_only_where_that_is_said(self):
-    labels = np.array([[0, 1], [-1, 1]])
-    images.check_labels('x', labels, 2, True, may_be_unknown=True)
-    with self.assertRaisesRegex(
-      _validate.InputError, r'in 0..1, got \[-1, 1\]'
-    ):
-      images.check_labels('x', labels, 2, True)
-    with self.assertRaisesRegex(_validate.InputError, 'in 0..1, got -1 in'):
-      images.check_labels('x', labels[1], 2, False, may_be_unknown=True)
 
   @parameterized.named_parameters(
     ('one_class', dict(class_names=('a',)), 'at least 2 classes'),
@@ -251,41 +244,11 @@ class ImageDataTest(parameterized.TestCase):
 
 class DuplicatesTest(absltest.TestCase):
   def test_are_counted_at_first_use_unless_given(self):
-    given = images.Duplicates(within={'train': 3}, across={})
-    with absltest.mock.patch.object(images, 'find_duplicates') as count:
+    given = equal_images.Duplicates(within={'train': 3}, across={})
+    with absltest.mock.patch.object(equal_images, 'find_duplicates') as count:
       self.assertIs(_data(counted_duplicates=given).duplicates, given)
       count.assert_not_called()
       self.assertIs(_data().duplicates, count.return_value)
-
-  def test_counts_within_and_across(self):
-    one, two, three = (np.full([1, 4, 4, 1], v, np.uint8) for v in (1, 2, 3))
-    report = images.find_duplicates(
-      {
-        'train': np.concatenate([one, one, one, two]),
-        'validation': np.concatenate([one, three]),
-        'test': np.concatenate([three, three]),
-      }
-    )
-    self.assertEqual(report.within, {'train': 2, 'validation': 0, 'test': 1})
-    self.assertEqual(
-      report.across,
-      {
-        ('train', 'validation'): 1,
-        ('train', 'test'): 0,
-        ('validation', 'test'): 1,
-      },
-    )
-    self.assertTrue(report)
-    self.assertEqual(
-      str(report),
-      '2 extra in train, 1 extra in test, 1 in both train and validation, '
-      '1 in both validation and test',
-    )
-
-  def test_none(self):
-    report = images.find_duplicates({'train': np.zeros([1, 2, 2, 1], np.uint8)})
-    self.assertFalse(report)
-    self.assertEqual(str(report), 'none')
 
 
 if __name__ == '__main__':

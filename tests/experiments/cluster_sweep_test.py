@@ -15,7 +15,7 @@ from experiments.running import cells
 from tests import ray_clusters
 from tests.experiments import npz
 from tff_medical import _validate
-from tff_medical.privacy import data_ledger
+from tff_medical.privacy import data_ledger_contents
 from tff_medical.program import run_folder
 
 
@@ -47,9 +47,7 @@ class ClusterSweepTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.cluster = ray_clusters.Cluster(1, 1).__enter__()
-    cls.addClassCleanup(cls.cluster.__exit__)
-    cls.cluster.enter_environment(cls)
+    cls.cluster = ray_clusters.Cluster.of_class(cls, 1, 1)
 
   def setUp(self):
     super().setUp()
@@ -149,7 +147,7 @@ class ClusterSweepTest(absltest.TestCase):
     self.assertIn(summary.rounds, (3, 4))
     self.assertEqual(summary.charges, 4)
     self.assertLessEqual(summary.epsilon, 5.0)
-    book = data_ledger.read(ledger)
+    book = data_ledger_contents.read(ledger)
     self.assertEqual([*book.runs], [summary.run_id])
     self.assertEqual(book.charges(summary.run_id), summary.charges)
 

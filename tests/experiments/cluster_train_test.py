@@ -14,7 +14,7 @@ import numpy as np
 
 from tests import ray_clusters
 from tests.experiments import npz
-from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -98,7 +98,7 @@ class ClusterTrainTest(parameterized.TestCase):
       driver.send_signal(signal.SIGKILL)
     folder = self._train('run', *flags)
     summary = json.loads((folder / 'summary.json').read_text())
-    charged = ledger_lib.read(path).entries
+    charged = ledger_contents.read(path).entries
     self.assertEqual(summary['rounds'], 40)
     # The round that was lost with the driver is charged twice, at most.
     self.assertBetween(len(charged), 40, 41)

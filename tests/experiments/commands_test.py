@@ -157,6 +157,10 @@ class WrongFlagsTest(absltest.TestCase):
       ('train', '--target_epsilon=8'): 'output_dir must be given',
       ('train', 'stray'): "unexpected argument 'stray'",
       ('train', '--flagfile=nowhere'): 'nowhere does not exist',
+      (
+        'train',
+        '--flagfile=experiments/presets/study_pneumonia_record.flags',
+      ): '--epsilons is a flag of .*python -m experiments.tradeoff',
       ('references', '--ema_decay=.9'): 'ema_decay=0.9 would be ignored',
       ('audit', '--canaries=many'): '--canaries',
       ('benchmark', '--rounds=many'): '--rounds',

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import pathlib
-from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -15,8 +14,8 @@ from PIL import Image
 
 from experiments import compare
 from experiments.config import settings as settings_lib
-from experiments.running import jobs
 from tests import finished_sweeps
+from tests.experiments import fake_cells
 from tests.experiments import npz
 from tff_medical import _files
 from tff_medical import _validate
@@ -52,40 +51,26 @@ class CompareTest(parameterized.TestCase):
       code = compare.run(self.base.changed(**changed), variants, seeds, jobs=2)
     return code, printed.getvalue()
 
-  @contextlib.contextmanager
   def _fake_cells(self, fails=()):
     """Replaces trainings, which end at once with an AUC by their name."""
-    started = []
 
-    def run(todo, where, *, on_end, on_poll):
-      del where, on_poll
-      for job in todo:
-        started.append(job)
-        job.log.parent.mkdir(exist_ok=True)
-        job.log.write_text('error: no luck\n')
-        code = 2 if job.name in fails else 0
-        if not code:
-          folder = self.output / 'cells' / job.name
-          folder.mkdir(parents=True, exist_ok=True)
-          seed = int(job.name[-1])
-          auc = {'b': 0.8, 'w': 0.7, 'a': 0.9}[job.name[0]] + seed / 100
-          summary = finished_sweeps.summary(
-            epsilon=39.9,
-            delta=0.01,
-            noise_multiplier=1.5,
-            privacy_unit='client',
-            metrics={'auc': auc, 'accuracy': 0.5, 'balanced_accuracy': 0.5},
-            eval_split=finished_sweeps.eval_split(job),
-          )
-          run = run_folder.RunFolder(folder)
-          run.write_summary(summary)
-          _files.write_json(
-            run.config, dataclasses.asdict(finished_sweeps.config())
-          )
-        on_end(job, code)
+    def finish(job, run):
+      seed = int(job.name[-1])
+      auc = {'b': 0.8, 'w': 0.7, 'a': 0.9}[job.name[0]] + seed / 100
+      summary = finished_sweeps.summary(
+        epsilon=39.9,
+        delta=0.01,
+        noise_multiplier=1.5,
+        privacy_unit='client',
+        metrics={'auc': auc, 'accuracy': 0.5, 'balanced_accuracy': 0.5},
+        eval_split=finished_sweeps.eval_split(job),
+      )
+      run.write_summary(summary)
+      _files.write_json(
+        run.config, dataclasses.asdict(finished_sweeps.config())
+      )
 
-    with mock.patch.object(jobs, 'run', run):
-      yield started
+    return fake_cells.ending(finish, fails)
 
   def test_another_split_is_evaluated_in_every_cell(self):
     with self._fake_cells() as started:

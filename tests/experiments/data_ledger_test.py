@@ -19,7 +19,8 @@ from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.auditing import data_verification
 from tff_medical.privacy import accounting
-from tff_medical.privacy import data_ledger
+from tff_medical.privacy import data_ledger_contents
+from tff_medical.privacy import events
 from tff_medical.serving import export
 
 
@@ -47,7 +48,9 @@ class DataLedgerTest(parameterized.TestCase):
     return printed.getvalue()
 
   def _event(self):
-    return accounting.parse_event(data_ledger.read(self.path).entries[0].event)
+    return events.parse_event(
+      data_ledger_contents.read(self.path).entries[0].event
+    )
 
   def _verify(self, *folders):
     printed = io.StringIO()
@@ -58,7 +61,7 @@ class DataLedgerTest(parameterized.TestCase):
   def test_runs_share_a_budget_that_card_and_verify_state(self):
     self._train(data_budget=9.0)
     printed = self._train('second', rounds=5)
-    book = data_ledger.read(self.path)
+    book = data_ledger_contents.read(self.path)
     total = accounting.epsilon(self._event(), rounds=8, delta=book.delta)
     self.assertEqual(book.epsilon, total)
     self.assertEqual([e.kind for e in book.runs.values()], ['settled'] * 2)
@@ -95,7 +98,7 @@ class DataLedgerTest(parameterized.TestCase):
   def test_a_run_that_goes_on_pays_for_its_further_rounds_alone(self):
     self._train(data_budget=9.0)
     self._train(rounds=5)
-    book = data_ledger.read(self.path)
+    book = data_ledger_contents.read(self.path)
     self.assertLen(book.runs, 1)
     self.assertEqual(list(book.runs.values())[0].charges, 5)
     with self.assertRaisesRegex(_validate.InputError, 'must be given, as the'):
@@ -109,7 +112,7 @@ class DataLedgerTest(parameterized.TestCase):
     budget = accounting.epsilon(event, rounds=7, delta=delta)
     self._train(data_budget=budget)
     results = audit.audit(str(self.temp / 'first'), canaries=100)
-    book = data_ledger.read(self.path)
+    book = data_ledger_contents.read(self.path)
     self.assertEqual(
       [(e.purpose, e.kind, e.charges) for e in book.runs.values()],
       [('train', 'settled', 3), ('audit', 'settled', 3)],

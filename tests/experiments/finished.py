@@ -5,6 +5,7 @@ import pathlib
 from experiments.auditing import audited_run
 from experiments.config import assembly
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 
 
 def run(settings):
@@ -14,7 +15,7 @@ def run(settings):
     folder=run_folder.RunFolder(pathlib.Path('no_such_folder')),
     settings=settings,
     summary=None,
-    config=run_folder.Config(
+    config=run_records.Config(
       settings={},
       data_digest=data.source_digest,
       initial_model_sha256=None,

@@ -16,6 +16,7 @@ from experiments import tradeoff
 from experiments.config import settings as settings_lib
 from experiments.running import jobs
 from tests import finished_sweeps
+from tests.experiments import fake_cells
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.program import run_folder
@@ -56,33 +57,19 @@ class TradeoffTest(parameterized.TestCase):
       )
     return code, printed.getvalue()
 
-  @contextlib.contextmanager
   def _fake_cells(self, fails=()):
     """Replaces cells, which end at once; yields the started jobs."""
-    started = []
 
-    def run(todo, where, *, on_end, on_poll):
-      del where
-      for job in todo:
-        started.append(job)
-        job.log.parent.mkdir(exist_ok=True)
-        job.log.write_text('Traceback\nerror: no luck\n')
-        code = 2 if job.name in fails else 0
-        if not code:
-          folder = self.output / 'cells' / job.name
-          folder.mkdir(parents=True, exist_ok=True)
-          run_folder.RunFolder(folder).write_summary(
-            finished_sweeps.summary(
-              epsilon=math.inf,
-              metrics={'auc': 0.5},
-              eval_split=finished_sweeps.eval_split(job),
-            )
-          )
-        on_poll({job.name: 0})
-        on_end(job, code)
+    def finish(job, run):
+      run.write_summary(
+        finished_sweeps.summary(
+          epsilon=math.inf,
+          metrics={'auc': 0.5},
+          eval_split=finished_sweeps.eval_split(job),
+        )
+      )
 
-    with mock.patch.object(jobs, 'run', run):
-      yield started
+    return fake_cells.ending(finish, fails)
 
   def _rows(self):
     with open(self.output / 'results.csv', newline='') as file:

@@ -32,6 +32,7 @@ from tff_medical.data import loading
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
 from tff_medical.privacy import class_counts
+from tff_medical.privacy import events
 from tff_medical.program import checkpoints
 from tff_medical.program import run_folder
 from tff_medical.program import training
@@ -597,7 +598,7 @@ class TrainTest(parameterized.TestCase):
     # The target covers the counts and all rounds, and hardly more.
     self.assertBetween(card['epsilon'], 1.9, 2.0)
     rounds_alone = accounting.epsilon(
-      accounting.parse_event(header['event']),
+      events.parse_event(header['event']),
       rounds=first['charges'],
       delta=card['delta'],
     )

@@ -2,10 +2,8 @@
 
 import contextlib
 import csv
-import dataclasses
 import io
 import json
-import math
 import pathlib
 import stat
 from unittest import mock
@@ -18,95 +16,23 @@ from experiments.config import flags as flags_lib
 from experiments.config import settings as settings_lib
 from experiments.running import exit_codes
 from experiments.running import jobs
+from experiments.tuning import pricing
+from experiments.tuning import releasing
+from experiments.tuning import search as search_lib
 from tests import finished_sweeps
+from tests.experiments import fake_cells
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.auditing import verification
-from tff_medical.privacy import accounting
-from tff_medical.privacy import data_ledger
+from tff_medical.privacy import data_ledger_contents
+from tff_medical.privacy import events
 from tff_medical.privacy import selection
-from tff_medical.program import run_folder
 from tff_medical.serving import export
 
 _VALUES = {'server_learning_rate': ['0.1', '0.5'], 'clip_norm': ['0.5', '1']}
-_SECRET = tune.Search(
-  _VALUES, 'random', trials=2.0, price=tune.PAPERNOT_STEINKE
+_SECRET = search_lib.Search(
+  _VALUES, 'random', trials=2.0, price=search_lib.PAPERNOT_STEINKE
 )
-
-
-class SearchTest(parameterized.TestCase):
-  @parameterized.parameters(
-    'rounds', '=1,2', 'rounds=', 'rounds=1,,2', 'rounds=1,1', 'seed=1,2',
-    'target_epsilon=1,2', 'noise_multiplier=1,2', 'eval_split=test',
-    'data_ledger=a,b', 'dataset=synthetic', 'privacy_unit=record',
-    'image_size=28,64', 'dirichlet_alpha=0.1,1', 'label_columns=a,b',
-  )  # fmt: skip
-  def test_refuses_a_search(self, text):
-    with self.assertRaisesRegex(_validate.InputError, '^search '):
-      tune.parse_search([text])
-
-  def test_refuses_no_search_and_a_flag_named_twice(self):
-    with self.assertRaisesRegex(_validate.InputError, 'must be given'):
-      tune.parse_search([])
-    with self.assertRaisesRegex(_validate.InputError, 'each flag'):
-      tune.parse_search(['rounds=1,2', 'rounds=3'])
-
-  @parameterized.parameters(
-    ({'strategy': 'bayes'}, 'strategy'),
-    ({'price': 'free'}, 'price'),
-    ({'trials': 2.0}, 'strategy=random alone'),
-    ({'strategy': 'random'}, 'strategy=random alone'),
-    ({'strategy': 'random', 'trials': 5.0}, 'up to the 4 candidates'),
-    ({'strategy': 'random', 'trials': 1.5}, 'whole number'),
-    ({'trials_shape': 1.0}, 'would be ignored'),
-    ({'price': 'papernot_steinke'}, 'strategy must be random'),
-    (
-      {'price': 'papernot_steinke', 'strategy': 'random', 'trials': 1.0},
-      'trials must lie between',
-    ),
-  )
-  def test_refuses_what_does_not_fit_together(self, changed, message):
-    with self.assertRaisesRegex(_validate.InputError, message):
-      tune.Search(_VALUES, **changed)
-
-  def test_a_grid_has_all_candidates(self):
-    candidates = tune.Search(_VALUES).draw(seed=0)
-    self.assertLen(set(candidates), 4)
-    self.assertIn((('server_learning_rate', '0.5'), ('clip_norm', '1')),
-                  candidates)  # fmt: skip
-
-  def test_a_random_search_is_repeatable_and_tries_nothing_twice(self):
-    search = tune.Search(_VALUES, 'random', trials=3)
-    self.assertEqual(search.draw(seed=1), search.draw(seed=1))
-    self.assertLen(set(search.draw(seed=1)), 3)
-    self.assertNotEqual(search.draw(seed=1), search.draw(seed=2))
-
-  def test_a_secret_search_draws_anew_and_may_try_a_candidate_twice(self):
-    search = dataclasses.replace(_SECRET, trials=30.0)
-    draws = [tuple(search.draw(seed=0)) for _ in range(20)]
-    self.assertGreater(len({len(draw) for draw in draws}), 1)
-    self.assertTrue(any(len(set(draw)) < len(draw) for draw in draws))
-
-  def test_test_metrics_never_choose(self):
-    search = tune.Search(_VALUES)
-    summary = finished_sweeps.summary(metrics={'auc': 0.9}, eval_split='test')
-    with self.assertRaisesRegex(_validate.InputError, 'on test images'):
-      search.score(summary)
-
-  def test_scores(self):
-    def score(metric, value):
-      summary = finished_sweeps.summary(
-        metrics={metric: value}, eval_split='validation'
-      )
-      return tune.Search(_VALUES, metric=metric).score(summary)
-
-    self.assertGreater(score('auc', 0.9), score('auc', 0.8))
-    self.assertGreater(score('loss', 0.1), score('loss', 0.2))
-    self.assertEqual(score('auc', math.nan), -math.inf)
-    with self.assertRaisesRegex(_validate.InputError, 'is not among'):
-      tune.Search(_VALUES, metric='aucs').score(
-        finished_sweeps.summary(metrics={'auc': 0.9}, eval_split='validation')
-      )
 
 
 class TuneTest(parameterized.TestCase):
@@ -128,7 +54,7 @@ class TuneTest(parameterized.TestCase):
 
   def _run(self, search=None, **changed):
     printed = io.StringIO()
-    search = search or tune.Search(_VALUES)
+    search = search or search_lib.Search(_VALUES)
     with (
       contextlib.redirect_stdout(printed),
       contextlib.redirect_stderr(printed),
@@ -139,53 +65,41 @@ class TuneTest(parameterized.TestCase):
   @contextlib.contextmanager
   def _fake_cells(self, fails=()):
     """Replaces trainings, which end with an AUC by their settings."""
-    started = []
 
-    def run(todo, where, *, on_end, on_poll):
-      del where, on_poll
-      for job in todo:
-        started.append(job)
-        job.log.parent.mkdir(exist_ok=True)
-        job.log.write_text('error: no luck\n')
-        if job.name in fails:
-          on_end(job, 2)
-          continue
-        given = dict(
-          argument[2:].split('=', 1)
-          for argument in job.command
-          if argument.startswith('--')
+    def finish(job, run):
+      given = dict(
+        argument[2:].split('=', 1)
+        for argument in job.command
+        if argument.startswith('--')
+      )
+      auc = 0.5 + float(given['server_learning_rate']) / 2
+      auc += float(given['clip_norm']) / 10
+      run.write_summary(
+        finished_sweeps.summary(
+          metrics={'auc': auc},
+          eval_split=given['eval_split'],
+          run_id=job.name,
         )
-        run = run_folder.RunFolder(pathlib.Path(given['output_dir']))
-        run.path.mkdir(parents=True, exist_ok=True)
-        auc = 0.5 + float(given['server_learning_rate']) / 2
-        auc += float(given['clip_norm']) / 10
-        run.write_summary(
-          finished_sweeps.summary(
-            metrics={'auc': auc},
-            eval_split=given['eval_split'],
-            run_id=job.name,
-          )
-        )
-        on_end(job, 0)
+      )
 
     def call(function, *args):
-      if function is tune.price:
+      if function is pricing.price:
         search, planned, request = args
         self.priced.append((search, planned, request))
         number = len(planned)
-        return tune.Priced(
+        return pricing.Priced(
           (1.5,) * number, (0.75,) * number, 4.0, 1e-3, 'GaussianDpEvent('
           'noise_multiplier=1.0)'
         )  # fmt: skip
       self.released = args
       return {'epsilon': 4.0, 'delta': 1e-3, 'test_metrics': {}}
 
-    event = accounting.parse_event('GaussianDpEvent(noise_multiplier=1.0)')
+    event = events.parse_event('GaussianDpEvent(noise_multiplier=1.0)')
     with (
-      mock.patch.object(jobs, 'run', run),
+      fake_cells.ending(finish, fails) as started,
       mock.patch.object(jobs, 'call', call),
-      mock.patch.object(tune, 'composed_event', lambda book, ids: event),
-      mock.patch.object(data_ledger, 'read', lambda path: None),
+      mock.patch.object(releasing, 'composed_event', lambda book, ids: event),
+      mock.patch.object(data_ledger_contents, 'read', lambda path: None),
     ):
       yield started
 
@@ -255,7 +169,7 @@ class TuneTest(parameterized.TestCase):
       with self.assertRaisesRegex(_validate.InputError, 'another settings'):
         self._run(**change)
     with self.assertRaisesRegex(_validate.InputError, 'another search'):
-      self._run(tune.Search({'clip_norm': ['1', '2']}))
+      self._run(search_lib.Search({'clip_norm': ['1', '2']}))
 
   def test_the_best_alone_is_evaluated_on_test_images(self):
     with self._fake_cells() as started:
@@ -335,7 +249,7 @@ class TuneTest(parameterized.TestCase):
   def test_refuses_a_candidate_before_any_file(self, values, message):
     with self._fake_cells():
       with self.assertRaisesRegex(_validate.InputError, message):
-        self._run(tune.Search(values))
+        self._run(search_lib.Search(values))
     self.assertFalse(self.output.exists())
 
   def test_refuses_a_folder_with_other_files(self):
@@ -345,11 +259,11 @@ class TuneTest(parameterized.TestCase):
       self._run()
 
   def test_real_trials_cost_the_target_together(self):
-    search = tune.Search({'server_learning_rate': ['0.1', '0.5']})
+    search = search_lib.Search({'server_learning_rate': ['0.1', '0.5']})
     code, printed = self._run(search, eval_split='test')
     self.assertEqual(code, 0, printed)
     self.assertIn('test auc', printed)
-    book = data_ledger.read(self.output / 'data_ledger.jsonl')
+    book = data_ledger_contents.read(self.output / 'data_ledger.jsonl')
     self.assertLen(book.runs, 2)
     self.assertBetween(book.epsilon, 3.9, 4.0)
     model = self.output / 'saved_model'
@@ -370,7 +284,7 @@ class TuneTest(parameterized.TestCase):
         _SECRET, data_ledger=str(path), data_budget=5.0, target_epsilon=5.0
       )
     self.assertEqual(code, 0, printed)
-    book = data_ledger.read(path)
+    book = data_ledger_contents.read(path)
     (entry,) = book.entries
     self.assertEqual((entry.purpose, entry.charges), ('tune', 1))
     card = export.load_card(self.output / 'saved_model')

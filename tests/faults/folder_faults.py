@@ -43,6 +43,7 @@ from tests.faults import tamper_faults
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.scoring import evaluation
 
 _LIMIT_SECS = 60
@@ -109,7 +110,7 @@ def _make_comparison(folder: pathlib.Path) -> None:
 
 def _config() -> dict[str, Any]:
   return dataclasses.asdict(
-    run_folder.Config(
+    run_records.Config(
       settings={},
       data_digest='md5:0',
       initial_model_sha256=None,
@@ -119,8 +120,8 @@ def _config() -> dict[str, Any]:
   )
 
 
-def _summary(auc: float) -> run_folder.Summary:
-  return run_folder.Summary(
+def _summary(auc: float) -> run_records.Summary:
+  return run_records.Summary(
     rounds=3,
     stop_reason='completed',
     stop_message='all planned rounds were run',

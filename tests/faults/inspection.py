@@ -17,7 +17,7 @@ from tests.faults import numpy_process
 from tff_medical import _validate
 from tff_medical.auditing import verification
 from tff_medical.privacy import accounting
-from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import published
 from tff_medical.program import run_folder
 from tff_medical.serving import export
@@ -98,7 +98,7 @@ def _charges(
   run: run_folder.RunFolder, truth: numpy_process.Truth
 ) -> Iterator[str]:
   """Yields what the ledger lacks of what was drawn and released."""
-  ledger = ledger_lib.read(run.ledger)
+  ledger = ledger_contents.read(run.ledger)
   ran, saved = truth.lines('ran'), truth.lines('saved')
   charges = ledger.entries[-1].charges if ledger.entries else 0
   # A machine that loses its power in a round may lose the round's charge with
@@ -159,7 +159,7 @@ def _published(
 
 def _stated(run: run_folder.RunFolder, rounds: int) -> Iterator[str]:
   """Yields where summary and card differ from the ledger."""
-  ledger = ledger_lib.read(run.ledger)
+  ledger = ledger_contents.read(run.ledger)
   last = ledger.entries[-1]
   summary = json.loads(run.summary.read_text())
   for name, values in (

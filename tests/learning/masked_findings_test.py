@@ -17,7 +17,7 @@ import tensorflow_federated as tff
 from tff_medical import learning
 from tff_medical import models
 from tff_medical import runtime
-from tff_medical.data import images
+from tff_medical.data import label_values
 from tff_medical.learning import exact_gradients
 from tff_medical.learning import unit_gradients
 from tff_medical.privacy import aggregators
@@ -58,8 +58,8 @@ def _gradients_of_layer(weights, x, y):
   """Returns [units, parameters]; see Bishop 2006, section 4.3.2."""
   kernel, bias = weights
   error = special.expit(x @ kernel + bias) - y
-  error[y == images.UNKNOWN] = 0
-  known = np.maximum((y != images.UNKNOWN).sum(axis=1, keepdims=True), 1)
+  error[y == label_values.UNKNOWN] = 0
+  known = np.maximum((y != label_values.UNKNOWN).sum(axis=1, keepdims=True), 1)
   error /= known
   outer = x[:, :, np.newaxis] * error[:, np.newaxis]
   return np.concatenate([outer.reshape(len(x), -1), error], axis=1)
@@ -105,7 +105,7 @@ class UnitGradientsTest(absltest.TestCase):
     weights = keras_model.trainable_variables
     expected = []
     for image, labels in zip(x, _FINDINGS):
-      known = np.flatnonzero(labels != images.UNKNOWN)
+      known = np.flatnonzero(labels != label_values.UNKNOWN)
       with tf.GradientTape() as tape:
         output = keras_model(image[np.newaxis])
         loss = tf.constant(0.0)
@@ -171,7 +171,7 @@ class ProcessTest(parameterized.TestCase):
       client_optimizer=tff.learning.optimizers.build_sgdm(0.1),
       count_broken=True,
     )
-    labels = np.where(_FINDINGS == images.UNKNOWN, value, _FINDINGS)
+    labels = np.where(_FINDINGS == label_values.UNKNOWN, value, _FINDINGS)
     data = collections.OrderedDict(x=self.x, y=labels.astype(np.float32))
     found, counted = self._moved(process, data)
     self.assertEqual(counted, broken)

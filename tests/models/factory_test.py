@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tff_medical import _validate
 from tff_medical import models
-from tff_medical.data import images
+from tff_medical.data import label_values
 
 
 def _images(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -118,7 +118,7 @@ class LossTest(parameterized.TestCase):
     self.assertAlmostEqual(float(loss), expected, places=6)
 
   def test_unknown_findings_are_no_part_of_loss_or_gradient(self):
-    self.assertEqual(models.UNKNOWN, images.UNKNOWN)
+    self.assertEqual(models.UNKNOWN, label_values.UNKNOWN)
     labels = np.array([[1, -1, 0], [-1, -1, 1], [-1, -1, -1]])
     # What is predicted of an unknown finding is of no effect, however extreme.
     rng = np.random.default_rng(0)

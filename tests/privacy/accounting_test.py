@@ -13,7 +13,7 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
-from tff_medical.privacy import loss_grids
+from tff_medical.privacy import events
 from tff_medical.privacy import sampling
 
 
@@ -145,204 +145,6 @@ class PldEpsilonTest(parameterized.TestCase):
       accounting.pld_epsilon(_poisson(0.1, 1.0), rounds=1, delta=delta)
 
 
-class AgreesTest(parameterized.TestCase):
-  """Statements of earlier versions, which took one grid of 1e-3."""
-
-  def _earlier(self, event, rounds, delta):
-    return (
-      privacy_loss_distribution.from_gaussian_mechanism(
-        standard_deviation=event.event.noise_multiplier,
-        sampling_prob=event.sampling_probability,
-        value_discretization_interval=1e-3,
-      )
-      .self_compose(rounds, 1e-15)
-      .get_epsilon_for_delta(delta)
-    )
-
-  @parameterized.parameters(
-    # This version counts 1,026 rounds, and 10,000.
-    (0.1, 5.0, 1025, 1e-3),
-    (0.01, 0.6, 9999, 1e-6),
-    # It has a coarser grid.
-    (0.001, 0.3, 30, 1e-3),
-    # It has a finer grid.
-    (1e-4, 1.04, 10_000, 1e-6),
-    (0.001, 0.6, 1025, 1e-6),
-    # It has the same grid.
-    (0.1, 1.0, 200, 1e-3),
-  )
-  def test_what_earlier_versions_stated_agrees_and_nothing_beyond_it(
-    self, rate, noise_multiplier, rounds, delta
-  ):
-    event = _poisson(rate, noise_multiplier)
-    charges = [(event, rounds)]
-    earlier = self._earlier(event, rounds, delta)
-    self.assertTrue(accounting.agrees(earlier, charges, delta=delta))
-    least = accounting.composed_epsilon(charges, delta=delta, tight=True)
-    self.assertLessEqual(least, earlier * (1 + 1e-6))
-    most = max(accounting.composed_epsilon(charges, delta=delta), earlier)
-    for stated, agrees in (
-      ((1 - 2e-6) * least, False),
-      ((1 - 5e-7) * least, True),
-      ((least + most) / 2, True),
-      ((1 + 5e-7) * most, True),
-      ((1 + 3e-6) * most, False),
-    ):
-      self.assertEqual(
-        accounting.agrees(stated, charges, delta=delta), agrees, stated
-      )
-
-  @parameterized.parameters((math.nan, False), (math.inf, False), (-1.0, False))
-  def test_any_number_that_a_file_may_state(self, stated, agrees):
-    charges = [(_poisson(0.1, 1.0), 5)]
-    self.assertEqual(accounting.agrees(stated, charges, delta=1e-3), agrees)
-
-  @parameterized.parameters((2.0, 1, 1e-5), (20.0, 30, 1e-3), (0.5, 9, 1e-6))
-  def test_gaussian_rounds_had_a_grid(self, noise_multiplier, rounds, delta):
-    event = dp_accounting.GaussianDpEvent(noise_multiplier)
-    earlier = (
-      privacy_loss_distribution.from_gaussian_mechanism(
-        standard_deviation=noise_multiplier,
-        value_discretization_interval=1e-3,
-      )
-      .self_compose(rounds, 1e-15)
-      .get_epsilon_for_delta(delta)
-    )
-    exact = dp_accounting.get_epsilon_gaussian(
-      noise_multiplier / rounds**0.5, delta
-    )
-    self.assertGreater(earlier, exact)
-    for stated, agrees in (
-      (exact, True),
-      (earlier, True),
-      ((1 - 2e-6) * exact, False),
-      ((1 + 3e-6) * earlier, False),
-    ):
-      self.assertEqual(
-        accounting.agrees(stated, [(event, rounds)], delta=delta), agrees
-      )
-
-  def test_without_noise_no_number_is_enough(self):
-    charges = [(dp_accounting.NonPrivateDpEvent(), 1)]
-    self.assertFalse(accounting.agrees(1e9, charges, delta=1e-3))
-    self.assertTrue(accounting.agrees(math.inf, charges, delta=1e-3))
-
-
-class GridTest(parameterized.TestCase):
-  """The grid follows the losses: figures of a grid of 1e-5 to 3e-6."""
-
-  @parameterized.parameters(
-    (1e-4, 1.04, 10_000, 1e-6, 0.04377),
-    (1e-4, 2.0, 10_000, 1e-6, 0.01722),
-    (0.01, 1.0, 10_000, 1e-6, 6.9074),
-    (0.1, 5.0, 100, 1e-4, 0.62551),
-    (0.5, 20.0, 10, 1e-4, 0.21425),
-    (0.1, 1.5, 10_000, 1e-5, 57.92),
-  )
-  def test_overstates_no_epsilon_by_much(
-    self, rate, noise_multiplier, rounds, delta, expected
-  ):
-    stated = accounting.pld_epsilon(
-      _poisson(rate, noise_multiplier), rounds=rounds, delta=delta
-    )
-    self.assertBetween(stated, expected * 0.9997, expected * 1.006)
-
-  @parameterized.parameters((1e-4, 1.04), (0.001, 3.0), (0.02, 0.8), (0.3, 2.0))
-  def test_epsilon_never_falls_with_the_rounds(self, rate, noise_multiplier):
-    """Whatever grid they have: grids become coarser with more rounds alone."""
-    event = _poisson(rate, noise_multiplier)
-    rounds = [1, 2, 3, 10, 100, 1000, 1023, 1024, 1025, 1026, 1027, 2047, 2049]
-    rounds += [4000, 10_000, 10_001, 30_000, 100_000]
-    spent = [
-      accounting.pld_epsilon(event, rounds=n, delta=1e-6) for n in rounds
-    ]
-    self.assertEqual(spent, sorted(spent))
-    intervals = [accounting._interval(event, n, False) for n in rounds]
-    self.assertEqual(intervals, sorted(intervals))
-
-  def test_many_rounds_are_counted_in_steps_that_are_rounded_up(self):
-    event = _poisson(0.05, 2.0)
-    for rounds in (1000, 1025, 5000, 9999):
-      counted = accounting._counted(rounds)
-      self.assertBetween(counted, rounds, rounds * (1 + 1 / 512))
-      self.assertEqual(
-        accounting.pld_epsilon(event, rounds=rounds, delta=1e-6),
-        accounting.pld_epsilon(event, rounds=counted, delta=1e-6),
-      )
-    self.assertEqual(accounting._counted(1000), 1000)
-
-  def test_a_run_of_many_rounds_composes_few_times(self):
-    with mock.patch.object(
-      loss_grids, 'epsilon_of', wraps=loss_grids.epsilon_of
-    ) as compose:
-      event = _poisson(0.05, 2.0)
-      for rounds in range(4000, 4200):
-        accounting.pld_epsilon(event, rounds=rounds, delta=1e-7)
-    self.assertLess(compose.call_count, 60)
-
-  @parameterized.product(
-    noise=(1e-3, 0.3, 1.0, 30.0, 1000.0), delta=(1e-12, 1e-5, 0.3)
-  )
-  def test_a_gaussian_is_never_below_and_hardly_above_the_library(
-    self, noise, delta
-  ):
-    exact = dp_accounting.get_epsilon_gaussian(noise, delta)
-    stated = accounting._gaussian_epsilon(noise, delta)
-    self.assertBetween(stated, exact - 2e-12, exact * (1 + 1e-8) + 2e-12)
-
-
-class BoundedTest(parameterized.TestCase):
-  """What asked for gigabytes, or for hours, is answered with an upper bound."""
-
-  @parameterized.product(
-    noise_multiplier=(1e-4, 1e-3, 0.03),
-    rounds=(1, 100, 1_000_000),
-    rate=(None, 0.1),
-  )
-  def test_hardly_any_noise(self, noise_multiplier, rounds, rate):
-    event = dp_accounting.GaussianDpEvent(noise_multiplier)
-    # That of the Gaussian has a closed form; sampling lowers it.
-    whole = dp_accounting.get_epsilon_gaussian(
-      noise_multiplier / math.sqrt(rounds), 1e-5
-    )
-    if rate is None:
-      epsilon = accounting.pld_epsilon(event, rounds=rounds, delta=1e-5)
-      self.assertAlmostEqual(epsilon / whole, 1, delta=2e-3)
-      self.assertGreaterEqual(epsilon, whole * (1 - 1e-9))
-      return
-    event = dp_accounting.PoissonSampledDpEvent(rate, event)
-    epsilon = accounting.pld_epsilon(event, rounds=rounds, delta=1e-5)
-    self.assertLessEqual(epsilon, whole * (1 + 1e-9))
-    # About so many rounds have the unit in them, and they alone cost this much.
-    few = max(1, rounds * rate - 5 * math.sqrt(rounds * rate))
-    few = dp_accounting.get_epsilon_gaussian(
-      noise_multiplier / math.sqrt(few), 1e-3
-    )
-    self.assertGreater(epsilon, 0.9 * few)
-
-  @parameterized.parameters((0.1, 1.0), (0.001, 0.7))
-  def test_very_many_rounds(self, rate, noise_multiplier):
-    event = _poisson(rate, noise_multiplier)
-    epsilons = [
-      accounting.pld_epsilon(event, rounds=rounds, delta=1e-5)
-      for rounds in (10_000, 100_000, 1_000_000)
-    ]
-    self.assertEqual(epsilons, sorted(epsilons))
-    # RDP bounds it from the other side where it is tight.
-    for epsilon, rounds in zip(epsilons, (10_000, 100_000, 1_000_000)):
-      by_rdp = accounting.rdp_epsilon(event, rounds=rounds, delta=1e-5)
-      self.assertLess(epsilon, 1.01 * by_rdp)
-
-  def test_a_coarse_grid_never_states_less(self):
-    event = _poisson(0.1, 0.2)
-    finer = pld.PLDAccountant(value_discretization_interval=1e-3).compose(
-      event, 10
-    )
-    epsilon = accounting.pld_epsilon(event, rounds=10, delta=1e-5)
-    self.assertGreaterEqual(epsilon, finer.get_epsilon(1e-5) - 1e-9)
-    self.assertLess(epsilon, 1.001 * finer.get_epsilon(1e-5))
-
-
 class RdpEpsilonTest(absltest.TestCase):
   def test_is_looser_than_pld(self):
     event = _poisson(0.1, 1.0)
@@ -420,7 +222,7 @@ class ComposedEpsilonTest(parameterized.TestCase):
       [(first, 40), (second, 2)], delta=1e-3
     )
     self.assertEqual(accounting.epsilon(event, rounds=2, delta=1e-3), expected)
-    self.assertEqual(accounting.parse_event(repr(event)), event)
+    self.assertEqual(events.parse_event(repr(event)), event)
     self.assertEqual(accounting.accountant_of(event), 'PLD')
 
   def test_hardly_any_noise_beside_much_stays_within_memory(self):
@@ -448,7 +250,7 @@ class ComposedEpsilonTest(parameterized.TestCase):
       accounting.composed_epsilon([(selected, 1), (other, 20)], delta=1e-5),
       accountant.get_epsilon(1e-5),
     )
-    self.assertEqual(accounting.parse_event(repr(selected)), selected)
+    self.assertEqual(events.parse_event(repr(selected)), selected)
 
   def test_many_events_are_built_once(self):
     """The ledger of a data set holds tens of events, and asks often."""

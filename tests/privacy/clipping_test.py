@@ -15,9 +15,7 @@ from tff_medical import runtime
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import clipping
 from tff_medical.privacy import distributed_dp_mechanism
-from tff_medical.privacy import distributed_dp_query
 from tff_medical.privacy import dp_ftrl_mechanism
-from tff_medical.privacy import gaussian_query
 from tff_medical.privacy import limits
 from tff_medical.privacy import local_dp_sgd_mechanism
 from tff_medical.privacy import mechanisms
@@ -120,7 +118,7 @@ class AggregatorsTest(parameterized.TestCase):
       sampling=sampling.FullParticipation(3),
       clipping=mechanisms.FixedClipping(clip_norm),
     )
-    query = distributed_dp_query.SkellamSumQuery(mechanism)
+    query = mechanism.sum_query()
     for record in _records():
       steps = query.preprocess_record((), tf.constant(record))
       self.assertLessEqual(_norm(steps), mechanism.clip_steps)
@@ -131,7 +129,7 @@ class AggregatorsTest(parameterized.TestCase):
   )
   def test_the_adaptive_clip_norm_stays_within(self, start, counted, end):
     mechanism = _poisson(mechanisms.AdaptiveClipping(start))
-    query = gaussian_query.sum_query(mechanism)
+    query = mechanism.sum_query()
     state = query.initial_global_state()
     template = tf.TensorSpec([3], tf.float32)
     for _ in range(3):
@@ -210,7 +208,7 @@ class NoiseTest(parameterized.TestCase):
     self, clip_norm, noise_multiplier
   ):
     mechanism = _poisson(mechanisms.FixedClipping(clip_norm), noise_multiplier)
-    query = gaussian_query.sum_query(mechanism)
+    query = mechanism.sum_query()
     total, _, _ = query.get_noised_result(
       tf.zeros([20_000]), query.initial_global_state()
     )

@@ -17,7 +17,6 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import calibration
 from tff_medical.privacy import distributed_dp_mechanism
-from tff_medical.privacy import distributed_dp_query
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import noise
 from tff_medical.privacy import sampling
@@ -166,7 +165,7 @@ class DistributedFactoryTest(parameterized.TestCase):
     self.assertLess(abs(np.mean(draws)), 5 * stated / np.sqrt(np.size(draws)))
 
   def test_no_two_clients_draw_the_same_noise(self):
-    query = distributed_dp_query.SkellamSumQuery(_mechanism())
+    query = _mechanism().sum_query()
     record = tff.tensorflow.computation(
       lambda: query.preprocess_record((), tf.zeros([50]))
     )
@@ -176,7 +175,7 @@ class DistributedFactoryTest(parameterized.TestCase):
   @parameterized.parameters(0.3, 1.0, 17.7)
   def test_rounding_never_lengthens(self, clip_norm):
     mechanism = _mechanism(0.0, clip_norm=clip_norm)
-    query = distributed_dp_query.SkellamSumQuery(mechanism)
+    query = mechanism.sum_query()
     rng = np.random.default_rng(0)
     for size in (1, 3, 1000, 100_000):
       record = tf.constant(rng.normal(size=size) * 1e4, tf.float32)

@@ -11,7 +11,6 @@ from tensorflow_privacy.privacy.dp_query import tree_aggregation
 
 from tff_medical.privacy import aggregators
 from tff_medical.privacy import dp_ftrl_mechanism
-from tff_medical.privacy import dp_ftrl_query
 from tff_medical.privacy import mechanisms
 
 _SIZE = 40_000
@@ -28,7 +27,7 @@ def _mechanism(rounds_per_tree, noise_multiplier=2.0, clip_norm=0.5):
 def _noise_of_prefixes(rounds_per_tree, rounds, size=_SIZE):
   """Returns the noise of the first 1, 2 ... rounds' sums, [rounds, size]."""
   spec = tf.TensorSpec([size], tf.float32)
-  query = dp_ftrl_query.TreeSumQuery(_mechanism(rounds_per_tree), spec)
+  query = _mechanism(rounds_per_tree).sum_query(spec)
   step = tf.function(query.get_noised_result)
   state = query.initial_global_state()
   residuals = []
@@ -95,7 +94,7 @@ class TreeSumQueryTest(parameterized.TestCase):
   def test_a_round_run_again_draws_other_noise_on_the_same_tree(self):
     """Else two attempts would differ by what clients sent, without noise."""
     spec = tf.TensorSpec([_SIZE], tf.float32)
-    query = dp_ftrl_query.TreeSumQuery(_mechanism(16), spec)
+    query = _mechanism(16).sum_query(spec)
     state = query.initial_global_state()
     for _ in range(5):
       _, state, _ = query.get_noised_result(tf.zeros([_SIZE]), state)

@@ -5,7 +5,6 @@ from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 
-from tff_medical.privacy import gaussian_query
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
 
@@ -17,7 +16,7 @@ def _noised(clipping):
     clipping=clipping,
     noise_multiplier=1.0,
   )
-  query = gaussian_query.sum_query(mechanism)
+  query = mechanism.sum_query()
   state = query.initial_global_state()
   template = tf.TensorSpec([9], tf.float32)
   total = query.initial_sample_state(template)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
+from tff_medical.privacy import events
 from tff_medical.privacy import mechanisms
 from tff_medical.privacy import sampling
 from tff_medical.privacy import selection
@@ -178,7 +179,7 @@ class SelectedTest(parameterized.TestCase):
     )
     number = selection.NumberOfTrials(4.0)
     selected = selection.Selected((trial,), number).charge_event()
-    self.assertEqual(accounting.parse_event(repr(selected)), selected)
+    self.assertEqual(events.parse_event(repr(selected)), selected)
     without = selection.Selected((_trial(),), number).charge_event()
     self.assertGreater(
       accounting.epsilon(selected, rounds=1, delta=_DELTA),

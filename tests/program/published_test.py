@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing import event_accumulator
 import tensorflow as tf
 
 from tff_medical import _validate
-from tff_medical.privacy import ledger
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import metrics_table
 from tff_medical.program import published
 
@@ -31,7 +31,7 @@ def _values(round_num):
 
 def _entries(rounds):
   return [
-    ledger.Entry(round_num=n, attempt=n, charges=n, epsilon=n / 3)
+    ledger_contents.Entry(round_num=n, attempt=n, charges=n, epsilon=n / 3)
     for n in rounds
   ]
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from tff_medical import learning
 from tff_medical import runtime
+from tff_medical.data import equal_images
 from tff_medical.data import images
 from tff_medical.data import partition as partition_lib
 from tff_medical.data import pixels
@@ -70,7 +71,7 @@ def stored_data(folder, count, side):
     **splits,
     class_names=('a', 'b'),
     source_digest=images.content_digest(splits),
-    counted_duplicates=images.Duplicates(within={}, across={}),
+    counted_duplicates=equal_images.Duplicates(within={}, across={}),
   )
 
 

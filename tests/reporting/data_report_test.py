@@ -11,6 +11,7 @@ from tff_medical.data import images
 from tff_medical.data import overview
 from tff_medical.data import partition
 from tff_medical.data import phantoms
+from tff_medical.data import preparation_counts
 from tff_medical.reporting import data_report
 
 _SPEC = phantoms.PhantomSpec(num_train=60, num_validation=10, num_test=20)
@@ -121,7 +122,7 @@ class DataReportTest(absltest.TestCase):
     self.assertTrue((self.folder / 'copies.unnoised.png').exists())
 
   def test_shows_rules_and_bad_files_of_own_images(self):
-    preparation = images.Preparation(
+    preparation = preparation_counts.Preparation(
       files=90,
       bad_files={'north': 3, 'south': 0},
       rules={'north': {'PNG 8 bits': 41}, 'south': {'window LINEAR': 46}},

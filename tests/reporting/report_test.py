@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests import finished_sweeps
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.reporting import report
 from tff_medical.reporting import sweep_plots
 from tff_medical.reporting import sweeps
@@ -179,7 +180,7 @@ class ReportTest(absltest.TestCase):
     for seed in (0, 1):
       cell = run_folder.RunFolder(folder / 'cells' / f'per_site_seed_{seed}')
       cell.write_summary(
-        run_folder.Summary(
+        run_records.Summary(
           rounds=0,
           stop_reason='skipped',
           stop_message='too few',

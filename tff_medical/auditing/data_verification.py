@@ -17,8 +17,9 @@ import dp_accounting
 from tff_medical import _validate
 from tff_medical.auditing import verification
 from tff_medical.privacy import accounting
-from tff_medical.privacy import data_ledger
-from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import data_ledger_contents
+from tff_medical.privacy import ledger_contents
+from tff_medical.privacy import stated_epsilon
 from tff_medical.program import run_folder
 
 _SHORT = 8
@@ -37,7 +38,7 @@ def verify(
     InputError: There is no such file, or a folder is not that of a run.
   """
   try:
-    book = data_ledger.read(path)
+    book = data_ledger_contents.read(path)
   except FileNotFoundError:
     raise _validate.InputError(
       f'data_ledger {os.fspath(path)} does not exist; give the file of '
@@ -49,7 +50,7 @@ def verify(
 
 
 def _checks(
-  book: data_ledger.Book, folders: Sequence[str | os.PathLike[str]]
+  book: data_ledger_contents.Book, folders: Sequence[str | os.PathLike[str]]
 ) -> Iterator[verification.Check]:
   yield verification.Check(
     'data ledger: chain of digests',
@@ -63,7 +64,7 @@ def _checks(
   yield verification.Check(
     'data ledger: ε from its events',
     f'{last:.6g} stated, {total:.6g} computed at δ {book.delta:.3g}',
-    accounting.agrees(last, book.costs(), delta=book.delta),
+    stated_epsilon.agrees(last, book.costs(), delta=book.delta),
   )
   yield verification.Check(
     'data ledger: budget',
@@ -77,11 +78,13 @@ def _checks(
     yield _run(book, pathlib.Path(folder))
 
 
-def _run(book: data_ledger.Book, folder: pathlib.Path) -> verification.Check:
+def _run(
+  book: data_ledger_contents.Book, folder: pathlib.Path
+) -> verification.Check:
   """Returns the check of a run's own ledger against its entry."""
   what = f'{folder}: charges in the data ledger'
   try:
-    ledger = ledger_lib.read(run_folder.RunFolder(folder).ledger)
+    ledger = ledger_contents.read(run_folder.RunFolder(folder).ledger)
   except FileNotFoundError:
     raise _validate.InputError(
       f'{folder} holds no ledger of a run; give the --output_dir of '
@@ -109,7 +112,7 @@ def _run(book: data_ledger.Book, folder: pathlib.Path) -> verification.Check:
   )
 
 
-def table(book: data_ledger.Book) -> str:
+def table(book: data_ledger_contents.Book) -> str:
   """Returns the runs of a data ledger as aligned text, one line each.
 
   `alone` is the epsilon of the run, `together` that of all runs up to it.

@@ -37,6 +37,7 @@ from tff_medical import _validate
 from tff_medical.auditing import bounds
 from tff_medical.data import examples
 from tff_medical.data import images as images_lib
+from tff_medical.data import label_values
 from tff_medical.data import pixels
 
 _MIN_PROBABILITY = 1e-7  # Smallest that float32 softmax distinguishes from 0.
@@ -179,10 +180,10 @@ def _losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """
   if labels.ndim == 1:
     return -_log(probabilities)[np.arange(len(labels)), labels]
-  is_used = images_lib.has_label(labels)
+  is_used = label_values.has_label(labels)
   labels, probabilities = labels[is_used], probabilities[is_used]
   right = np.where(labels == 1, probabilities, 1 - probabilities)
-  is_known = labels != images_lib.UNKNOWN
+  is_known = labels != label_values.UNKNOWN
   return -_log(right).mean(axis=1, where=is_known)
 
 

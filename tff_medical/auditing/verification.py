@@ -25,7 +25,9 @@ import dp_accounting
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import class_counts
-from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import events
+from tff_medical.privacy import ledger_contents
+from tff_medical.privacy import stated_epsilon
 from tff_medical.program import checkpoints
 from tff_medical.program import metrics_table
 from tff_medical.program import run_folder
@@ -76,7 +78,7 @@ def verify(path: str | os.PathLike[str]) -> list[Check]:
 def _run(folder: run_folder.RunFolder) -> Iterator[Check]:
   """Yields the checks of a run's folder."""
   try:
-    ledger = ledger_lib.read(folder.ledger)
+    ledger = ledger_contents.read(folder.ledger)
   except (FileNotFoundError, _validate.InputError) as error:
     yield Check('ledger', _text(error), False)
     return
@@ -123,9 +125,9 @@ def _guarded(
     yield Check(what, _text(error), False)
 
 
-def _ledger_epsilon(ledger: ledger_lib.Contents) -> Iterator[Check]:
+def _ledger_epsilon(ledger: ledger_contents.Contents) -> Iterator[Check]:
   try:
-    event = accounting.parse_event(str(ledger.header.get('event')))
+    event = events.parse_event(str(ledger.header.get('event')))
     before = _event_before(ledger.header)
     delta = float(ledger.header['delta'])
     _validate.in_range(0, 1, delta=delta)
@@ -176,7 +178,7 @@ def _event_before(
   if not any(key in stated for key in ('event_before', 'class_counts')):
     return None
   counts = class_counts.ClassCounts.of(dict(stated))
-  event = accounting.parse_event(str(stated.get('event_before')))
+  event = events.parse_event(str(stated.get('event_before')))
   if counts is None or counts.release.event() != event:
     raise _validate.InputError(
       f'the event before the first round ({event}) is not that of the class '
@@ -210,22 +212,22 @@ def _agrees(
 ) -> bool:
   """Returns whether a stated epsilon is that of an event from a file.
 
-  It may be that of an earlier version. See `accounting.agrees`.
+  It may be that of an earlier version. See `stated_epsilon.agrees`.
 
   Raises:
     InputError: As `_computed` says.
   """
   with _event_errors(event, charges):
-    costs = accounting.with_before(event, charges, before)
-    return accounting.agrees(stated, costs, delta=delta)
+    costs = events.with_before(event, charges, before)
+    return stated_epsilon.agrees(stated, costs, delta=delta)
 
 
 @contextlib.contextmanager
 def _event_errors(event: dp_accounting.DpEvent, charges: int) -> Iterator[None]:
   """Turns the errors of computing an epsilon into an `InputError`."""
-  if charges > ledger_lib.MAX_COUNT:
+  if charges > events.MAX_COUNT:
     raise _validate.InputError(
-      f'{charges} charges are more than any run has ({ledger_lib.MAX_COUNT:,})'
+      f'{charges} charges are more than any run has ({events.MAX_COUNT:,})'
     )
   try:
     yield
@@ -262,14 +264,14 @@ def _header_fits(
 
 
 def _config(
-  folder: run_folder.RunFolder, ledger: ledger_lib.Contents
+  folder: run_folder.RunFolder, ledger: ledger_contents.Contents
 ) -> Iterator[Check]:
   config = folder.read_config()
   yield _same('config.json: run', config.run_id, ledger.run_id)
 
 
 def _metrics(
-  folder: run_folder.RunFolder, ledger: ledger_lib.Contents
+  folder: run_folder.RunFolder, ledger: ledger_contents.Contents
 ) -> Iterator[Check]:
   rows = metrics_table.read(folder.metrics)
   by_round: dict[int, set[float]] = {}
@@ -308,11 +310,11 @@ def _newest(folder: run_folder.RunFolder) -> checkpoints.Record:
 
 
 def _checkpoint(
-  saved: checkpoints.Record, ledger: ledger_lib.Contents
+  saved: checkpoints.Record, ledger: ledger_contents.Contents
 ) -> Iterator[Check]:
   yield _same('checkpoint: run', saved.run_id, ledger.run_id)
   charges = ledger.entries[-1].charges if ledger.entries else 0
-  is_same_history = ledger_lib.is_one_history(
+  is_same_history = ledger_contents.is_one_history(
     ledger.header_digest, ledger.entries, saved.ledger_digests
   )
   yield Check(
@@ -326,7 +328,7 @@ def _checkpoint(
 def _stated(
   name: str,
   stated: Mapping[str, Any],
-  ledger: ledger_lib.Contents,
+  ledger: ledger_contents.Contents,
   saved: checkpoints.Record | None,
 ) -> Iterator[Check]:
   """Yields checks of a summary or a card against ledger and checkpoint."""
@@ -378,7 +380,7 @@ def _model(path: pathlib.Path) -> Iterator[Check]:
     yield Check('card: guarantee', 'none: ε is infinite', True)
     return
   try:
-    event = accounting.parse_event(str(card.get('charge_event')))
+    event = events.parse_event(str(card.get('charge_event')))
     charges = _validate.count(card.get('charges'), 'charges')
     before = _event_before(card)
     epsilon = _computed(event, charges, card['delta'], before)

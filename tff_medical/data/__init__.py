@@ -17,14 +17,17 @@ from tff_medical import _lazy
 __all__ = [
   'clients',
   'decoders',
+  'equal_images',
   'examples',
   'images',
+  'label_values',
   'loading',
   'medmnist',
   'own_images',
   'partition',
   'phantoms',
   'pixels',
+  'preparation_counts',
   'preparing',
   'synthetic',
   'tables',
@@ -34,14 +37,17 @@ __all__ = [
 if typing.TYPE_CHECKING:
   from tff_medical.data import clients as clients
   from tff_medical.data import decoders as decoders
+  from tff_medical.data import equal_images as equal_images
   from tff_medical.data import examples as examples
   from tff_medical.data import images as images
+  from tff_medical.data import label_values as label_values
   from tff_medical.data import loading as loading
   from tff_medical.data import medmnist as medmnist
   from tff_medical.data import own_images as own_images
   from tff_medical.data import partition as partition
   from tff_medical.data import phantoms as phantoms
   from tff_medical.data import pixels as pixels
+  from tff_medical.data import preparation_counts as preparation_counts
   from tff_medical.data import preparing as preparing
   from tff_medical.data import synthetic as synthetic
   from tff_medical.data import tables as tables

@@ -16,6 +16,7 @@ import numpy as np
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.data import pixels as pixels_lib
+from tff_medical.data import preparation_counts
 from tff_medical.data import record_pixels
 from tff_medical.data.decoders import resizing
 from tff_medical.data.tables import image_table
@@ -131,9 +132,9 @@ class Reader:
     except _validate.InputError as error:
       raise _validate.InputError(f'{self.name}: {name}: {error}') from None
 
-  def preparation(self) -> images.Preparation:
+  def preparation(self) -> preparation_counts.Preparation:
     """Returns the sizes of the images that were read."""
-    return images.Preparation(
+    return preparation_counts.Preparation(
       files=sum(self._sizes.values()),
       bad_files={'all': 0},
       rules={'all': self._bits},
@@ -190,7 +191,7 @@ class Reader:
   def _image(self, image: np.ndarray) -> np.ndarray:
     """Returns uint8 [s, s, C]."""
     height, width = image.shape[:2]
-    _add(self._sizes, {images.size_text(height, width): 1})
+    _add(self._sizes, {preparation_counts.size_text(height, width): 1})
     _add(self._bits, {f'{image.dtype.itemsize * 8} bits': 1})
     if (height, width) == (self._side,) * 2 and image.dtype == np.uint8:
       return image

@@ -9,8 +9,8 @@ This module alone defines how pixels are scaled and how examples are laid out:
 
 Where the split holds fixed features of its images, x is these features, float32
 [n, ...] or [n, K, ...], as they are.
-y is an int64 class index, or float32 0, 1 or `images.UNKNOWN` for each of L
-findings. mask is 1 for an image and 0 for padding. K is the largest number of
+y is an int64 class index, or float32 0, 1 or `label_values.UNKNOWN` for each of
+L findings. mask is 1 for an image and 0 for padding. K is the largest number of
 images of a unit. Pixels are held as uint8 until they are read and scaled, once.
 
 >>> scaled(np.array([0, 51, 255], np.uint8)).tolist()

@@ -7,9 +7,9 @@ on no patient being in two splits. Nothing here imports TensorFlow.
 
 Images are uint8 [N, H, W, C] in 0..255 with C of 1 or 3. They are an array, or
 `pixels.Pixels` that are read on demand. Labels are int64 [N] class indices, or
-int64 [N, L] of 0, 1 and `UNKNOWN` for multi-label data. Sites and patients are int64 [N]
-or None. Sites index `ImageData.site_names`; patient numbers are unique over the
-whole data set.
+int64 [N, L] of 0, 1 and `label_values.UNKNOWN` for multi-label data. Sites and
+patients are int64 [N] or None. Sites index `ImageData.site_names`; patient
+numbers are unique over the whole data set.
 
 >>> images = np.zeros([2, 28, 28, 1], np.uint8)
 >>> split = Split(images=images, labels=np.array([0, 3]))
@@ -34,12 +34,11 @@ import math
 import numpy as np
 
 from tff_medical import _validate
+from tff_medical.data import equal_images
+from tff_medical.data import label_values
 from tff_medical.data import pixels
+from tff_medical.data import preparation_counts
 from tff_medical.data.decoders import decoded
-
-# Label of a finding of which nothing is known. The loss and the metrics leave it
-# out; `models` has the same number.
-UNKNOWN = -1
 
 VALIDATION = 'validation'
 TEST = 'test'
@@ -63,7 +62,8 @@ class Split:
     images: Pixels, uint8 [N, H, W, C] in 0..255, where C is 1 (grey) or 3
       (RGB); in memory, or stored as `pixels.Pixels`. `rows` and `batches` read
       both.
-    labels: Class indices, int64 [N], or 0, 1 and `UNKNOWN`, int64 [N, L].
+    labels: Class indices, int64 [N], or 0, 1 and `label_values.UNKNOWN`, int64
+      [N, L].
     sites: Index of each image's site (hospital, scanner), int64 [N], or None.
     patients: Patient number of each image, int64 [N]; None if unknown.
     features: Fixed features of each image, float32 [N, ...], which models then
@@ -83,10 +83,11 @@ class Split:
       low, high = self.labels.min(), self.labels.max()
       if self.labels.ndim == 1 and low < 0:
         raise _validate.InputError(f'labels must be 0 or more, got {low}')
-      if self.labels.ndim == 2 and (low < UNKNOWN or high > 1):
+      if self.labels.ndim == 2 and (low < label_values.UNKNOWN or high > 1):
         raise _validate.InputError(
-          f'multi-label labels must be 0 or 1, or {UNKNOWN} where unknown, got '
-          f'{low if low < UNKNOWN else high}'
+          'multi-label labels must be 0 or 1, or '
+          f'{label_values.UNKNOWN} where unknown, got '
+          f'{low if low < label_values.UNKNOWN else high}'
         )
     for name in ('sites', 'patients'):
       values = getattr(self, name)
@@ -156,57 +157,6 @@ class Split:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Duplicates:
-  """Counts of images that are equal to another image, pixel for pixel.
-
-  Attributes:
-    within: Number of copies beyond the first of each image, by split.
-    across: Number of distinct images that are in both, by pair of splits.
-  """
-
-  within: Mapping[str, int]
-  across: Mapping[tuple[str, str], int]
-
-  def __bool__(self) -> bool:
-    return any(self.within.values()) or any(self.across.values())
-
-  def __str__(self) -> str:
-    parts = [f'{n} extra in {name}' for name, n in self.within.items() if n]
-    parts += [
-      f'{n} in both {a} and {b}' for (a, b), n in self.across.items() if n
-    ]
-    return ', '.join(parts) or 'none'
-
-
-def size_text(height: int, width: int) -> str:
-  """Returns the size of an image as counts of sizes name it."""
-  return f'{height} x {width}'
-
-
-@dataclasses.dataclass(frozen=True)
-class Preparation:
-  """What was counted when own images were decoded; for the data's holder.
-
-  Attributes:
-    files: Number of image files.
-    bad_files: Number of files that were left out, by site.
-    rules: Number of files that each rule was applied to, by site and rule.
-    warnings: Number of files that each warning is about, by site and warning.
-    sizes: Number of images of each size before resizing, by site and
-      `size_text`.
-    largest_group: Number of images in the largest group of copies, as
-      `near_duplicates` finds them; None if not all images were compared.
-  """
-
-  files: int
-  bad_files: Mapping[str, int]
-  rules: Mapping[str, Mapping[str, int]]
-  warnings: Mapping[str, Mapping[str, int]]
-  sizes: Mapping[str, Mapping[str, int]]
-  largest_group: int | None
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
   """A data set: three splits and their description.
@@ -244,9 +194,9 @@ class ImageData:
   license: str = ''
   source_digest: str = ''
   origin: str = UNSTATED
-  counted_duplicates: Duplicates | None = None
+  counted_duplicates: equal_images.Duplicates | None = None
   decoding_policy: decoded.DecodingPolicy | None = None
-  preparation: Preparation | None = None
+  preparation: preparation_counts.Preparation | None = None
   split_rule: str = 'given'
   is_ordinal: bool = False
 
@@ -273,7 +223,7 @@ class ImageData:
   @property
   def has_validation(self) -> bool:
     """Whether an image of the validation split has a known label."""
-    return bool(has_label(self.validation.labels).any())
+    return bool(label_values.has_label(self.validation.labels).any())
 
   def eval_split(self, name: str) -> Split:
     """Returns a split that models are evaluated on.
@@ -329,7 +279,7 @@ class ImageData:
     return self.name
 
   @functools.cached_property
-  def duplicates(self) -> Duplicates:
+  def duplicates(self) -> equal_images.Duplicates:
     """Equal images within and across the splits.
 
     They are `counted_duplicates` if given. Otherwise they are counted at first
@@ -337,7 +287,9 @@ class ImageData:
     """
     if self.counted_duplicates is not None:
       return self.counted_duplicates
-    return find_duplicates({name: s.images for name, s in self.splits()})
+    return equal_images.find_duplicates(
+      {name: s.images for name, s in self.splits()}
+    )
 
   @property
   def largest_group(self) -> int | None:
@@ -355,7 +307,7 @@ class ImageData:
         f'{where} images have shape {split.image_shape} but train images '
         f'{self.image_shape}; make all images the same size'
       )
-    check_labels(
+    label_values.check_labels(
       where,
       split.labels,
       self.num_classes,
@@ -363,7 +315,7 @@ class ImageData:
       may_be_unknown=True,
     )
     if name != 'validation':
-      check_has_label(where, split.labels)
+      label_values.check_has_label(where, split.labels)
     if split.sites is not None:
       if split.sites.min() < 0 or split.sites.max() >= len(self.site_names):
         raise _validate.InputError(
@@ -386,73 +338,6 @@ class ImageData:
           f'{self.name}: {shared.size} patients are in both {a} and {b}; keep '
           'each patient in one split'
         )
-
-
-def check_labels(
-  where: str,
-  labels: np.ndarray,
-  num_classes: int,
-  multi_label: bool,
-  *,
-  may_be_unknown: bool = False,
-) -> None:
-  """Raises `InputError` unless labels fit the classes.
-
-  Args:
-    where: Name of the array in the message, e.g. a file and a key.
-    labels: Integers [N], or [N, L] for multi-label data.
-    num_classes: Number of classes, or of findings L.
-    multi_label: Whether labels are the 0 and 1 of several findings.
-    may_be_unknown: Whether findings may be `UNKNOWN`.
-  """
-  if labels.ndim != (2 if multi_label else 1):
-    expected = f'[N, {num_classes}]' if multi_label else '[N]'
-    raise _validate.InputError(
-      f'{where} labels must have shape {expected}, got {list(labels.shape)}'
-    )
-  if multi_label and labels.shape[1] != num_classes:
-    raise _validate.InputError(
-      f'{where} labels must have {num_classes} columns, one per finding, '
-      f'got {labels.shape[1]}'
-    )
-  lowest = UNKNOWN if multi_label and may_be_unknown else 0
-  highest = 1 if multi_label else num_classes - 1
-  is_wrong = (labels < lowest) | (labels > highest)
-  wrong = np.flatnonzero(is_wrong.reshape(len(labels), -1).any(axis=1))
-  if wrong.size:
-    row = int(wrong[0])
-    raise _validate.InputError(
-      f'{where} labels must lie in {lowest}..{highest}, got '
-      f'{labels[row].tolist()} in row {row} (and {wrong.size - 1} more '
-      'rows); the file is not of this data set or is damaged'
-    )
-
-
-def has_label(labels: np.ndarray) -> np.ndarray:
-  """Returns which images have a known label, bool [N].
-
-  >>> has_label(np.array([[UNKNOWN, 0], [UNKNOWN, UNKNOWN]])).tolist()
-  [True, False]
-
-  Args:
-    labels: int64 [N], or int64 [N, L] with `UNKNOWN` findings.
-  """
-  is_known = labels != UNKNOWN
-  return is_known if labels.ndim == 1 else is_known.any(axis=1)
-
-
-def check_has_label(where: str, labels: np.ndarray) -> None:
-  """Raises `InputError` if all findings of all images are unknown.
-
-  Args:
-    where: What to call the images in the message.
-    labels: int64 [N], or int64 [N, L], N at least 1.
-  """
-  if not has_label(labels).any():
-    raise _validate.InputError(
-      f'{where} has {len(labels)} images but no known label; give the labels of '
-      'some of them'
-    )
 
 
 def content_digest(splits: Mapping[str, Split]) -> str:
@@ -480,39 +365,6 @@ def content_digest(splits: Mapping[str, Split]) -> str:
         content.update(f'{column} {values.shape} '.encode())
         content.update(np.ascontiguousarray(values, '<i8').tobytes())
   return f'sha256:{content.hexdigest()}'
-
-
-def find_duplicates(images: Mapping[str, pixels.ArrayOrPixels]) -> Duplicates:
-  """Counts equal images within each array of images and across them.
-
-  >>> a = np.zeros([3, 2, 2, 1], np.uint8)
-  >>> report = find_duplicates({'train': a, 'test': a[:1]})
-  >>> str(report)
-  '2 extra in train, 1 in both train and test'
-
-  Args:
-    images: Images by name, each uint8 [N, H, W, C]; they are read in batches.
-
-  Returns:
-    Counts for every name and for every pair of names.
-  """
-  digests = {name: _digests(array) for name, array in images.items()}
-  distinct = {name: set(values) for name, values in digests.items()}
-  return Duplicates(
-    within={n: len(digests[n]) - len(distinct[n]) for n in images},
-    across={
-      (a, b): len(distinct[a] & distinct[b])
-      for a, b in itertools.combinations(images, 2)
-    },
-  )
-
-
-def _digests(images: pixels.ArrayOrPixels) -> list[bytes]:
-  return [
-    hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-    for batch in pixels.batches(images)
-    for image in batch
-  ]
 
 
 def _check_images(images: pixels.ArrayOrPixels) -> None:

@@ -40,6 +40,7 @@ import tensorflow_datasets as tfds
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import label_values
 from tff_medical.data import medmnist_info
 from tff_medical.data import npz
 
@@ -425,6 +426,8 @@ def _checked_arrays(
   labels = labels.astype(np.int64)
   if not info.multi_label:
     labels = labels.reshape(len(labels))
-  images.check_labels(where, labels, len(info.class_names), info.multi_label)
+  label_values.check_labels(
+    where, labels, len(info.class_names), info.multi_label
+  )
   shape = (image_size, image_size, info.channels)
   return pixels.reshape(-1, *shape), labels

@@ -18,6 +18,7 @@ import numpy as np
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import label_values
 from tff_medical.data import missing_splits
 from tff_medical.data import npz
 from tff_medical.data.decoders import resizing
@@ -70,7 +71,7 @@ def load(
     )
   names = tuple(class_names) or tuple(map(str, range(num_classes)))
   for split, content in splits.items():
-    images.check_labels(
+    label_values.check_labels(
       f'{path}: {split}', content.labels, len(names), multi_label
     )
   return images.ImageData(

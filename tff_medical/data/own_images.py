@@ -21,6 +21,7 @@ import numpy as np
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import preparation_counts
 from tff_medical.data.decoders import decoded
 from tff_medical.data.decoders import decoding_worker
 from tff_medical.data.preparing import archives
@@ -303,8 +304,8 @@ def _image_data(
   )
 
 
-def _preparation(info: Mapping[str, Any]) -> images.Preparation:
-  return images.Preparation(
+def _preparation(info: Mapping[str, Any]) -> preparation_counts.Preparation:
+  return preparation_counts.Preparation(
     files=info['files'],
     bad_files=info['bad_files_by_site'],
     rules=info['rules_by_site'],

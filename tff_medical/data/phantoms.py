@@ -115,23 +115,51 @@ def _within(low: float, high: float, **named: float) -> None:
       )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+  """Generated images, each with all that is known of it.
+
+  Attributes:
+    images: Pixels, uint8 [n, H, W, C].
+    labels: Class indices, int64 [n].
+    sites: Index of each image's site, int64 [n].
+    patients: Patient number of each image, int64 [n].
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  sites: np.ndarray
+  patients: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+
 def generate(spec: PhantomSpec) -> dict[str, images.Split]:
   """Returns the splits by name; they share sites but no patients."""
-  parts: dict[str, list[images.Split]] = {n: [] for n in images.SPLIT_NAMES}
+  return {
+    name: images.Split(part.images, part.labels, part.sites, part.patients)
+    for name, part in generate_whole(spec).items()
+  }
+
+
+def generate_whole(spec: PhantomSpec) -> dict[str, Batch]:
+  """Returns the images of `generate`, each split as one batch."""
+  parts: dict[str, list[Batch]] = {n: [] for n in images.SPLIT_NAMES}
   for name, part in batches(spec):
     parts[name].append(part)
   return {
-    name: images.Split(
+    name: Batch(
       *(
-        np.concatenate([getattr(part, column) for part in of_split])
-        for column in ('images', 'labels', 'sites', 'patients')
+        np.concatenate([getattr(part, field.name) for part in of_split])
+        for field in dataclasses.fields(Batch)
       )
     )
     for name, of_split in parts.items()
   }
 
 
-def batches(spec: PhantomSpec) -> Iterator[tuple[str, images.Split]]:
+def batches(spec: PhantomSpec) -> Iterator[tuple[str, Batch]]:
   """Yields the images of `generate` in their order, some at a time.
 
   No more images are in memory than one batch has, so that a set may be larger
@@ -150,7 +178,6 @@ def batches(spec: PhantomSpec) -> Iterator[tuple[str, images.Split]]:
     rng = np.random.default_rng([spec.seed, number + 1])
     for part in _split(rng, spec, scanners, count, first_patient):
       yield name, part
-    assert part.patients is not None
     first_patient = int(part.patients[-1]) + 1
 
 
@@ -176,7 +203,7 @@ def _split(
   scanners: _Scanners,
   count: int,
   first_patient: int,
-) -> Iterator[images.Split]:
+) -> Iterator[Batch]:
   """Draws patients until they have `count` images, then renders the images."""
   sizes = 1 + rng.poisson(spec.images_per_patient - 1, size=count)
   patients = np.repeat(np.arange(count), sizes)[:count]
@@ -188,7 +215,7 @@ def _split(
   for start in range(0, count, _CHUNK):
     rows = patients[start : start + _CHUNK]
     scene = _scenes(rng, spec, labels[rows], shading.take(rows))
-    yield images.Split(
+    yield Batch(
       images=_scan(rng, spec, scanners, sites[rows], scene),
       labels=labels[rows].astype(np.int64),
       sites=sites[rows].astype(np.int64),

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tff_medical.data import images
 from tff_medical.data import phantoms
 
 LICENSE = 'Generated; no rights reserved (CC0 1.0)'
@@ -106,20 +105,19 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
     del dl_manager  # There is nothing to download.
-    splits = phantoms.generate(self.builder_config.spec)
+    splits = phantoms.generate_whole(self.builder_config.spec)
     return {
       name: self._generate_examples(split) for name, split in splits.items()
     }
 
   def _generate_examples(
-    self, split: images.Split
+    self, split: phantoms.Batch
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    assert split.sites is not None and split.patients is not None
     for i in range(len(split)):
       yield (
         i,
         {
-          'image': split.rows(np.array(i)),
+          'image': split.images[i],
           'label': split.labels[i],
           'site': split.sites[i],
           'patient': split.patients[i],

@@ -19,7 +19,6 @@ of clients that it trains on.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable
 import dataclasses
 import functools
@@ -416,14 +415,11 @@ def _compose(
 
   @tff.federated_computation
   def initialize() -> Any:
-    return tff.federated_zip(
-      tff.learning.templates.LearningAlgorithmState(
-        global_model_weights=tff.federated_eval(initial_weights, tff.SERVER),
-        distributor=tff.federated_value((), tff.SERVER),
-        client_work=tff.federated_value(0 if is_scheduled else (), tff.SERVER),
-        aggregator=aggregation.initialize(),
-        finalizer=finalizer.initialize(),
-      )
+    return process_parts.first_state(
+      initial_weights,
+      client_work=0 if is_scheduled else (),
+      aggregator=aggregation.initialize(),
+      finalizer=finalizer.initialize(),
     )
 
   state_type = initialize.type_signature.result
@@ -483,23 +479,13 @@ def _compose(
       ),
     )
     step = finalizer.next(state.finalizer, state.global_model_weights, update)
-    new_state = tff.federated_zip(
-      tff.learning.templates.LearningAlgorithmState(
-        global_model_weights=step.result,
-        distributor=state.distributor,
-        client_work=tff.federated_map(next_client_work, state.client_work),
-        aggregator=aggregator,
-        finalizer=step.state,
-      )
-    )
-    metrics = collections.OrderedDict(finalizer=step.measurements)
-    # The count carries no noise, so that it is only there on request.
-    if count_broken:
-      metrics['aggregator'] = tff.federated_zip(
-        collections.OrderedDict(broken_units=tff.federated_sum(sums[2]))
-      )
-    return tff.learning.templates.LearningProcessOutput(
-      new_state, tff.federated_zip(metrics)
+    return process_parts.round_output(
+      state,
+      step,
+      client_work=tff.federated_map(next_client_work, state.client_work),
+      aggregator=aggregator,
+      # The count carries no noise, so that it is only there on request.
+      broken_units=sums[2] if count_broken else None,
     )
 
   return process_parts.with_model_weights(initialize, next_round)

@@ -15,7 +15,6 @@ batch at once what the queries do for one record.
 
 from __future__ import annotations
 
-import collections
 import functools
 from typing import Any, NamedTuple
 
@@ -31,7 +30,6 @@ from tff_medical.learning import process_parts
 from tff_medical.learning import unit_clipping
 from tff_medical.learning import unit_gradients
 from tff_medical.learning import unit_inputs
-from tff_medical.privacy import gaussian_query
 from tff_medical.privacy import mechanisms
 
 _Gradients = tuple[tf.Tensor, ...]
@@ -115,7 +113,7 @@ class QuerySum:
   def __init__(self, mechanism: mechanisms.GaussianMechanism):
     self._clipping = mechanism.clipping
     self.query = tfp.NormalizedQuery(
-      gaussian_query.sum_query(mechanism),
+      mechanism.sum_query(),
       denominator=float(mechanism.sampling.expected_cohort),
     )
     self._state = (
@@ -243,14 +241,10 @@ def _compose(
   # aggregator's.
   @tff.federated_computation
   def initialize() -> Any:
-    return tff.federated_zip(
-      tff.learning.templates.LearningAlgorithmState(
-        global_model_weights=tff.federated_eval(initial_weights, tff.SERVER),
-        distributor=tff.federated_value((), tff.SERVER),
-        client_work=tff.federated_value((), tff.SERVER),
-        aggregator=tff.federated_eval(initial_query_state, tff.SERVER),
-        finalizer=finalizer.initialize(),
-      )
+    return process_parts.first_state(
+      initial_weights,
+      aggregator=tff.federated_eval(initial_query_state, tff.SERVER),
+      finalizer=finalizer.initialize(),
     )
 
   state_type = initialize.type_signature.result
@@ -274,23 +268,13 @@ def _compose(
       noised_mean, (tff.federated_sum(sums[0]), state.aggregator)
     )
     step = finalizer.next(state.finalizer, state.global_model_weights, gradient)
-    new_state = tff.federated_zip(
-      tff.learning.templates.LearningAlgorithmState(
-        global_model_weights=step.result,
-        distributor=state.distributor,
-        client_work=state.client_work,
-        aggregator=aggregator,
-        finalizer=step.state,
-      )
-    )
-    metrics = collections.OrderedDict(finalizer=step.measurements)
-    # The count carries no noise, so that it is only there on request.
-    if count_broken:
-      metrics['aggregator'] = tff.federated_zip(
-        collections.OrderedDict(broken_units=tff.federated_sum(sums[1]))
-      )
-    return tff.learning.templates.LearningProcessOutput(
-      new_state, tff.federated_zip(metrics)
+    return process_parts.round_output(
+      state,
+      step,
+      client_work=state.client_work,
+      aggregator=aggregator,
+      # The count carries no noise, so that it is only there on request.
+      broken_units=sums[1] if count_broken else None,
     )
 
   return process_parts.with_model_weights(initialize, next_round)

@@ -20,15 +20,19 @@ __all__ = [
   'card',
   'class_counts',
   'data_ledger',
+  'data_ledger_contents',
   'distributed_dp_mechanism',
   'dp_ftrl_mechanism',
+  'events',
   'interface',
   'ledger',
+  'ledger_contents',
   'local_dp_sgd_mechanism',
   'mechanisms',
   'planning',
   'sampling',
   'selection',
+  'stated_epsilon',
 ]
 
 if typing.TYPE_CHECKING:
@@ -38,12 +42,15 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import card as card
   from tff_medical.privacy import class_counts as class_counts
   from tff_medical.privacy import data_ledger as data_ledger
+  from tff_medical.privacy import data_ledger_contents as data_ledger_contents
   from tff_medical.privacy import (
     distributed_dp_mechanism as distributed_dp_mechanism,
   )
   from tff_medical.privacy import dp_ftrl_mechanism as dp_ftrl_mechanism
+  from tff_medical.privacy import events as events
   from tff_medical.privacy import interface as interface
   from tff_medical.privacy import ledger as ledger
+  from tff_medical.privacy import ledger_contents as ledger_contents
   from tff_medical.privacy import (
     local_dp_sgd_mechanism as local_dp_sgd_mechanism,
   )
@@ -51,5 +58,6 @@ if typing.TYPE_CHECKING:
   from tff_medical.privacy import planning as planning
   from tff_medical.privacy import sampling as sampling
   from tff_medical.privacy import selection as selection
+  from tff_medical.privacy import stated_epsilon as stated_epsilon
 else:  # A __getattr__ that type checkers see would allow any name.
   __getattr__, __dir__ = _lazy.attach(__name__, __all__)

@@ -17,7 +17,7 @@ from dp_accounting import dp_event
 
 from tff_medical import _validate
 from tff_medical.privacy import accounting
-from tff_medical.privacy import data_ledger as data_ledger_lib
+from tff_medical.privacy import data_ledger_contents
 from tff_medical.privacy import interface
 from tff_medical.privacy import ledger as ledger_lib
 
@@ -56,7 +56,7 @@ def build_card(
   backbone: Mapping[str, Any] | None = None,
   data_digest: str = '',
   largest_group: int | None = None,
-  data_ledger: data_ledger_lib.Book | None = None,
+  data_ledger: data_ledger_contents.Book | None = None,
   precision: str = 'float32',
 ) -> dict[str, Any]:
   """Returns the card of a model.
@@ -249,7 +249,7 @@ def of_the_best(
   *,
   event: dp_accounting.DpEvent,
   tuning: Mapping[str, Any],
-  data_ledger: data_ledger_lib.Book | None = None,
+  data_ledger: data_ledger_contents.Book | None = None,
 ) -> dict[str, Any]:
   """Returns the card of a model that was chosen among others on the same data.
 
@@ -298,7 +298,7 @@ def _secrets(event: dp_accounting.DpEvent) -> list[str]:
   ]
 
 
-def _other_runs(book: data_ledger_lib.Book) -> str:
+def _other_runs(book: data_ledger_contents.Book) -> str:
   """Returns the sentence on the other runs of a data ledger."""
   return (
     f'The other runs on the same data: epsilon over all {len(book.runs)} runs on '

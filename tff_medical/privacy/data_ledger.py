@@ -14,8 +14,7 @@ killed keeps its reservation, and goes on with it under the same run id.
 All runs must protect the same units, as the epsilon of a record and that of a
 patient do not add up. Clients are the same units only in the same partition.
 The header binds the file to the data by a digest that is keyed by a secret in
-the file, which only its owner may read: with a plain digest, whoever knows all
-images except one could find that image by trial.
+the file, which only its owner may read.
 
 Limits. The total holds for runs whose noise, sampling and number of rounds were
 not chosen by results of earlier runs of this ledger: what a fully adaptive
@@ -26,14 +25,10 @@ a new one; the chain of digests shows that to those who hold an earlier digest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 import contextlib
 import dataclasses
-import hashlib
-import hmac
-import itertools
 import math
-import os
 import pathlib
 import secrets
 import time
@@ -41,23 +36,19 @@ from typing import Any
 
 import dp_accounting
 
-from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
+from tff_medical.privacy import data_ledger_contents as contents
+from tff_medical.privacy import events
 from tff_medical.privacy import interface
+from tff_medical.privacy import keyed_digests
 from tff_medical.privacy import ledger as ledger_lib
 from tff_medical.privacy import ledger_file
 
-_FORMAT = 1
-_KIND = 'data_ledger'
-_REMEDY = 'give another data_ledger'
 _CHANGE_REMEDY = (
   'while it was open, and nothing was reserved; start the same command again'
 )
-RESERVED, SETTLED = 'reserved', 'settled'
-# Events, each with the number of times that it is paid for.
-Costs = Sequence[tuple[dp_accounting.DpEvent, int]]
 # Seconds for which a run waits while others reserve or settle.
 _PATIENCE_SECS = 120.0
 _POLL_SECS = 0.05
@@ -93,11 +84,12 @@ class Units:
     return {
       'data': self.data_digest
       if self.data_is_public
-      else _keyed(self.data_digest, key),
+      else keyed_digests.keyed(self.data_digest, key),
       'dataset': self.dataset,
       'privacy_unit': self.privacy_unit,
       'neighboring_relation': self.neighboring_relation,
-      'clients': self.clients_digest and _keyed(self.clients_digest, key),
+      'clients': self.clients_digest
+      and keyed_digests.keyed(self.clients_digest, key),
     }
 
 
@@ -124,172 +116,6 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-  """One line of the file after the header.
-
-  Attributes:
-    kind: `RESERVED` or `SETTLED`.
-    run_id: Identity of the run.
-    purpose: Command of the run.
-    event: Event of one charge, as text.
-    charges: Number of all charges of the run, which replaces that of its
-      earlier lines.
-    epsilon: Epsilon of all runs with this line.
-    before: Event that is paid for once before the first charge, as text; '' if
-      there is none.
-    ledger_digest: Digest of the run's own ledger; '' before it has settled.
-    digest: SHA-256, in hexadecimal, that commits to the file up to this line.
-  """
-
-  kind: str
-  run_id: str
-  purpose: str
-  event: str
-  charges: int
-  epsilon: float
-  before: str = ''
-  ledger_digest: str = ''
-  digest: str = ''
-
-  @classmethod
-  def of(cls, line: ledger_file.Line) -> Entry:
-    """Returns the entry of a line.
-
-    Raises:
-      KeyError: A required value is missing.
-      TypeError: A value is of another type.
-      ValueError: A value is out of range.
-    """
-    record = line.record
-    entry = cls(
-      kind=str(record['kind']),
-      run_id=str(record['run_id']),
-      purpose=str(record['purpose']),
-      event=str(record['event']),
-      charges=ledger_file.whole(record['charges']),
-      epsilon=float(record['epsilon']),
-      before=str(record.get('event_before', '')),
-      ledger_digest=str(record.get('ledger_sha256', '')),
-      digest=line.digest,
-    )
-    _validate.one_of((RESERVED, SETTLED), kind=entry.kind)
-    entry.costs()  # Raises if an event is none.
-    if not 0 <= entry.charges <= ledger_lib.MAX_COUNT:
-      raise ValueError(f'{entry.charges} charges')
-    if math.isnan(entry.epsilon) or entry.epsilon < 0 or not entry.run_id:
-      raise ValueError(f'epsilon is {entry.epsilon}, run {entry.run_id!r}')
-    return entry
-
-  def costs(self) -> Costs:
-    """Returns all that the run was charged."""
-    return _costs(
-      accounting.parse_event(self.event),
-      self.charges,
-      accounting.parse_event(self.before) if self.before else None,
-    )
-
-  def record(self) -> dict[str, Any]:
-    """Returns the values of the line, without the digest."""
-    return {
-      'kind': self.kind,
-      'run_id': self.run_id,
-      'purpose': self.purpose,
-      'event': self.event,
-      'charges': self.charges,
-      'epsilon': _files.plain_json(self.epsilon),
-      **({'event_before': self.before} if self.before else {}),
-      **({'ledger_sha256': self.ledger_digest} if self.ledger_digest else {}),
-      # Two copies of the file that both go on have different digests.
-      'nonce': secrets.token_hex(16),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Book:
-  """Contents of a data ledger whose chain of digests was checked.
-
-  Attributes:
-    header: First line, without digest.
-    entries: Entries of all further lines.
-    digest: SHA-256, in hexadecimal, that commits to the whole file.
-  """
-
-  header: Mapping[str, Any]
-  entries: tuple[Entry, ...] = ()
-  digest: str = ''
-
-  @property
-  def budget(self) -> float:
-    """Largest epsilon of all runs together."""
-    return float(self.header['budget'])
-
-  @property
-  def delta(self) -> float:
-    """Delta at which the total epsilon is stated."""
-    return float(self.header['delta'])
-
-  @property
-  def runs(self) -> dict[str, Entry]:
-    """Last entry of each run, by its id, in the order of first entries."""
-    return {entry.run_id: entry for entry in self.entries}
-
-  @property
-  def epsilon(self) -> float:
-    """Epsilon of all runs together."""
-    return self.epsilon_with({})
-
-  def epsilon_with(self, changed: Mapping[str, Costs]) -> float:
-    """Returns the total epsilon if some runs had other charges.
-
-    Args:
-      changed: What a run is charged, by the id of the run, which may be new.
-    """
-    return accounting.composed_epsilon(self.costs(changed), delta=self.delta)
-
-  def costs(self, changed: Mapping[str, Costs] | None = None) -> Costs:
-    """Returns the events of all runs and their numbers.
-
-    Args:
-      changed: What a run is charged instead, by the id of the run.
-    """
-    costs = {run_id: entry.costs() for run_id, entry in self.runs.items()}
-    return [*itertools.chain(*{**costs, **(changed or {})}.values())]
-
-  def charges(self, run_id: str) -> int:
-    """Returns the number of charges that a run has reserved or settled."""
-    entry = self.runs.get(run_id)
-    return entry.charges if entry else 0
-
-  def settled(self, run_id: str) -> Entry | None:
-    """Returns the last entry with which a run was settled, if any."""
-    for entry in reversed(self.entries):
-      if (entry.run_id, entry.kind) == (run_id, SETTLED):
-        return entry
-    return None
-
-  def describe(self) -> dict[str, Any]:
-    """Returns what a privacy card says of the runs on the same data."""
-    return {
-      'epsilon': self.epsilon,
-      'delta': self.delta,
-      'budget': self.budget,
-      'runs': len(self.runs),
-      'unit': self.header['privacy_unit'],
-      'sha256': self.digest,
-    }
-
-
-def read(path: str | os.PathLike[str]) -> Book:
-  """Returns the contents of a data ledger, without changing it.
-
-  Raises:
-    FileNotFoundError: There is no such file.
-    InputError: The file is no data ledger of this version, or was changed.
-  """
-  return _book(pathlib.Path(path), ledger_file.read(path, _REMEDY))
-
-
-@dataclasses.dataclass(frozen=True)
 class DataLedger:
   """A data ledger, which is locked only while a run reserves or settles.
 
@@ -306,10 +132,6 @@ class DataLedger:
   def __post_init__(self) -> None:
     if self.budget is not None:
       _validate.positive(data_budget=self.budget)
-
-  def read(self) -> Book:
-    """Returns the contents, as the function `read` does."""
-    return read(self.path)
 
   def check(
     self,
@@ -337,11 +159,11 @@ class DataLedger:
         f'{self.path.parent} first'
       )
     try:
-      book = self.read()
+      book = contents.read(self.path)
     except FileNotFoundError:
-      book = Book({})
+      book = contents.Book({})
     if not book.header:
-      book = Book(self._new_header(units, delta))
+      book = contents.Book(self._new_header(units, delta))
     self._check_terms(book, units)
     return self._granted(book, mechanism, request)[1]
 
@@ -378,13 +200,13 @@ class DataLedger:
     with self._locked() as file:
       book = self._load(file, units, delta)
 
-      def enter(charges: int) -> Book:
+      def enter(charges: int) -> contents.Book:
         if charges <= book.charges(request.run_id):
           return book
         return _append(
           file,
           book,
-          kind=RESERVED,
+          kind=contents.RESERVED,
           run_id=request.run_id,
           purpose=request.purpose,
           event=mechanism.charge_event(),
@@ -410,7 +232,7 @@ class DataLedger:
       enter(granted)
       return granted
 
-  def settle(self, ledger: ledger_lib.PrivacyLedger) -> Book:
+  def settle(self, ledger: ledger_lib.PrivacyLedger) -> contents.Book:
     """Gives back what a run that has ended did not charge.
 
     Args:
@@ -425,7 +247,7 @@ class DataLedger:
       OSError: The file could not be written; the reservation stays.
     """
     with self._locked() as file:
-      book = _book(self.path, file.load())
+      book = contents.of(self.path, file.load())
       entry = book.runs.get(ledger.run_id)
       if entry is None or (entry.event, entry.before) != (
         repr(ledger.event),
@@ -435,7 +257,9 @@ class DataLedger:
           f'{self.path} has no reservation of run {ledger.run_id} for its '
           'mechanism; restore the file'
         )
-      if entry.kind == SETTLED and entry.ledger_digest == ledger.digest:
+      if (
+        entry.kind == contents.SETTLED and entry.ledger_digest == ledger.digest
+      ):
         return book
       charges, settled = ledger.charges, book.settled(ledger.run_id)
       if settled is not None:
@@ -446,7 +270,7 @@ class DataLedger:
       return _append(
         file,
         book,
-        kind=SETTLED,
+        kind=contents.SETTLED,
         run_id=ledger.run_id,
         purpose=entry.purpose,
         event=ledger.event,
@@ -456,7 +280,10 @@ class DataLedger:
       )
 
   def _granted(
-    self, book: Book, mechanism: interface.Priced, request: Request
+    self,
+    book: contents.Book,
+    mechanism: interface.Priced,
+    request: Request,
   ) -> tuple[int, float]:
     """Returns the charges that a run gets, and the total epsilon with them.
 
@@ -475,7 +302,7 @@ class DataLedger:
       if charges < least:
         break
       total = book.epsilon_with(
-        {run_id: _costs(event, charges, request.before)}
+        {run_id: events.with_before(event, charges, request.before)}
       )
       if charges <= known or total <= book.budget:
         return charges, total
@@ -487,7 +314,10 @@ class DataLedger:
     )
 
   def _check_event(
-    self, book: Book, mechanism: interface.Priced, request: Request
+    self,
+    book: contents.Book,
+    mechanism: interface.Priced,
+    request: Request,
   ) -> None:
     """Raises `InputError` if a run has an entry with another event."""
     event, entry = repr(mechanism.charge_event()), book.runs.get(request.run_id)
@@ -501,7 +331,7 @@ class DataLedger:
         'output_dir'
       )
 
-  def _check_terms(self, book: Book, units: Units) -> None:
+  def _check_terms(self, book: contents.Book, units: Units) -> None:
     """Raises `InputError` if the file is of another budget, data or unit."""
     if self.budget is not None and self.budget != book.budget:
       raise _validate.InputError(
@@ -509,7 +339,7 @@ class DataLedger:
         f'started, got {self.budget:g}; a budget is fixed: leave data_budget '
         'out'
       )
-    asked = units.header(_key(book.header))
+    asked = units.header(contents.key_of(book.header))
     differing = [n for n, v in asked.items() if book.header.get(n) != v]
     if not differing:
       return
@@ -531,7 +361,9 @@ class DataLedger:
         f'has the {name} {book.header.get(name)!r}, and this run has '
         f'{asked[name]!r}: their ε do not add up; use the same'
       )
-    raise _validate.InputError(f'data_ledger {self.path} {what}; or {_REMEDY}')
+    raise _validate.InputError(
+      f'data_ledger {self.path} {what}; or {contents.REMEDY}'
+    )
 
   def _new_header(self, units: Units, delta: float) -> dict[str, Any]:
     if self.budget is None:
@@ -542,8 +374,8 @@ class DataLedger:
     _validate.in_range(0, 1, delta=delta)
     key = secrets.token_hex(32)
     return {
-      'format': _FORMAT,
-      'kind': _KIND,
+      'format': contents.FORMAT,
+      'kind': contents.KIND,
       'budget': self.budget,
       'delta': delta,
       'key': key,
@@ -552,12 +384,12 @@ class DataLedger:
 
   def _load(
     self, file: ledger_file.LedgerFile, units: Units, delta: float
-  ) -> Book:
+  ) -> contents.Book:
     """Returns the contents of the locked file; starts it if it is empty."""
-    book = _book(self.path, file.load())
+    book = contents.of(self.path, file.load())
     if not book.header:
       header = self._new_header(units, delta)
-      return Book(header, (), file.append(header))
+      return contents.Book(header, (), file.append(header))
     self._check_terms(book, units)
     return book
 
@@ -568,7 +400,10 @@ class DataLedger:
     while True:
       try:
         file = ledger_file.LedgerFile(
-          self.path, remedy=_REMEDY, change_remedy=_CHANGE_REMEDY, private=True
+          self.path,
+          remedy=contents.REMEDY,
+          change_remedy=_CHANGE_REMEDY,
+          private=True,
         )
         break
       except BlockingIOError:
@@ -584,34 +419,38 @@ class DataLedger:
 
 def _append(
   file: ledger_file.LedgerFile,
-  book: Book,
+  book: contents.Book,
   *,
   event: dp_accounting.DpEvent,
   charges: int,
   before: dp_accounting.DpEvent | None,
   run_id: str,
   **values: Any,
-) -> Book:
+) -> contents.Book:
   """Writes an entry with its total epsilon; returns the contents with it."""
-  entry = Entry(
+  entry = contents.Entry(
     event=repr(event),
     charges=charges,
     before=_text(before),
     run_id=run_id,
-    epsilon=book.epsilon_with({run_id: _costs(event, charges, before)}),
+    epsilon=book.epsilon_with(
+      {run_id: events.with_before(event, charges, before)}
+    ),
     **values,
   )
   digest = file.append(entry.record())
   entries = (*book.entries, dataclasses.replace(entry, digest=digest))
-  return Book(book.header, entries, digest)
+  return contents.Book(book.header, entries, digest)
 
 
-def _advice(book: Book, mechanism: interface.Priced, request: Request) -> str:
+def _advice(
+  book: contents.Book, mechanism: interface.Priced, request: Request
+) -> str:
   """Returns the sentence on the largest target that would fit the budget."""
 
   def price(event: dp_accounting.DpEvent, charges: int) -> float:
     return book.epsilon_with(
-      {request.run_id: _costs(event, charges, request.before)}
+      {request.run_id: events.with_before(event, charges, request.before)}
     )
 
   try:
@@ -636,47 +475,5 @@ def _advice(book: Book, mechanism: interface.Priced, request: Request) -> str:
   )
 
 
-def _book(path: pathlib.Path, chain: ledger_file.Chain) -> Book:
-  """Returns the contents of a data ledger from its lines."""
-  if not chain.lines:
-    return Book({})
-  header = chain.lines[0].record
-  if header.get('kind') != _KIND:
-    raise _validate.InputError(
-      f'{path} is no data ledger, perhaps the ledger of one run; {_REMEDY}'
-    )
-  ledger_file.check_format(path, header, _FORMAT, _REMEDY)
-  try:
-    _validate.positive(budget=header['budget'])
-    _validate.in_range(0, 1, delta=header['delta'])
-    _key(header)
-  except (KeyError, TypeError, ValueError) as error:
-    raise ledger_file.no_entry(path, 1, error, _REMEDY) from None
-  entries = []
-  for line in chain.lines[1:]:
-    try:
-      entries.append(Entry.of(line))
-    except (KeyError, TypeError, ValueError) as error:
-      raise ledger_file.no_entry(path, line.number, error, _REMEDY) from None
-  return Book(header, tuple(entries), chain.lines[-1].digest)
-
-
-def _costs(
-  event: dp_accounting.DpEvent,
-  charges: int,
-  before: dp_accounting.DpEvent | None,
-) -> Costs:
-  return [(event, charges), *([(before, 1)] if before is not None else [])]
-
-
 def _text(event: dp_accounting.DpEvent | None) -> str:
   return '' if event is None else repr(event)
-
-
-def _key(header: Mapping[str, Any]) -> bytes:
-  return bytes.fromhex(header['key'])
-
-
-def _keyed(digest: str, key: bytes) -> str:
-  keyed = hmac.new(key, digest.encode(), hashlib.sha256).hexdigest()
-  return f'hmac-sha256:{keyed}'

@@ -49,6 +49,8 @@ from tff_medical.privacy import sampling as sampling_lib
 if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
 
+  from tff_medical.privacy import distributed_dp_query
+
 # Largest variance of a client's share of the noise, in steps; see
 # `noise.SecretNoise.skellam`.
 _MAX_LOCAL_VARIANCE = 2e8
@@ -159,13 +161,25 @@ class DistributedDpMechanism:
     """Returns `rounds`: every round is one charge."""
     return rounds
 
+  def sum_query(self) -> distributed_dp_query.SkellamSumQuery:
+    """Returns the query whose clients clip, round and noise their records."""
+    from tff_medical.privacy import distributed_dp_query
+
+    return distributed_dp_query.SkellamSumQuery(
+      clip_norm=self.clipping.clip_norm,
+      clip_steps=self.clip_steps,
+      local_variance=self.local_variance,
+    )
+
   def aggregation_factory(
     self,
   ) -> tff.aggregators.UnweightedAggregationFactory:
     """Returns the factory whose clients add the noise before the sum."""
     from tff_medical.privacy import distributed_dp_query
 
-    return distributed_dp_query.distributed_factory(self)
+    return distributed_dp_query.secure_mean_factory(
+      self.sum_query(), self.sampling.expected_cohort
+    )
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""

@@ -29,7 +29,6 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
-from tff_medical.privacy import distributed_dp_mechanism
 from tff_medical.privacy import noise
 
 # A client's noise exceeds this multiple of its standard deviation with a
@@ -38,17 +37,31 @@ _RANGE_STDDEVS = 40
 
 
 class SkellamSumQuery(tfp.SumAggregationDPQuery):
-  """Rounds and noises records on the client; sums are in steps of C / R."""
+  """Rounds and noises records on the client; sums are in steps of C / R.
+
+  Attributes:
+    bound: Largest absolute value, in steps, of an entry that a client sends.
+  """
 
   State = collections.namedtuple('State', ['l2_norm_clip'])
 
   def __init__(
-    self, mechanism: distributed_dp_mechanism.DistributedDpMechanism
+    self, *, clip_norm: float, clip_steps: int, local_variance: float
   ):
-    self._clip_norm = mechanism.clipping.clip_norm
-    self._steps = mechanism.clip_steps
-    self._variance = mechanism.local_variance
+    """Builds the query.
+
+    Args:
+      clip_norm: Clip norm C.
+      clip_steps: Number R of steps into which the clip norm is divided.
+      local_variance: Variance, in steps, of the noise that each client adds.
+    """
+    self._clip_norm = clip_norm
+    self._steps = clip_steps
+    self._variance = local_variance
     self._noise = noise.SecretNoise()
+    self.bound = clip_steps + math.ceil(
+      _RANGE_STDDEVS * math.sqrt(local_variance)
+    )
 
   def initial_global_state(self) -> State:
     """Returns the state: the clip norm, which never changes."""
@@ -102,16 +115,13 @@ class SkellamSumQuery(tfp.SumAggregationDPQuery):
     return result, global_state, dp_accounting.UnsupportedDpEvent()
 
 
-def distributed_factory(
-  mechanism: distributed_dp_mechanism.DistributedDpMechanism,
+def secure_mean_factory(
+  query: SkellamSumQuery, num_clients: float
 ) -> tff.aggregators.UnweightedAggregationFactory:
   """Returns the factory of the mean over all clients, summed securely."""
-  query = tfp.NormalizedQuery(
-    SkellamSumQuery(mechanism), denominator=mechanism.sampling.expected_cohort
-  )
-  stddev = math.sqrt(mechanism.local_variance)
-  bound = mechanism.clip_steps + math.ceil(_RANGE_STDDEVS * stddev)
   return tff.aggregators.DifferentiallyPrivateFactory(
-    query,
-    record_aggregation_factory=tff.aggregators.SecureSumFactory(bound, -bound),
+    tfp.NormalizedQuery(query, denominator=num_clients),
+    record_aggregation_factory=tff.aggregators.SecureSumFactory(
+      query.bound, -query.bound
+    ),
   )

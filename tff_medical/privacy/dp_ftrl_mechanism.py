@@ -52,6 +52,8 @@ from tff_medical.privacy import sampling as sampling_lib
 if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
 
+  from tff_medical.privacy import dp_ftrl_query
+
 
 @dataclasses.dataclass(frozen=True)
 class DpFtrlSampling:
@@ -191,13 +193,31 @@ class DpFtrlMechanism:
     """
     return -(-rounds // self.sampling.rounds_per_tree)
 
+  def sum_query(self, record_specs: Any) -> dp_ftrl_query.TreeSumQuery:
+    """Returns the query that clips and sums records, with the tree's noise.
+
+    Args:
+      record_specs: Nest of TensorSpec, as the records are.
+    """
+    from tff_medical.privacy import dp_ftrl_query
+
+    return dp_ftrl_query.TreeSumQuery(
+      record_specs,
+      clip_norm=self.clipping.clip_norm,
+      stddev=self.clipping.clip_norm * self.noise_multiplier,
+      rounds_per_tree=self.sampling.rounds_per_tree,
+      tree_height=self.tree_height,
+    )
+
   def aggregation_factory(
     self,
   ) -> tff.aggregators.UnweightedAggregationFactory:
     """Returns the factory of round sums with the residual of tree noise."""
     from tff_medical.privacy import dp_ftrl_query
 
-    return dp_ftrl_query.TreeAggregationFactory(self)
+    return dp_ftrl_query.TreeAggregationFactory(
+      self.sum_query, self.sampling.expected_cohort
+    )
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""

@@ -28,6 +28,7 @@ replaces their e.
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import dp_accounting
@@ -36,7 +37,6 @@ import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
 from tff_medical.privacy import clipping
-from tff_medical.privacy import dp_ftrl_mechanism
 from tff_medical.privacy import noise
 
 
@@ -55,13 +55,27 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
   )
 
   def __init__(
-    self, mechanism: dp_ftrl_mechanism.DpFtrlMechanism, record_specs: Any
+    self,
+    record_specs: Any,
+    *,
+    clip_norm: float,
+    stddev: float,
+    rounds_per_tree: int,
+    tree_height: int,
   ):
-    """Builds the query for records of `record_specs`, a nest of TensorSpec."""
-    self._clip_norm = mechanism.clipping.clip_norm
-    self._stddev = self._clip_norm * mechanism.noise_multiplier
-    self._rounds_per_tree = mechanism.sampling.rounds_per_tree
-    self._height = mechanism.tree_height
+    """Builds the query.
+
+    Args:
+      record_specs: Nest of TensorSpec, as the records are.
+      clip_norm: Clip norm of the records.
+      stddev: Standard deviation of the noise of each node.
+      rounds_per_tree: Number of rounds after which a new tree begins.
+      tree_height: Number of levels of a tree of so many rounds.
+    """
+    self._clip_norm = clip_norm
+    self._stddev = stddev
+    self._rounds_per_tree = rounds_per_tree
+    self._height = tree_height
     self._specs = record_specs
     self._noise = noise.SecretNoise()
 
@@ -145,10 +159,19 @@ class TreeSumQuery(tfp.SumAggregationDPQuery):
 
 
 class TreeAggregationFactory(tff.aggregators.UnweightedAggregationFactory):
-  """Sums values with the noise of a `DpFtrlMechanism`, over its cohort."""
+  """Sums values with the noise of a tree, over the size of the cohort."""
 
-  def __init__(self, mechanism: dp_ftrl_mechanism.DpFtrlMechanism):
-    self._mechanism = mechanism
+  def __init__(
+    self, query_of: Callable[[Any], TreeSumQuery], expected_cohort: float
+  ):
+    """Builds the factory.
+
+    Args:
+      query_of: Function that returns the query for a nest of TensorSpec.
+      expected_cohort: Cohort size, by which sums are divided.
+    """
+    self._query_of = query_of
+    self._expected_cohort = expected_cohort
 
   def create(
     self, value_type: tff.types.TensorType
@@ -156,8 +179,7 @@ class TreeAggregationFactory(tff.aggregators.UnweightedAggregationFactory):
     """Returns the process for values of `value_type`, a structure of floats."""
     specs = tff.types.type_to_tf_tensor_specs(value_type)
     query = tfp.NormalizedQuery(
-      TreeSumQuery(self._mechanism, specs),
-      denominator=self._mechanism.sampling.expected_cohort,
+      self._query_of(specs), denominator=self._expected_cohort
     )
     return tff.aggregators.DifferentiallyPrivateFactory(query).create(
       value_type

@@ -1,4 +1,4 @@
-"""Queries of clipped sums with Gaussian noise, for a `GaussianMechanism`.
+"""Queries of clipped sums with Gaussian noise.
 
 The queries derive from TensorFlow Privacy's, so that TFF's
 `DifferentiallyPrivateFactory` and other code can execute them. Clipping to a
@@ -18,51 +18,16 @@ import tensorflow_privacy as tfp
 
 from tff_medical.privacy import clipping
 from tff_medical.privacy import limits
-from tff_medical.privacy import mechanisms
 from tff_medical.privacy import noise
 
 
-def sum_query(
-  mechanism: mechanisms.GaussianMechanism,
-) -> tfp.SumAggregationDPQuery:
-  """Returns the query that clips, sums and adds noise under `mechanism`.
-
-  Without clipping the query is a plain sum.
-  """
-  clipping = mechanism.clipping
-  if isinstance(clipping, mechanisms.AdaptiveClipping):
-    return _AdaptiveQuery(
-      initial_l2_norm_clip=float(clipping.clip_norm),
-      noise_multiplier=float(mechanism.value_noise_multiplier),
-      target_unclipped_quantile=float(clipping.target_unclipped_quantile),
-      learning_rate=float(clipping.clip_learning_rate),
-      clipped_count_stddev=float(mechanism.count_stddev)
-      if mechanism.is_private
-      else 0.0,
-      expected_num_records=float(mechanism.sampling.expected_cohort),
-    )
-  if isinstance(clipping, mechanisms.FixedClipping):
-    return GaussianSumQuery(
-      l2_norm_clip=float(clipping.clip_norm),
-      stddev=float(clipping.clip_norm * mechanism.value_noise_multiplier),
-    )
-  return tfp.NoPrivacySumQuery()
-
-
 def mean_factory(
-  mechanism: mechanisms.GaussianMechanism,
+  query: tfp.SumAggregationDPQuery, expected_cohort: float
 ) -> tff.aggregators.UnweightedAggregationFactory:
-  """Returns the factory of `sum_query` divided by the expected cohort size.
-
-  Without clipping the result is the plain mean over the round's clients.
-  """
-  if mechanism.clipping is None:
-    return tff.aggregators.UnweightedMeanFactory()
-  query = tfp.NormalizedQuery(
-    sum_query(mechanism),
-    denominator=float(mechanism.sampling.expected_cohort),
+  """Returns the factory of a query's sum over the expected cohort size."""
+  return tff.aggregators.DifferentiallyPrivateFactory(
+    tfp.NormalizedQuery(query, denominator=expected_cohort)
   )
-  return tff.aggregators.DifferentiallyPrivateFactory(query)
 
 
 class GaussianSumQuery(tfp.GaussianSumQuery):
@@ -115,7 +80,7 @@ class _QuantileQuery(tfp.QuantileEstimatorQuery):
     return estimate, state._replace(current_estimate=estimate), event
 
 
-class _AdaptiveQuery(tfp.QuantileAdaptiveClipSumQuery):
+class AdaptiveSumQuery(tfp.QuantileAdaptiveClipSumQuery):
   """Sum with adaptive clipping, by geometric updates of the clip norm."""
 
   def __init__(

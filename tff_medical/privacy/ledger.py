@@ -14,8 +14,8 @@ classes, which is released before the first round, is charged and stated there,
 in one line. Each further line is an
 entry: round, number of the attempt, charges so far, and their total epsilon.
 Each line carries the SHA-256 of all lines before it. An auditor who holds the
-last digest can therefore detect any change of the file. `read` checks a file
-without knowledge of the mechanism.
+last digest can therefore detect any change of the file. `ledger_contents` reads
+and checks a file without knowledge of the mechanism.
 
 A run without noise has the same file, with the epsilon "inf".
 """
@@ -26,7 +26,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import secrets
@@ -39,156 +38,21 @@ from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import class_counts
+from tff_medical.privacy import events
 from tff_medical.privacy import interface
+from tff_medical.privacy import ledger_contents
 from tff_medical.privacy import ledger_file
+from tff_medical.privacy import stated_epsilon
 
-_FORMAT = 2
-_REMEDY = 'choose another output_dir'
 _CHANGE_REMEDY = (
   'while the run went on; no further round is run. Leave the file alone and '
   'start the same command again: what it has lost is charged again from the '
   'checkpoint'
 )
-# Number of lines that a ledger may lose and still be recognised as the same.
-_HISTORY = 256
-_SHORT_DIGEST = 16
-# No run has as many rounds or charges. A damaged file may state any number, and
-# computing epsilon for 1e9 charges would never end.
-MAX_COUNT = 10**7
 
 
 class BudgetExceededError(Exception):
   """A round was refused because epsilon would exceed the budget."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One line of the ledger after the header.
-
-  Attributes:
-    round_num: Number of the round that was paid for, 1 for the first.
-    attempt: Number of the attempt at a round, 1 for the first. It grows with
-      every entry, whether or not a round is repeated. The cohort is drawn for
-      it, so that a repeated round has a new cohort.
-    charges: Number of charges of the run up to this line.
-    epsilon: Total epsilon of these charges.
-    state_digest: Digest of the state that the round started from; '' if
-      unknown.
-    restored_from: Evidence that the file had lost charges, if this entry
-      restores them; '' for the entry of a round.
-    nonce: Random text that makes the digest unique. If two copies of a run both
-      go on, their entries differ.
-    digest: SHA-256, in hexadecimal, that commits to the file up to this line.
-  """
-
-  round_num: int
-  attempt: int
-  charges: int
-  epsilon: float
-  state_digest: str = ''
-  restored_from: str = ''
-  nonce: str = ''
-  digest: str = ''
-
-  @classmethod
-  def of(cls, record: Mapping[str, Any], digest: str) -> Entry:
-    """Returns the entry of a line.
-
-    Raises:
-      KeyError: A required value is missing.
-      TypeError: A value is of another type.
-      ValueError: A value is out of range.
-    """
-    entry = cls(
-      round_num=ledger_file.whole(record['round']),
-      attempt=ledger_file.whole(record['attempt']),
-      charges=ledger_file.whole(record['charges']),
-      epsilon=float(record['epsilon']),
-      state_digest=str(record.get('state_sha256', '')),
-      restored_from=str(record.get('restored_from', '')),
-      nonce=str(record.get('nonce', '')),
-      digest=digest,
-    )
-    for count in (entry.round_num, entry.attempt, entry.charges):
-      if count > MAX_COUNT:
-        raise ValueError(f'{count} is above {MAX_COUNT:,}')
-    if math.isnan(entry.epsilon) or entry.epsilon < 0:
-      raise ValueError(f'epsilon is {entry.epsilon}')
-    return entry
-
-  def record(self) -> dict[str, Any]:
-    """Returns the values of the entry's line, without the digest."""
-    extra = {
-      'state_sha256': self.state_digest,
-      'restored_from': self.restored_from,
-      'nonce': self.nonce,
-    }
-    return {
-      'round': self.round_num,
-      'attempt': self.attempt,
-      'charges': self.charges,
-      'epsilon': _files.plain_json(self.epsilon),
-      **{name: value for name, value in extra.items() if value},
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Contents:
-  """Contents of a ledger file whose chain of digests was checked.
-
-  Attributes:
-    header: First line, without digest and run id; empty for an empty file.
-    run_id: Identity of the run, in hexadecimal.
-    header_digest: Digest of the first line.
-    entries: Entries of all further lines.
-  """
-
-  header: Mapping[str, Any]
-  run_id: str
-  header_digest: str
-  entries: tuple[Entry, ...]
-
-  @property
-  def digest(self) -> str:
-    """SHA-256, in hexadecimal, that commits to the whole file."""
-    return self.entries[-1].digest if self.entries else self.header_digest
-
-
-def read(path: str | os.PathLike[str]) -> Contents:
-  """Returns the contents of a ledger file, without changing it.
-
-  Raises:
-    FileNotFoundError: There is no such file.
-    InputError: The file is no ledger of this version, or was changed.
-  """
-  return _contents(pathlib.Path(path), ledger_file.read(path, _REMEDY))
-
-
-def is_one_history(
-  header_digest: str, entries: Sequence[Entry], digests: Sequence[str]
-) -> bool:
-  """Returns whether a ledger continues the one that `digests` were taken from.
-
-  The ledger may have grown since. It may also have lost its last lines; an
-  entry then states that charges were restored. If the entry of another round
-  follows the last shared line, the files were copied and both copies went on.
-
-  Args:
-    header_digest: Digest of the ledger's first line.
-    entries: Entries of the ledger.
-    digests: `PrivacyLedger.last_digests` at the earlier time.
-  """
-  ledger_digests = [
-    d[:_SHORT_DIGEST] for d in (header_digest, *(e.digest for e in entries))
-  ]
-  if digests and digests[0] in ledger_digests:
-    return True
-  shared = max(
-    (ledger_digests.index(d) for d in digests if d in ledger_digests),
-    default=0,
-  )
-  following = entries[shared : shared + 1]
-  return not following or bool(following[0].restored_from)
 
 
 class PrivacyLedger:
@@ -235,20 +99,21 @@ class PrivacyLedger:
     self._delta = delta
     self._budget = epsilon_budget
     self._max_charges: int | None = None
-    self._entries: list[Entry] = []
+    self._entries: list[ledger_contents.Entry] = []
     self._last_round = 0
     self._run_id = self._header_digest = ''
     try:
       self._file = ledger_file.LedgerFile(
-        self._path, remedy=_REMEDY, change_remedy=_CHANGE_REMEDY
+        self._path, remedy=ledger_contents.REMEDY, change_remedy=_CHANGE_REMEDY
       )
     except BlockingIOError:
       raise _validate.InputError(
-        f'{self._path} is in use by another run; wait for it or {_REMEDY}'
+        f'{self._path} is in use by another run; wait for it or '
+        f'{ledger_contents.REMEDY}'
       ) from None
     try:
       header = {
-        'format': _FORMAT,
+        'format': ledger_contents.FORMAT,
         'delta': delta,
         'epsilon_budget': _files.plain_json(epsilon_budget),
         'event': repr(self._event),
@@ -295,7 +160,7 @@ class PrivacyLedger:
     return self._run_id
 
   @property
-  def entries(self) -> tuple[Entry, ...]:
+  def entries(self) -> tuple[ledger_contents.Entry, ...]:
     """All entries of the file so far."""
     return tuple(self._entries)
 
@@ -347,7 +212,7 @@ class PrivacyLedger:
     if stated >= computed:
       return stated
     costs = self._costs(self.charges)
-    is_true = accounting.agrees(stated, costs, delta=self._delta)
+    is_true = stated_epsilon.agrees(stated, costs, delta=self._delta)
     return stated if is_true else computed
 
   @property
@@ -410,16 +275,15 @@ class PrivacyLedger:
 
     The newest may be on disk only after `flush`.
     """
-    newest = [entry.digest for entry in self._entries[:-_HISTORY:-1]]
-    return tuple(
-      digest[:_SHORT_DIGEST] for digest in (*newest, self._header_digest)
-    )
+    return ledger_contents.last_digests(self._header_digest, self._entries)
 
   def is_one_history(self, digests: Sequence[str]) -> bool:
     """Returns whether this ledger continues the one of `digests`."""
-    return is_one_history(self._header_digest, self._entries, digests)
+    return ledger_contents.is_one_history(
+      self._header_digest, self._entries, digests
+    )
 
-  def entry_of(self, attempt: int) -> Entry | None:
+  def entry_of(self, attempt: int) -> ledger_contents.Entry | None:
     """Returns the entry of an attempt; None if the file has lost it."""
     for entry in reversed(self._entries):
       if entry.attempt == attempt and not entry.restored_from:
@@ -466,7 +330,7 @@ class PrivacyLedger:
         f'round {round_num} would be charge {charges} of this run, and its data '
         f'ledger has reserved {self._max_charges}'
       )
-    entry = Entry(
+    entry = ledger_contents.Entry(
       round_num=round_num,
       attempt=self.rounds_charged + 1,
       charges=charges,
@@ -506,9 +370,9 @@ class PrivacyLedger:
         cannot be true.
       OSError: The entry could not be written.
     """
-    if max(round_num, attempt, charges) > MAX_COUNT:
+    if max(round_num, attempt, charges) > events.MAX_COUNT:
       raise _validate.InputError(
-        f'{evidence} states more than {MAX_COUNT:,} rounds or '
+        f'{evidence} states more than {events.MAX_COUNT:,} rounds or '
         'charges, which no run has; restore or remove it, or choose another '
         'output_dir'
       )
@@ -518,7 +382,7 @@ class PrivacyLedger:
     attempt = max(attempt, round_num, self.rounds_charged)
     if (charges, attempt) == (self.charges, self.rounds_charged):
       return False
-    entry = Entry(
+    entry = ledger_contents.Entry(
       round_num=max(round_num, self._last_round, 1),
       attempt=attempt,
       charges=charges,
@@ -540,22 +404,22 @@ class PrivacyLedger:
   def _last_epsilon(self) -> float:
     return self._entries[-1].epsilon if self._entries else 0.0
 
-  def _costs(self, charges: int) -> list[tuple[dp_accounting.DpEvent, int]]:
-    return accounting.with_before(self._event, charges, self._before)
+  def _costs(self, charges: int) -> events.Charges:
+    return events.with_before(self._event, charges, self._before)
 
   def _epsilon_of(self, charges: int, *, tight: bool = False) -> float:
     return accounting.composed_epsilon(
       self._costs(charges), delta=self._delta, tight=tight
     )
 
-  def _keep(self, entry: Entry, digest: str) -> None:
+  def _keep(self, entry: ledger_contents.Entry, digest: str) -> None:
     self._entries.append(dataclasses.replace(entry, digest=digest))
     self._last_round = max(self._last_round, entry.round_num)
 
   def _start_or_resume(
     self, header: Mapping[str, Any], run_id: str | None
   ) -> None:
-    contents = _contents(self._path, self._file.load())
+    contents = ledger_contents.of(self._path, self._file.load())
     if not contents.header:
       # Two runs with the same settings must not have the same digests.
       self._run_id = run_id or secrets.token_hex(16)
@@ -576,42 +440,6 @@ class PrivacyLedger:
     self._header_digest = contents.header_digest
     for entry in contents.entries:
       self._keep(entry, entry.digest)
-
-
-def _contents(path: pathlib.Path, chain: ledger_file.Chain) -> Contents:
-  """Returns the contents of a ledger from its lines."""
-  header: dict[str, Any] = {}
-  entries: list[Entry] = []
-  header_digest = ''
-  for line in chain.lines:
-    if line.number == 1:
-      ledger_file.check_format(path, line.record, _FORMAT, _REMEDY)
-      header, header_digest = line.record, line.digest
-      continue
-    try:
-      entries.append(_follows(Entry.of(line.record, line.digest), entries))
-    except (KeyError, TypeError, ValueError) as error:
-      raise ledger_file.no_entry(path, line.number, error, _REMEDY) from None
-  return Contents(
-    header=header,
-    run_id=str(header.pop('run_id', '')),
-    header_digest=header_digest,
-    entries=tuple(entries),
-  )
-
-
-def _follows(entry: Entry, before: list[Entry]) -> Entry:
-  """Returns the entry if it may follow the entries `before` it."""
-  charges, attempt = (
-    (before[-1].charges, before[-1].attempt) if before else (0, 0)
-  )
-  if entry.charges < charges or entry.attempt <= attempt - bool(
-    entry.restored_from
-  ):
-    raise ValueError('charges and attempts must grow')
-  if entry.round_num < 1 or entry.charges < 1:
-    raise ValueError('a round of 1 or more must have a charge')
-  return entry
 
 
 def _refuse_other_run(

@@ -39,6 +39,7 @@ from tff_medical.privacy import sampling as sampling_lib
 
 if typing.TYPE_CHECKING:
   import tensorflow_federated as tff
+  import tensorflow_privacy as tfp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,13 +218,50 @@ class GaussianMechanism:
     """Returns `rounds`: every round is one charge."""
     return rounds
 
+  def sum_query(self) -> tfp.SumAggregationDPQuery:
+    """Returns the query that clips, sums and adds noise.
+
+    Without clipping the query is a plain sum.
+    """
+    import tensorflow_privacy as tfp
+
+    from tff_medical.privacy import gaussian_query
+
+    clipping = self.clipping
+    if isinstance(clipping, AdaptiveClipping):
+      return gaussian_query.AdaptiveSumQuery(
+        initial_l2_norm_clip=float(clipping.clip_norm),
+        noise_multiplier=float(self.value_noise_multiplier),
+        target_unclipped_quantile=float(clipping.target_unclipped_quantile),
+        learning_rate=float(clipping.clip_learning_rate),
+        clipped_count_stddev=float(self.count_stddev)
+        if self.is_private
+        else 0.0,
+        expected_num_records=float(self.sampling.expected_cohort),
+      )
+    if isinstance(clipping, FixedClipping):
+      return gaussian_query.GaussianSumQuery(
+        l2_norm_clip=float(clipping.clip_norm),
+        stddev=float(clipping.clip_norm * self.value_noise_multiplier),
+      )
+    return tfp.NoPrivacySumQuery()
+
   def aggregation_factory(
     self,
   ) -> tff.aggregators.UnweightedAggregationFactory:
-    """Returns the factory for client updates; a plain mean without clipping."""
+    """Returns the factory of the noised sum over the expected cohort size.
+
+    Without clipping the result is the plain mean over the round's clients.
+    """
+    import tensorflow_federated as tff
+
     from tff_medical.privacy import gaussian_query
 
-    return gaussian_query.mean_factory(self)
+    if self.clipping is None:
+      return tff.aggregators.UnweightedMeanFactory()
+    return gaussian_query.mean_factory(
+      self.sum_query(), float(self.sampling.expected_cohort)
+    )
 
   def describe(self) -> dict[str, Any]:
     """Returns the mechanism as plain values for the ledger and the card."""

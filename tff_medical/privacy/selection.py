@@ -36,6 +36,7 @@ from dp_accounting.rdp import rdp_privacy_accountant
 from tff_medical import _validate
 from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
+from tff_medical.privacy import events
 from tff_medical.privacy import interface
 
 _MAX_MEAN = 1000.0
@@ -197,9 +198,7 @@ class Together(_Choice):
 
   def charge_event(self) -> dp_accounting.DpEvent:
     """Returns the event of all trials together."""
-    return accounting.composed_event(
-      (trial.event(), 1) for trial in self.trials
-    )
+    return events.composed_event((trial.event(), 1) for trial in self.trials)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -161,8 +161,8 @@ class End:
       signal.set_wakeup_fd(-1)
     _installed = None
     os.write(self._write, b'\0')
-    assert self._watching is not None  # Set by `install`.
-    self._watching.join()
+    if self._watching is not None:
+      self._watching.join()
     os.close(self._write)
     os.close(self._read)
 

@@ -26,7 +26,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_medical import _validate
-from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import metrics_table
 
 # What TensorBoard's own `scalar` states of its values.
@@ -112,7 +112,7 @@ def repair(
   events: pathlib.Path,
   *,
   done: int,
-  entries: Sequence[ledger_lib.Entry],
+  entries: Sequence[ledger_contents.Entry],
 ) -> None:
   """Makes both files hold rounds 1 to `done`, and no other.
 
@@ -210,7 +210,7 @@ def _holds(row: Mapping[str, float], in_events: Mapping[str, float]) -> bool:
 
 
 def _epsilons(
-  entries: Sequence[ledger_lib.Entry],
+  entries: Sequence[ledger_contents.Entry],
 ) -> dict[int, list[float]]:
   """Returns the epsilon of each attempt at a round, by round."""
   epsilons: dict[int, list[float]] = {}

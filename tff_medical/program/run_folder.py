@@ -14,24 +14,16 @@
 |                       | identity: keep it as private as the labels           |
 | saved_model/          | the exported model with its privacy card             |
 
-`RunFolder` names the files and reads each into a checked type. `reconcile`
-checks the files against the ledger when a run is resumed. A release that a file
-shows and the ledger has lost is charged again.
-
-The digest of private data is keyed by a secret of the run. With a plain digest,
-whoever knows all images except one could find that image by trial.
+`RunFolder` names the files and reads each into a checked type of `run_records`
+or of its own module. `lost_charges` holds the files against the ledger when a
+run is resumed. The digest of private data is keyed by a secret of the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
-import hashlib
-import hmac
-import importlib.metadata
-import math
 import pathlib
-import platform
 import secrets
 import shutil
 from typing import Any
@@ -40,103 +32,13 @@ from absl import logging
 
 from tff_medical import _files
 from tff_medical import _validate
-from tff_medical.privacy import card_format
-from tff_medical.privacy import ledger as ledger_lib
-from tff_medical.program import metrics_table
-from tff_medical.scoring import intervals
+from tff_medical.privacy import keyed_digests
+from tff_medical.privacy import ledger_contents
+from tff_medical.program import run_records
 from tff_medical.scoring import scored
 
-_PACKAGES = (
-  'tensorflow',
-  'tensorflow-federated',
-  'tensorflow-privacy',
-  'tensorflow-datasets',
-  'dp-accounting',
-  'numpy',
-)
 _KEY_FILE = 'data_digest_key.secret'
-DAMAGED = 'restore it or choose another output_dir'
-# Reasons of a stop after which a run is not resumed.
-ENDED = ('completed', 'budget_spent', 'skipped', 'diverged')
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """Configuration that a run was started with.
-
-  Attributes:
-    settings: All resolved settings by name, as plain values.
-    data_digest: Digest that identifies the data; keyed unless the data is
-      public.
-    initial_model_sha256: Digest of the initial model; None without one.
-    versions: Versions of Python and of the packages that affect the results.
-    run_id: Identity of the run, in hexadecimal.
-    backbone_sha256: Digest of the frozen layers; None without any.
-  """
-
-  settings: Mapping[str, Any]
-  data_digest: str
-  initial_model_sha256: str | None
-  versions: Mapping[str, str]
-  run_id: str
-  backbone_sha256: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-  """End of a run.
-
-  Attributes:
-    rounds: Number of completed rounds, over all starts of the run.
-    stop_reason: Reason of the end, from `ENDED`, or 'interrupted'.
-    stop_message: Reason of the end in words.
-    epsilon: Stated epsilon; inf without privacy.
-    metrics: Metrics on the images of `eval_split`, by name; NaN if undefined;
-      empty after an interruption.
-    seconds: Duration of the last start of the run, in seconds.
-    accountant: Accountant of `epsilon`: 'PLD', 'RDP' or 'none'.
-    epsilon_rdp: Epsilon by RDP, as a check.
-    delta: Delta of both values of epsilon; None without privacy.
-    noise_multiplier: Noise multiplier of the mechanism; None without one.
-    privacy_unit: Privacy unit of the guarantee, or 'none'.
-    rounds_charged: Number of charged attempts at rounds.
-    charges: Number of charges.
-    ledger_sha256: Digest of the ledger.
-    weights_sha256: `checkpoints.weights_digest` of the model.
-    run_id: Identity of the run; '' for a reference without a ledger.
-    eval_split: Split of `metrics`: 'validation' or 'test'. Older summaries lack
-      it, and have metrics on the test images.
-    intervals: Low and high end of the 95 % bootstrap interval, by the name of
-      the metric.
-    fitted: Numbers fitted on the validation images, by name.
-  """
-
-  rounds: int
-  stop_reason: str
-  stop_message: str
-  epsilon: float
-  metrics: Mapping[str, float]
-  seconds: float = math.nan
-  accountant: str = 'none'
-  epsilon_rdp: float = math.inf
-  delta: float | None = None
-  noise_multiplier: float | None = None
-  privacy_unit: str = 'none'
-  rounds_charged: int = 0
-  charges: int = 0
-  ledger_sha256: str = ''
-  weights_sha256: str = ''
-  run_id: str = ''
-  eval_split: str = 'test'
-  intervals: Mapping[str, intervals.Interval] = dataclasses.field(
-    default_factory=dict
-  )
-  fitted: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-  @property
-  def has_ended(self) -> bool:
-    """Whether the run has ended and is not resumed."""
-    return self.stop_reason in ENDED
+_DAMAGED = 'restore it or choose another output_dir'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +142,7 @@ class RunFolder:
     data_is_public: bool,
     initial_model_digest: str | None,
     backbone_digest: str | None = None,
-  ) -> Config:
+  ) -> run_records.Config:
     """Claims the folder for this run, or checks that it belongs to the run.
 
     Args:
@@ -270,11 +172,11 @@ class RunFolder:
         'another output_dir'
       ) from None
     key = None if data_is_public else self._data_key(has_begun)
-    now = Config(
+    now = run_records.Config(
       settings=_files.plain_json(settings),
-      data_digest=keyed_digest(data_digest, key),
+      data_digest=_stated_digest(data_digest, key),
       initial_model_sha256=initial_model_digest,
-      versions=versions(),
+      versions=run_records.versions(),
       run_id=filed.run_id if has_begun else secrets.token_hex(16),
       backbone_sha256=backbone_digest,
     )
@@ -291,42 +193,33 @@ class RunFolder:
     _refuse_other_run(self.config, filed, now, may_change)
     return filed
 
-  def holds_data(self, digest: str, config: Config) -> bool:
+  def holds_data(self, digest: str, config: run_records.Config) -> bool:
     """Returns whether the run was trained on the data with this digest."""
     if config.data_digest == digest:
       return True
     key = self._read_key()
-    return key is not None and config.data_digest == keyed_digest(digest, key)
+    return key is not None and config.data_digest == _stated_digest(digest, key)
 
-  def read_config(self) -> Config:
+  def read_config(self) -> run_records.Config:
     """Returns the configuration that the run was started with.
 
     Raises:
       FileNotFoundError: There is no config.json.
       InputError: The file is damaged, or of another version.
     """
-    values = _files.read_json(self.config)
     try:
-      config = Config(**{n: values[n] for n in _names(Config)})
+      return run_records.Config.of(_files.read_json(self.config))
     except KeyError as error:
       raise _validate.InputError(
         f'{self.config} is damaged or of another version (no {error.args[0]});'
-        f' {DAMAGED}'
+        f' {_DAMAGED}'
       ) from None
-    if not (
-      isinstance(config.settings, dict)
-      and isinstance(config.versions, dict)
-      and isinstance(config.data_digest, str)
-      and isinstance(config.run_id, str)
-      and isinstance(config.initial_model_sha256, (str, type(None)))
-      and isinstance(config.backbone_sha256, (str, type(None)))
-    ):
+    except TypeError as error:
       raise _validate.InputError(
-        f'{self.config} is damaged (a value is of another type); {DAMAGED}'
-      )
-    return config
+        f'{self.config} is damaged ({error}); {_DAMAGED}'
+      ) from None
 
-  def read_summary(self) -> Summary:
+  def read_summary(self) -> run_records.Summary:
     """Returns the summary of the run.
 
     Raises:
@@ -335,20 +228,14 @@ class RunFolder:
     """
     values = _files.read_json(self.summary)
     try:
-      return Summary(
-        **{
-          field.name: _typed(values[field.name], str(field.type))
-          for field in dataclasses.fields(Summary)
-          if field.name in values or _is_required(field)
-        }
-      )
+      return run_records.Summary.of(values)
     except (KeyError, ValueError, OverflowError) as error:
       raise _validate.InputError(
         f'{self.summary} is damaged or of another version ({error}); start '
         'the run again, which writes it anew'
       ) from None
 
-  def write_summary(self, summary: Summary) -> None:
+  def write_summary(self, summary: run_records.Summary) -> None:
     """Writes the summary of the run.
 
     Raises:
@@ -403,7 +290,7 @@ class RunFolder:
       if path.name.endswith(_files.PARTIAL_SUFFIX) and path.is_file():
         path.unlink()
     for path in self.path.glob(f'.{self.saved_model.name}.*'):
-      remove(path)
+      shutil.rmtree(path, ignore_errors=True)
 
   def noise_multiplier(self) -> float | None:
     """Returns the noise multiplier of the ledger; None without a ledger.
@@ -415,70 +302,10 @@ class RunFolder:
       InputError: The ledger was changed.
     """
     try:
-      noise = ledger_lib.read(self.ledger).header.get('noise_multiplier')
+      noise = ledger_contents.read(self.ledger).header.get('noise_multiplier')
     except FileNotFoundError:
       return None
     return noise if isinstance(noise, float) else None
-
-  def reconcile(self, ledger: ledger_lib.PrivacyLedger) -> None:
-    """Restores charges that published files show and the ledger has lost.
-
-    The training program does the same for the checkpoint that it resumes from.
-
-    Args:
-      ledger: Ledger of this folder.
-
-    Raises:
-      InputError: A file has another format than this run writes.
-      OSError: A charge could not be written.
-    """
-    for what, rounds, attempts, charges in self._evidence(ledger.run_id):
-      if ledger.restore(
-        round_num=rounds, attempt=attempts, charges=charges, evidence=what
-      ):
-        logging.warning(
-          '%s had lost charges that %s shows; they were put back: %d charges, '
-          'ε %.4f',
-          self.ledger,
-          what,
-          ledger.charges,
-          ledger.epsilon,
-        )
-
-  def _evidence(self, run_id: str) -> Iterator[tuple[str, int, int, int]]:
-    """Yields the name, rounds, attempts and charges of each published file."""
-    try:
-      rounds = metrics_table.read(self.metrics)
-      yield self.metrics.name, max(rounds, default=0), 0, 0
-    except _validate.InputError as error:
-      self._set_aside(self.metrics, error)
-    try:
-      done = self.read_summary()
-      if done.run_id in (run_id, ''):
-        yield self.summary.name, done.rounds, done.rounds_charged, done.charges
-    except FileNotFoundError:
-      pass
-    except _validate.InputError as error:
-      self._set_aside(self.summary, error)
-    try:
-      card = _files.read_json(self.saved_model / 'assets' / card_format.FILE)
-      if card.get('run_id') == run_id:
-        counts = [
-          _validate.count(card.get(name)) for name in card_format.COUNTS
-        ]
-        yield f'{self.saved_model.name}/', counts[0], counts[1], counts[2]
-    except FileNotFoundError:
-      pass
-    except _validate.InputError as error:
-      logging.warning('%s: the model is exported again', error)
-
-  def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
-    """Renames a damaged file that can be written again, with a warning."""
-    if not path.is_file():
-      raise error
-    aside = path.with_name(f'{path.name}.damaged')
-    path.replace(aside)
-    logging.warning('%s: it was renamed to %s', error, aside.name)
 
   def _data_key(self, has_begun: bool) -> bytes | None:
     """Returns the key of the data's digest; draws it for a new run."""
@@ -497,74 +324,16 @@ class RunFolder:
       return None
 
 
-def keyed_digest(digest: str, key: bytes | None) -> str:
-  """Returns the HMAC-SHA-256 of a digest; without a key the digest itself."""
-  if key is None:
-    return digest
-  keyed = hmac.new(key, digest.encode(), hashlib.sha256).hexdigest()
-  return f'hmac-sha256:{keyed}'
-
-
-def versions() -> dict[str, str]:
-  """Returns the versions of Python and of packages that affect the results."""
-  packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  return {'python': platform.python_version(), **packages}
-
-
-def remove(folder: pathlib.Path) -> None:
-  """Removes a folder of this project, if it exists."""
-  shutil.rmtree(folder, ignore_errors=True)
-
-
-def _names(kind: Any) -> list[str]:
-  return [field.name for field in dataclasses.fields(kind)]
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-  return field.default is field.default_factory is dataclasses.MISSING
-
-
-def _typed(value: Any, kind: str) -> Any:
-  """Returns a JSON value in the type of a field of `Summary`.
-
-  Args:
-    value: Value from JSON.
-    kind: Type of the field, as its annotation reads.
-  """
-  if kind.startswith('Mapping'):
-    if not isinstance(value, dict):
-      raise ValueError(f'{value!r} is no object')
-    if 'Interval' in kind:
-      return {name: _interval(part) for name, part in value.items()}
-    return {name: _number(part) for name, part in value.items()}
-  if kind == 'str':
-    if not isinstance(value, str):
-      raise ValueError(f'{value!r} is no text')
-    return value
-  if kind == 'int':
-    return _validate.count(value)
-  if value is None and 'None' in kind:
-    return None
-  return _number(value)
-
-
-def _interval(value: Any) -> intervals.Interval:
-  if not isinstance(value, list) or len(value) != 2:
-    raise ValueError(f'{value!r:.200} is no interval')
-  return _number(value[0]), _number(value[1])
-
-
-def _number(value: Any) -> float:
-  """Returns a number as `_files.plain_json` writes it: null is NaN."""
-  if value is None:
-    return math.nan
-  if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-    raise ValueError(f'{value!r} is no number')
-  return float(value)
+def _stated_digest(digest: str, key: bytes | None) -> str:
+  """Returns the digest that is stated: without a key the digest itself."""
+  return digest if key is None else keyed_digests.keyed(digest, key)
 
 
 def _refuse_other_run(
-  path: pathlib.Path, filed: Config, now: Config, may_change: Collection[str]
+  path: pathlib.Path,
+  filed: run_records.Config,
+  now: run_records.Config,
+  may_change: Collection[str],
 ) -> None:
   """Raises `InputError` if the configuration in the file is not this run's."""
   changed = [

@@ -112,7 +112,7 @@ def _histogram(overview: overview_lib.Overview) -> Plot:
     shares = grey.histogram.reshape(_BINS, -1).sum(axis=1)
     axes.plot(centres, shares, color=plots.color(number), label=site)
   axes.set_yscale('symlog', linthresh=1e-3)
-  plots.legend(axes)
+  plots.legend(figure)
   caption = 'Mean histogram over the images of all splits.'
   if len(present) > len(shown):
     caption += f' {len(shown)} of {len(present)} sites.'

@@ -22,6 +22,7 @@ from tff_medical import _files
 from tff_medical.data import images
 from tff_medical.data import overview as overview_lib
 from tff_medical.data import partition as partition_lib
+from tff_medical.data import preparation_counts
 from tff_medical.reporting import data_plots
 from tff_medical.reporting import plots
 from tff_medical.reporting import report_style
@@ -152,7 +153,7 @@ def _copy_rows(overview: overview_lib.Overview) -> Iterator[Sequence[object]]:
 
 
 def _size_rows(
-  preparation: images.Preparation,
+  preparation: preparation_counts.Preparation,
 ) -> Iterator[Sequence[object]]:
   yield 'site', 'height x width', 'images'
   for site, counts in preparation.sizes.items():
@@ -161,7 +162,7 @@ def _size_rows(
         yield site, text, counts[text]
 
 
-def _most_frequent(preparation: images.Preparation) -> list[str]:
+def _most_frequent(preparation: preparation_counts.Preparation) -> list[str]:
   """Returns the sizes of images, those of most images first."""
   total: dict[str, int] = {}
   for counts in preparation.sizes.values():
@@ -350,7 +351,7 @@ def _quality(data: images.ImageData, overview: overview_lib.Overview) -> str:
   )
 
 
-def _decoding(preparation: images.Preparation | None) -> str:
+def _decoding(preparation: preparation_counts.Preparation | None) -> str:
   """Returns the rules and warnings of decoding, a column a site."""
   if preparation is None:
     return ''
@@ -367,7 +368,7 @@ def _decoding(preparation: images.Preparation | None) -> str:
   )
 
 
-def _sizes(preparation: images.Preparation | None) -> str:
+def _sizes(preparation: preparation_counts.Preparation | None) -> str:
   """Returns the number of images of each size, a column a site."""
   if preparation is None:
     return ''

@@ -144,10 +144,8 @@ def color(index: int) -> str:
   return SERIES[index % len(SERIES)]
 
 
-def legend(axes: axes_lib.Axes) -> None:
+def legend(figure: figure_lib.Figure) -> None:
   """Puts a legend beneath all axes of the figure, where it hides no data."""
-  figure = axes.get_figure()
-  assert figure is not None  # Axes of `new` and `grid` have one.
   handles = {
     label: handle
     for panel in figure.axes

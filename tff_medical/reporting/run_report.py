@@ -14,6 +14,7 @@ import pathlib
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.reporting import plots
 from tff_medical.reporting import report_style
 from tff_medical.reporting import run_tables
@@ -71,7 +72,7 @@ def write(folder: run_folder.RunFolder) -> pathlib.Path:
   return path
 
 
-def _subtitle(summary: run_folder.Summary) -> str:
+def _subtitle(summary: run_records.Summary) -> str:
   if math.isinf(summary.epsilon):
     return f'{summary.rounds} rounds · no privacy'
   return (
@@ -80,7 +81,7 @@ def _subtitle(summary: run_folder.Summary) -> str:
   )
 
 
-def _metrics(summary: run_folder.Summary) -> str:
+def _metrics(summary: run_records.Summary) -> str:
   """Returns a row a metric: those of all images, then those of sites."""
   rows = [
     [
@@ -96,7 +97,7 @@ def _metrics(summary: run_folder.Summary) -> str:
   return table + report_style.note(_NOTE)
 
 
-def _fitted(summary: run_folder.Summary) -> str:
+def _fitted(summary: run_records.Summary) -> str:
   if not summary.fitted:
     return ''
   rows = [

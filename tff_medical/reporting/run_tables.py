@@ -29,7 +29,7 @@ from scipy import special
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
-from tff_medical.program import run_folder
+from tff_medical.program import run_records
 
 METRICS = ('auc', 'accuracy', 'balanced_accuracy')
 # The columns of a table of runs that share a name over their seeds.
@@ -66,7 +66,7 @@ _TEXTS = frozenset(
 _INTEGERS = frozenset(('rounds', 'seed'))
 
 
-def row(name: str, seed: int, summary: run_folder.Summary) -> dict[str, Any]:
+def row(name: str, seed: int, summary: run_records.Summary) -> dict[str, Any]:
   """Returns the row of a run; a value that the run lacks is NaN."""
   values = {
     'name': name,
@@ -78,7 +78,7 @@ def row(name: str, seed: int, summary: run_folder.Summary) -> dict[str, Any]:
   return {field: values[field] for field in FIELDS}
 
 
-def auc_interval(summary: run_folder.Summary) -> dict[str, float]:
+def auc_interval(summary: run_records.Summary) -> dict[str, float]:
   """Returns the ends of the AUC's interval over images, by their columns."""
   low, high = summary.intervals.get('auc', (math.nan, math.nan))
   return {'auc_low': low, 'auc_high': high}

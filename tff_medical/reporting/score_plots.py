@@ -76,7 +76,7 @@ def reliability(images: scored.ScoredImages) -> sweep_plots.Plot:
   lowest = min(0.5, min(min(point) for point in means))
   axes.set_xlim(lowest - 0.02, 1.02)
   axes.set_ylim(lowest - 0.02, 1.02)
-  plots.legend(axes)
+  plots.legend(figure)
   return sweep_plots.Plot(
     'reliability',
     f'Dots are bins of confidence on {images.split_name} images, of the '
@@ -143,7 +143,7 @@ def _roc(
     axes.plot(
       xs, ys, color=plots.color(index), label=f'{_short(label)} ({area:.3f})'
     )
-  plots.legend(axes)
+  plots.legend(figure)
   if len(points) > _MAX_LINES:
     caption = (
       f'{caption} Shown are the {_MAX_LINES} of {len(points)} curves with the '

@@ -112,7 +112,7 @@ def by_part(sweep: sweeps.Sweep, what: str) -> Plot | None:
       label=_short(name if what == 'classes' else f'site {name}'),
     )
   axes.set_ylim(-0.03, 1.03)
-  plots.legend(axes)
+  plots.legend(figure)
   caption = 'Lines are means over seeds.'
   if len(shown) < len(means.columns):
     caption += (
@@ -148,7 +148,7 @@ def gaps(sweep: sweeps.Sweep) -> Plot | None:
   if not axes.lines:
     return None
   plots.from_zero(axes)
-  plots.legend(axes)
+  plots.legend(figure)
   return Plot(
     'gaps', 'Lines are means over seeds of the gap within each run.', figure
   )
@@ -199,7 +199,7 @@ def paths(sweep: sweeps.Sweep, column: str, title: str, y: str) -> Plot | None:
     axes.set_yscale('log')
     plots.plain_ticks(axes.yaxis)
   plots.whole_numbers(axes.xaxis)
-  plots.legend(axes)
+  plots.legend(figure)
   name = column.replace('/', '_')
   return Plot(f'path_{name}', 'Each line is one seed.', figure)
 
@@ -231,7 +231,7 @@ def audits(sweep: sweeps.Sweep) -> Plot | None:
     if points:
       axes.plot(*zip(*points), 'o', color=plots.color(index), label=label)
   plots.from_zero(axes)
-  plots.legend(axes)
+  plots.legend(figure)
   return Plot(
     'audits',
     'Each dot is an audited cell, measured by canaries in a repeated training. A '

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
-from tff_medical.privacy import ledger as ledger_lib
+from tff_medical.privacy import ledger_contents
 from tff_medical.program import metrics_table
 from tff_medical.program import run_folder
+from tff_medical.program import run_records
 from tff_medical.scoring import scored
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ class Cell:
   epsilon: float
   seed: int
   eval_split: str = images.TEST
-  summary: run_folder.Summary | None = None
-  config: run_folder.Config | None = None
+  summary: run_records.Summary | None = None
+  config: run_records.Config | None = None
   ledger: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rounds: Sequence[Mapping[str, float]] = ()
   audit: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -383,7 +384,7 @@ def _known(values: Mapping[str, float]) -> list[float]:
 
 
 def _header(path: pathlib.Path) -> Mapping[str, Any]:
-  ledger = _read_if_exists(lambda: ledger_lib.read(path))
+  ledger = _read_if_exists(lambda: ledger_contents.read(path))
   return ledger.header if ledger else {}
 
 

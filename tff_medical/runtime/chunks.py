@@ -43,23 +43,43 @@ class MapCall:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoopForm:
+  """What the graph of a loop over chunks depends on, besides its maps.
+
+  Attributes:
+    types: Type of each flat component of an example.
+    repeated: Whether there is more than one epoch.
+    plain: Whether the examples need no tuning by `tf.data`.
+  """
+
+  types: tuple[tf.DType, ...]
+  repeated: bool
+  plain: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Chunks(loops.Batches):
   """Batches of one client inside a graph, read in chunks of examples.
 
-  The attributes are those of `pipelines.RowChunks`, as tensors of the graph.
+  Attributes:
+    form: What the graph depends on.
+    rows: Variant tensor of the dataset of examples.
+    whole: Variant tensor of the dataset itself.
+    options: Vector of int64, as in `pipelines.RowChunks`.
+    maps: Calls of functions of a batch, in their order.
   """
 
+  form: LoopForm
   rows: tf.Tensor
   whole: tf.Tensor
-  types: tuple[tf.DType, ...]
   options: tf.Tensor
-  repeated: bool
   maps: tuple[MapCall, ...]
-  plain: bool
 
   def to_variant(self) -> tf.Tensor:
     """Returns the variant tensor of the dataset itself."""
-    return loops.tuned(self.whole, plain=True) if self.plain else self.whole
+    if not self.form.plain:
+      return self.whole
+    return loops.tuned(self.whole, plain=True)
 
   def reduce(
     self, step: loops.Step, state: list, shapes: list
@@ -82,7 +102,12 @@ class Chunks(loops.Batches):
       return slices.reduce(mapped, list(state), shapes)
 
     return loops.over_iterator(
-      over_chunk, variant, list(self.types), state, shapes, _ITERATIONS_AT_ONCE
+      over_chunk,
+      variant,
+      list(self.form.types),
+      state,
+      shapes,
+      _ITERATIONS_AT_ONCE,
     )
 
   def _chunks(self, chunk_rows: tf.Tensor, epochs: tf.Tensor) -> tf.Tensor:
@@ -92,8 +117,8 @@ class Chunks(loops.Batches):
     order, so the batches within chunks are those of the dataset.
     """
     spec = {
-      'output_types': list(self.types),
-      'output_shapes': [None] * len(self.types),
+      'output_types': list(self.form.types),
+      'output_shapes': [None] * len(self.form.types),
     }
     variant = tf.raw_ops.BatchDatasetV2(
       input_dataset=self.rows,
@@ -103,8 +128,8 @@ class Chunks(loops.Batches):
     )
     # A repetition makes an iterator more than it reads, so it draws a seed of a
     # shuffle more than one iteration does.
-    if self.repeated:
+    if self.form.repeated:
       variant = tf.raw_ops.RepeatDataset(
         input_dataset=variant, count=epochs, **spec
       )
-    return loops.tuned(variant, self.plain)
+    return loops.tuned(variant, self.form.plain)

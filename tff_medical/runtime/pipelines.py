@@ -26,6 +26,7 @@ from typing import Any, Union
 
 import tensorflow as tf
 
+from tff_medical.runtime import chunks
 from tff_medical.runtime import tensor_data
 
 _ATTRIBUTE = '_tff_medical_form'
@@ -68,23 +69,19 @@ class RowChunks:
   """Batches that are read from a dataset of examples, several at a time.
 
   Attributes:
+    form: What the graph that reads them depends on.
     rows: Variant tensor of the dataset of examples.
     whole: Variant tensor of the dataset itself, perhaps without `prefetch`.
-    types: Type of each flat component of an example.
     options: The vector `[batch_size, chunk_rows, epochs, drop_remainder]` of
       int64; -1 epochs have no end.
-    repeated: Whether there is more than one epoch.
     maps: Functions of a batch, in their order.
-    plain: Whether the examples need no tuning by `tf.data`.
   """
 
+  form: chunks.LoopForm
   rows: tf.Tensor
   whole: tf.Tensor
-  types: tuple[tf.DType, ...]
   options: tf.Tensor
-  repeated: bool
   maps: tuple[MapFunction, ...]
-  plain: bool
 
 
 Form = Union[tensor_data.TensorBatches, RowChunks]
@@ -201,13 +198,11 @@ def _recognise(dataset: tf.data.Dataset) -> Form:
   options = [batch_size, _chunk_rows(specs, batch_size), epochs, drop_remainder]
   with tf.device('CPU:0'):
     return RowChunks(
+      chunks.LoopForm(tuple(spec.dtype for spec in specs), epochs != 1, plain),
       tf.data.experimental.to_variant(rows),
       tf.data.experimental.to_variant(dataset),
-      tuple(spec.dtype for spec in specs),
       tf.constant(options, tf.int64),
-      epochs != 1,
       maps,
-      plain,
     )
 
 

@@ -148,12 +148,11 @@ class _Fed:
     )
 
   @classmethod
-  def _chunks(cls, form: pipelines.RowChunks) -> _Fed:
-    digests = tuple(m.digest for m in form.maps)
-    captured = tuple(t for m in form.maps for t in m.captured)
-    functions = [(m.function, len(m.captured)) for m in form.maps]
-    # What the graph itself depends on.
-    static = (form.types, form.repeated, form.plain)
+  def _chunks(cls, read: pipelines.RowChunks) -> _Fed:
+    digests = tuple(m.digest for m in read.maps)
+    captured = tuple(t for m in read.maps for t in m.captured)
+    functions = [(m.function, len(m.captured)) for m in read.maps]
+    form = read.form  # `take` must not keep the tensors of `read`.
 
     def take(tensors: Sequence[tf.Tensor]) -> chunks.Chunks:
       rows, whole, options, *rest = tensors
@@ -161,12 +160,11 @@ class _Fed:
         chunks.MapCall(function, tuple(_split(rest, size)))
         for function, size in functions
       )
-      types, repeated, plain = static
-      return chunks.Chunks(rows, whole, types, options, repeated, maps, plain)
+      return chunks.Chunks(form, rows, whole, options, maps)
 
     return cls(
-      ('chunks', digests, *static),
-      (form.rows, form.whole, form.options, *captured),
+      ('chunks', digests, form),
+      (read.rows, read.whole, read.options, *captured),
       (
         *(_VARIANT, _VARIANT, tf.TensorSpec([4], tf.int64)),
         *(tf.TensorSpec(t.shape, t.dtype) for t in captured),

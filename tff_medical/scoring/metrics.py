@@ -6,8 +6,8 @@ and `mae`, and for each class `sensitivity/CLASS` and `specificity/CLASS`. For
 each site the same metrics have the prefix `site/SITE/`. A metric that the
 labels do not determine, such as the sensitivity to a class without any label,
 is NaN and is left out of averages. Findings that are unknown
-(`images.UNKNOWN`) are left out of every metric. If a score is not finite, as
-after diverged training, every metric is NaN.
+(`label_values.UNKNOWN`) are left out of every metric. If a score is not finite,
+as after diverged training, every metric is NaN.
 
 - loss: mean cross-entropy of the images; multi-label: of the known labels.
 - accuracy: share of correct classes; multi-label: share of correct labels.
@@ -168,7 +168,8 @@ class Measures:
       columns.append(_ece(weights, self._gaps_with_temperature, total))
     parts = [np.stack(columns, axis=1), sensitivity, specificity]
     if self._fitted:
-      parts += self._at_thresholds(weights, positives, negatives)
+      thresholds = np.array(self._fitted.thresholds)
+      parts += self._at_thresholds(thresholds, weights, positives, negatives)
     return np.concatenate(parts, axis=1)
 
   @functools.cached_property
@@ -222,10 +223,8 @@ class Measures:
 
   @functools.cached_property
   def _gaps_with_temperature(self) -> np.ndarray:
-    assert self._fitted is not None
-    return _calibration_gaps(
-      self._images.with_temperature(self._fitted.temperature)
-    )
+    temperature = self._fitted.temperature if self._fitted else 1.0
+    return _calibration_gaps(self._images.with_temperature(temperature))
 
   @functools.cached_property
   def _errors(self) -> np.ndarray:
@@ -282,13 +281,15 @@ class Measures:
     return 1 - _ratio(observed, expected)
 
   def _at_thresholds(
-    self, weights: np.ndarray, positives: np.ndarray, negatives: np.ndarray
+    self,
+    thresholds: np.ndarray,
+    weights: np.ndarray,
+    positives: np.ndarray,
+    negatives: np.ndarray,
   ) -> list[np.ndarray]:
-    """Returns sensitivity and specificity at the fitted thresholds."""
-    assert self._fitted is not None
+    """Returns sensitivity and specificity at the thresholds of the classes."""
     tested = list(self._tested)
-    thresholds = np.array(self._fitted.thresholds)[tested]
-    flagged = self._images.probabilities[:, tested] >= thresholds
+    flagged = self._images.probabilities[:, tested] >= thresholds[tested]
     hits = weights @ (flagged & self._present[:, tested])
     rejected = weights @ (~flagged & self._absent[:, tested])
     return [

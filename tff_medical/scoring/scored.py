@@ -24,6 +24,7 @@ import numpy as np
 
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import label_values
 
 _EPSILON = 1e-15  # A probability of 0 costs a loss of 35, not infinity.
 
@@ -249,7 +250,7 @@ def _check(
       f'labels must be integers {list(shape)}, '
       f'got {labels.dtype} {list(labels.shape)}'
     )
-  lowest = images.UNKNOWN if multi_label else 0
+  lowest = label_values.UNKNOWN if multi_label else 0
   highest = 1 if multi_label else classes - 1
   if labels.min() < lowest or labels.max() > highest:
     raise _validate.InputError(

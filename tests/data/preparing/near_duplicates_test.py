@@ -7,7 +7,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 
-from tff_medical.data import images as images_lib
+from tff_medical.data import equal_images
 from tff_medical.data.preparing import near_duplicates
 
 _SIDE = 20
@@ -123,7 +123,7 @@ class NearDuplicatesTest(parameterized.TestCase):
       self.assertEqual(copies.num_near(a, b), expected.num_near(a, b))
     duplicates = comparison.duplicates(names, splits)
     self.assertTrue(duplicates)
-    self.assertEqual(duplicates, images_lib.find_duplicates(by_split))
+    self.assertEqual(duplicates, equal_images.find_duplicates(by_split))
 
   def test_of_one_image(self):
     copies = near_duplicates.find({'train': _noise(1)})

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tff_medical import _validate
+from tff_medical.data import equal_images
 from tff_medical.data import images
 from tff_medical.data.decoders import decoded
 from tff_medical.data.decoders import decoding_pool
@@ -385,9 +386,9 @@ class PreparationTest(parameterized.TestCase):
     """For the split, for equal and for nearly equal images."""
     rows = [dataclasses.replace(row, patient=None) for row in self.rows]
     compare = mock.Mock(side_effect=near_duplicates.compare)
-    digest = mock.Mock(side_effect=images.find_duplicates)
+    digest = mock.Mock(side_effect=equal_images.find_duplicates)
     with mock.patch.object(near_duplicates, 'compare', compare):
-      with mock.patch.object(images, 'find_duplicates', digest):
+      with mock.patch.object(equal_images, 'find_duplicates', digest):
         prepare(self.temp, rows)
     compare.assert_called_once()
     digest.assert_not_called()

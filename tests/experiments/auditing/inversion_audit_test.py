@@ -27,7 +27,7 @@ from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical import models
 from tff_medical.auditing import inversion
-from tff_medical.data import images
+from tff_medical.data import label_values
 
 _CLIENT = {
   'num_clients': 12,
@@ -184,7 +184,7 @@ class InversionAuditTest(parameterized.TestCase):
 
   def test_images_without_a_known_label_are_not_attacked(self):
     run = self._unfinished(**_RECORD)
-    labels = np.full((60, 2), images.UNKNOWN)
+    labels = np.full((60, 2), label_values.UNKNOWN)
     labels[[3, 7, 20], 1] = 0
     train = dataclasses.replace(run.load_data().train, labels=labels)
     inversion_audit.check(run, train, 3)

@@ -61,9 +61,7 @@ class ClusterJobsTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.ray_cluster = ray_clusters.Cluster(1, 1).__enter__()
-    cls.addClassCleanup(cls.ray_cluster.__exit__)
-    cls.ray_cluster.enter_environment(cls)
+    cls.ray_cluster = ray_clusters.Cluster.of_class(cls, 1, 1)
     cls.cluster = cluster_jobs.Cluster.join(cls.ray_cluster.address)
     cls.addClassCleanup(cls.cluster.ray.shutdown)
 

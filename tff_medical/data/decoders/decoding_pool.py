@@ -141,7 +141,7 @@ class Pool:
           is_done = True
           break
         worker.ask(*following, self._seconds)
-      busy = [worker for worker in self._workers if worker.number is not None]
+      busy = [(w, w.number) for w in self._workers if w.number is not None]
       if not busy:
         return
       yield from self._received(busy)
@@ -157,14 +157,12 @@ class Pool:
     return self._workers[-1]
 
   def _received(
-    self, busy: list[_Worker]
+    self, busy: list[tuple[_Worker, int]]
   ) -> Iterator[tuple[int, decoding_worker.Outcome]]:
     """Yields the answers of workers, and outcomes for those that died or hang."""
-    ready = connection.wait([w.pipe for w in busy], timeout=_POLL_SECONDS)
+    ready = connection.wait([w.pipe for w, _ in busy], timeout=_POLL_SECONDS)
     now = time.monotonic()
-    for worker in busy:
-      number = worker.number
-      assert number is not None  # Busy.
+    for worker, number in busy:
       if worker.pipe in ready:
         try:
           answered, outcome = worker.pipe.recv()

@@ -380,7 +380,8 @@ def _tar_blocks(
   archive: tarfile.TarFile, stream: _Forward, info: tarfile.TarInfo, name: str
 ) -> Iterator[bytes]:
   content = archive.extractfile(info)
-  assert content is not None  # It is a file.
+  if content is None:
+    raise _refused(name, 'has no content', 'leave it out')
   left = info.size
   while left:
     with _reading(name):

@@ -27,7 +27,7 @@ import itertools
 
 import numpy as np
 
-from tff_medical.data import images as images_lib
+from tff_medical.data import equal_images
 from tff_medical.data import pixels
 
 SIDE = 16
@@ -148,12 +148,12 @@ class Comparison:
 
   def duplicates(
     self, names: Sequence[str], splits: np.ndarray
-  ) -> images_lib.Duplicates:
+  ) -> equal_images.Duplicates:
     """Returns the counts that `images.find_duplicates` would return."""
     contents = {
       name: np.unique(self.content[splits == i]) for i, name in enumerate(names)
     }
-    return images_lib.Duplicates(
+    return equal_images.Duplicates(
       within={
         name: int((splits == i).sum()) - len(contents[name])
         for i, name in enumerate(names)

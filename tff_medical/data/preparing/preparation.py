@@ -31,6 +31,7 @@ import numpy as np
 from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import label_values
 from tff_medical.data.decoders import decoding_pool
 from tff_medical.data.decoders import decoding_worker
 from tff_medical.data.decoders import resizing
@@ -137,7 +138,7 @@ class _Preparation:
       number = images.SPLIT_NAMES.index(name)
       labels = self._table.labels[self._splits == number]
       if len(labels):
-        images.check_has_label(name, labels)
+        label_values.check_has_label(name, labels)
 
   # The keys and numbers that stand for names.
 

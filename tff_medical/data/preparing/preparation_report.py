@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from tff_medical.data import images
+from tff_medical.data import label_values
+from tff_medical.data import preparation_counts
 from tff_medical.data.preparing import near_duplicates
 from tff_medical.data.preparing import preparation_parts
 from tff_medical.data.tables import image_table
@@ -44,7 +46,7 @@ def describe(
       for text in texts:
         counted[text] = counted.get(text, 0) + 1
     for height, width, count in entry.sizes:
-      text = images.size_text(height, width)
+      text = preparation_counts.size_text(height, width)
       sizes[site][text] = sizes[site].get(text, 0) + count
   return {
     'shape': list(shape),
@@ -89,7 +91,7 @@ def _unknown_counts(
   """Returns the number of unknown labels of each finding that has some."""
   if labels.ndim == 1:
     return {}
-  counts = (labels == images.UNKNOWN).sum(axis=0).tolist()
+  counts = (labels == label_values.UNKNOWN).sum(axis=0).tolist()
   return {name: count for name, count in zip(names, counts) if count}
 
 

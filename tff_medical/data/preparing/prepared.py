@@ -27,6 +27,7 @@ import numpy as np
 
 from tff_medical import _files
 from tff_medical import _validate
+from tff_medical.data import equal_images
 from tff_medical.data import images
 from tff_medical.data import pixels
 
@@ -77,10 +78,10 @@ class Prepared:
     return count, height, width, channels
 
   @property
-  def duplicates(self) -> images.Duplicates:
+  def duplicates(self) -> equal_images.Duplicates:
     """Equal images within and across splits, as they were counted."""
     counted = self.info['duplicates']
-    return images.Duplicates(
+    return equal_images.Duplicates(
       within=counted['within'],
       across={(a, b): n for a, b, n in counted['across']},
     )

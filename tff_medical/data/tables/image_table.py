@@ -28,6 +28,7 @@ import numpy as np
 
 from tff_medical import _validate
 from tff_medical.data import images
+from tff_medical.data import label_values
 
 # Names that people give to splits.
 SPLIT_WORDS = {
@@ -78,7 +79,7 @@ class ImageTable:
     root: Folder of the images.
     paths: Paths of the N files, relative to it.
     labels: int64 [N] class indices, or int64 [N, L] of 0, 1 and
-      `images.UNKNOWN`.
+      `label_values.UNKNOWN`.
     class_names: One name a class or finding.
     multi_label: Whether an image may have several findings, or none.
     sites: int64 [N] indices of `site_names`, or None where sites are unknown.
@@ -359,15 +360,15 @@ def _numbered_labels(
     for name in row.labels:
       labels[i, number[name]] = 1
     for name in row.unknown:
-      labels[i, number[name]] = images.UNKNOWN
+      labels[i, number[name]] = label_values.UNKNOWN
   return labels
 
 
 def _notes_of_unknown(labels: np.ndarray) -> tuple[str, ...]:
-  unknown = int((labels == images.UNKNOWN).sum())
+  unknown = int((labels == label_values.UNKNOWN).sum())
   if not unknown:
     return ()
-  without = int((~images.has_label(labels)).sum())
+  without = int((~label_values.has_label(labels)).sum())
   return (
     f'{unknown} of {labels.size} labels are unknown and masked; {without} images '
     'have no known label.',
