@@ -32,7 +32,8 @@ if __name__ == '__main__':
     'dry_run',
     False,
     'prints what would run (data, noise, ε by round, size, expected time) and '
-    'writes no file; --output_dir is not needed',
+    'writes nothing but caches of images and features; --output_dir is not '
+    'needed',
   )
   _read = flags.define()
 
@@ -411,7 +412,7 @@ def _print_summary(
 
 
 def show(given: settings_lib.Flags) -> None:
-  """Prints what the flags would run; writes no file.
+  """Prints what the flags would run; writes nothing but caches of images.
 
   Raises:
     InputError: A setting or the data cannot be used.

@@ -76,7 +76,7 @@ class TrainTest(parameterized.TestCase):
     given = self.settings.changed(**settings).arguments()
     return [sys.executable, '-m', 'experiments.train', *given, *arguments]
 
-  def test_a_dry_run_says_what_would_run_and_writes_nothing(self):
+  def test_a_dry_run_says_what_would_run_and_writes_no_file_of_a_run(self):
     folder = self.temp / 'here'
     folder.mkdir()
     config = folder / 'config.json'
@@ -128,6 +128,8 @@ class TrainTest(parameterized.TestCase):
       self.assertBetween(value, exact - 1e-3, exact + 2e-3)
     self.assertLessEqual(shown[6], 4.0)
     self.assertIn('for 6 rounds and 3 evaluations', lines['time'])
+    # Own images are prepared, and so copied, by a dry run as well.
+    self.assertIn('only the caches of images', done.stdout)
 
   @parameterized.parameters('cnn_smal', 'no_such_module:build', 'os:no_such')
   def test_a_wrong_model_is_refused_before_the_data_is_loaded(self, model):
