@@ -61,6 +61,10 @@ def parse(
         f'unexpected argument {rest[1]!r}; flags are --name=value'
       )
     check()
+  except flags.UnrecognizedFlagError as error:
+    owner = flags_lib.owner_of(error.flagname, sys.argv[1:])
+    unknown = f'{error.flagname} is no flag of this command'
+    sys.exit(_refuse(flags.Error(f'{unknown}: {owner}') if owner else error))
   except (flags.Error, _validate.InputError) as error:
     sys.exit(_refuse(error))
   _parsed = rest

@@ -305,6 +305,14 @@ class TrainTest(parameterized.TestCase):
       r'--client_learning_rate \(0.1 there, 0.2 now\)',
     ):
       self._run(client_learning_rate=0.2, seed=4)
+    # Before any data is loaded, and before the noise of that run is taken over.
+    with mock.patch.object(loading, 'load') as load:
+      with self.assertRaisesRegex(
+        _validate.InputError,
+        r'another --target_epsilon \(None there, 3.0 now\)',
+      ):
+        self._run(noise_multiplier=None, target_epsilon=3.0)
+    load.assert_not_called()
     npz.write(self.temp, counts=(64, 12, 24))
     with self.assertRaisesRegex(
       _validate.InputError, r'another data \(hmac-sha256:\w+ there, hmac'

@@ -355,7 +355,9 @@ class _Units:
 
 def most_clients(split: images.Split) -> int:
   """Returns the largest number of clients that images can be dealt out to."""
-  return len(split) if split.patients is None else len(np.unique(split.patients))
+  return (
+    len(split) if split.patients is None else len(np.unique(split.patients))
+  )
 
 
 def _units(split: images.Split, num_clients: int) -> _Units:
