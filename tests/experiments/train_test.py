@@ -271,6 +271,13 @@ class TrainTest(parameterized.TestCase):
     self.assertLessEqual(summary['epsilon'], 30)
     self.assertGreater(summary['epsilon'], 29)
 
+  def test_refuses_a_budget_that_has_no_room_for_a_round(self):
+    with self.assertRaisesRegex(
+      _validate.InputError, 'epsilon_budget 0.5 has no room .* costs ε '
+    ):
+      self._run(epsilon_budget=0.5)
+    self.assertFalse(self.output.exists())
+
   def test_stops_before_it_exceeds_the_budget(self):
     self._run(rounds=1)
     epsilon = self._json('summary.json')['epsilon']
