@@ -14,6 +14,7 @@ holds the data, and has to stay where the images are.
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import pathlib
 
@@ -24,6 +25,7 @@ from experiments.config import settings as settings_lib
 from experiments.running import command
 from tff_medical import _validate
 from tff_medical.data import overview as overview_lib
+from tff_medical.data import partition as partition_lib
 from tff_medical.program import ending
 from tff_medical.reporting import data_report
 
@@ -59,6 +61,11 @@ def main(read_flags: Callable[[], settings_lib.Flags]) -> None:
   folder = check(given)
   settings, own, open_set = given.resolve_data()
   data = client_images.load(settings, own, open_set)
+  if settings.num_clients and 'num_clients' not in given.given:
+    # A default must not keep anybody from looking at few images.
+    most = partition_lib.most_clients(data.train)
+    fitting = min(settings.num_clients, most)
+    settings = dataclasses.replace(settings, num_clients=fitting)
   partition = client_images.partition(settings, data)
   overview = overview_lib.of(data)
   print(data_report.count_table(overview))

@@ -34,7 +34,8 @@ if __name__ == '__main__':
     'dry_run',
     False,
     'prints what would run (data, noise, ε by round, size, expected time) and '
-    'writes no file; --output_dir is not needed',
+    'writes nothing but caches of images and features; --output_dir is not '
+    'needed',
   )
   _read = flags.define()
 
@@ -77,6 +78,15 @@ from tff_medical.serving import export
 
 # Part of the names of the metrics of a round, which are never on test images.
 _ROUND_PREFIX = f'{images.VALIDATION}/'
+# Settings that do not depend on the data, so that a folder of another run is
+# refused before any is loaded, and its noise is not taken for this run's.
+_INDEPENDENT = (
+  'dataset',
+  'privacy_unit',
+  'mechanism',
+  'clipping',
+  'target_epsilon',
+)
 
 
 def run(given: settings_lib.Flags) -> training.Outcome:
@@ -91,10 +101,11 @@ def run(given: settings_lib.Flags) -> training.Outcome:
   settings = given.resolve()
   folder = run_folder_lib.RunFolder(pathlib.Path(settings.run.output_dir or ''))
   folder.check()
+  filed = settings.published()
+  folder.check_settings({n: filed[n] for n in _INDEPENDENT if n in filed})
   set_runtime(settings.run)
-  parts = assembly.assemble(
+  parts = _assemble(
     settings,
-    progress=_show_calibration,
     counts=_earlier_counts(folder, settings),
     noise_multiplier=folder.noise_multiplier(),
   )
@@ -383,8 +394,21 @@ def _release_managers(
   ]
 
 
-def _show_calibration(line: str) -> None:
-  print(f'\rcalibrating: {line}  ', end='', file=sys.stderr, flush=True)
+def _assemble(
+  settings: settings_lib.Settings, **earlier: Any
+) -> assembly.Assembly:
+  """Returns the objects of the run; shows the calibration in one line."""
+  shown: list[str] = []
+
+  def show(line: str) -> None:
+    shown.append(line)
+    print(f'\rcalibrating: {line}  ', end='', file=sys.stderr, flush=True)
+
+  try:
+    return assembly.assemble(settings, progress=show, **earlier)
+  finally:
+    if shown:  # What follows, as an error, gets a line of its own.
+      print(file=sys.stderr)
 
 
 def _show_round(bar: tqdm.tqdm, report: training.RoundReport) -> None:
@@ -421,7 +445,7 @@ def _print_summary(
 
 
 def show(given: settings_lib.Flags) -> None:
-  """Prints what the flags would run; writes no file.
+  """Prints what the flags would run; writes nothing but caches of images.
 
   Raises:
     InputError: A setting or the data cannot be used.
@@ -430,11 +454,10 @@ def show(given: settings_lib.Flags) -> None:
   nowhere = dataclasses.replace(settings.run, output_dir=None)
   settings = dataclasses.replace(settings, run=nowhere)
   set_runtime(settings.run)
-  parts = assembly.assemble(settings, progress=_show_calibration)
+  parts = _assemble(settings)
   parts = feed_sources.for_runtime(parts)
   parts.task.data.eval_split(settings.run.eval_split)
   dry_run.check_round(parts.process, parts.feed)
-  print(file=sys.stderr)
   total = assembly.check_data_ledger(parts)
   print(dry_run.describe(parts, total))
 

@@ -106,13 +106,13 @@ def assemble(
   release = settings.mode.class_count_release(task.num_clients)
   if release is None:
     parts = Assembly(settings, task, feed, mechanism)
-    _refuse_epsilon_zero(parts)
+    _check_epsilon(parts)
     return parts
   if counts is None:
     counts = _draw_counts(release, settings.mode, task)
   task = dataclasses.replace(task, class_weights=counts.weights())
   parts = Assembly(settings, task, feed, mechanism, counts)
-  _refuse_epsilon_zero(parts)
+  _check_epsilon(parts)
   return parts
 
 
@@ -197,24 +197,39 @@ def claim(
   )
 
 
-def _refuse_epsilon_zero(parts: Assembly) -> None:
-  """Refuses a δ at which the planned rounds would state ε 0.
+def _check_epsilon(parts: Assembly) -> None:
+  """Refuses a δ that would state ε 0, and a budget of no round.
 
   A card may not state ε 0, as a trained model depends on its data.
   """
-  mechanism, rounds = parts.mechanism, parts.settings.mode.rounds
+  mechanism, mode = parts.mechanism, parts.settings.mode
   if not mechanism.is_private:
     return
-  epsilon = accounting.epsilon(
-    mechanism.charge_event(),
-    rounds=mechanism.charges_for(rounds),
-    delta=parts.delta,
-  )
-  if epsilon == 0:
+
+  def epsilon_of(
+    rounds: int, before: dp_accounting.DpEvent | None = None
+  ) -> float:
+    return accounting.epsilon(
+      mechanism.charge_event(),
+      rounds=mechanism.charges_for(rounds),
+      delta=parts.delta,
+      before=before,
+    )
+
+  if epsilon_of(mode.rounds) == 0:
     raise _validate.InputError(
       f'target_delta must be smaller for {parts.feed.num_units} units: at '
-      f'{parts.delta:.3g}, {rounds} rounds would state ε 0, which no trained '
-      f'model has; give --target_delta far below {1 / parts.feed.num_units:.3g}'
+      f'{parts.delta:.3g}, {mode.rounds} rounds would state ε 0, which no '
+      'trained model has; give --target_delta far below '
+      f'{1 / parts.feed.num_units:.3g}'
+    )
+  if mode.epsilon_budget is None or mode.epsilon_budget == mode.target_epsilon:
+    return  # The noise is calibrated to all rounds.
+  first = epsilon_of(1, parts.event_before)
+  if first > mode.epsilon_budget:
+    raise _validate.InputError(
+      f'epsilon_budget {mode.epsilon_budget:g} has no room for a round, which '
+      f'costs ε {first:.3g} at δ {parts.delta:.3g}; raise it or the noise'
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import os
 import pathlib
+import re
 import shlex
 import textwrap
 from typing import Any
@@ -123,6 +124,25 @@ def check_flagfiles(
     lines = [line.strip() for line in text.splitlines()]
     nested = [line for line in lines if line.startswith('-')]
     check_flagfiles(nested, (*inside, real))
+
+
+def owner_of(name: str, arguments: Sequence[str]) -> str:
+  """Returns words on a flagfile of another command with this flag, or ''.
+
+  Args:
+    name: Flag that the command does not have.
+    arguments: Command line without the program, whose flagfiles can be read.
+  """
+  for argument, following in zip(arguments, [*arguments[1:], '']):
+    option, equals, value = argument.partition('=')
+    if option not in _FLAGFILE:
+      continue
+    path = value if equals else following
+    text = _read_flagfile(pathlib.Path(path))
+    command = re.search(r'python -m (experiments\.\w+)', text)
+    if command and re.search(rf'^--?{re.escape(name)}\b', text, re.M):
+      return f'flagfile {path} is for {command[1]}; start that command'
+  return ''
 
 
 def _read_flagfile(path: pathlib.Path) -> str:

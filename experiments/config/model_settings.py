@@ -16,7 +16,7 @@ class ModelSettings:
     None,
     'frozen network whose features are computed once an image: scattering '
     '(wavelets), efficientnet-lite0, keras:NAME of keras.applications, '
-    'savedmodel:FOLDER, or two of them joined by a plus',
+    'savedmodel:FOLDER, or several joined by a plus',
   )
   backbone_weights: Optional[str] = fields.setting(
     None,

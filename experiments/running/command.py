@@ -22,8 +22,6 @@ from experiments.running import exit_codes
 from experiments.running import late_imports
 from tff_medical import _validate
 
-# Commands of studies, by the flag that makes a file of flags a study's.
-_STUDIES = {'epsilons': 'tradeoff', 'variant': 'compare', 'search': 'tune'}
 _HELP = ('h', '?', 'help', 'helpshort', 'helpfull', 'helpxml')
 # The arguments that `parse` left over.
 _parsed: Sequence[str] | None = None
@@ -64,7 +62,9 @@ def parse(
       )
     check()
   except flags.UnrecognizedFlagError as error:
-    sys.exit(_refuse(_study_error(error.flagname) or error))
+    owner = flags_lib.owner_of(error.flagname, sys.argv[1:])
+    unknown = f'{error.flagname} is no flag of this command'
+    sys.exit(_refuse(flags.Error(f'{unknown}: {owner}') if owner else error))
   except (flags.Error, _validate.InputError) as error:
     sys.exit(_refuse(error))
   _parsed = rest
@@ -150,17 +150,6 @@ def _guard_tff_worker() -> None:
 
     tff_worker.guard()
     endings.before_leaving(tff_worker.kill_all)
-
-
-def _study_error(flag: str) -> Exception | None:
-  """Returns the error that names the command of a study's flag, if it is one."""
-  study = _STUDIES.get(flag)
-  if study is None:
-    return None
-  return _validate.InputError(
-    f'--{flag} is a flag of experiments.{study}, not of this command; start '
-    f'python -m experiments.{study} with these flags, or leave it out'
-  )
 
 
 def _refuse(error: Exception) -> int:

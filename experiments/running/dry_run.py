@@ -2,8 +2,9 @@
 
 `check_round` finds faults that no check of a setting finds. `describe` returns
 the text of `train --dry_run`: the data, the noise, ε by round, sizes and the
-expected time. Neither writes a file or charges a ledger. Of the images, only
-their numbers and the time of a round leave these functions.
+expected time. Neither writes a file or charges a ledger; before them, images and
+features are prepared into their caches. Of the images, only their numbers and
+the time of a round leave these functions.
 """
 
 from __future__ import annotations
@@ -88,7 +89,10 @@ def describe(
     lines.insert(-1, ('data ledger', line))
   width = max(len(title) for title, _ in lines)
   text = '\n'.join(f'{title:{width}}  {line}' for title, line in lines)
-  return f'{text}\nA dry run: nothing was trained, charged or written.'
+  return (
+    f'{text}\nA dry run: nothing was trained or charged, and only the caches '
+    'of images and features may have been written.'
+  )
 
 
 def _data(parts: assembly.Assembly) -> str:

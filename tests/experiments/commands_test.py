@@ -160,7 +160,7 @@ class WrongFlagsTest(absltest.TestCase):
       (
         'train',
         '--flagfile=experiments/presets/study_pneumonia_record.flags',
-      ): '--epsilons is a flag of .*python -m experiments.tradeoff',
+      ): 'epsilons is no flag of this command: .* is for experiments.tradeoff',
       ('references', '--ema_decay=.9'): 'ema_decay=0.9 would be ignored',
       ('audit', '--canaries=many'): '--canaries',
       ('benchmark', '--rounds=many'): '--rounds',

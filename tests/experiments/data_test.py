@@ -36,6 +36,15 @@ class DataTest(parameterized.TestCase):
     self.assertIn('Clients: 4, of 15 to 15 labels', printed)
     self.assertLen(list((self.temp / 'look').glob('*.unnoised.*')), 7)
 
+  def test_default_number_of_clients_follows_the_images(self):
+    of_few = {
+      'dataset': 'medmnist/breastmnist',
+      'data_dir': npz.write(self.temp),
+    }
+    self.assertIn('Clients: 60, of 1 to 1 labels', self._look(**of_few))
+    with self.assertRaisesRegex(_validate.InputError, 'at most the 60'):
+      self._look(**of_few, num_clients=300)
+
   def test_of_own_images_names_no_patient(self):
     folder = self.temp / 'PAT77'
     rng = np.random.default_rng(0)

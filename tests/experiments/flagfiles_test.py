@@ -95,6 +95,17 @@ class FlagfileTest(parameterized.TestCase):
       with self.assertRaisesRegex(_validate.InputError, message):
         flags.changed(settings_lib.Flags.of(), ' '.join(arguments))
 
+  @parameterized.parameters('--flagfile={}', '--flagfile {}')
+  def test_one_of_another_command_names_that_command(self, form):
+    path = 'experiments/presets/tradeoff_quick.flags'
+    ended = self._run(*form.format(path).split())
+    self.assertEqual(ended.returncode, exit_codes.BAD_INPUT)
+    self.assertEqual(
+      ended.stderr,
+      f'error: epsilons is no flag of this command: flagfile {path} is for '
+      'experiments.tradeoff; start that command\n',
+    )
+
   def test_good_ones_still_work(self):
     (self.folder / 'y').write_text('--rounds=7\n', encoding='utf-8')
     (self.folder / 'x').write_text(

@@ -77,7 +77,7 @@ class TrainTest(parameterized.TestCase):
     given = self.settings.changed(**settings).arguments()
     return [sys.executable, '-m', 'experiments.train', *given, *arguments]
 
-  def test_a_dry_run_says_what_would_run_and_writes_nothing(self):
+  def test_a_dry_run_says_what_would_run_and_writes_no_file_of_a_run(self):
     folder = self.temp / 'here'
     folder.mkdir()
     config = folder / 'config.json'
@@ -129,6 +129,8 @@ class TrainTest(parameterized.TestCase):
       self.assertBetween(value, exact - 1e-3, exact + 2e-3)
     self.assertLessEqual(shown[6], 4.0)
     self.assertIn('for 6 rounds and 3 evaluations', lines['time'])
+    # Own images are prepared, and so copied, by a dry run as well.
+    self.assertIn('only the caches of images', done.stdout)
 
   @parameterized.parameters('cnn_smal', 'no_such_module:build', 'os:no_such')
   def test_a_wrong_model_is_refused_before_the_data_is_loaded(self, model):
@@ -270,6 +272,13 @@ class TrainTest(parameterized.TestCase):
     self.assertLessEqual(summary['epsilon'], 30)
     self.assertGreater(summary['epsilon'], 29)
 
+  def test_refuses_a_budget_that_has_no_room_for_a_round(self):
+    with self.assertRaisesRegex(
+      _validate.InputError, 'epsilon_budget 0.5 has no room .* costs ε '
+    ):
+      self._run(epsilon_budget=0.5)
+    self.assertFalse(self.output.exists())
+
   def test_stops_before_it_exceeds_the_budget(self):
     self._run(rounds=1)
     epsilon = self._json('summary.json')['epsilon']
@@ -304,6 +313,14 @@ class TrainTest(parameterized.TestCase):
       r'--client_learning_rate \(0.1 there, 0.2 now\)',
     ):
       self._run(client_learning_rate=0.2, seed=4)
+    # Before any data is loaded, and before the noise of that run is taken over.
+    with mock.patch.object(loading, 'load') as load:
+      with self.assertRaisesRegex(
+        _validate.InputError,
+        r'another --target_epsilon \(None there, 3.0 now\)',
+      ):
+        self._run(noise_multiplier=None, target_epsilon=3.0)
+    load.assert_not_called()
     npz.write(self.temp, counts=(64, 12, 24))
     with self.assertRaisesRegex(
       _validate.InputError, r'another data \(hmac-sha256:\w+ there, hmac'

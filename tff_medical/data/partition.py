@@ -353,6 +353,13 @@ class _Units:
     return np.unique(chosen, return_inverse=True)[1]
 
 
+def most_clients(split: images.Split) -> int:
+  """Returns the largest number of clients that images can be dealt out to."""
+  return (
+    len(split) if split.patients is None else len(np.unique(split.patients))
+  )
+
+
 def _units(split: images.Split, num_clients: int) -> _Units:
   """Returns the units that are dealt out whole: patients, or else images."""
   _validate.positive_int(num_clients=num_clients)

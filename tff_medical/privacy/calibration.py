@@ -178,10 +178,10 @@ def _bracket(
   raise _validate.InputError(
     f'target_epsilon {target_epsilon:g} is out of reach for {rounds} rounds: '
     f'the largest noise multiplier possible here, {limit:.4g}, gives ε '
-    f'{high.epsilon:.3g}; plan fewer rounds, raise target_epsilon'
+    f'{high.epsilon:.3g}; plan fewer rounds'
     + (
-      ', raise the expected cohort or choose fixed clipping'
+      ', raise target_epsilon or the expected cohort, or choose fixed clipping'
       if limit < _MAX_NOISE_MULTIPLIER / 2
-      else ''
+      else ' or raise target_epsilon'
     )
   )

@@ -21,7 +21,7 @@ run is resumed. The digest of private data is keyed by a secret of the run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import pathlib
 import secrets
@@ -118,6 +118,20 @@ class RunFolder:
         else 'other files (no config.json); choose a new folder'
       )
       raise _validate.InputError(f'output_dir {self.path} holds {what}')
+
+  def check_settings(self, settings: Mapping[str, Any]) -> None:
+    """Raises `InputError` if a run here was started with other settings.
+
+    This is for settings that do not depend on the data. `claim` compares all.
+
+    Args:
+      settings: Values of settings that may not change, by name.
+    """
+    if not self.config.exists():
+      return
+    differing = _differing(self.read_config(), _files.plain_json(settings))
+    if differing:
+      raise _validate.InputError(_of_another_run(self.path, differing))
 
   def _was_just_claimed(self, names: Collection[str]) -> bool:
     """Returns whether a start was killed before it wrote config.json."""
@@ -336,11 +350,9 @@ def _refuse_other_run(
   may_change: Collection[str],
 ) -> None:
   """Raises `InputError` if the configuration in the file is not this run's."""
-  changed = [
-    f'--{name} ({filed.settings.get(name)} there, {value} now)'
-    for name, value in now.settings.items()
-    if name not in may_change and filed.settings.get(name) != value
-  ]
+  changed = _differing(
+    filed, {n: v for n, v in now.settings.items() if n not in may_change}
+  )
   for what, before, after in (
     ('data', filed.data_digest, now.data_digest),
     ('--initial_model', filed.initial_model_sha256, now.initial_model_sha256),
@@ -349,7 +361,22 @@ def _refuse_other_run(
     if before != after:
       changed.append(f'{what} ({before} there, {after} now)')
   if changed:
-    raise _validate.InputError(
-      f'output_dir {path.parent} belongs to a run with another '
-      f'{", ".join(changed)}; use the same or choose another output_dir'
-    )
+    raise _validate.InputError(_of_another_run(path.parent, changed))
+
+
+def _differing(
+  filed: run_records.Config, settings: Mapping[str, Any]
+) -> list[str]:
+  """Returns a word on each setting that was filed with another value."""
+  return [
+    f'--{name} ({filed.settings.get(name)} there, {value} now)'
+    for name, value in settings.items()
+    if filed.settings.get(name) != value
+  ]
+
+
+def _of_another_run(path: pathlib.Path, differing: Sequence[str]) -> str:
+  return (
+    f'output_dir {path} belongs to a run with another {", ".join(differing)}; '
+    'use the same or choose another output_dir'
+  )

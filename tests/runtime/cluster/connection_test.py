@@ -88,6 +88,21 @@ class AddressTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, 'cluster_address'):
       connection.connect(address)
 
+  def test_a_broken_ray_is_no_traceback(self):
+    folder = pathlib.Path(self.create_tempdir().full_path, 'ray')
+    folder.mkdir()
+    (folder / '__init__.py').write_text('raise ImportError("no libray.so")')
+    with (
+      absltest.mock.patch.object(sys, 'path', [str(folder.parent)]),
+      absltest.mock.patch.dict(sys.modules),
+      self.assertRaisesRegex(
+        _validate.InputError,
+        r'ray, which is broken \(no libray.so\): pip install --no-deps -r req',
+      ),
+    ):
+      sys.modules.pop('ray', None)
+      connection.connect('127.0.0.1:1')
+
   def test_without_ray_the_remedy_is_named(self):
     with (
       absltest.mock.patch.dict(sys.modules, {'ray': None}),

@@ -105,10 +105,12 @@ def _import() -> types.ModuleType:
   was_imported = sys.modules.get('ray') is not None
   try:
     ray = importlib.import_module('ray')
-  except ModuleNotFoundError as e:
+  except ImportError as e:
+    missing = isinstance(e, ModuleNotFoundError)
+    problem = 'not installed' if missing else f'broken ({e})'
     raise _validate.InputError(
-      f'a cluster needs {e.name}, which is not installed: pip install --no-deps '
-      '-r requirements-cluster.txt'
+      f'a cluster needs {e.name or "ray"}, which is {problem}: pip install '
+      '--no-deps -r requirements-cluster.txt'
     ) from e
   if was_imported and not ray.is_initialized():
     _read_variables_again()
