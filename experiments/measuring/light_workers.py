@@ -1,0 +1,85 @@
+"""Workers that count clients and train nothing, for costs of the driver.
+
+What a portion costs the driver does not depend on what its worker does. A light
+worker needs no TensorFlow, so that a machine can hold dozens of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from tff_medical.runtime.cluster import messages
+from tff_medical.runtime.cluster import portions
+
+
+class LightWorker:
+  """Stands for `runtime.cluster.worker.Worker`: a total is a number of clients."""
+
+  def __init__(self) -> None:
+    self._key = ''
+
+  def run(
+    self, call: messages.Call, portion: messages.Portion
+  ) -> messages.Report:
+    """Counts the clients of a portion."""
+    span = portions.Span(portion.number, portion.number + 1)
+    self._of(call).add(span, [portion.clients])
+    return messages.Report()
+
+  def add(
+    self, call: messages.Call, span: portions.Span, total: list[int]
+  ) -> None:
+    """Adds the total of another worker."""
+    self._of(call).add(span, total)
+
+  def take(
+    self, call: messages.Call, span: portions.Span
+  ) -> tuple[None, list[int]]:
+    """Returns the total of a span, and forgets it."""
+    return None, self._of(call).take(span)
+
+  def _of(self, call: messages.Call) -> portions.Totals[list[int]]:
+    """Returns the totals of a pass."""
+    if self._key != call.key:
+      self._key = call.key
+      self._totals: portions.Totals[list[int]] = portions.Totals(
+        portions.Tree(call.portions),
+        lambda left, right: [left[0] + right[0]],
+      )
+    return self._totals
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LightMember:
+  """Stands for `runtime.cluster.pool.Member`.
+
+  Attributes:
+    number: Number of the worker.
+    actor: Handle of the actor.
+  """
+
+  number: int
+  actor: Any
+
+
+class LightPool:
+  """Stands for `runtime.cluster.pool.Pool`, with workers that do not change.
+
+  Attributes:
+    ready: Workers.
+  """
+
+  def __init__(self, actors: Sequence[Any]):
+    self.ready = [LightMember(n, actor) for n, actor in enumerate(actors)]
+
+  def refresh(self) -> None:
+    """Does nothing, as no worker comes or goes."""
+
+  def wait(self) -> None:
+    """Does nothing, as the workers are there."""
+
+  def lose(self, member: LightMember) -> None:
+    """Stops the measurement."""
+    raise RuntimeError(f'light worker {member.number} has died')
