@@ -73,8 +73,9 @@ class Hosts:
     self.address = f'{_ADDRESS.format(1)}:{_PORT}'
     self.holders: list[int] = []
     self._store_bytes = store_bytes
-    self._processes: list[subprocess.Popen[bytes]] = []
+    self._drivers: list[subprocess.Popen[bytes]] = []
     self._nodes: list[subprocess.Popen[bytes]] = []
+    self._namespaces: list[subprocess.Popen[bytes]] = []
 
   def __enter__(self) -> Hosts:
     # Sockets of Ray lie in the folder, and their paths have 107 characters.
@@ -96,7 +97,7 @@ class Hosts:
     return self
 
   def __exit__(self, *unused: object) -> None:
-    for process in (*self._nodes, *self._processes):
+    for process in (*self._drivers, *self._nodes, *self._namespaces):
       _end(process)
     shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -114,16 +115,21 @@ class Hosts:
     Raises:
       CalledProcessError: The process failed.
     """
-    subprocess.run(
+    process = self.start(module, *arguments)
+    if process.wait():
+      raise subprocess.CalledProcessError(process.returncode, process.args)
+
+  def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Starts a module of the project as a process at the head."""
+    process = _spawn(
       [
         *_enter(self.holders[0]),
         *(sys.executable, '-m', module, *arguments),
       ],
-      cwd=_ROOT,
       env=_environment(),
-      stdin=subprocess.DEVNULL,
-      check=True,
     )
+    self._drivers.append(process)
+    return process
 
   @property
   def _home(self) -> pathlib.Path:
@@ -184,7 +190,7 @@ class Hosts:
     process = _spawn(
       ['unshare', '--net', '--mount', 'sleep', 'infinity'], env=os.environ
     )
-    self._processes.append(process)
+    self._namespaces.append(process)
     # The namespaces are there once the process has become `sleep`.
     name = pathlib.Path(f'/proc/{process.pid}/comm')
     until = time.monotonic() + _START_SECS
@@ -212,9 +218,9 @@ def link_bytes(holder: int) -> tuple[int, int]:
 
 
 def parse_link_bytes(text: str) -> tuple[int, int]:
-  """Returns received and sent bytes of the link in the text of a net/dev.
+  r"""Returns received and sent bytes of the link in the text of a net/dev.
 
-  >>> parse_link_bytes(' lo: 9 1 0 0 0 0 0 0 9 1 0\\n link0: 344 4 0 0 0 0 0 0 90 1')
+  >>> parse_link_bytes(' lo: 9 1 0 0 0 0 0 0 9 1\n link0: 344 4 0 0 0 0 0 0 90 1')
   (344, 90)
   """
   for line in text.splitlines():

@@ -449,9 +449,7 @@ class _Portions:
     self._life[worker] += 1
     noticed = time + self._costs.notice_seconds
     self._add(noticed, 'notice', worker)
-    self._add(
-      max(noticed, time + self._costs.restart_seconds), 'birth', worker
-    )
+    self._add(max(noticed, time + self._costs.restart_seconds), 'birth', worker)
 
   def _notice(self, time: float, worker: int) -> None:
     for portion in self._lost[worker]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import json
 import pathlib
 import sys

@@ -1,13 +1,16 @@
 """Workers that count clients and train nothing, for costs of the driver.
 
 What a portion costs the driver does not depend on what its worker does. A light
-worker needs no TensorFlow, so that a machine can hold dozens of them.
+worker needs no TensorFlow, so that a machine can hold many of them. `InstantRay`
+runs them in this process, and holds a thousand: what a pass takes there is the
+driver's own bookkeeping.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import types
 from typing import Any
 
 from tff_medical.runtime.cluster import messages
@@ -83,3 +86,71 @@ class LightPool:
   def lose(self, member: LightMember) -> None:
     """Stops the measurement."""
     raise RuntimeError(f'light worker {member.number} has died')
+
+
+class _Ref:
+  """Result of a call in this process."""
+
+  def __init__(self, value: Any):
+    self.value = value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+  """Method of a worker in this process."""
+
+  run: Callable[..., Any]
+  num_returns: int = 1
+
+  def options(self, num_returns: int) -> _Method:
+    """Returns the method with several results."""
+    return _Method(self.run, num_returns)
+
+  def remote(self, *arguments: Any) -> Any:
+    """Runs the method at once."""
+    result = self.run(
+      *(a.value if isinstance(a, _Ref) else a for a in arguments)
+    )
+    if self.num_returns == 1:
+      return _Ref(result)
+    return [_Ref(part) for part in result]
+
+
+class _Actor:
+  """Handle of a worker in this process."""
+
+  def __init__(self) -> None:
+    worker = LightWorker()
+    self.run = _Method(worker.run)
+    self.add = _Method(worker.add)
+    self.take = _Method(worker.take)
+
+
+class _NoError(Exception):
+  """Is never raised."""
+
+
+class InstantRay:
+  """Stands for Ray: results are there at once, the oldest first."""
+
+  exceptions = types.SimpleNamespace(
+    RayError=_NoError, RayTaskError=_NoError, RayActorError=_NoError
+  )
+
+  def actors(self, number: int) -> list[_Actor]:
+    """Returns handles of new workers."""
+    return [_Actor() for _ in range(number)]
+
+  def put(self, value: Any) -> _Ref:
+    """Returns a reference to a value."""
+    return _Ref(value)
+
+  def get(self, refs: Any) -> Any:
+    """Returns the values of references."""
+    return [r.value for r in refs] if isinstance(refs, list) else refs.value
+
+  def wait(
+    self, refs: Sequence[_Ref], **unused: Any
+  ) -> tuple[Sequence[_Ref], Sequence[_Ref]]:
+    """Returns the oldest reference as ready."""
+    return refs[:1], []
