@@ -27,6 +27,10 @@ from experiments.measuring import cluster_hosts
 # Workers of the smallest and of the largest pass of the driver's bookkeeping.
 _FEW, _MANY = 10, 1_000
 _PORTIONS_A_WORKER = 16
+# Portions of the passes of which one costs the driver more, and clients of the
+# pass whose cohort does.
+_PORTIONS = (64, 512)
+_CLIENTS = 20_000
 _MESSAGES = 300
 _WAITS = 100
 _POLL_SECS = 0.02
@@ -36,12 +40,11 @@ _FAULT_CLIENTS = 512
 _CLIENT_SECS = 0.25
 
 
-def measure(workers: int, portions: int, turns: int) -> dict[str, float]:
+def measure(workers: int, turns: int) -> dict[str, float]:
   """Returns costs as `cluster_simulation.Costs` names them.
 
   Args:
     workers: Number of workers for the driver's costs, at least 1.
-    portions: Number of portions of a pass.
     turns: Number of measured passes, whose median counts.
 
   Raises:
@@ -56,7 +59,6 @@ def measure(workers: int, portions: int, turns: int) -> dict[str, float]:
     arguments = {
       'address': hosts.address,
       'workers': workers,
-      'portions': portions,
       'turns': turns,
     }
     hosts.run(__name__, '_driver', json.dumps(arguments), str(path))
@@ -67,23 +69,23 @@ def measure(workers: int, portions: int, turns: int) -> dict[str, float]:
 # Costs of the driver, in a process at the head.
 
 
-def _driver(
-  address: str, workers: int, portions: int, turns: int
-) -> dict[str, float]:
+def _driver(address: str, workers: int, turns: int) -> dict[str, float]:
   from tff_medical.runtime.cluster import connection
 
   os.environ['RAY_AUTH_MODE'] = 'disabled'
   ray = connection.connect(address)
   cls = _worker_class(ray)
   actors = [cls.remote() for _ in range(workers)]
-  few = _pass_secs(ray, actors, portions // 4, portions, turns)
-  many = _pass_secs(ray, actors, portions, portions, turns)
-  crowd = _pass_secs(ray, actors, portions, 65 * portions, turns)
+  few, many = _PORTIONS
+  (few_secs, few_jobs), (many_secs, many_jobs), (crowd_secs, _) = (
+    _pass_secs(ray, actors, portions, clients, turns)
+    for portions, clients in ((few, many), (many, many), (many, _CLIENTS))
+  )
   # Ray's own lists of what is waited for, and the driver's, grow with workers.
   growth = _wait_secs(ray) + _bookkeeping_secs(turns)
   return {
-    'cohort_micros': 1e6 * (crowd - many) / (64 * portions),
-    'dispatch_millis': 1e3 * (many - few) / (portions - portions // 4),
+    'cohort_micros': 1e6 * (crowd_secs - many_secs) / (_CLIENTS - many),
+    'dispatch_millis': 1e3 * (many_secs - few_secs) / (many_jobs - few_jobs),
     'dispatch_micros_per_worker': 1e6 * growth,
     'latency_millis': 1e3 * _message_secs(ray, actors[0]) / 2,
   }
@@ -99,8 +101,12 @@ def _worker_class(ray: Any) -> Any:
 
 def _pass_secs(
   ray: Any, actors: Sequence[Any], portions: int, clients: int, turns: int
-) -> float:
-  """Returns the driver's processor time of a pass that counts clients."""
+) -> tuple[float, int]:
+  """Returns the driver's processor time of a pass that counts clients.
+
+  Returns:
+    Seconds, and the number of portions and of totals that were moved.
+  """
   import numpy as np
   import tensorflow as tf
   import tensorflow_federated as tff
@@ -140,7 +146,9 @@ def _pass_secs(
     if context.invoke(count, datasets) != clients:
       raise RuntimeError('the light workers have not counted all clients')
 
-  return _median_cpu_secs(run, turns)
+  with cluster_traffic.places_of_portions() as places:
+    seconds = _median_cpu_secs(run, turns)
+  return seconds, portions + cluster_traffic.merges(places)
 
 
 def _wait_secs(ray: Any) -> float:
@@ -182,7 +190,8 @@ def _bookkeeping_secs(turns: int) -> float:
   def seconds(workers: int) -> float:
     portions = _PORTIONS_A_WORKER * workers
     actors = ray.actors(workers)
-    return _pass_secs(ray, actors, portions, portions, turns) / portions
+    secs, jobs = _pass_secs(ray, actors, portions, portions, turns)
+    return secs / jobs
 
   return (seconds(_MANY) - seconds(_FEW)) / (_MANY - _FEW)
 

@@ -8,7 +8,8 @@ a dense layer as model. Clients are recipes, whose data workers make themselves.
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -131,6 +132,26 @@ def merges(places: Mapping[int, int]) -> int:
   return number
 
 
+@contextlib.contextmanager
+def places_of_portions() -> Iterator[dict[int, int]]:
+  """Yields the worker of each portion of the pass that has run last."""
+  from tff_medical.runtime.cluster import gathering
+
+  places: dict[int, int] = {}
+
+  class Gathering(gathering.Gathering):
+    """A pass that says where its portions ran."""
+
+    def run(self) -> Any:
+      result = super().run()
+      places.clear()
+      places.update(self.homes)
+      return result
+
+  with mock.patch.object(gathering, 'Gathering', Gathering):
+    yield places
+
+
 class _Counter:
   """Traffic of a cluster between two moments."""
 
@@ -221,21 +242,9 @@ def _rounds(
 
   from experiments.measuring import driver_costs
   from tff_medical.runtime import cluster
-  from tff_medical.runtime.cluster import gathering
-
-  places: dict[int, int] = {}
-
-  class Gathering(gathering.Gathering):
-    """A pass that says where its portions ran."""
-
-    def run(self) -> Any:
-      result = super().run()
-      places.clear()
-      places.update(self.homes)
-      return result
 
   results: list[Traffic] = []
-  with mock.patch.object(gathering, 'Gathering', Gathering):
+  with places_of_portions() as places:
     context = cluster.create_cluster_context(address)
     with tff.framework.get_context_stack().install(context):
       for number in parameters:
