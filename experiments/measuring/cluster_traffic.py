@@ -215,15 +215,22 @@ class Vectors:
     return load
 
 
-def _datasets(number: int, size: int) -> list[Any]:
+def datasets(number: int) -> list[Any]:
+  """Returns the datasets of clients, none of them loaded.
+
+  Args:
+    number: Number of clients.
+  """
   import tensorflow as tf
 
+  from experiments.measuring import driver_costs
   from tff_medical.runtime import recipes
 
   spec = collections.OrderedDict(
-    x=tf.TensorSpec([None, size]), y=tf.TensorSpec([None], tf.int64)
+    x=tf.TensorSpec([None, driver_costs.INPUTS]),
+    y=tf.TensorSpec([None], tf.int64),
   )
-  source = Vectors(size)
+  source = Vectors(driver_costs.INPUTS)
   return [
     recipes.recipe_dataset(recipes.Recipe(source, n), spec)
     for n in range(number)
@@ -249,7 +256,7 @@ def _rounds(
     with tff.framework.get_context_stack().install(context):
       for number in parameters:
         process = driver_costs.dense_process(number)
-        data = _datasets(clients, driver_costs.INPUTS)
+        data = datasets(clients)
         state = process.initialize()
         for round_num in range(rounds + 1):
           counter = _Counter(holders)
