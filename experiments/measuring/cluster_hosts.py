@@ -105,10 +105,6 @@ class Hosts:
     """Starts a node on a host of its own."""
     self._start_host(f'--address={self.address}', f'--num-cpus={cpus}')
 
-  def unplug(self, number: int) -> None:
-    """Takes the cable out of a host: its link carries nothing any more."""
-    self._within(self._switch, f'ip link set port{number} down')
-
   def run(self, module: str, *arguments: str) -> None:
     """Runs a module of the project as a process at the head.
 
