@@ -6,7 +6,7 @@ the kernel's counters of these links. They hold the headers of packets, of which
 a link without a wire has fewer. The command needs root and iproute2.
 
 A row of the table is a model and a number of workers: the first round, in which
-computations travel, then the median of the others. In brackets stands what the
+computations travel, and the one of the others that moved the median of bytes. In brackets stands what the
 arithmetic of docs/scaling.md says. Rows without a model are times without a
 round.
 
@@ -66,7 +66,8 @@ def _check_parameters(parameters: list[int]) -> None:
       )
 
 
-def _print_table(rows: list[cluster_traffic.Traffic]) -> None:
+def print_table(rows: list[cluster_traffic.Traffic]) -> None:
+  """Prints the table of docs/scaling.md."""
   print(
     '| parameters | workers | rounds | merges across workers | MB from the '
     'driver | MB to the driver | MB from worker to worker |'
@@ -84,7 +85,8 @@ def _print_table(rows: list[cluster_traffic.Traffic]) -> None:
     row = group[len(group) // 2]
     measured = (row.driver_sent, row.driver_received, row.between_workers)
     cells = [
-      f'{number / 1e6:,.2f} ({expected:,.2f})'
+      # Counters are read one after the other: no -0.00 for some bytes too few.
+      f'{round(number / 1e6, 2) + 0.0:,.2f} ({expected:,.2f})'
       for number, expected in zip(
         measured, cluster_traffic.expected_megabytes(row)
       )
@@ -116,7 +118,7 @@ def main(values: absl_flags.FlagValues) -> None:
   rows = cluster_traffic.measure(
     parameters, workers, values.clients, values.rounds
   )
-  _print_table(rows)
+  print_table(rows)
   if values.csv:
     _write_csv(values.csv, rows)
 

@@ -82,7 +82,7 @@ class TableTest(parameterized.TestCase):
       _traffic(parameters=0, round_num=None, merges=0, driver_sent=40_000),
     ]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-      command._print_table(rows)
+      command.print_table(rows)
     lines = printed.getvalue().splitlines()
     self.assertEqual(
       lines[2:4],
