@@ -9,8 +9,8 @@ there if each part costs what it costs here. It follows `runtime.cluster`:
    or from node to node (`tree`: a node that has them serves another one).
 3. The driver hands out portions, longest first, one at a time. A worker holds a
    few (`depth`), so that it need not wait for the driver between two of them.
-4. Workers are slow or die by chance. The portions whose totals died with a
-   worker run again, and a new worker takes its place.
+4. Workers are slow or die by chance. Once the driver notices, the portions
+   whose totals died with a worker run again. A new worker takes its place.
 5. Totals are merged as a binary tree, and the last one goes to the driver.
 6. The driver adds the noise, makes the server's step, saves and charges.
 
@@ -79,7 +79,10 @@ class Costs:
     slow_share: Probability that a worker is slow in a round.
     slow_factor: Duration of a portion at a slow worker, over that at others.
     failures_per_worker_hour: Expected deaths of a worker in an hour of work.
-    restart_seconds: Time from the death of a worker to a new one.
+    notice_seconds: Time from the death of a worker until its portions wait for
+      another one.
+    restart_seconds: Time from the death of a worker to a new one, which is not
+      there before the death is noticed.
     depth: Number of portions that a worker holds at once.
   """
 
@@ -98,6 +101,7 @@ class Costs:
   slow_share: float = 0.05
   slow_factor: float = 2.0
   failures_per_worker_hour: float = 0.01
+  notice_seconds: float = 1.0
   restart_seconds: float = 60.0
   depth: int = 2
 
@@ -362,6 +366,8 @@ class _Portions:
     # The portion that a worker runs, if any.
     self._running: list[list[int]] = [[] for _ in range(work.workers)]
     self._held: list[list[int]] = [[] for _ in range(work.workers)]
+    # Portions of dead workers, until the driver notices.
+    self._lost: list[list[int]] = [[] for _ in range(work.workers)]
     self._done = 0
     self._reruns = 0
     self._driver_free = 0.0
@@ -377,6 +383,7 @@ class _Portions:
         self._add(0.0, 'request', worker)
     handlers = {
       'death': self._die,
+      'notice': self._notice,
       'request': self._hand_out,
       'arrival': self._start,
       'end': self._end,
@@ -433,12 +440,18 @@ class _Portions:
     lost = [*self._held[worker], *self._running[worker]]
     self._reruns += len(lost)
     self._done -= len(self._held[worker])
-    for portion in [*lost, *(p for _, p in self._at_hand[worker])]:
-      heapq.heappush(self._waiting, (-self._durations[portion], portion))
+    self._lost[worker] = [*lost, *(p for _, p in self._at_hand[worker])]
     self._held[worker], self._at_hand[worker] = [], []
     self._running[worker] = []
     self._life[worker] += 1
-    self._add(time + self._costs.restart_seconds, 'birth', worker)
+    noticed = time + self._costs.notice_seconds
+    self._add(noticed, 'notice', worker)
+    self._add(max(noticed, time + self._costs.restart_seconds), 'birth', worker)
+
+  def _notice(self, time: float, worker: int) -> None:
+    for portion in self._lost[worker]:
+      heapq.heappush(self._waiting, (-self._durations[portion], portion))
+    self._lost[worker] = []
     for other, life in sorted(self._idle):
       if life == self._life[other]:
         self._add(time, 'request', other)

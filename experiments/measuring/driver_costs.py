@@ -27,7 +27,8 @@ from tff_medical.privacy import sampling
 from tff_medical.program import checkpoints
 from tff_medical.program import training
 
-_INPUTS = 1_000
+# Size of a client's vectors.
+INPUTS = 1_000
 _CHARGES = 200
 
 
@@ -41,19 +42,19 @@ def measure(parameters: int, turns: int) -> dict[str, float]:
     parameters: Number of weights, at least 2,000; it is rounded.
     turns: Number of measured repetitions, whose median counts.
   """
-  _validate.within(2 * _INPUTS, 2**31 - 1, parameters=parameters)
+  _validate.within(2 * INPUTS, 2**31 - 1, parameters=parameters)
   _validate.positive_int(turns=turns)
   context = runtime.create_local_context()
   with tff.framework.get_context_stack().install(context):
-    return _measure(parameters // _INPUTS, turns)
+    return _measure(parameters // INPUTS * INPUTS, turns)
 
 
-def _measure(outputs: int, turns: int) -> dict[str, float]:
-  process = _process(outputs)
+def _measure(number: int, turns: int) -> dict[str, float]:
+  process = dense_process(number)
   state = process.initialize()
   no_data = runtime.tensor_dataset(
     collections.OrderedDict(
-      x=np.zeros((0, _INPUTS), np.float32), y=np.zeros(0, np.int64)
+      x=np.zeros((0, INPUTS), np.float32), y=np.zeros(0, np.int64)
     ),
     batch_size=1,
   )
@@ -64,7 +65,6 @@ def _measure(outputs: int, turns: int) -> dict[str, float]:
     training.weights_digest(process.get_model_weights(state))
 
   step()
-  number = outputs * _INPUTS
   step_secs = _median_secs(step, turns)
   total, other = np.ones((2, number), np.float32)
   add_secs = _median_secs(lambda: np.add(total, other, out=total), turns)
@@ -79,17 +79,24 @@ def _measure(outputs: int, turns: int) -> dict[str, float]:
   }
 
 
-def _process(outputs: int) -> tff.learning.templates.LearningProcess:
+def dense_process(
+  parameters: int,
+) -> tff.learning.templates.LearningProcess:
+  """Returns DP-FedAvg of a dense layer, for vectors of `INPUTS` numbers.
+
+  Args:
+    parameters: Number of weights, a multiple of `INPUTS`.
+  """
   model = tff.learning.models.functional_model_from_keras(
     tf.keras.Sequential(
       [
-        tf.keras.layers.InputLayer([_INPUTS]),
-        tf.keras.layers.Dense(outputs, use_bias=False),
+        tf.keras.layers.InputLayer([INPUTS]),
+        tf.keras.layers.Dense(parameters // INPUTS, use_bias=False),
       ]
     ),
     tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     collections.OrderedDict(
-      x=tf.TensorSpec([None, _INPUTS]), y=tf.TensorSpec([None], tf.int64)
+      x=tf.TensorSpec([None, INPUTS]), y=tf.TensorSpec([None], tf.int64)
     ),
   )
   mechanism = mechanisms.GaussianMechanism(

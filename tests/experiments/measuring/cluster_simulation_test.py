@@ -25,6 +25,7 @@ _FREE = simulation.Costs(
   charge_millis=0.0,
   slow_share=0.0,
   failures_per_worker_hour=0.0,
+  notice_seconds=0.0,
 )
 
 
@@ -237,6 +238,41 @@ class FailuresTest(parameterized.TestCase):
     # The other worker takes the portion over, once it has ended its own.
     self.assertTrue(all(1.0 < s <= 2.0 for s in lost if s < 5.0))
 
+  def test_lost_portions_wait_until_the_death_is_noticed(self):
+    # Two workers with a second of work each, and a death after T < 1 seconds.
+    work = _round(cohort=2, workers=2, portions_per_worker=1)
+    late = 0
+    for seed in range(500):
+      costs = _costs(failures_per_worker_hour=36.0, restart_seconds=1e6)
+      at_once, number = simulation._round(work, costs, np.full(2, 1.0), seed)
+      noticed, again = simulation._round(
+        work,
+        dataclasses.replace(costs, notice_seconds=7.0),
+        np.full(2, 1.0),
+        seed,
+      )
+      if number == again == 1:
+        # At once the other worker takes it over after a second; else at T + 7.
+        self.assertAlmostEqual(at_once, 2.0)
+        self.assertBetween(noticed, 8.0, 9.0)
+        late += 1
+      elif not number:
+        self.assertEqual((at_once, noticed), (1.0, 1.0))
+    self.assertGreater(late, 2)
+
+  def test_no_worker_starts_before_the_death_is_noticed(self):
+    work = _round(cohort=10, workers=1, portions_per_worker=1)
+    costs = _costs(
+      failures_per_worker_hour=60.0, restart_seconds=5.0, notice_seconds=30.0
+    )
+    seconds = [
+      simulation._round(work, costs, np.full(1, 10.0), seed)[0]
+      for seed in range(200)
+    ]
+    # A round that lost its worker once began again at least 30 s later.
+    self.assertTrue(all(s == 10.0 or s >= 40.0 for s in seconds))
+    self.assertTrue(any(s >= 40.0 for s in seconds))
+
   def test_failures_are_named(self):
     work = _round(cohort=4_000, workers=4)
     costs = _costs(failures_per_worker_hour=2.0)
@@ -273,6 +309,7 @@ class ValuesTest(parameterized.TestCase):
     ({'megabytes_per_second': 0.0}, 'megabytes_per_second'),
     ({'client_sigma': -1.0}, 'client_sigma'),
     ({'restart_seconds': float('nan')}, 'restart_seconds'),
+    ({'notice_seconds': -1.0}, 'notice_seconds'),
   )
   def test_refuses_costs(self, changed, message):
     with self.assertRaisesRegex(_validate.InputError, message):

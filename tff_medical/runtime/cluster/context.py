@@ -121,7 +121,7 @@ class ClusterContext(planned.PlannedContext):
       if leaf.node.at_clients:
         by_client[position] = [wire.encode(value) for value in env[leaf]]
       else:
-        shared[position] = wire.encode(env[leaf])
+        shared[position] = wire.encode_shared(env[leaf])
     costs = [
       max(1.0, sum(map(wire.cost, values)))
       for values in zip(*by_client.values())

@@ -1,7 +1,9 @@
 """Values of leaves as objects that can be pickled, and back.
 
-A tensor travels as an array. A dataset that is a recipe travels as the recipe,
-and its data is loaded where it arrives. Any other dataset travels with its data.
+A tensor travels as an array. An array of zeros that all clients share, such as
+the total of no client, travels as its shape. A dataset that is a recipe travels
+as the recipe, and its data is loaded where it arrives. Any other dataset travels
+with its data.
 """
 
 from __future__ import annotations
@@ -33,6 +35,14 @@ class _Graph:
   graph_def: bytes
 
 
+@dataclasses.dataclass(frozen=True)
+class _Zeros:
+  """Array of which all bytes are 0."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype[Any]
+
+
 def encode(value: Any) -> Any:
   """Returns a value of a leaf in a form that can be pickled.
 
@@ -59,8 +69,22 @@ def encode(value: Any) -> Any:
   return _array(value)
 
 
+def encode_shared(value: Any) -> Any:
+  """Returns a value that all clients share, as `encode` does, or as its shape.
+
+  A pass reads the total of no client, which is as large as the weights.
+
+  Args:
+    value: See `encode`.
+  """
+  value = encode(value)
+  if isinstance(value, np.ndarray) and _is_zero(value):
+    return _Zeros(value.shape, value.dtype)
+  return value
+
+
 def decode(value: Any) -> Any:
-  """Returns what `encode` was given, or its equal.
+  """Returns what `encode` or `encode_shared` was given, or its equal.
 
   Args:
     value: Encoded value.
@@ -76,6 +100,8 @@ def decode(value: Any) -> Any:
     return tensor_data.TensorDataset(
       tensors, value.batch_size, value.epochs, value.drop_remainder
     )
+  if isinstance(value, _Zeros):
+    return tf.zeros(value.shape, tf.as_dtype(value.dtype))
   if isinstance(value, _Graph):
     return tf.raw_ops.DatasetFromGraph(graph_def=value.graph_def)
   return value
@@ -88,6 +114,14 @@ def cost(value: Any) -> float:
   if isinstance(value, _Slices):
     return float(len(tf.nest.flatten(value.tensors)[0])) * value.epochs
   return 0.0
+
+
+def _is_zero(value: np.ndarray) -> bool:
+  """Returns whether all bytes are 0, which those of -0.0 are not."""
+  if value.dtype.kind not in 'biuf':
+    return False
+  whole = np.dtype(f'u{value.dtype.itemsize}')
+  return not np.ascontiguousarray(value).view(whole).any()
 
 
 def _array(value: Any) -> Any:
