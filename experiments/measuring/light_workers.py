@@ -1,9 +1,9 @@
 """Workers that count clients and train nothing, for costs of the driver.
 
 What a portion costs the driver does not depend on what its worker does. A light
-worker needs no TensorFlow, so that a machine can hold many of them. `InstantRay`
-runs them in this process, and holds a thousand: what a pass takes there is the
-driver's own bookkeeping.
+worker compiles and loads nothing. `InstantRay` runs light workers in this
+process, a thousand of them if need be: what a pass takes there is the driver's
+own bookkeeping.
 """
 
 from __future__ import annotations
