@@ -115,10 +115,20 @@ class DeployTest(absltest.TestCase):
       (folder / build['dockerfile']).samefile(_DEPLOY / 'Dockerfile')
     )
 
-  def test_says_that_it_is_untested(self):
-    for name in ('Dockerfile', 'compose.yaml'):
-      self.assertIn('UNTESTED', (_DEPLOY / name).read_text())
-    self.assertIn('**They are untested**', _PAGE.read_text())
+  def test_others_start_when_the_head_answers(self):
+    self.assertIn('healthcheck', self.services['head'])
+    for name in ('worker', 'driver'):
+      self.assertEqual(
+        self.services[name]['depends_on'],
+        {'head': {'condition': 'service_healthy'}},
+      )
+
+  def test_objects_of_ray_fit_into_shared_memory(self):
+    # Ray would keep them in files.
+    for name in ('head', 'worker'):
+      (store,) = re.findall(r'--object-store-memory=(\d+)', self._command(name))
+      (shared,) = re.findall(r'^(\d+)gb$', self.services[name]['shm_size'])
+      self.assertLess(int(store), int(shared) * 1024**3)
 
 
 def _connection():

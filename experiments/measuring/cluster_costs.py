@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import typing
 from typing import Any
 
 from experiments.measuring import cluster_hosts
@@ -116,6 +117,7 @@ def _pass_secs(
   from tff_medical.runtime import graphs
   from tff_medical.runtime import recipes
   from tff_medical.runtime.cluster import context as context_lib
+  from tff_medical.runtime.cluster import pool as pool_lib
 
   spec = tf.TensorSpec([None], np.float32)
   data_type = tff.SequenceType(tff.TensorType(np.float32, [None]))
@@ -131,7 +133,7 @@ def _pass_secs(
 
   context = context_lib.ClusterContext(
     ray,
-    light_workers.LightPool(actors),
+    typing.cast(pool_lib.Pool, light_workers.LightPool(actors)),
     graphs.Options.on(['CPU:0'], 'float32'),
     portions,
     0,
@@ -353,9 +355,11 @@ def _train(address: str, path: str) -> dict[str, float]:
 
 def main(function: str, arguments: str, path: str) -> None:
   """Writes the result of one of this module's functions."""
-  result = {'_driver': _driver, '_train': _train}[function](
-    **json.loads(arguments)
-  )
+  functions: dict[str, Callable[..., dict[str, float]]] = {
+    '_driver': _driver,
+    '_train': _train,
+  }
+  result = functions[function](**json.loads(arguments))
   pathlib.Path(path).write_text(json.dumps(result), encoding='utf-8')
 
 

@@ -1,15 +1,16 @@
 """Workers that count clients and train nothing, for costs of the driver.
 
 What a portion costs the driver does not depend on what its worker does. A light
-worker needs no TensorFlow, so that a machine can hold many of them. `InstantRay`
-runs them in this process, and holds a thousand: what a pass takes there is the
-driver's own bookkeeping.
+worker compiles and loads nothing. `InstantRay` runs light workers in this
+process, a thousand of them if need be: what a pass takes there is the driver's
+own bookkeeping.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import types
 from typing import Any
 
@@ -48,10 +49,16 @@ class LightWorker:
     if self._key != call.key:
       self._key = call.key
       self._totals: portions.Totals[list[int]] = portions.Totals(
-        portions.Tree(call.portions),
+        _tree(call.portions),
         lambda left, right: [left[0] + right[0]],
       )
     return self._totals
+
+
+@functools.lru_cache(maxsize=1)
+def _tree(number: int) -> portions.Tree:
+  """Returns the tree of a pass, which the workers of a process share."""
+  return portions.Tree(number)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ class ClusterContractTest(contract.Contract):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cluster = cls.enterClassContext(nodes.cluster(workers=2))
+    cluster = cls.enter_context(nodes.cluster(workers=2))
     cls.context = nodes.context(cluster)
     cls.reference = runtime.create_local_context(client_threads=1)
     cls.with_secure_sums = cls.reference

@@ -88,7 +88,7 @@ class ClusterTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls._cluster = cls.enterClassContext(nodes.cluster(workers=2))
+    cls._cluster = cls.enter_context(nodes.cluster(workers=2))
     cls._shared = None
 
   def setUp(self):
