@@ -8,9 +8,11 @@ there if each part costs what it costs here. It follows `runtime.cluster`:
 2. The weights travel to each node once, from the driver to all of them (`star`)
    or from node to node (`tree`: a node that has them serves another one).
 3. The driver hands out portions, longest first, one at a time. A worker holds a
-   few (`depth`), so that it need not wait for the driver between two of them.
+   few (`depth`) while more of them wait than there are workers, so that it need
+   not wait for the driver between two of them.
 4. Workers are slow or die by chance. Once the driver notices, the portions
-   whose totals died with a worker run again. A new worker takes its place.
+   whose totals died with a worker run again. A new worker takes its place. When
+   no portion waits, those of a late worker are run by an idle one as well.
 5. Totals are merged as a binary tree, and the last one goes to the driver.
 6. The driver adds the noise, makes the server's step, saves and charges.
 
@@ -84,6 +86,8 @@ class Costs:
     restart_seconds: Time from the death of a worker to a new one, which is not
       there before the death is noticed.
     depth: Number of portions that a worker holds at once.
+    late_factor: Duration of a portion, over that at a usual worker, after which
+      an idle worker runs it as well.
   """
 
   client_sigma: float = 0.5
@@ -104,6 +108,7 @@ class Costs:
   notice_seconds: float = 1.0
   restart_seconds: float = 60.0
   depth: int = 2
+  late_factor: float = 1.5
 
   def __post_init__(self) -> None:
     _validate.one_of(TOPOLOGIES, topology=self.topology)
@@ -366,9 +371,13 @@ class _Portions:
     # The portion that a worker runs, if any.
     self._running: list[list[int]] = [[] for _ in range(work.workers)]
     self._held: list[list[int]] = [[] for _ in range(work.workers)]
-    # Portions of dead workers, until the driver notices.
-    self._lost: list[list[int]] = [[] for _ in range(work.workers)]
-    self._done = 0
+    # Portions whose totals or runs died with a worker, until the driver notices.
+    self._lost: list[tuple[list[int], list[int]]] = [([], [])] * work.workers
+    # Portions of which a run counts, and the runs of each portion.
+    self._counted: set[int] = set()
+    self._runs = [0] * len(durations)
+    # Time from which a worker's portions are run by idle workers as well.
+    self._late_at = np.full(work.workers, math.inf)
     self._reruns = 0
     self._driver_free = 0.0
     self._idle: set[tuple[int, int]] = set()
@@ -388,6 +397,7 @@ class _Portions:
       'arrival': self._start,
       'end': self._end,
       'birth': self._be_born,
+      'late': self._back_up,
     }
     limit = _MAX_EVENTS * (len(self._durations) + len(self._life))
     while True:
@@ -395,7 +405,7 @@ class _Portions:
       if life != self._life[worker]:
         continue
       handlers[kind](time, worker)
-      if self._done == len(self._durations):
+      if len(self._counted) == len(self._durations):
         return time, self._reruns
       if self._num_events > limit:
         raise EndlessRoundError(
@@ -411,10 +421,17 @@ class _Portions:
     heapq.heappush(self._events, event)
 
   def _hand_out(self, time: float, worker: int) -> None:
-    if not self._waiting:
-      self._idle.add((worker, self._life[worker]))
+    load = len(self._at_hand[worker]) + len(self._running[worker])
+    if len(self._waiting) <= load * len(self._life):
+      if not load:
+        self._idle.add((worker, self._life[worker]))
+        self._back_up(time, worker)
       return
     _, portion = heapq.heappop(self._waiting)
+    self._give(time, worker, portion)
+
+  def _give(self, time: float, worker: int, portion: int) -> None:
+    self._runs[portion] += 1
     self._driver_free = max(time, self._driver_free) + self._dispatch_secs
     arrival = max(self._driver_free, self._ready[worker])
     self._at_hand[worker].append((arrival, portion))
@@ -427,31 +444,59 @@ class _Portions:
       return
     _, portion = at_hand.pop(0)
     self._running[worker].append(portion)
-    duration = self._durations[portion] * self._slow[worker]
-    self._add(time + duration, 'end', worker)
+    usual = self._durations[portion]
+    self._late_at[worker] = time + self._costs.late_factor * usual
+    self._add(time + usual * self._slow[worker], 'end', worker)
+
+  def _back_up(self, time: float, worker: int) -> None:
+    """Lets an idle worker run a portion of a late one, now or when one is late."""
+    if (worker, self._life[worker]) not in self._idle:
+      return
+    while (since := self._late_at.min()) <= time:
+      late = int(self._late_at.argmin())
+      portions = [p for _, p in reversed(self._at_hand[late])]
+      for portion in [*portions, *self._running[late]]:
+        if portion not in self._counted and self._runs[portion] < 2:
+          self._idle.remove((worker, self._life[worker]))
+          self._give(time, worker, portion)
+          return
+      self._late_at[late] = math.inf
+    if since < math.inf:
+      self._add(since, 'late', worker)
 
   def _end(self, time: float, worker: int) -> None:
-    self._held[worker].append(self._running[worker].pop())
-    self._done += 1
+    portion = self._running[worker].pop()
+    self._runs[portion] -= 1
+    self._late_at[worker] = math.inf
+    if portion not in self._counted:
+      self._counted.add(portion)
+      self._held[worker].append(portion)
     self._start(time, worker)
     self._add(time, 'request', worker)
 
   def _die(self, time: float, worker: int) -> None:
-    lost = [*self._held[worker], *self._running[worker]]
-    self._reruns += len(lost)
-    self._done -= len(self._held[worker])
-    self._lost[worker] = [*lost, *(p for _, p in self._at_hand[worker])]
+    held, running = self._held[worker], self._running[worker]
+    self._reruns += len(held) + len(running)
+    self._counted.difference_update(held)
+    self._lost[worker] = (
+      held,
+      [*running, *(p for _, p in self._at_hand[worker])],
+    )
     self._held[worker], self._at_hand[worker] = [], []
     self._running[worker] = []
+    self._late_at[worker] = math.inf
     self._life[worker] += 1
     noticed = time + self._costs.notice_seconds
     self._add(noticed, 'notice', worker)
     self._add(max(noticed, time + self._costs.restart_seconds), 'birth', worker)
 
   def _notice(self, time: float, worker: int) -> None:
-    for portion in self._lost[worker]:
-      heapq.heappush(self._waiting, (-self._durations[portion], portion))
-    self._lost[worker] = []
+    held, runs = self._lost[worker]
+    for portion in runs:
+      self._runs[portion] -= 1
+    for portion in [*held, *runs]:
+      if portion not in self._counted and not self._runs[portion]:
+        heapq.heappush(self._waiting, (-self._durations[portion], portion))
     for other, life in sorted(self._idle):
       if life == self._life[other]:
         self._add(time, 'request', other)

@@ -107,6 +107,48 @@ class WorkTest(parameterized.TestCase):
     self.assertEqual(ends, {0.5, 0.75, 1.5})
 
 
+class LateTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # A portion of 1 s each on ten workers, of which one takes ten times as long.
+    # An idle worker begins with it after 1.5 s, and needs 1 s.
+    (10.0, 1.5, 2.5),
+    (10.0, 2.5, 3.5),
+    (10.0, 1e9, 10.0),
+    # It comes too late to be of use.
+    (2.0, 1.5, 2.0),
+  )
+  def test_an_idle_worker_runs_the_portion_of_a_late_one(
+    self, slow_factor, late_factor, seconds
+  ):
+    work = _round(workers=10, cohort=10, portions_per_worker=1)
+    costs = _costs(
+      slow_share=0.1, slow_factor=slow_factor, late_factor=late_factor
+    )
+    one_slow = [
+      seed
+      for seed in range(40)
+      if (np.random.default_rng((seed, 1)).random(10) < 0.1).sum() == 1
+    ]
+    self.assertNotEmpty(one_slow)
+    for seed in one_slow:
+      took, reruns = simulation._round(work, costs, np.ones(10), seed)
+      self.assertAlmostEqual(took, seconds)
+      self.assertEqual(reruns, 0)
+
+  def test_a_second_run_goes_on_when_the_first_dies_with_its_worker(self):
+    work = _round(workers=4, cohort=40, portions_per_worker=4)
+    for seed in range(30):
+      costs = _costs(
+        slow_share=0.5,
+        slow_factor=8.0,
+        failures_per_worker_hour=40.0,
+        restart_seconds=5.0,
+      )
+      took, _ = simulation._round(work, costs, np.ones(16), seed)
+      self.assertGreaterEqual(took, 4.0)
+      self.assertLess(took, 200.0)
+
+
 class DriverTest(absltest.TestCase):
   def test_portions_wait_for_a_slow_driver(self):
     costs = _costs(dispatch_millis=500.0)
@@ -119,7 +161,8 @@ class DriverTest(absltest.TestCase):
 
   def test_a_worker_with_a_portion_at_hand_does_not_wait(self):
     work = _round(cohort=8, workers=1, portions_per_worker=8)
-    for depth, seconds in ((1, 8 * 1.25), (2, 8 + 0.25)):
+    # The driver hands out the last portion only when the worker has none.
+    for depth, seconds in ((1, 8 * 1.25), (2, 8 + 2 * 0.25)):
       costs = _costs(dispatch_millis=250.0, depth=depth)
       outcome = simulation.simulate(work, costs)
       self.assertAlmostEqual(outcome.seconds, seconds)
