@@ -222,7 +222,7 @@ def draw(sweeps: Mapping[str, pd.DataFrame], folder: pathlib.Path) -> None:
   figure, panels = plots.grid(titles, _COLUMNS_OF_FIGURE)
   for axes, (_, group) in zip(panels, datasets):
     _draw_panel(axes, group)
-  plots.legend(panels[0])
+  plots.legend(figure)
   plots.save(figure, folder, FIGURE)
 
 
