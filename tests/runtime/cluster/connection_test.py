@@ -91,13 +91,13 @@ class AddressTest(parameterized.TestCase):
   def test_a_broken_ray_is_no_traceback(self):
     folder = pathlib.Path(self.create_tempdir().full_path, 'ray')
     folder.mkdir()
-    (folder / '__init__.py').write_text('raise ImportError("no libray.so")')
+    (folder / '__init__.py').write_text('raise ImportError("no driver.so")')
     with (
       absltest.mock.patch.object(sys, 'path', [str(folder.parent)]),
       absltest.mock.patch.dict(sys.modules),
       self.assertRaisesRegex(
         _validate.InputError,
-        r'ray, which is broken \(no libray.so\): pip install --no-deps -r req',
+        r'ray, which is broken \(no driver.so\): pip install --no-deps -r req',
       ),
     ):
       sys.modules.pop('ray', None)
