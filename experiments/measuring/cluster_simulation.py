@@ -100,8 +100,8 @@ class Costs:
   slow_share: float = 0.05
   slow_factor: float = 2.0
   failures_per_worker_hour: float = 0.01
-  notice_seconds: float = 1.0
-  restart_seconds: float = 44.0
+  notice_seconds: float = 0.4
+  restart_seconds: float = 28.0
   depth: int = 2
 
   def __post_init__(self) -> None:
