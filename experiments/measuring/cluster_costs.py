@@ -22,6 +22,7 @@ import tempfile
 import time
 import typing
 from typing import Any
+from unittest import mock
 
 from experiments.measuring import cluster_hosts
 
@@ -39,6 +40,8 @@ _PATIENCE_SECS = 300.0
 # Clients of the pass in which a worker is killed, and the time of each.
 _FAULT_CLIENTS = 512
 _CLIENT_SECS = 0.25
+# What the diary says in the place of a client when the driver gives one up.
+_LOST = -1
 
 
 def measure(workers: int, turns: int) -> dict[str, float]:
@@ -259,9 +262,9 @@ class Diary:
 def faults() -> dict[str, float]:
   """Returns the times after a worker's process is killed.
 
-  Two workers train a cohort; one is killed when it has trained clients for some
-  seconds. The times are those until one of these clients is loaded by the other
-  worker, and until a new worker loads its first client.
+  Two workers train a cohort; one is killed when it has trained several clients.
+  The times are those until the driver gives it up, whose portions wait for
+  another worker from then on, and until a new worker loads its first client.
   """
   with (
     tempfile.TemporaryDirectory() as folder,
@@ -278,7 +281,6 @@ def faults() -> dict[str, float]:
     try:
       _wait_until(driver, lambda: _busy(path))
       victim, survivor = sorted(_busy(path) or ())[:2]
-      lost = {client for client, process in _entries(path) if process == victim}
       before = len(_entries(path))
       os.kill(victim, signal.SIGKILL)
       killed = time.monotonic()
@@ -286,13 +288,14 @@ def faults() -> dict[str, float]:
       def later() -> list[tuple[int, int]]:
         return _entries(path)[before:]
 
-      _wait_until(
-        driver,
-        lambda: any(c in lost and p != victim for c, p in later()),
-      )
+      _wait_until(driver, lambda: any(c == _LOST for c, _ in later()))
       noticed = time.monotonic() - killed
       _wait_until(
-        driver, lambda: any(p not in (victim, survivor) for _, p in later())
+        driver,
+        lambda: any(
+          client != _LOST and process not in (victim, survivor)
+          for client, process in later()
+        ),
       )
       restarted = time.monotonic() - killed
     finally:
@@ -325,13 +328,17 @@ def _wait_until(
 
 
 def _train(address: str, path: str) -> dict[str, float]:
-  """Runs passes over clients of a diary until the process is ended."""
+  """Runs passes over clients of a diary until the process is ended.
+
+  The driver notes there when it gives a worker up.
+  """
   import numpy as np
   import tensorflow as tf
   import tensorflow_federated as tff
 
   from tff_medical.runtime import cluster
   from tff_medical.runtime import recipes
+  from tff_medical.runtime.cluster import pool as pool_lib
 
   data_type = tff.SequenceType(tff.TensorType(np.float32, [None]))
 
@@ -349,8 +356,16 @@ def _train(address: str, path: str) -> dict[str, float]:
     for n in range(_FAULT_CLIENTS)
   ]
   context = cluster.create_cluster_context(address)
-  while True:
-    context.invoke(sum_of, data)
+  lose = pool_lib.Pool.lose
+
+  def note(pool: pool_lib.Pool, member: pool_lib.Member) -> None:
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write(f'{_LOST} {os.getpid()}\n')
+    lose(pool, member)
+
+  with mock.patch.object(pool_lib.Pool, 'lose', note):
+    while True:
+      context.invoke(sum_of, data)
 
 
 def main(function: str, arguments: str, path: str) -> None:

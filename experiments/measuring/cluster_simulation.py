@@ -59,9 +59,8 @@ class EndlessRoundError(_validate.InputError):
 class Costs:
   """Costs of the parts of a round.
 
-  Defaults of the driver's step, of the saving and of the time that each worker
-  adds to a portion were measured; docs/scaling.md says how, and which of the
-  others are assumptions.
+  Defaults were measured, but for the bandwidth, slow workers and the rate of
+  failures; docs/scaling.md says how.
 
   Attributes:
     client_sigma: Standard deviation of the logarithm of a client's duration.
@@ -90,12 +89,12 @@ class Costs:
       an idle worker runs it as well.
   """
 
-  client_sigma: float = 0.5
-  cohort_micros: float = 20.0
-  dispatch_millis: float = 1.0
-  dispatch_micros_per_worker: float = 2.0
+  client_sigma: float = 0.8
+  cohort_micros: float = 34.0
+  dispatch_millis: float = 0.6
+  dispatch_micros_per_worker: float = 0.3
   megabytes_per_second: float = 1_250.0
-  latency_millis: float = 0.5
+  latency_millis: float = 1.2
   topology: str = 'star'
   merge_nanos_per_parameter: float = 1.0
   server_nanos_per_parameter: float = 75.0
@@ -105,8 +104,8 @@ class Costs:
   slow_share: float = 0.05
   slow_factor: float = 2.0
   failures_per_worker_hour: float = 0.01
-  notice_seconds: float = 1.0
-  restart_seconds: float = 60.0
+  notice_seconds: float = 0.4
+  restart_seconds: float = 28.0
   depth: int = 2
   late_factor: float = 1.5
 
