@@ -205,12 +205,12 @@ def _message_secs(ray: Any, actor: Any) -> float:
   """Returns the median time until a worker's answer to a call is here."""
   from tff_medical.runtime.cluster import messages
 
-  call = messages.Call('messages', messages.Shared('', []), 0, [], _MESSAGES)
+  call = messages.Call(0, messages.Shared('', []), 0, [], _MESSAGES)
   seconds = []
   for number in range(_MESSAGES):
     portion = messages.Portion(number, number, 1, {})
     started = time.perf_counter()
-    ray.get(actor.run.remote(call, portion))
+    ray.get(actor.run.remote(call, [], number, portion))
     seconds.append(time.perf_counter() - started)
   return statistics.median(seconds)
 

@@ -22,37 +22,52 @@ class LightWorker:
   """Stands for `runtime.cluster.worker.Worker`: a total is a number of clients."""
 
   def __init__(self) -> None:
-    self._key = ''
+    self._key = -1
 
   def run(
-    self, call: messages.Call, portion: messages.Portion
+    self,
+    call: messages.Call,
+    keep: Sequence[int],
+    run: int,
+    portion: messages.Portion,
   ) -> messages.Report:
     """Counts the clients of a portion."""
     span = portions.Span(portion.number, portion.number + 1)
-    self._of(call).add(span, [portion.clients])
+    self._of(call, keep).put(run, span, [portion.clients])
     return messages.Report()
 
   def add(
-    self, call: messages.Call, span: portions.Span, total: list[int]
+    self,
+    call: messages.Call,
+    keep: Sequence[int],
+    span: portions.Span,
+    total: list[int],
   ) -> None:
     """Adds the total of another worker."""
-    self._of(call).add(span, total)
+    self._of(call, keep).add(span, total)
 
   def take(
-    self, call: messages.Call, span: portions.Span
+    self, call: messages.Call, keep: Sequence[int], span: portions.Span
   ) -> tuple[None, list[int]]:
     """Returns the total of a span, and forgets it."""
-    return None, self._of(call).take(span)
+    return None, self._of(call, keep).take(span)
 
-  def _of(self, call: messages.Call) -> portions.Totals[list[int]]:
-    """Returns the totals of a pass."""
+  def answer(self) -> None:
+    """Shows that the worker still works."""
+
+  def _of(
+    self, call: messages.Call, keep: Sequence[int]
+  ) -> portions.Results[list[int]]:
+    """Returns the results of a pass, in which runs that count are merged."""
     if self._key != call.key:
       self._key = call.key
-      self._totals: portions.Totals[list[int]] = portions.Totals(
+      totals: portions.Totals[list[int]] = portions.Totals(
         _tree(call.portions),
         lambda left, right: [left[0] + right[0]],
       )
-    return self._totals
+      self._results: portions.Results[list[int]] = portions.Results(totals)
+    self._results.keep(keep)
+    return self._results
 
 
 @functools.lru_cache(maxsize=1)
@@ -131,6 +146,7 @@ class _Actor:
     self.run = _Method(worker.run)
     self.add = _Method(worker.add)
     self.take = _Method(worker.take)
+    self.answer = _Method(worker.answer)
 
 
 class _NoError(Exception):
@@ -155,6 +171,9 @@ class InstantRay:
   def get(self, refs: Any) -> Any:
     """Returns the values of references."""
     return [r.value for r in refs] if isinstance(refs, list) else refs.value
+
+  def cancel(self, ref: _Ref) -> None:
+    """Does nothing, as the result is there."""
 
   def wait(
     self, refs: Sequence[_Ref], **unused: Any
