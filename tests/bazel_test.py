@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import subprocess
+import tempfile
 
 from absl.testing import absltest
 
@@ -20,11 +21,17 @@ def _without_ending(paths):
 
 @absltest.skipIf(_BAZEL is None, 'no bazel: apt-get install bazel-bootstrap')
 class BazelTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    # Bazel unpacks itself into it, once for all tests.
+    cls.state = cls.enter_context(tempfile.TemporaryDirectory())
+
   def _query(self, expression, workspace=_ROOT):
     """Returns the labels that Bazel finds, as paths."""
-    state = pathlib.Path(self.create_tempdir().full_path)
+    root = f'--output_user_root={self.state}'
     done = subprocess.run(
-      [_BAZEL, f'--output_user_root={state}', '--batch', 'query', expression],
+      [_BAZEL, root, '--batch', 'query', expression],
       cwd=workspace,
       check=False,
       capture_output=True,

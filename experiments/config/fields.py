@@ -104,12 +104,17 @@ def redefine(group: type[Any], name: str, default: Any, **changed: Any) -> Any:
   )
 
 
-def of(group: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+def of(group: type[Any]) -> Mapping[str, dataclasses.Field[Any]]:
   """Returns the settings of a group by name."""
+  return _fields(group)  # type: ignore[arg-type]  # python/mypy#11469
+
+
+# A command reads the name and kind of every setting hundreds of times.
+@functools.cache
+def _fields(group: type[Any]) -> Mapping[str, dataclasses.Field[Any]]:
   return {f.name: f for f in dataclasses.fields(group)}
 
 
-# A command reads the kind of every setting; typing compiles all hints each time.
 @functools.cache
 def _hints(group: type[Any]) -> dict[str, Any]:
   return typing.get_type_hints(group)

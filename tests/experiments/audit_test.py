@@ -19,6 +19,7 @@ from experiments.config import assembly
 from experiments.config import settings as settings_lib
 from experiments.modes import base
 from experiments.running import exit_codes
+from tests.experiments import dense_net
 from tests.experiments import finished
 from tests.experiments import npz
 from tff_medical import _validate
@@ -44,6 +45,7 @@ class AuditTest(parameterized.TestCase):
     settings = settings_lib.Flags.of(
       dataset='medmnist/breastmnist',
       data_dir=npz.write(cls.runs),
+      model=dense_net.MODEL,
       rounds=3,
       output_dir=str(cls.runs / name),
       **changed,

@@ -15,6 +15,7 @@ from experiments import tradeoff
 from experiments import train
 from experiments import verify
 from experiments.config import settings as settings_lib
+from tests.experiments import dense_net
 from tests.experiments import npz
 from tff_medical import _validate
 from tff_medical.auditing import data_verification
@@ -35,6 +36,7 @@ class DataLedgerTest(parameterized.TestCase):
       privacy_unit='record',
       num_clients=3,
       expected_batch_size=6.0,
+      model=dense_net.MODEL,
       rounds=3,
       noise_multiplier=2.0,
       data_ledger=str(self.path),

@@ -13,8 +13,9 @@ epsilon of all rounds of what was accepted, which takes minutes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 import math
 import sys
 import time
@@ -148,10 +149,20 @@ def cases() -> Iterator[Case]:
 
 def read(arguments: list[str]) -> settings_lib.Flags:
   """Returns the settings of a command line, not resolved."""
-  values = absl_flags.FlagValues()
-  reader = flags.define(values)
+  values, reader = _defined()
+  for name in values:
+    values[name].unparse()
   values(['train', *arguments])
   return reader()
+
+
+@functools.cache
+def _defined() -> tuple[
+  absl_flags.FlagValues, Callable[[], settings_lib.Flags]
+]:
+  """Returns the flags of all settings; they are defined once for all cases."""
+  values = absl_flags.FlagValues()
+  return values, flags.define(values)
 
 
 def attempt(case: Case, account: bool = False) -> Result:

@@ -289,17 +289,16 @@ class BuildDpSgdTest(parameterized.TestCase):
     )
 
   def test_augmented_units_keep_the_clip_norm(self):
-    clip_norm = 0.01
+    process = learning.build_dp_sgd(
+      unit_models.model(),
+      _mechanism(mechanisms.FixedClipping(0.01)),
+      augmentation=learning.Augmentation(augmentation.NAMES, views=3),
+    )
+    unclipped = learning.build_dp_sgd(unit_models.model(), _mechanism(None))
     for seed in range(5):
       data = unit_models.units(seed, 1)
       data['x'][:] = np.abs(data['x']) / 4
-      process = learning.build_dp_sgd(
-        unit_models.model(),
-        _mechanism(mechanisms.FixedClipping(clip_norm)),
-        augmentation=learning.Augmentation(augmentation.NAMES, views=3),
-      )
       norms = [np.linalg.norm(_step(process, _sites(data))) for _ in range(2)]
-      unclipped = learning.build_dp_sgd(unit_models.model(), _mechanism(None))
       scale = np.linalg.norm(_step(unclipped, _sites(data)))
       self.assertGreater(scale, 10 * norms[0])
       # The same for all views: the mean of the views was clipped, not each.

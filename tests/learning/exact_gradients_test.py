@@ -77,8 +77,23 @@ def _eager_gradients(keras_model, data):
   return [np.stack(parts) for parts in zip(*units)]
 
 
+def _means(gradients, mask):
+  """Returns the gradient of each unit, from those of its images."""
+  shares = mask / mask.sum(axis=1, keepdims=True)
+  return [
+    np.einsum('uk,uk...->u...', shares, g.reshape(*mask.shape, *g.shape[1:]))
+    for g in gradients
+  ]
+
+
 def _run(model, way, data):
   """Returns the gradients of the units, [units, ...] for each weight."""
+  (gradients,) = _run_each(model, way, [data])
+  return gradients
+
+
+def _run_each(model, way, batches):
+  """Returns the gradients of each batch of units, by one graph."""
   with tf.Graph().as_default() as graph:
     batch = collections.OrderedDict(
       (name, tf.compat.v1.placeholder(spec.dtype, spec.shape))
@@ -89,7 +104,10 @@ def _run(model, way, data):
     )
     gradients = unit_gradients.unit_gradients(model, way, weights, batch)
     with tf.compat.v1.Session(graph=graph) as session:
-      return session.run(list(gradients), {batch[k]: data[k] for k in batch})
+      return [
+        session.run(list(gradients), {batch[k]: data[k] for k in batch})
+        for data in batches
+      ]
 
 
 def _flat(gradients):
@@ -166,14 +184,14 @@ class KerasLayersTest(parameterized.TestCase):
     data = _units(spec, rng)
     records = _records(data)
     variables = [w.numpy() for w in keras_model.trainable_weights]
-    expected = _eager_gradients(keras_model, data)
     expected_records = _eager_gradients(keras_model, records)
+    expected = _means(expected_records, data['mask'])
     model = keras_layers.functional(keras_model)
     way = exact_gradients.find_way(model)
     largest = max(np.abs(g).max() for g in expected)
     # TFF orders weights by their creation.
-    for of, units in ((expected, data), (expected_records, records)):
-      gradients = _run(model, way, units)
+    computed = _run_each(model, way, (data, records))
+    for of, gradients in zip((expected, expected_records), computed):
       self.assertLen(gradients, len(variables))
       for weight, gradient in zip(model.initial_weights[0], gradients):
         (i,) = (i for i, v in enumerate(variables) if np.array_equal(v, weight))
@@ -213,11 +231,12 @@ class FindWayTest(parameterized.TestCase):
     weights = _loop_weights()
     model = _functional(predict, weights)
     way = exact_gradients.find_way(model)
-    for images in (1, 3):
-      data = unit_models.units(0, 4, images)
+    batches = [unit_models.units(0, 4, images) for images in (1, 3)]
+    for data, gradients in zip(batches, _run_each(model, way, batches)):
       expected = unit_models.gradients_one_by_one(weights, data, predict)
-      gradients = _flat(_run(model, way, data))
-      np.testing.assert_allclose(gradients, expected, rtol=1e-4, atol=1e-6)
+      np.testing.assert_allclose(
+        _flat(gradients), expected, rtol=1e-4, atol=1e-6
+      )
 
   @parameterized.parameters(*_LOOPS)
   def test_rules_do_not_take_a_weight_in_a_loop_for_unused(self, predict):
