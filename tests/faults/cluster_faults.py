@@ -12,7 +12,7 @@ charged, and at most one round more for each killed driver.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
 import json
 import pathlib
@@ -22,12 +22,9 @@ import sys
 import tempfile
 import time
 
-import numpy as np
-
 from tests import ray_clusters
-from tests.experiments import npz
 from tests.faults import cases
-from tests.faults import signals
+from tests.faults import cluster_training
 from tests.runtime.cluster import nodes
 from tff_medical.privacy import ledger as ledger_lib
 
@@ -35,7 +32,6 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _KINDS = ('worker', 'worker', 'node', 'driver')
 # Seconds of a run between two kills, longer than several rounds take.
 _MAX_DELAY_SECS = 1.0
-_TIMEOUT_SECS = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,77 +59,8 @@ def plan(rng: random.Random, kills: int, rounds: int) -> Iterator[Kill]:
     yield Kill(kind, round_num, rng.uniform(0, _MAX_DELAY_SECS))
 
 
-class Training:
-  """A training command on a cluster, which may be started several times."""
-
-  def __init__(
-    self,
-    cluster: ray_clusters.Cluster,
-    folder: pathlib.Path,
-    flags: Sequence[str],
-  ):
-    """Starts the command.
-
-    Args:
-      cluster: Cluster on which the clients train.
-      folder: Folder in which the run's folder is made.
-      flags: Flags of the command.
-    """
-    folder.mkdir(exist_ok=True)
-    self._cluster = cluster
-    self._folder = folder
-    self._flags = [
-      *flags,
-      '--runtime=cluster',
-      f'--cluster_address={cluster.address}',
-    ]
-    self.start()
-
-  def start(self) -> None:
-    """Starts the command, for the first time or again."""
-    self.command = signals.Command.start(
-      self._folder, self._flags, environment=self._cluster.environment
-    )
-
-  @property
-  def output(self) -> pathlib.Path:
-    """Folder of the run."""
-    return self.command.output
-
-  @property
-  def has_ended(self) -> bool:
-    """Whether the command has ended."""
-    return self.command.process.poll() is not None
-
-  def charged(self) -> int:
-    """Returns the number of the last round that was charged."""
-    path = self.output / 'privacy_ledger.jsonl'
-    if not path.exists():
-      return 0
-    # The last line may be written at this moment.
-    lines = path.read_text().split('\n')[1:-1]
-    return max((json.loads(line)['round'] for line in lines), default=0)
-
-  def wait(self, round_num: int) -> bool:
-    """Waits for the charge of a round; returns whether it came."""
-    return self.command.wait_for(lambda _: self.charged() >= round_num)
-
-  def end(self) -> str:
-    """Waits for the command's end; returns what went wrong, or ''."""
-    try:
-      code = self.command.process.wait(_TIMEOUT_SECS)
-    except subprocess.TimeoutExpired:
-      self.command.stop()
-      return f'no end after {_TIMEOUT_SECS:.0f} s: {self.last_line()}'
-    return f'exit code {code}: {self.last_line()}' if code else ''
-
-  def last_line(self) -> str:
-    """Returns the last line that the command has printed."""
-    return cases.last_line(self.command.text().replace('\r', '\n'))
-
-
 def kill(
-  training: Training,
+  training: cluster_training.Training,
   cluster: ray_clusters.Cluster,
   kind: str,
   rng: random.Random,
@@ -150,18 +77,21 @@ def kill(
     return True
   pids: list[int] = []
 
-  def there_are_workers(_: object) -> bool:
+  def there_are_workers() -> bool:
     pids[:] = nodes.worker_pids(cluster)
     return bool(pids)
 
-  if not training.command.wait_for(there_are_workers):
+  if not training.wait_for(there_are_workers):
     return False
   nodes.kill(rng.choice(pids))
   return True
 
 
 def differences(
-  training: Training, reference: Training, rounds: int, restarts: int
+  training: cluster_training.Training,
+  reference: cluster_training.Training,
+  rounds: int,
+  restarts: int,
 ) -> Iterator[str]:
   """Yields what is wrong with a finished run.
 
@@ -212,48 +142,42 @@ def random_kills(
 ) -> None:
   """Tries kills at random moments of one run."""
   rng = random.Random(seed)
-  flags = _flags(folder, rounds)
-  reference = Training(cluster, folder / 'undisturbed', flags)
-  problem = reference.end()
-  if problem:
-    raise RuntimeError(f'without a fault: {problem}')
-  progress = cases.Progress(tally)
-  training = Training(cluster, folder / 'disturbed', flags)
-  restarts = 0
-  for planned in plan(rng, kills, rounds):
-    if training.wait(planned.round_num):
-      time.sleep(planned.delay_secs)
-    if training.has_ended or not kill(training, cluster, planned.kind, rng):
-      break
-    tally.add(f'{planned.kind}s killed')
-    restarts += planned.kind == 'driver'
-    progress.show()
-  problem = training.end()
-  if problem:
-    tally.lose(f'seed {seed}: {problem}')
-    return
-  for line in differences(training, reference, rounds, restarts):
-    tally.lose(f'seed {seed}: {line}')
-  if not nodes.wait_until(lambda: not nodes.worker_pids(cluster), seconds=30):
-    tally.lose(f'seed {seed}: workers are left')
-
-
-def _flags(folder: pathlib.Path, rounds: int) -> list[str]:
-  """Returns flags of a run in which each client changes the weights."""
-  # Labels that cannot be learnt, so that gradients never vanish.
-  labels = np.random.default_rng(0).integers(2, size=(60, 1))
-  return [
-    '--dataset=medmnist/breastmnist',
-    f'--data_dir={npz.write(folder, train_labels=labels.astype(np.uint8))}',
-    '--privacy_unit=client',
-    '--num_clients=12',
+  flags = cluster_training.flags(
+    folder,
     '--client_sampling=all',
-    '--client_batch_size=4',
     '--client_epochs=10',
     '--clipping=none',
     '--rounds_per_eval=5',
     f'--rounds={rounds}',
-  ]
+  )
+  reference = cluster_training.Training(cluster, folder / 'undisturbed', flags)
+  problem = reference.end()
+  if problem:
+    raise RuntimeError(f'without a fault: {problem}')
+  progress = cases.Progress(tally)
+  training = cluster_training.Training(cluster, folder / 'disturbed', flags)
+  restarts = 0
+  try:
+    for planned in plan(rng, kills, rounds):
+      if training.wait(planned.round_num):
+        time.sleep(planned.delay_secs)
+      if training.has_ended or not kill(training, cluster, planned.kind, rng):
+        break
+      tally.add(f'{planned.kind}s killed')
+      restarts += planned.kind == 'driver'
+      progress.show()
+    problem = training.end()
+  finally:
+    training.command.stop()
+  problems = (
+    [problem]
+    if problem
+    else list(differences(training, reference, rounds, restarts))
+  )
+  if not nodes.wait_until(lambda: not nodes.worker_pids(cluster), seconds=30):
+    problems.append('workers are left')
+  for line in problems:
+    tally.lose(f'seed {seed}: {line}')
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from tests.runtime.cluster import nodes
 from tests.runtime.cluster import sources
 from tff_medical import _validate
 from tff_medical import runtime
+from tff_medical.program import recipe_feeds
 from tff_medical.runtime import cluster as cluster_lib
 from tff_medical.runtime import precision
 from tff_medical.runtime import recipes
@@ -291,6 +292,10 @@ class ClusterTest(parameterized.TestCase):
     bad = sources.Gated(self._folder, secret=secret, fails=(3,))
     with self.assertRaisesRegex(runtime.ComputationError, secret):
       run_in(self._context, _bits, cohort(bad, 20))
+    self._assert_not_in_files(secret)
+
+  def _assert_not_in_files(self, secret):
+    """Checks that no file of the cluster holds a text."""
     files = [
       path
       for path in pathlib.Path(self._cluster.folder).rglob('*')
@@ -299,6 +304,34 @@ class ClusterTest(parameterized.TestCase):
     self.assertNotEmpty([path for path in files if path.suffix == '.log'])
     for path in files:
       self.assertNotIn(secret.encode(), path.read_bytes(), path)
+
+  def test_the_driver_says_which_clients_a_worker_cannot_read(self):
+    secret = '/ward-4/patient-0815'
+    source = sources.Wards(damaged=(3, 7, 8), secret=secret)
+    feed = recipe_feeds.RecipeFeed(sources.Wards().feed(), source)
+    self._context.open(source, feed.note)
+    spec = feed.element_spec
+
+    @tff.tensorflow.computation(tff.SequenceType(spec))
+    def labels(data):
+      return data.reduce(np.int64(0), lambda total, b: total + b['y'][0])
+
+    @tff.federated_computation(
+      tff.FederatedType(tff.SequenceType(spec), tff.CLIENTS)
+    )
+    def total(data):
+      return tff.federated_sum(tff.federated_map(labels, data))
+
+    everybody = np.arange(12)
+    with self.assertLogs(level='WARNING') as expected:
+      source.feed()(everybody)
+    with self.assertLogs(level='WARNING') as actual:
+      self.assertEqual(
+        run_in(self._context, total, feed(everybody)), sum(range(12)) - 18
+      )
+    self.assertEqual(sorted(actual.output), sorted(expected.output))
+    self.assertIn(secret, actual.output[0])
+    self._assert_not_in_files(secret)
 
   def test_other_users_cannot_read_what_ray_writes(self):
     run_in(self._context, _bits, cohort(sources.Gated(self._folder), 2))

@@ -55,6 +55,8 @@ class Gathering:
 
   Attributes:
     homes: Number of the worker that had each portion, for the next round.
+    findings: What workers have found of the data of each portion; see
+      `recipes.take_findings`.
   """
 
   def __init__(
@@ -99,6 +101,7 @@ class Gathering:
     self._taking: dict[Any, _Job] = {}
     self._adding: dict[Any, _Job] = {}
     self._kept: dict[int, Sequence[Sequence[Any]]] = {}
+    self.findings: dict[int, Mapping[str, Any]] = {}
     self._next_look = 0.0
     pool.wait()
     self._look()
@@ -217,6 +220,7 @@ class Gathering:
   def _portion_done(self, job: _Job, report: messages.Report) -> None:
     if report.failure is not None:
       raise _error(report.failure)
+    self.findings[job.span.first] = report.findings
     if job.member.number not in self._load:
       self._put_back(job.span)  # The worker was lost after this portion.
       return

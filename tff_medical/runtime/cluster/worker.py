@@ -227,7 +227,7 @@ class _Pass:
       portions.Span(portion.number, portion.number + 1),
       [outputs[leaf] for leaf in self._work.totals],
     )
-    return messages.Report(kept)
+    return messages.Report(kept, findings=recipes.take_findings())
 
   def _merge(self, left: list[Any], right: list[Any]) -> list[Any]:
     captured = [self._shared[leaf] for leaf in self._work.captured]
