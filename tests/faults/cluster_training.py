@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import json
 import pathlib
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -14,7 +15,9 @@ from tests import ray_clusters
 from tests.experiments import npz
 from tests.faults import cases
 from tests.faults import signals
+from tff_medical.privacy import ledger as ledger_lib
 
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _TIMEOUT_SECS = 300.0
 _POLL_SECS = 0.05
 
@@ -33,6 +36,18 @@ def flags(folder: pathlib.Path, *others: str) -> list[str]:
   ]
 
 
+def without_noise(folder: pathlib.Path, rounds: int) -> list[str]:
+  """Returns flags of a run whose weights are the same each time."""
+  return flags(
+    folder,
+    '--client_sampling=all',
+    '--client_epochs=10',
+    '--clipping=none',
+    '--rounds_per_eval=5',
+    f'--rounds={rounds}',
+  )
+
+
 class Training:
   """A training command on a cluster, which may be started several times."""
 
@@ -40,20 +55,20 @@ class Training:
     self,
     cluster: ray_clusters.Cluster,
     folder: pathlib.Path,
-    flags: Sequence[str],
+    arguments: Sequence[str],
   ):
     """Starts the command.
 
     Args:
       cluster: Cluster on which the clients train.
       folder: Folder in which the run's folder is made.
-      flags: Flags of the command.
+      arguments: Flags of the command.
     """
     folder.mkdir(exist_ok=True)
     self._cluster = cluster
     self._folder = folder
-    self._flags = [
-      *flags,
+    self._arguments = [
+      *arguments,
       '--runtime=cluster',
       f'--cluster_address={cluster.address}',
     ]
@@ -62,7 +77,10 @@ class Training:
   def start(self) -> None:
     """Starts the command, for the first time or again."""
     self.command = signals.Command.start(
-      self._folder, self._flags, environment=self._cluster.environment
+      self._folder,
+      self._arguments,
+      environment=self._cluster.environment,
+      prefix=self._cluster.prefix,
     )
 
   @property
@@ -109,3 +127,64 @@ class Training:
   def last_line(self) -> str:
     """Returns the last line that the command has printed."""
     return cases.last_line(self.command.text().replace('\r', '\n'))
+
+
+def finished(
+  cluster: ray_clusters.Cluster, folder: pathlib.Path, arguments: Sequence[str]
+) -> Training:
+  """Returns a run that no fault has disturbed."""
+  training = Training(cluster, folder, arguments)
+  try:
+    problem = training.end()
+  finally:
+    training.command.stop()
+  if problem:
+    raise RuntimeError(f'without a fault: {problem}')
+  return training
+
+
+def problems(
+  training: Training, reference: Training, restarts: int = 0
+) -> list[str]:
+  """Waits for the end of a disturbed run; returns what is wrong with it.
+
+  Args:
+    training: Disturbed run.
+    reference: Undisturbed run of the same flags.
+    restarts: Number of times that the driver was killed.
+  """
+  problem = training.end()
+  if problem:
+    return [problem]
+  lost = []
+  summary, expected = (
+    json.loads((run.output / 'summary.json').read_text())
+    for run in (training, reference)
+  )
+  if summary['weights_sha256'] != expected['weights_sha256']:
+    lost.append('the final weights differ')
+  tables = [
+    (run.output / 'metrics.csv').read_text() for run in (training, reference)
+  ]
+  if tables[0] != tables[1]:
+    lost.append('metrics.csv differs')
+  rounds = expected['rounds']
+  entries = ledger_lib.read(training.output / 'privacy_ledger.jsonl').entries
+  missing = set(range(1, rounds + 1)) - {entry.round_num for entry in entries}
+  if missing:
+    lost.append(f'rounds {sorted(missing)} were not charged')
+  if not rounds <= len(entries) <= rounds + restarts:
+    lost.append(f'{len(entries)} charges, {rounds} rounds, {restarts} restarts')
+  if summary['charges'] != len(entries):
+    lost.append(f'{summary["charges"]} charges stated of {len(entries)}')
+  verified = subprocess.run(
+    [sys.executable, '-m', 'experiments.verify', str(training.output)],
+    check=False,
+    capture_output=True,
+    cwd=_ROOT,
+    text=True,
+  )
+  if verified.returncode:
+    output = verified.stdout + verified.stderr
+    lost.append(f'verify: {cases.last_line(output)}')
+  return lost

@@ -38,6 +38,7 @@ class Command:
     arguments: Sequence[str],
     module: str = 'train',
     environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
   ) -> Command:
     """Starts it; the run's folder is `folder/run`.
 
@@ -46,12 +47,13 @@ class Command:
       arguments: Flags of the command.
       module: Name of the command.
       environment: Variables of the command beside those of this process.
+      prefix: Start of the command line, which runs what follows.
     """
     output, log = folder / 'run', folder / 'log'
-    command = [sys.executable, '-m', f'experiments.{module}', *arguments]
+    command = [*prefix, sys.executable, '-m', f'experiments.{module}']
     with open(log, 'wb') as file:
       process = subprocess.Popen(
-        [*command, f'--output_dir={output}'],
+        [*command, *arguments, f'--output_dir={output}'],
         cwd=_ROOT,
         stdin=subprocess.DEVNULL,
         stdout=file,

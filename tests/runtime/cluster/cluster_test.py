@@ -310,15 +310,15 @@ class ClusterTest(parameterized.TestCase):
     source = sources.Wards(damaged=(3, 7, 8), secret=secret)
     feed = recipe_feeds.RecipeFeed(sources.Wards().feed(), source)
     self._context.open(source, feed.note)
-    spec = feed.element_spec
+    data_type = tff.SequenceType(
+      tff.types.tensorflow_to_type(feed.element_spec)
+    )
 
-    @tff.tensorflow.computation(tff.SequenceType(spec))
+    @tff.tensorflow.computation(data_type)
     def labels(data):
       return data.reduce(np.int64(0), lambda total, b: total + b['y'][0])
 
-    @tff.federated_computation(
-      tff.FederatedType(tff.SequenceType(spec), tff.CLIENTS)
-    )
+    @tff.federated_computation(tff.FederatedType(data_type, tff.CLIENTS))
     def total(data):
       return tff.federated_sum(tff.federated_map(labels, data))
 
