@@ -20,7 +20,7 @@ import psutil
 
 # Sockets of Ray lie below its folder, and their paths have 107 characters.
 _FOLDERS = '/tmp'
-_START_SECS = 60
+_START_SECS = 240
 # Ray reads the token once a process, which may join several clusters.
 _TOKEN = secrets.token_hex(32)
 

@@ -18,7 +18,7 @@ from tests.faults import signals
 from tff_medical.privacy import ledger as ledger_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-_TIMEOUT_SECS = 300.0
+_TIMEOUT_SECS = 900.0
 _POLL_SECS = 0.05
 
 
