@@ -108,7 +108,6 @@ class Cluster:
         f'--port={self._port}',
         f'--ray-client-server-port={self._client_port}',
         '--include-dashboard=false',
-        f'--temp-dir={self.folder}/t',
       )
       log = (self.folder / 'node0.log').read_text()
       host = re.search(r'Local node IP: (\S+)', log)[1]
@@ -175,7 +174,10 @@ class Cluster:
         [
           *(*prefix, pathlib.Path(sys.executable).parent / 'ray', 'start'),
           *('--block', f'--node-ip-address={address}', *flags),
-          f'--num-cpus={cpus}',
+          *(
+            f'--num-cpus={cpus}',
+            f'--temp-dir={self.folder}/{len(self.nodes)}',
+          ),
           *('--disable-usage-stats', '--object-store-memory=80000000'),
         ],
         stdin=subprocess.DEVNULL,

@@ -36,11 +36,10 @@ def run(only: list[str], seed: int, kills: int, tally: cases.Tally) -> None:
   """Tries faults of the kinds `only`."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    with ray_clusters.Cluster(0, 1, 1) as cluster:
-      if 'kills' in only:
-        cluster_kills.try_kills(cluster, folder, tally, kills=kills, seed=seed)
-      if 'signals' in only:
-        cluster_signals.try_signals(cluster, folder, tally, tries=12, seed=seed)
+    if 'kills' in only:
+      cluster_kills.try_kills(folder, tally, kills=kills, seed=seed)
+    if 'signals' in only:
+      cluster_signals.try_signals(folder, tally, tries=12, seed=seed)
     if 'partitions' in only:
       cluster_partition.try_partitions(folder, tally, seed=seed)
 

@@ -73,33 +73,42 @@ def kill(
 
 
 def try_kills(
-  cluster: ray_clusters.Cluster,
-  folder: pathlib.Path,
-  tally: cases.Tally,
-  *,
-  kills: int,
-  seed: int,
+  folder: pathlib.Path, tally: cases.Tally, *, kills: int, seed: int
 ) -> None:
   """Tries kills at random moments of one run."""
-  rng = random.Random(seed)
-  flags = cluster_training.without_noise(folder, _ROUNDS)
-  reference = cluster_training.finished(cluster, folder / 'undisturbed', flags)
-  progress = cases.Progress(tally)
-  training = cluster_training.Training(cluster, folder / 'disturbed', flags)
-  restarts = 0
-  try:
-    for planned in plan(rng, kills):
-      if training.wait(planned.round_num):
-        time.sleep(planned.delay_secs)
-      if training.has_ended or not kill(training, cluster, planned.kind, rng):
-        break
-      tally.add(f'{planned.kind}s killed')
-      restarts += planned.kind == 'driver'
-      progress.show()
-    problems = cluster_training.problems(training, reference, restarts)
-  finally:
-    training.command.stop()
-  if not nodes.wait_until(lambda: not nodes.worker_pids(cluster), seconds=30):
-    problems.append('workers are left')
+  with ray_clusters.Cluster(0, 1, 1) as cluster:
+    flags = cluster_training.without_noise(folder, _ROUNDS)
+    reference = cluster_training.finished(
+      cluster, folder / 'undisturbed', flags
+    )
+    training = cluster_training.Training(cluster, folder / 'disturbed', flags)
+    try:
+      restarts = _disturb(training, cluster, tally, kills, random.Random(seed))
+      problems = cluster_training.problems(training, reference, restarts)
+    finally:
+      training.command.stop()
+    if not nodes.wait_until(lambda: not nodes.worker_pids(cluster), seconds=30):
+      problems.append('workers are left')
   for line in problems:
     tally.lose(f'kills, seed {seed}: {line}')
+
+
+def _disturb(
+  training: cluster_training.Training,
+  cluster: ray_clusters.Cluster,
+  tally: cases.Tally,
+  kills: int,
+  rng: random.Random,
+) -> int:
+  """Kills one thing after the other; returns the number of drivers."""
+  progress = cases.Progress(tally)
+  restarts = 0
+  for planned in plan(rng, kills):
+    if training.wait(planned.round_num):
+      time.sleep(planned.delay_secs)
+    if training.has_ended or not kill(training, cluster, planned.kind, rng):
+      break
+    tally.add(f'{planned.kind}s killed')
+    restarts += planned.kind == 'driver'
+    progress.show()
+  return restarts

@@ -21,51 +21,54 @@ _SECOND_AFTER_SECS = 0.6
 
 
 def try_signals(
-  cluster: ray_clusters.Cluster,
-  folder: pathlib.Path,
-  tally: cases.Tally,
-  *,
-  tries: int,
-  seed: int,
+  folder: pathlib.Path, tally: cases.Tally, *, tries: int, seed: int
 ) -> None:
   """Tries signals at random moments: while it joins, and within passes."""
   rng = random.Random(seed)
   progress = cases.Progress(tally)
-  for number in range(tries):
-    signum = (signal.SIGINT, signal.SIGTERM)[number % 2]
-    twice = number % 3 == 2
-    rounds = rng.choice(sorted(_EPOCHS))
-    joins = number % 4 == 3
-    flags = cluster_training.flags(
-      folder,
-      '--clients_per_round=6',
-      '--clipping=fixed',
-      '--noise_multiplier=1',
-      f'--client_epochs={_EPOCHS[rounds]}',
-      f'--rounds={_ROUNDS}',
-    )
-    name = (
-      f'signal {number}, {signum.name} {"twice" if twice else "once"}, '
-      f'{"while it joins" if joins else f"in {rounds} rounds"}'
-    )
-    training = cluster_training.Training(cluster, folder / f'{number}', flags)
-    try:
-      found = _try(training, cluster, signum, joins, twice, rng)
-    finally:
-      training.command.stop()
-    if found is None:
-      continue
-    tally.add('signals')
-    training.start()
-    problem = training.end()
-    found += (
-      [problem]
-      if problem
-      else signal_faults.problems_after(training.command, _ROUNDS)
-    )
-    if found:
-      tally.lose(f'{name}: {", ".join(found)}')
-    progress.show()
+  with ray_clusters.Cluster(0, 1, 1) as cluster:
+    for number in range(tries):
+      signum = (signal.SIGINT, signal.SIGTERM)[number % 2]
+      twice = number % 3 == 2
+      joins = number % 4 == 3
+      rounds = rng.choice(sorted(_EPOCHS))
+      training = cluster_training.Training(
+        cluster, folder / f'signal{number}', _flags(folder, rounds)
+      )
+      try:
+        lost = _try(training, cluster, signum, joins, twice, rng)
+        if lost is None:
+          continue  # The run had ended before.
+        lost += _go_on(training)
+      finally:
+        training.command.stop()
+      tally.add('signals')
+      progress.show()
+      if lost:
+        when = 'while it joins' if joins else f'in {rounds} rounds'
+        times = 'twice' if twice else 'once'
+        tally.lose(f'{signum.name} {times} {when}: {", ".join(lost)}')
+
+
+def _flags(folder: pathlib.Path, rounds: str) -> list[str]:
+  """Returns flags of a run of `long` or `short` rounds."""
+  return cluster_training.flags(
+    folder,
+    '--clients_per_round=6',
+    '--clipping=fixed',
+    '--noise_multiplier=1',
+    f'--client_epochs={_EPOCHS[rounds]}',
+    f'--rounds={_ROUNDS}',
+  )
+
+
+def _go_on(training: cluster_training.Training) -> list[str]:
+  """Starts the same command; returns what is wrong at its end."""
+  training.start()
+  problem = training.end()
+  if problem:
+    return [problem]
+  return signal_faults.problems_after(training.command, _ROUNDS)
 
 
 def _try(

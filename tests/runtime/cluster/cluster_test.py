@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -333,12 +335,52 @@ class ClusterTest(parameterized.TestCase):
     self.assertIn(secret, actual.output[0])
     self._assert_not_in_files(secret)
 
-  def test_other_users_cannot_read_what_ray_writes(self):
+  @absltest.skipUnless(
+    os.geteuid() == 0 and shutil.which('setpriv'), 'only root is another user'
+  )
+  def test_other_users_cannot_read_what_is_spilled(self):
     run_in(self._context, _bits, cohort(sources.Gated(self._folder), 2))
-    sessions = list(pathlib.Path(self._cluster.folder).glob('t/session_2*'))
-    self.assertNotEmpty(sessions)
-    for session in sessions:
-      self.assertEqual(session.stat().st_mode & 0o777, 0o700)
+    folders = [
+      *pathlib.Path(self._cluster.folder).glob('*/session_2*/ray_spilled*')
+    ]
+    # Each node has a folder, that of the driver as well, which has no worker.
+    self.assertGreaterEqual(len(folders), 3)
+    for folder in folders:
+      self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
+    # Nothing else keeps others out.
+    self._cluster.folder.chmod(0o755)
+    self.addCleanup(self._cluster.folder.chmod, 0o700)
+    import ray  # Not before a cluster has set its variables.
+
+    arrays = [
+      np.frombuffer(secrets.token_bytes(16) * 2**21, np.uint8) for _ in range(5)
+    ]
+    refs = [ray.put(array) for array in arrays]  # Twice the store of a node.
+
+    def spilled():
+      return [path for folder in folders for path in folder.iterdir()]
+
+    self.assertTrue(nodes.wait_until(spilled))
+    for folder in folders:
+      self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
+    path = spilled()[0]
+
+    def nobody_can_read():
+      return subprocess.run(
+        [
+          *('setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'),
+          *('head', '-c1', path),
+        ],
+        check=False,
+        capture_output=True,
+      )
+
+    self.assertIn(b'Permission denied', nobody_can_read().stderr)
+    path.parent.chmod(0o755)
+    self.addCleanup(path.parent.chmod, 0o700)
+    self.assertEqual(nobody_can_read().returncode, 0)
+    for ref, array in zip(refs, arrays):
+      np.testing.assert_array_equal(ray.get(ref), array)
 
   def test_workers_end_with_a_killed_driver(self):
     self._close()
