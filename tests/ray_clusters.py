@@ -1,5 +1,6 @@
 """Real Ray clusters of this machine for tests, each in a folder of its own."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -160,7 +161,9 @@ class Cluster:
         member.kill()
       except psutil.NoSuchProcess:
         pass
-    psutil.wait_procs(family, 20)
+    # A process that ends while psutil opens it may raise an error of the system.
+    with contextlib.suppress(FileNotFoundError):
+      psutil.wait_procs(family, 20)
     node.wait()
 
   def _start(self, cpus, place, *flags, **environment):
