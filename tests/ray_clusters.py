@@ -1,5 +1,6 @@
 """Real Ray clusters of this machine for tests, each in a folder of its own."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -20,7 +21,7 @@ import psutil
 
 # Sockets of Ray lie below its folder, and their paths have 107 characters.
 _FOLDERS = '/tmp'
-_START_SECS = 60
+_START_SECS = 240
 # Ray reads the token once a process, which may join several clusters.
 _TOKEN = secrets.token_hex(32)
 
@@ -68,10 +69,21 @@ class Cluster:
     token_file: File of the token that the cluster asks for.
     environment: Variables of a process that may join.
     nodes: Process of `ray start` of each node.
+    prefix: Start of a command line that runs beside the head.
   """
 
-  def __init__(self, *cpus, mode=None):
+  def __init__(self, *cpus, mode=None, network=None):
+    """Starts no node yet.
+
+    Args:
+      *cpus: CPU cores of each node, that of the head first.
+      mode: Value of RAY_AUTH_MODE; None asks for tokens where Ray knows them.
+      network: Network with a place for each node, such as
+        `tests.faults.network.Network`; None is this machine alone.
+    """
     self._cpus = cpus or (1,)
+    self._network = network
+    self.prefix = network.prefix(0) if network is not None else []
     self.folder = pathlib.Path(tempfile.mkdtemp(prefix='ray', dir=_FOLDERS))
     self.token_file = self.folder / 'token'
     self.token_file.write_text(_TOKEN)
@@ -92,18 +104,18 @@ class Cluster:
       head, *workers = self._cpus
       self._start(
         head,
+        0,
         '--head',
         f'--port={self._port}',
         f'--ray-client-server-port={self._client_port}',
         '--include-dashboard=false',
-        f'--temp-dir={self.folder}/t',
       )
       log = (self.folder / 'node0.log').read_text()
       host = re.search(r'Local node IP: (\S+)', log)[1]
       self.address = f'{host}:{self._port}'
       self.client_address = f'ray://{host}:{self._client_port}'
-      for cpus in workers:
-        self.add(cpus)
+      for place, cpus in enumerate(workers, start=1):
+        self.add(cpus, place)
     except BaseException:
       self.__exit__()
       raise
@@ -136,9 +148,15 @@ class Cluster:
     heads = [psutil.Process(node.pid) for node in alive]
     return [p for head in heads for p in head.children(recursive=True)]
 
-  def add(self, cpus):
-    """Starts a worker node; returns its process."""
-    return self._start(cpus, f'--address={self.address}')
+  def add(self, cpus, place=0, **environment):
+    """Starts a worker node; returns its process.
+
+    Args:
+      cpus: CPU cores of the node.
+      place: Number of its place in the network.
+      **environment: Variables of the node beside those of all nodes.
+    """
+    return self._start(cpus, place, f'--address={self.address}', **environment)
 
   def stop(self, node):
     """Kills a node with all of its processes, as a power cut would."""
@@ -152,22 +170,32 @@ class Cluster:
         member.kill()
       except psutil.NoSuchProcess:
         pass
-    psutil.wait_procs(family, 20)
+    # A process that ends while psutil opens it may raise an error of the system.
+    with contextlib.suppress(FileNotFoundError):
+      psutil.wait_procs(family, 20)
     node.wait()
 
-  def _start(self, cpus, *flags):
+  def _start(self, cpus, place, *flags, **environment):
+    prefix, address = [], '127.0.0.1'
+    if self._network is not None:
+      prefix = self._network.prefix(place)
+      address = self._network.addresses[place]
     log = self.folder / f'node{len(self.nodes)}.log'
     with open(log, 'wb') as file:
       node = subprocess.Popen(
         [
-          *(pathlib.Path(sys.executable).parent / 'ray', 'start', '--block'),
-          *('--node-ip-address=127.0.0.1', f'--num-cpus={cpus}', *flags),
+          *(*prefix, pathlib.Path(sys.executable).parent / 'ray', 'start'),
+          *('--block', f'--node-ip-address={address}', *flags),
+          *(
+            f'--num-cpus={cpus}',
+            f'--temp-dir={self.folder}/{len(self.nodes)}',
+          ),
           *('--disable-usage-stats', '--object-store-memory=80000000'),
         ],
         stdin=subprocess.DEVNULL,
         stdout=file,
         stderr=file,
-        env={**os.environ, **self.environment},
+        env={**os.environ, **self.environment, **environment},
         start_new_session=True,
         preexec_fn=_end_with_parent,
       )

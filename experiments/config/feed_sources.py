@@ -13,7 +13,6 @@ import hashlib
 import pathlib
 from typing import Any
 
-import tensorflow as tf
 import tensorflow_federated as tff
 
 from experiments.config import assembly
@@ -82,13 +81,7 @@ class FeedSource:
         'included; use nodes of one kind'
       )
 
-    def load(part: Any) -> tf.data.Dataset:
-      dataset = feed.dataset(part)
-      if hasattr(feed, 'check_readable'):
-        feed.check_readable()
-      return dataset
-
-    return load
+    return recipe_feeds.FeedLoader(feed)
 
 
 def for_runtime(parts: assembly.Assembly) -> assembly.Assembly:
@@ -105,8 +98,9 @@ def for_runtime(parts: assembly.Assembly) -> assembly.Assembly:
     # As many datasets whatever workers there are, so that sums stay the same.
     feed = dataclasses.replace(feed, at_once=context.portions)
   source = FeedSource.of(parts)
-  context.open(source)
-  return dataclasses.replace(parts, feed=recipe_feeds.RecipeFeed(feed, source))
+  recipe_feed = recipe_feeds.RecipeFeed(feed, source)
+  context.open(source, recipe_feed.note)
+  return dataclasses.replace(parts, feed=recipe_feed)
 
 
 def _with_absolute_paths(group: Any) -> Any:

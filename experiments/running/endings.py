@@ -122,10 +122,8 @@ def exit_code(code: int | None) -> int:
 
 def stopped(error: BaseException | None = None) -> int:
   """Prints that a signal ended the command; returns the exit code."""
-  if isinstance(error, KeyboardInterrupt):
-    by = getattr(error, 'signum', signal.SIGINT)
-  else:
-    by = signum() or signal.SIGINT
+  # Libraries raise interruptions without a number of their own.
+  by = getattr(error, 'signum', None) or signum() or signal.SIGINT
   print(f'\n{_line(by, "")}', file=sys.stderr)
   return exit_code(exit_codes.of_signal(by))
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tests import ray_clusters
 from tests.experiments import npz
+from tests.runtime.cluster import nodes
 from tff_medical.privacy import ledger_contents
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -76,12 +77,8 @@ class ClusterTrainTest(parameterized.TestCase):
     self.assertGreater(np.std(logits[0]), 0)
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
 
-  def test_a_killed_driver_goes_on(self):
-    flags = (
-      *('--privacy_unit=client', '--num_clients=12', '--clients_per_round=6'),
-      *('--clipping=fixed', '--noise_multiplier=1', '--rounds=40'),
-      *self._on_cluster(),
-    )
+  def _ended(self, signum, charges, flags):
+    """Ends a run by a signal after so many charges; returns its exit code."""
     with subprocess.Popen(
       self._command('run', *flags),
       stdout=subprocess.DEVNULL,
@@ -91,17 +88,36 @@ class ClusterTrainTest(parameterized.TestCase):
     ) as driver:
       path = self.folder / 'run' / 'privacy_ledger.jsonl'
       until = time.monotonic() + 200
-      while not path.exists() or len(path.read_text().splitlines()) < 5:
+      while not path.exists() or len(path.read_text().splitlines()) < charges:
         self.assertIsNone(driver.poll())
         self.assertLess(time.monotonic(), until)
         time.sleep(0.02)
-      driver.send_signal(signal.SIGKILL)
+      driver.send_signal(signum)
+      return driver.wait(60)
+
+  def test_a_killed_and_an_interrupted_driver_go_on(self):
+    flags = (
+      *('--privacy_unit=client', '--num_clients=12', '--clients_per_round=6'),
+      *('--clipping=fixed', '--noise_multiplier=1', '--rounds=60'),
+      *self._on_cluster(),
+    )
+    path = self.folder / 'run' / 'privacy_ledger.jsonl'
+    self.assertEqual(self._ended(signal.SIGKILL, 5, flags), -signal.SIGKILL)
+    self.assertEqual(self._ended(signal.SIGINT, 15, flags), 128 + signal.SIGINT)
+    summary = json.loads((self.folder / 'run' / 'summary.json').read_text())
+    self.assertEqual(summary['stop_reason'], 'interrupted')
+    # The round was finished and saved, unless it would have taken seconds.
+    charged = ledger_contents.read(path).entries
+    self.assertBetween(charged[-1].round_num - summary['rounds'], 0, 1)
+    self.assertTrue(
+      nodes.wait_until(lambda: not nodes.worker_pids(self.cluster), seconds=30)
+    )
     folder = self._train('run', *flags)
     summary = json.loads((folder / 'summary.json').read_text())
     charged = ledger_contents.read(path).entries
-    self.assertEqual(summary['rounds'], 40)
-    # The round that was lost with the driver is charged twice, at most.
-    self.assertBetween(len(charged), 40, 41)
+    self.assertEqual(summary['rounds'], 60)
+    # A round that was lost with the driver is charged twice, at most.
+    self.assertBetween(len(charged), 60, 62)
     self.assertEqual(summary['charges'], len(charged))
 
 

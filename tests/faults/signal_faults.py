@@ -50,13 +50,13 @@ def problems(command, signum, secs):
   return found
 
 
-def problems_after(command):
+def problems_after(command, rounds=_ROUNDS):
   """Returns what is wrong with a run that was started again, and ended."""
   if command.process.returncode:
     return [f'started again: {command.text()[-300:]}']
   summary = json.loads((command.output / 'summary.json').read_text())
   ledger = (command.output / 'privacy_ledger.jsonl').read_text()
-  if summary['rounds'] != _ROUNDS or ledger.count('"charges"') < _ROUNDS:
+  if summary['rounds'] != rounds or ledger.count('"charges"') < rounds:
     return [f'{summary["rounds"]} rounds, charges {ledger.count("charges")}']
   if not (command.output / 'saved_model' / 'saved_model.pb').exists():
     return ['no model']

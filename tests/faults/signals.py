@@ -1,7 +1,10 @@
 """Sends signals to a real training command, at moments that are aimed at."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import os
 import pathlib
 import signal
 import subprocess
@@ -30,18 +33,32 @@ class Command:
 
   @classmethod
   def start(
-    cls, folder: pathlib.Path, arguments: Sequence[str], module: str = 'train'
-  ) -> 'Command':
-    """Starts it; the run's folder is `folder/run`."""
+    cls,
+    folder: pathlib.Path,
+    arguments: Sequence[str],
+    module: str = 'train',
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+  ) -> Command:
+    """Starts it; the run's folder is `folder/run`.
+
+    Args:
+      folder: Folder of the run's folder and of what the command prints.
+      arguments: Flags of the command.
+      module: Name of the command.
+      environment: Variables of the command beside those of this process.
+      prefix: Start of the command line, which runs what follows.
+    """
     output, log = folder / 'run', folder / 'log'
-    command = [sys.executable, '-m', f'experiments.{module}', *arguments]
+    command = [*prefix, sys.executable, '-m', f'experiments.{module}']
     with open(log, 'wb') as file:
       process = subprocess.Popen(
-        [*command, f'--output_dir={output}'],
+        [*command, *arguments, f'--output_dir={output}'],
         cwd=_ROOT,
         stdin=subprocess.DEVNULL,
         stdout=file,
         stderr=file,
+        env={**os.environ, **(environment or {})},
       )
     return cls(output, log, process)
 
@@ -49,7 +66,7 @@ class Command:
     """Returns all that it printed."""
     return self.log.read_text(encoding='utf-8', errors='replace')
 
-  def wait_for(self, moment: Callable[['Command'], bool]) -> bool:
+  def wait_for(self, moment: Callable[[Command], bool]) -> bool:
     """Waits for a moment; returns whether it came before the end."""
     until = time.monotonic() + _LIMIT_SECS
     while not moment(self):

@@ -80,6 +80,16 @@ class DeferredTest(parameterized.TestCase):
           _signal(signal.SIGTERM)
           lock.acquire(timeout=_SECS)
 
+  def test_an_interruption_that_a_library_has_replaced_is_abandoned_too(self):
+    with ending.deferred(patience_secs=0.1) as end:
+      with self.assertRaises(ending.Abandoned) as caught:
+        with end.abandonable():
+          _signal(signal.SIGTERM)
+          with self.assertRaises(ending.Abandoned):
+            _wait()
+          raise KeyboardInterrupt  # As Ray does.
+      self.assertEqual(caught.exception.signum, signal.SIGTERM)
+
   def test_what_is_not_abandonable_is_finished(self):
     with ending.deferred(patience_secs=0.0) as end:
       with end.abandonable():

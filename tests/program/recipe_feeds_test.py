@@ -2,11 +2,13 @@ import dataclasses
 import pickle
 from unittest import mock
 
+from absl import logging
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 
+from tff_medical import _validate
 from tff_medical.data import clients as clients_lib
 from tff_medical.data import images
 from tff_medical.data import units as units_lib
@@ -33,7 +35,7 @@ class _Here:
 
   def open(self):
     self.opened.append(self.kind)
-    return feed_of(self.kind).dataset
+    return recipe_feeds.FeedLoader(feed_of(self.kind))
 
 
 def feed_of(kind):
@@ -96,6 +98,80 @@ class RecipeFeedTest(parameterized.TestCase):
     costs = [d.recipe.cost for d in by_recipe(np.arange(_CLIENTS))]
     sizes = [len(feed.clients.client_arrays(i)['y']) for i in feed.clients.ids]
     self.assertEqual(costs, sizes)
+
+
+def damaged_feed(kind, damaged):
+  """Returns a feed with clients whose images cannot be read."""
+  feed = feed_of(kind)
+  clients = feed.clients if kind == 'clients' else feed.inner.clients
+  read = clients.client_arrays
+
+  def client_arrays(client_id):
+    if clients.ids.index(client_id) in damaged:
+      raise FileNotFoundError(f'/ward/{client_id} is damaged')
+    return read(client_id)
+
+  # The class is frozen, and the instance is this test's own.
+  object.__setattr__(clients, 'client_arrays', client_arrays)
+  return feed
+
+
+@parameterized.parameters('clients', 'groups')
+class UnreadableTest(parameterized.TestCase):
+  """Clients that only another process finds unreadable."""
+
+  def _round(self, feed, loaders, drawn):
+    """Loads a round's parts elsewhere, in turn; returns what was found."""
+    for i, part in enumerate(feed.inner.parts(drawn)):
+      loaders[i % len(loaders)](part.key)
+    return [loader.take_findings() for loader in loaders]
+
+  def _logs(self, run):
+    with self.assertLogs(level='WARNING') as logs:
+      run()
+    return sorted(logs.output)
+
+  def test_the_driver_says_what_one_machine_says(self, kind):
+    drawn = np.array([7, 0, 3, 11, 4, 9, 2])
+    here = damaged_feed(kind, {3, 4})
+    feed = recipe_feeds.RecipeFeed(feed_of(kind), _Here(kind))
+    loaders = [
+      recipe_feeds.FeedLoader(damaged_feed(kind, {3, 4})) for _ in range(2)
+    ]
+    expected = self._logs(lambda: here(drawn))
+    self.assertLen(expected, 2)
+    self.assertIn('/ward/', expected[0])
+    found = self._round(feed, loaders, drawn)
+    self.assertEqual(self._logs(lambda: feed.note(found)), expected)
+    # Another worker reads the clients in the next round.
+    found = self._round(feed, loaders[::-1], drawn)
+    with mock.patch.object(logging, 'warning') as warning:
+      feed.note(found)
+    warning.assert_not_called()
+
+  def test_none_of_many_is_the_fault_of_the_source(self, kind):
+    everybody = set(range(_CLIENTS))
+    loaders = [
+      recipe_feeds.FeedLoader(damaged_feed(kind, everybody)) for _ in range(3)
+    ]
+    feed = recipe_feeds.RecipeFeed(feed_of(kind), _Here(kind))
+    with self.assertRaises(_validate.InputError) as here:
+      damaged_feed(kind, everybody)(np.arange(10))
+    with self.assertRaises(_validate.InputError) as elsewhere:
+      feed.note(self._round(feed, loaders, np.arange(10)))
+    self.assertStartsWith(
+      str(elsewhere.exception), 'none of the 10 clients that were drawn can be'
+    )
+    self.assertStartsWith(str(elsewhere.exception), str(here.exception)[:60])
+
+  def test_one_of_many_is_enough(self, kind):
+    others = set(range(_CLIENTS)) - {9}
+    loaders = [
+      recipe_feeds.FeedLoader(damaged_feed(kind, others)) for _ in range(3)
+    ]
+    feed = recipe_feeds.RecipeFeed(feed_of(kind), _Here(kind))
+    # The one that is read comes last.
+    feed.note(self._round(feed, loaders, np.arange(_CLIENTS)))
 
 
 class SourceTest(absltest.TestCase):

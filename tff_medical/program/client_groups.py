@@ -8,7 +8,7 @@ images in a group are bounded, and with them the memory of a round.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -78,6 +78,18 @@ class ClientGroupFeed:
   def check_readable(self) -> None:
     """Checks that the data source itself is not at fault; see `ClientFeed`."""
     self.inner.check_readable()
+
+  def problems(self, indices: np.ndarray) -> dict[int, str | None]:
+    """Returns the argument of `note` for a group that was loaded."""
+    return {
+      int(index): problem
+      for client in indices
+      for index, problem in self.inner.problems(int(client)).items()
+    }
+
+  def note(self, problems: Mapping[int, str | None]) -> None:
+    """Notes which clients were read; see `ClientFeed`."""
+    self.inner.note(problems)
 
   def parts(self, indices: np.ndarray) -> list[feeds.Part]:
     """Returns a part for each group of the clients at `indices`, int64 [n]."""

@@ -188,6 +188,11 @@ class End:
       if self._overdue:
         raise Abandoned(self.signum or signal.SIGINT)
       yield
+    except KeyboardInterrupt as error:
+      # Ray replaces the exception of a handler by a plain KeyboardInterrupt.
+      if self._overdue and not isinstance(error, Ended):
+        raise Abandoned(self.signum or signal.SIGINT) from error
+      raise
     finally:
       self._abandonable -= 1
 

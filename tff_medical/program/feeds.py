@@ -24,7 +24,7 @@ of its charge, and that charge names the state that this round saves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -241,25 +241,43 @@ class ClientFeed:
 
   def _arrays(self, index: int) -> Any:
     """Returns the examples of a client; none if they cannot be read."""
-    client_id = self._client_ids[index]
-    self._cache.tried.add(index)
     try:
-      arrays = read_client(self.clients, client_id)
+      arrays = read_client(self.clients, self._client_ids[index])
     except tf.errors.ResourceExhaustedError:
       raise  # The machine lacks memory; the client's data is not at fault.
     except _UNREADABLE as error:
-      if index not in self._cache.unreadable:
+      self.note({index: str(error)})
+      return _no_examples(self.clients)
+    self.note({index: None})
+    return arrays
+
+  def problems(self, index: int) -> dict[int, str | None]:
+    """Returns the argument of `note` for a client that was loaded."""
+    return {index: self._cache.unreadable.get(index)}
+
+  def note(self, problems: Mapping[int, str | None]) -> None:
+    """Notes which clients were read, here or on another machine.
+
+    A client that cannot be read is logged once, until it can be read again.
+
+    Args:
+      problems: Error messages of reading, by the index of the client; None if
+        the client was read.
+    """
+    cache = self._cache
+    for index, problem in problems.items():
+      cache.tried.add(index)
+      if problem is None:
+        cache.unreadable.pop(index, None)
+        continue
+      if index not in cache.unreadable:
         # The log is for the operator, who can mend the data; no result has it.
         logging.warning(
           'client %s cannot be read and takes part without data: %s',
-          client_id,
-          error,
+          self._client_ids[index],
+          problem,
         )
-      self._cache.unreadable.add(index)
-      self._cache.problem = str(error)
-      return _no_examples(self.clients)
-    self._cache.unreadable.discard(index)
-    return arrays
+      cache.unreadable[index] = cache.problem = problem
 
 
 def _check_spec(name: str, spec: Any) -> None:
@@ -283,7 +301,7 @@ class _ClientCache:
     kept: Datasets of drawn clients, by index, up to `_MAX_KEPT_BYTES`.
     size: Size of the kept datasets in bytes.
     tried: Indices of the clients that a read was tried for.
-    unreadable: Indices of the clients whose last read failed.
+    unreadable: Error messages of the clients whose last read failed, by index.
     problem: Error message of the last failed read.
   """
 
@@ -291,7 +309,7 @@ class _ClientCache:
     self.kept: dict[int, tensor_data.TensorDataset] = {}
     self.size = 0
     self.tried: set[int] = set()
-    self.unreadable: set[int] = set()
+    self.unreadable: dict[int, str] = {}
     self.problem = ''
 
 

@@ -6,9 +6,10 @@ A worker opens the same data and makes the datasets from these numbers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -35,13 +36,51 @@ class _Feed(Protocol):
     """Returns what the datasets of a round are made of."""
 
 
+@runtime_checkable
+class _ReadingFeed(Protocol):
+  """Feed whose clients may be unreadable; see `feeds.ClientFeed`."""
+
+  def problems(self, key: Any) -> dict[int, str | None]:
+    """Returns the error messages of the clients of a part, by index."""
+
+  def note(self, problems: Mapping[int, str | None]) -> None:
+    """Notes which clients were read, here or on another machine."""
+
+  def check_readable(self) -> None:
+    """Raises `InputError` if the data source itself is at fault."""
+
+
+class FeedLoader:
+  """Loader of a source: makes the datasets of a feed from the keys of parts.
+
+  It keeps which clients could not be read, for the feed of the driver.
+  """
+
+  def __init__(self, feed: Any):
+    """Keeps a feed, which makes datasets by its method `dataset`."""
+    self._feed = feed
+    self._problems: dict[int, str | None] = {}
+
+  def __call__(self, key: Any) -> tf.data.Dataset:
+    """Returns the dataset of a part."""
+    dataset: tf.data.Dataset = self._feed.dataset(key)
+    if isinstance(self._feed, _ReadingFeed):
+      self._problems.update(self._feed.problems(key))
+    return dataset
+
+  def take_findings(self) -> dict[int, str | None]:
+    """Returns the argument of `RecipeFeed.note`, since the last call."""
+    problems, self._problems = self._problems, {}
+    return problems
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecipeFeed:
   """Feed of recipes.
 
   Attributes:
     inner: Feed that says of what the datasets of a round are made.
-    source: Source of the data, whose loader is the `dataset` of an equal feed.
+    source: Source of the data, whose loader is a `FeedLoader` of an equal feed.
   """
 
   inner: _Feed
@@ -65,6 +104,20 @@ class RecipeFeed:
       )
       for part in self.inner.parts(drawn)
     ]
+
+  def note(self, findings: Sequence[Mapping[int, str | None]]) -> None:
+    """Notes which clients were read elsewhere, and logs those that were not.
+
+    Args:
+      findings: Findings of the `FeedLoader`s of a round.
+
+    Raises:
+      InputError: None of at least 10 drawn clients can be read.
+    """
+    if isinstance(self.inner, _ReadingFeed):
+      for problems in findings:
+        self.inner.note(problems)
+      self.inner.check_readable()
 
   @functools.cached_property
   def element_spec(self) -> Any:

@@ -25,13 +25,24 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import tensorflow as tf
 
 from tff_medical.runtime import lazy_data
 
 Loader = Callable[[Any], tf.data.Dataset]
+
+
+@runtime_checkable
+class Reader(Protocol):
+  """Loader that finds out something about the parts, such as damaged files."""
+
+  def __call__(self, part: Any) -> tf.data.Dataset:
+    """Returns the data of a part."""
+
+  def take_findings(self) -> Any:
+    """Returns what was found since the last call, in a form to be pickled."""
 
 
 class Source(Protocol):
@@ -92,6 +103,15 @@ def load(recipe: Recipe) -> tf.data.Dataset:
     InputError: The source cannot be opened.
   """
   return open_source(recipe.source)(recipe.part)
+
+
+def take_findings() -> dict[str, Any]:
+  """Returns what readers have found since the last call, by source's digest."""
+  return {
+    digest: loader.take_findings()
+    for digest, loader in _loaders.items()
+    if isinstance(loader, Reader)
+  }
 
 
 class RecipeDataset(lazy_data.LazyDataset):

@@ -3,6 +3,8 @@
 import collections
 import os
 import pathlib
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from tests.runtime.cluster import nodes
 from tests.runtime.cluster import sources
 from tff_medical import _validate
 from tff_medical import runtime
+from tff_medical.program import recipe_feeds
 from tff_medical.runtime import cluster as cluster_lib
 from tff_medical.runtime import precision
 from tff_medical.runtime import recipes
@@ -326,6 +329,10 @@ class ClusterTest(parameterized.TestCase):
     bad = sources.Gated(self._folder, secret=secret, fails=(3,))
     with self.assertRaisesRegex(runtime.ComputationError, secret):
       run_in(self._context, _bits, cohort(bad, 20))
+    self._assert_not_in_files(secret)
+
+  def _assert_not_in_files(self, secret):
+    """Checks that no file of the cluster holds a text."""
     files = [
       path
       for path in pathlib.Path(self._cluster.folder).rglob('*')
@@ -335,12 +342,80 @@ class ClusterTest(parameterized.TestCase):
     for path in files:
       self.assertNotIn(secret.encode(), path.read_bytes(), path)
 
-  def test_other_users_cannot_read_what_ray_writes(self):
+  def test_the_driver_says_which_clients_a_worker_cannot_read(self):
+    secret = '/ward-4/patient-0815'
+    source = sources.Wards(damaged=(3, 7, 8), secret=secret)
+    feed = recipe_feeds.RecipeFeed(sources.Wards().feed(), source)
+    self._context.open(source, feed.note)
+    data_type = tff.SequenceType(
+      tff.types.tensorflow_to_type(feed.element_spec)
+    )
+
+    @tff.tensorflow.computation(data_type)
+    def labels(data):
+      return data.reduce(np.int64(0), lambda total, b: total + b['y'][0])
+
+    @tff.federated_computation(tff.FederatedType(data_type, tff.CLIENTS))
+    def total(data):
+      return tff.federated_sum(tff.federated_map(labels, data))
+
+    everybody = np.arange(12)
+    with self.assertLogs(level='WARNING') as expected:
+      source.feed()(everybody)
+    with self.assertLogs(level='WARNING') as actual:
+      self.assertEqual(
+        run_in(self._context, total, feed(everybody)), sum(range(12)) - 18
+      )
+    self.assertEqual(sorted(actual.output), sorted(expected.output))
+    self.assertIn(secret, actual.output[0])
+    self._assert_not_in_files(secret)
+
+  @absltest.skipUnless(
+    os.geteuid() == 0 and shutil.which('setpriv'), 'only root is another user'
+  )
+  def test_other_users_cannot_read_what_is_spilled(self):
     run_in(self._context, _bits, cohort(sources.Gated(self._folder), 2))
-    sessions = list(pathlib.Path(self._cluster.folder).glob('t/session_2*'))
-    self.assertNotEmpty(sessions)
-    for session in sessions:
-      self.assertEqual(session.stat().st_mode & 0o777, 0o700)
+    folders = [
+      *pathlib.Path(self._cluster.folder).glob('*/session_2*/ray_spilled*')
+    ]
+    # Each node has a folder, that of the driver as well, which has no worker.
+    self.assertGreaterEqual(len(folders), 3)
+    for folder in folders:
+      self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
+    # Nothing else keeps others out.
+    self._cluster.folder.chmod(0o755)
+    self.addCleanup(self._cluster.folder.chmod, 0o700)
+    import ray  # Not before a cluster has set its variables.
+
+    arrays = [
+      np.frombuffer(secrets.token_bytes(16) * 2**21, np.uint8) for _ in range(5)
+    ]
+    refs = [ray.put(array) for array in arrays]  # Twice the store of a node.
+
+    def spilled():
+      return [path for folder in folders for path in folder.iterdir()]
+
+    self.assertTrue(nodes.wait_until(spilled))
+    for folder in folders:
+      self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
+    path = spilled()[0]
+
+    def nobody_can_read():
+      return subprocess.run(
+        [
+          *('setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'),
+          *('head', '-c1', path),
+        ],
+        check=False,
+        capture_output=True,
+      )
+
+    self.assertIn(b'Permission denied', nobody_can_read().stderr)
+    path.parent.chmod(0o755)
+    self.addCleanup(path.parent.chmod, 0o700)
+    self.assertEqual(nobody_can_read().returncode, 0)
+    for ref, array in zip(refs, arrays):
+      np.testing.assert_array_equal(ray.get(ref), array)
 
   def test_workers_end_with_a_killed_driver(self):
     self._close()

@@ -52,6 +52,22 @@ except ray.exceptions.WorkerCrashedError:
   print('lost')
 time.sleep(2)
 """
+# This program gets a signal while it joins, and another one afterwards.
+_SIGNALLED = """
+import os, signal, sys
+import ray._private.worker
+from tff_medical.runtime.cluster import connection
+got = []
+signal.signal(signal.SIGTERM, lambda *unused: got.append(1))
+join = ray._private.worker.connect
+def join_after_a_signal(*args, **options):
+  os.kill(os.getpid(), signal.SIGTERM)
+  return join(*args, **options)
+ray._private.worker.connect = join_after_a_signal
+connection.connect(sys.argv[1])
+os.kill(os.getpid(), signal.SIGTERM)
+print('signals:', len(got))
+"""
 # The first program in a process whose Ray is another version.
 _OTHER_VERSION = f"""
 import ray
@@ -147,6 +163,11 @@ class ClusterTest(parameterized.TestCase):
     self.assertEqual((done.stdout, done.stderr), ('lost\n', ''))
 
   @_with_tokens
+  def test_signals_are_those_of_the_process(self):
+    done = _run(self.cluster.address, _SIGNALLED, **self.cluster.environment)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertEqual(done.stdout, 'signals: 2\n')
+
   def test_uses_a_token_without_being_told_the_mode(self):
     path = str(self.cluster.token_file)
     done = _run(self.cluster.address, RAY_AUTH_TOKEN_PATH=path)

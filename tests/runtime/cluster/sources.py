@@ -9,6 +9,10 @@ import time
 import numpy as np
 
 from tff_medical import runtime
+from tff_medical.data import clients as data_clients
+from tff_medical.data import images
+from tff_medical.program import feeds
+from tff_medical.program import recipe_feeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,43 @@ class Gated:
       return runtime.tensor_dataset(np.array([number], np.int64), batch_size=1)
 
     return load
+
+
+@dataclasses.dataclass(frozen=True)
+class Wards:
+  """Images of clients, of which chosen ones cannot be read by a worker.
+
+  Attributes:
+    damaged: Numbers of the clients that cannot be read.
+    secret: Text in the errors.
+  """
+
+  damaged: tuple = ()
+  secret: str = ''
+
+  @property
+  def digest(self):
+    return repr(self)
+
+  def feed(self):
+    """Returns the feed of 12 clients with the label of their number each."""
+    split = images.Split(
+      images=np.zeros((12, 2, 2, 1), np.uint8), labels=np.arange(12)
+    )
+    clients = data_clients.ImageClientData(split, tuple(np.arange(12)[:, None]))
+    read = clients.client_arrays
+
+    def client_arrays(client_id):
+      number = clients.ids.index(client_id)
+      if number in self.damaged:
+        raise FileNotFoundError(f'{self.secret}/{number}.png')
+      return read(client_id)
+
+    object.__setattr__(clients, 'client_arrays', client_arrays)
+    return feeds.ClientFeed(clients, batch_size=1)
+
+  def open(self):
+    return recipe_feeds.FeedLoader(self.feed())
 
 
 def loaded(folder):

@@ -265,7 +265,13 @@ def _token() -> str:
 
 @contextlib.contextmanager
 def _own_handlers() -> Iterator[None]:
-  """Keeps the process's own signal handlers, in place of which Ray puts its."""
+  """Keeps the process's own signal handlers, in place of which Ray puts its.
+
+  Ray's Python handler would end a process that joins with the code 15. Its C++
+  code installs a handler as well, which can only be replaced afterwards.
+  """
+  utils: Any = importlib.import_module('ray._private.utils')
+  utils.set_sigterm_handler = lambda handler: None
   if threading.current_thread() is not threading.main_thread():
     yield
     return

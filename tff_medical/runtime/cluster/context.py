@@ -11,6 +11,7 @@ Noise that a computation adds at the server is drawn in the driver, once.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 import itertools
 from typing import Any
 import weakref
@@ -39,6 +40,8 @@ _MAX_PORTIONS = 1_000_000
 _PORTIONS = 32
 _PORTIONS_A_WORKER = 16
 
+Listener = Callable[[Sequence[Any]], None]
+
 
 class ClusterContext(planned.PlannedContext):
   """Runs computations on a cluster; see `create_cluster_context`."""
@@ -62,6 +65,7 @@ class ClusterContext(planned.PlannedContext):
     self._homes: weakref.WeakKeyDictionary[
       planned.Compiled, dict[int, dict[int, int]]
     ] = weakref.WeakKeyDictionary()
+    self._listeners: dict[str, Listener] = {}
 
   @property
   def workers(self) -> int:
@@ -73,14 +77,25 @@ class ClusterContext(planned.PlannedContext):
     """Largest number of portions of a cohort."""
     return self._portions
 
-  def open(self, source: recipes.Source) -> None:
+  def open(
+    self,
+    source: recipes.Source,
+    listener: Listener | None = None,
+  ) -> None:
     """Has the workers open a source of data before they train on it.
 
     Nodes that cannot open it are left out.
 
+    Args:
+      source: Source of data.
+      listener: Function that gets all that the source's loaders found in a
+        pass (see `recipes.Reader`). Its exceptions end the computation.
+
     Raises:
       InputError: No worker can.
     """
+    if listener is not None:
+      self._listeners[source.digest] = listener
     self._pool.open(source)
 
   def close(self) -> None:
@@ -155,6 +170,9 @@ class ClusterContext(planned.PlannedContext):
     )
     result = gathered.run()
     homes[number] = gathered.homes
+    for digest, listener in self._listeners.items():
+      found = [gathered.findings[n].get(digest) for n in range(len(cut))]
+      listener([findings for findings in found if findings is not None])
     return result
 
   def _computation(self, compiled: planned.Compiled) -> messages.Shared:

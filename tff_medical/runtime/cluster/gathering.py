@@ -87,6 +87,8 @@ class Gathering:
 
   Attributes:
     homes: Number of the worker that had each portion, for the next round.
+    findings: What workers have found of the data of each portion; see
+      `recipes.take_findings`.
   """
 
   def __init__(
@@ -142,6 +144,7 @@ class Gathering:
     self._questions: dict[int, Any] = {}
     self._answered: dict[int, float] = {}
     self._kept: dict[int, Sequence[Sequence[Any]]] = {}
+    self.findings: dict[int, Mapping[str, Any]] = {}
     self._next_look = 0.0
     self._next_late_look = 0.0
     pool.wait()
@@ -318,6 +321,7 @@ class Gathering:
     self._counted.add(portion)
     self._unknown[number][run.number] = None
     self._kept[portion] = report.kept
+    self.findings[portion] = report.findings
     self.homes[portion] = number
     self._hold(run.member, portions.Span(portion, portion + 1))
 

@@ -105,7 +105,10 @@ class Report:
     kept: Encoded values of the kept leaves, one list a leaf with one value a
       client of the portion.
     failure: Error, if the portion failed.
+    findings: What the worker has found of its clients' data; see
+      `recipes.take_findings`.
   """
 
   kept: Sequence[Sequence[Any]] = ()
   failure: Failure | None = None
+  findings: Mapping[str, Any] = dataclasses.field(default_factory=dict)

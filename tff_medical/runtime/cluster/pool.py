@@ -14,6 +14,7 @@ from tff_medical import _validate
 from tff_medical.runtime import cohort as cohort_lib
 from tff_medical.runtime import recipes
 from tff_medical.runtime.cluster import messages
+from tff_medical.runtime.cluster import spill_folder
 from tff_medical.runtime.cluster import versions
 from tff_medical.runtime.cluster import worker as worker_lib
 
@@ -152,10 +153,42 @@ class Pool:
       ClusterError, InputError: There is no worker; see `wait`.
     """
     until = time.monotonic() + self._options.patience_secs
+    closing = self._close_folder()
     self.wait()
     while self._starting and time.monotonic() < until:
       time.sleep(_POLL_SECS)
       self._look()
+    try:
+      problem = self._ray.get(closing)
+    except self._ray.exceptions.RayError as error:
+      raise ClusterError(
+        f"the driver's node does not answer: {error}"
+      ) from error
+    if problem:
+      raise _validate.InputError(problem)
+
+  def _close_folder(self) -> Any:
+    """Starts to close the folder of the driver's node; returns the reference.
+
+    What the driver sends and gets passes the store of that node, which may have
+    no worker. By way of `ray://` it is another machine than the driver's.
+    """
+    from ray.util import scheduling_strategies  # Ray is an extra.
+
+    # A head without CPUs, which only starts trainings, may lack the project.
+    self._ray.cloudpickle.register_pickle_by_value(spill_folder)
+    node = self._ray.get_runtime_context().get_node_id()
+    return (
+      self._ray.remote(spill_folder.close)
+      .options(
+        num_cpus=0,
+        enable_task_events=False,
+        scheduling_strategy=(
+          scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        ),
+      )
+      .remote()
+    )
 
   def open(self, source: recipes.Source) -> None:
     """Has all workers open a source of data, those of later nodes as well.

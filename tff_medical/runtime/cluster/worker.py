@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import os
-import pathlib
 import threading
 from typing import Any
 
@@ -35,6 +34,7 @@ from tff_medical.runtime import precision as precision_lib
 from tff_medical.runtime import recipes
 from tff_medical.runtime.cluster import messages
 from tff_medical.runtime.cluster import portions
+from tff_medical.runtime.cluster import spill_folder
 from tff_medical.runtime.cluster import versions
 from tff_medical.runtime.cluster import wire
 
@@ -45,25 +45,6 @@ def silence() -> None:
   for descriptor in (1, 2):
     os.dup2(nowhere, descriptor)
   os.close(nowhere)
-
-
-def _make_private(folder: pathlib.Path) -> None:
-  """Closes a folder of Ray to other users.
-
-  Ray writes what does not fit into its store below it, such as sums of clients'
-  updates without noise. It makes the folder for everybody.
-
-  Raises:
-    InputError: The folder belongs to somebody else, and others can read it.
-  """
-  try:
-    folder.chmod(0o700)
-  except PermissionError as error:
-    if folder.stat().st_mode & 0o077:
-      raise _validate.InputError(
-        f'other users of a node can read {folder}, into which Ray writes what '
-        'does not fit into memory; start the node as the user who trains'
-      ) from error
 
 
 class Worker:
@@ -90,8 +71,10 @@ class Worker:
       precision: Number format; see `runtime.precision`.
       sources: Sources of data that the worker must be able to open.
     """
+    problem = spill_folder.close()
+    if problem:
+      return messages.Failure(None, problem, is_input=True)
     try:
-      _make_private(_session_folder())
       placement = (
         devices.choose(None, ['GPU:0'], 1)
         if on_gpu
@@ -284,19 +267,11 @@ class _Pass:
       self._results.put(
         run, span, [outputs[leaf] for leaf in self._work.totals]
       )
-    return messages.Report(kept)
+    return messages.Report(kept, findings=recipes.take_findings())
 
   def _merge(self, left: list[Any], right: list[Any]) -> list[Any]:
     captured = [self._shared[leaf] for leaf in self._work.captured]
     return self._work.merge([*captured, *left, *right])
-
-
-def _session_folder() -> pathlib.Path:
-  """Returns the folder of this node's logs, sockets and spilled objects."""
-  import ray
-
-  node: Any = ray._private.worker._global_node
-  return pathlib.Path(node.get_session_dir_path())
 
 
 def _fetch(ref: Sequence[Any]) -> Any:
