@@ -39,7 +39,7 @@ if __name__ == '__main__':
     'workers_per_node', 1, 'workers that share a node and its link'
   )
   absl_flags.DEFINE_integer(
-    'portions_per_worker', 4, 'portions of the cohort for each worker'
+    'portions_per_worker', 16, 'portions of the cohort for each worker'
   )
   absl_flags.DEFINE_integer('repeats', 3, 'number of simulated rounds of each')
   absl_flags.DEFINE_string('costs', None, 'JSON file of costs')

@@ -163,12 +163,27 @@ def read(what: str, path: str | os.PathLike[str], *, max_bytes: int) -> bytes:
   return content
 
 
+def check_no_pattern(name: str, path: str | os.PathLike[str]) -> None:
+  """Raises `InputError` if TensorFlow finds no model at a path.
+
+  It reads the path of a model's weights as a pattern, in which `[` begins a
+  choice of characters and a backslash quotes one.
+  """
+  if any(c in os.fspath(path) for c in '[\\'):
+    raise _validate.InputError(
+      f'{name} {os.fspath(path)!r} has a [ or a backslash, with which TensorFlow '
+      'finds no model; give the folder another name'
+    )
+
+
 def check_folder(what: str, path: str | os.PathLike[str]) -> None:
   """Raises `InputError` if a folder holds special files or a huge file.
 
   Libraries that read a folder need this check first: they would block on a FIFO
-  or a device, and run out of memory on a huge file.
+  or a device, and run out of memory on a huge file. It also raises where
+  `check_no_pattern` does.
   """
+  check_no_pattern(what, path)
   for place in pathlib.Path(path).rglob('*'):
     if place.is_dir():
       continue

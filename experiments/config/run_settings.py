@@ -6,6 +6,7 @@ import dataclasses
 from typing import Optional
 
 from experiments.config import fields
+from tff_medical import _files
 from tff_medical import _validate
 from tff_medical.data import images
 from tff_medical.scoring import fitted
@@ -122,6 +123,8 @@ class RunSettings:
   )
 
   def __post_init__(self) -> None:
+    if self.output_dir is not None:
+      _files.check_no_pattern('output_dir', self.output_dir)
     if self.data_budget is not None and self.data_ledger is None:
       raise _validate.InputError(
         f'data_budget={self.data_budget} would be ignored without a '

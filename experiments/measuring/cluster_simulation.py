@@ -146,7 +146,7 @@ class Round:
   client_millis: float
   workers: int
   workers_per_node: int = 1
-  portions_per_worker: int = 4
+  portions_per_worker: int = 16
 
   def __post_init__(self) -> None:
     _validate.positive_int(

@@ -446,6 +446,12 @@ class SettingsTest(parameterized.TestCase):
     with self.assertRaisesRegex(_validate.InputError, name):
       settings.resolve()
 
+  def test_output_dir_at_which_tensorflow_finds_no_model(self):
+    with self.assertRaisesRegex(
+      _validate.InputError, r"output_dir 'runs/\[1\]' .* another name"
+    ):
+      settings_lib.Flags.of(target_epsilon=8.0, output_dir='runs/[1]').resolve()
+
   def test_output_dir_is_needed(self):
     with self.assertRaisesRegex(_validate.InputError, 'output_dir'):
       settings_lib.Flags.of(target_epsilon=1.0).resolve()

@@ -44,6 +44,20 @@ class LoadTest(parameterized.TestCase):
     for found, wanted in zip(model.get_weights(), expected.get_weights()):
       np.testing.assert_array_equal(found, wanted)
 
+  @parameterized.parameters('[2024]', 'a\\b')
+  def test_a_path_that_tensorflow_takes_for_a_pattern(self, name):
+    self.path = self.path.parent / name / 'saved_model'
+    self._export('cnn_small')
+    with self.assertRaisesRegex(_validate.InputError, 'another name'):
+      pretrained.load(self.path)
+
+  @parameterized.parameters(' ä', 'a*b', 'a?b', 'a]b', '{a}')
+  def test_other_characters_are_none_of_a_pattern(self, name):
+    self.path = self.path.parent / name / 'saved_model'
+    model = self._export('cnn_small')
+    weights = pretrained.load(self.path).weights
+    self.assertLen(weights, len(model.weights))
+
   @parameterized.parameters('index', 'data-00000-of-00001')
   def test_refuses_damaged_files(self, suffix):
     self._export('cnn_small')

@@ -34,7 +34,13 @@ def _costs(**changed):
 
 
 def _round(**changed):
-  values = dict(cohort=96, parameters=10**6, client_millis=1000.0, workers=4)
+  values = dict(
+    cohort=96,
+    parameters=10**6,
+    client_millis=1000.0,
+    workers=4,
+    portions_per_worker=4,
+  )
   return simulation.Round(**{**values, **changed})
 
 
