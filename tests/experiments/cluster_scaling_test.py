@@ -44,7 +44,7 @@ class ClusterScalingTest(parameterized.TestCase):
     self.assertEqual((row['parameters'], row['workers']), (225_000, 10))
     self.assertEqual(row['bottleneck'], 'compute')
     expected = cluster_simulation.simulate(
-      cluster_simulation.Round(100, 225_000, 30.0, 10),
+      cluster_simulation.Round(100, 225_000, 30.0, 10, portions_per_worker=4),
       cluster_simulation.Costs(slow_share=0.0, client_sigma=0.25),
       repeats=1,
     )
