@@ -31,6 +31,7 @@ from tff_medical.privacy import accounting
 from tff_medical.privacy import calibration
 from tff_medical.privacy import class_counts
 from tff_medical.privacy import data_ledger as data_ledger_lib
+from tff_medical.privacy import events
 from tff_medical.privacy import interface
 from tff_medical.program import run_folder
 from tff_medical.program import run_records
@@ -206,17 +207,12 @@ def _check_epsilon(parts: Assembly) -> None:
   if not mechanism.is_private:
     return
 
-  def epsilon_of(
-    rounds: int, before: dp_accounting.DpEvent | None = None
-  ) -> float:
-    return accounting.epsilon(
-      mechanism.charge_event(),
-      rounds=mechanism.charges_for(rounds),
-      delta=parts.delta,
-      before=before,
-    )
-
-  if epsilon_of(mode.rounds) == 0:
+  all_rounds = accounting.epsilon(
+    mechanism.charge_event(),
+    rounds=mechanism.charges_for(mode.rounds),
+    delta=parts.delta,
+  )
+  if all_rounds == 0:
     raise _validate.InputError(
       f'target_delta must be smaller for {parts.feed.num_units} units: at '
       f'{parts.delta:.3g}, {mode.rounds} rounds would state ε 0, which no '
@@ -225,12 +221,18 @@ def _check_epsilon(parts: Assembly) -> None:
     )
   if mode.epsilon_budget is None or mode.epsilon_budget == mode.target_epsilon:
     return  # The noise is calibrated to all rounds.
-  first = epsilon_of(1, parts.event_before)
-  if first > mode.epsilon_budget:
-    raise _validate.InputError(
-      f'epsilon_budget {mode.epsilon_budget:g} has no room for a round, which '
-      f'costs ε {first:.3g} at δ {parts.delta:.3g}; raise it or the noise'
-    )
+  first = events.with_before(
+    mechanism.charge_event(), mechanism.charges_for(1), parts.event_before
+  )
+  cost = 0.0
+  for tight in (False, True):  # The ledger would admit a round by either.
+    cost = accounting.composed_epsilon(first, delta=parts.delta, tight=tight)
+    if cost <= mode.epsilon_budget:
+      return
+  raise _validate.InputError(
+    f'epsilon_budget {mode.epsilon_budget:.6g} has no room for a round, which '
+    f'costs ε {cost:.6g} at δ {parts.delta:.3g}; raise it or the noise'
+  )
 
 
 def data_ledger(

@@ -109,14 +109,7 @@ def check_flagfiles(
     arguments: Command line without the program, or lines of a flagfile.
     inside: Real paths of the flagfiles that include these lines.
   """
-  pairs = zip(arguments, [*arguments[1:], ''])
-  for argument, following in pairs:
-    if argument == '--':
-      return
-    name, equals, value = argument.partition('=')
-    if name not in _FLAGFILE:
-      continue
-    path = pathlib.Path((value if equals else following).strip())
+  for path in _flagfiles(arguments):
     text = _read_flagfile(path)
     real = os.path.realpath(path.expanduser())
     if real in inside:
@@ -126,23 +119,32 @@ def check_flagfiles(
     check_flagfiles(nested, (*inside, real))
 
 
-def owner_of(name: str, arguments: Sequence[str]) -> str:
+def owner_of(name: str, program: str, arguments: Sequence[str]) -> str:
   """Returns words on a flagfile of another command with this flag, or ''.
 
   Args:
     name: Flag that the command does not have.
-    arguments: Command line without the program, whose flagfiles can be read.
+    program: File of the command.
+    arguments: Command line without the program, as `check_flagfiles` allows.
   """
-  for argument, following in zip(arguments, [*arguments[1:], '']):
-    option, equals, value = argument.partition('=')
-    if option not in _FLAGFILE:
-      continue
-    path = value if equals else following
-    text = _read_flagfile(pathlib.Path(path))
+  own = f'experiments.{pathlib.Path(program).stem}'
+  for path in _flagfiles(arguments):
+    text = _read_flagfile(path)
     command = re.search(r'python -m (experiments\.\w+)', text)
-    if command and re.search(rf'^--?{re.escape(name)}\b', text, re.M):
+    has_flag = re.search(rf'^\s*--?{re.escape(name)}\b', text, re.M)
+    if command and has_flag and command[1] != own:
       return f'flagfile {path} is for {command[1]}; start that command'
   return ''
+
+
+def _flagfiles(arguments: Sequence[str]) -> Iterator[pathlib.Path]:
+  """Yields the paths of flagfiles on a command line."""
+  for argument, following in zip(arguments, [*arguments[1:], '']):
+    if argument == '--':
+      return
+    name, equals, value = argument.partition('=')
+    if name in _FLAGFILE:
+      yield pathlib.Path((value if equals else following).strip())
 
 
 def _read_flagfile(path: pathlib.Path) -> str:

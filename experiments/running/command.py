@@ -62,7 +62,7 @@ def parse(
       )
     check()
   except flags.UnrecognizedFlagError as error:
-    owner = flags_lib.owner_of(error.flagname, sys.argv[1:])
+    owner = flags_lib.owner_of(error.flagname, sys.argv[0], sys.argv[1:])
     unknown = f'{error.flagname} is no flag of this command'
     sys.exit(_refuse(flags.Error(f'{unknown}: {owner}') if owner else error))
   except (flags.Error, _validate.InputError) as error:

@@ -150,6 +150,9 @@ class WrongFlagsTest(absltest.TestCase):
       self._check(case, ended, 'no_such_flag')
 
   def test_so_is_a_value_that_cannot_be_used(self):
+    slip = self.create_tempfile(
+      content='#   python -m experiments.train --flagfile=...\n--roundz=3\n'
+    ).full_path
     cases = {
       ('train', '--rounds=many'): '--rounds',
       ('train', '--clipping=adaptve'): "did you mean 'adaptive'",
@@ -161,6 +164,12 @@ class WrongFlagsTest(absltest.TestCase):
         'train',
         '--flagfile=experiments/presets/study_pneumonia_record.flags',
       ): 'epsilons is no flag of this command: .* is for experiments.tradeoff',
+      # A slip of the user's own is not blamed on the command of the file.
+      ('train', f'--flagfile={slip}'): 'Unknown command line flag .*rounds',
+      ('train', '--nosuch=1', '--', '--flagfile=nowhere'): 'nosuch',
+      ('train', '--flagfile= experiments/presets/demo.flags', '--nosuch=1'): (
+        'nosuch'
+      ),
       ('references', '--ema_decay=.9'): 'ema_decay=0.9 would be ignored',
       ('audit', '--canaries=many'): '--canaries',
       ('benchmark', '--rounds=many'): '--rounds',

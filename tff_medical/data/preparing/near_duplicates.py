@@ -149,7 +149,7 @@ class Comparison:
   def duplicates(
     self, names: Sequence[str], splits: np.ndarray
   ) -> equal_images.Duplicates:
-    """Returns the counts that `images.find_duplicates` would return."""
+    """Returns the counts that `equal_images.find_duplicates` would return."""
     contents = {
       name: np.unique(self.content[splits == i]) for i, name in enumerate(names)
     }
