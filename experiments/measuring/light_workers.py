@@ -37,23 +37,16 @@ class LightWorker:
     return messages.Report()
 
   def add(
-    self,
-    call: messages.Call,
-    keep: Sequence[int],
-    span: portions.Span,
-    total: list[int],
+    self, call: messages.Call, span: portions.Span, total: list[int]
   ) -> None:
     """Adds the total of another worker."""
-    self._of(call, keep).add(span, total)
+    self._of(call, []).add(span, total)
 
   def take(
     self, call: messages.Call, keep: Sequence[int], span: portions.Span
   ) -> tuple[None, list[int]]:
     """Returns the total of a span, and forgets it."""
     return None, self._of(call, keep).take(span)
-
-  def answer(self) -> None:
-    """Shows that the worker still works."""
 
   def _of(
     self, call: messages.Call, keep: Sequence[int]
@@ -146,7 +139,6 @@ class _Actor:
     self.run = _Method(worker.run)
     self.add = _Method(worker.add)
     self.take = _Method(worker.take)
-    self.answer = _Method(worker.answer)
 
 
 class _NoError(Exception):

@@ -30,6 +30,7 @@ from tff_medical.runtime import recipes
 from tff_medical.runtime.cluster import gathering
 from tff_medical.runtime.cluster import pool as pool_lib
 from tff_medical.runtime.cluster import portions
+from tff_medical.runtime.cluster import signs
 from tff_medical.runtime.cluster import versions
 
 _NUMBERS = tff.SequenceType(tff.TensorType(np.int64, [None]))
@@ -187,14 +188,21 @@ class ClusterTest(parameterized.TestCase):
   def test_a_worker_that_stands_still_is_given_up(self):
     work = self._started(0, 40)
     pid = next(p for n, p in sources.loaded(self._folder) if n == 40)
+    later = cohort(sources.Gated(self.create_tempdir().full_path), 60)
+
+    def is_given_up():
+      # However short the rounds are.
+      self.assertEqual(run_in(self._context, _bits, later), 2**60 - 1)
+      return not psutil.pid_exists(pid)
+
     with (
-      mock.patch.object(gathering, '_ASK_SECS', 0.5),
-      mock.patch.object(gathering, '_SILENT_SECS', 3.0),
+      mock.patch.object(signs, '_ASK_SECS', 0.5),
+      mock.patch.object(signs, '_SILENT_SECS', 3.0),
     ):
       os.kill(pid, signal.SIGSTOP)
       self._open()
       self.assertEqual(work.result(), 2**60 - 1)
-    self.assertTrue(nodes.wait_until(lambda: not psutil.pid_exists(pid)))
+      self.assertTrue(nodes.wait_until(is_given_up))
 
   def test_no_node_left(self):
     self._close()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -39,10 +40,6 @@ _MAX_LOSSES = 5
 # a worker has nothing to do, for late ones.
 _LOOK_SECS = 1.0
 _LATE_LOOK_SECS = 0.1
-# Seconds after which a worker is asked for a sign of life, and after which one
-# that has given none is taken for dead. It answers beside its work on clients.
-_ASK_SECS = 10.0
-_SILENT_SECS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +68,7 @@ class _Move:
     target: Worker to which it is added.
     span: Span.
     total: Reference of the total.
-    keep: Runs of which the source was told that they count, and then those of
-      which the target was.
+    keep: Runs of which the source was told that they count.
   """
 
   source: pool_lib.Member
@@ -126,12 +122,13 @@ class Gathering:
     self._load: dict[int, int] = {}
     self._hungry: dict[int, None] = {}
     # Runs by their reference and by their portion; portions of which a run
-    # counts, and the runs that count and of which their worker may not know it.
+    # counts; runs that count and of which their worker may not know it, with
+    # their portions.
     self._number = itertools.count()
     self._running: dict[Any, _Run] = {}
     self._runs: list[int] = [0] * len(work)
     self._counted: set[int] = set()
-    self._unknown: dict[int, dict[int, None]] = {}
+    self._unknown: dict[int, dict[int, int]] = {}
     self._paces: paces.Paces[int] = paces.Paces()
     # Spans of each worker, the worker of each span, and those on their way.
     self._held: dict[int, portions.Totals[None]] = {}
@@ -140,9 +137,6 @@ class Gathering:
     self._adding: dict[Any, _Move] = {}
     # Deaths of workers by the portion that they were working on.
     self._losses: collections.Counter[int] = collections.Counter()
-    # Question that each worker has not answered, and its last sign of life.
-    self._questions: dict[int, Any] = {}
-    self._answered: dict[int, float] = {}
     self._kept: dict[int, Sequence[Sequence[Any]]] = {}
     self.findings: dict[int, Mapping[str, Any]] = {}
     self._next_look = 0.0
@@ -160,13 +154,16 @@ class Gathering:
       ClusterError: No worker is left, or a portion has killed several.
       InputError: The data of a portion cannot be used.
     """
-    while (total := self._total()) is None:
-      self._hand_out()
-      self._back_up()
-      self._wait()
-    # What has not begun at a late worker need not begin.
-    for ref in self._running:
-      self._ray.cancel(ref)
+    try:
+      while (total := self._total()) is None:
+        self._hand_out()
+        self._back_up()
+        self._wait()
+    finally:
+      # What has not begun need not begin.
+      with contextlib.suppress(ConnectionError, self._ray.exceptions.RayError):
+        for ref in self._running:
+          self._ray.cancel(ref)
     return total, [self._kept[number] for number in range(len(self._work))]
 
   def _wait(self) -> None:
@@ -198,24 +195,7 @@ class Gathering:
         self._load[number] = 0
         self._hungry[number] = None
         self._unknown[number] = {}
-        self._answered[number] = time.monotonic()
-    for number in list(self._load):
-      self._ask(self._members[number])
     self._next_look = time.monotonic() + _LOOK_SECS
-
-  def _ask(self, member: pool_lib.Member) -> None:
-    """Asks a worker for a sign of life from time to time."""
-    number, now = member.number, time.monotonic()
-    question = self._questions.get(number)
-    if question is not None:
-      answered, _ = self._ray.wait([question], num_returns=1, timeout=0)
-      if answered:
-        del self._questions[number]
-        self._answered[number] = now
-      elif now > self._answered[number] + _SILENT_SECS:
-        self._lose(member)
-    elif now > self._answered[number] + _ASK_SECS:
-      self._questions[number] = member.actor.answer.remote()
 
   def _hand_out(self) -> None:
     """Gives portions to workers that have fewer than they may have at once."""
@@ -252,7 +232,10 @@ class Gathering:
 
   def _start(self, member: pool_lib.Member, portion: int) -> None:
     number = next(self._number)
-    keep = list(self._unknown[member.number])
+    keep: list[int] = []
+    # Otherwise the worker might merge a total that was promised to another one.
+    if all(move.source is not member for move in self._taking.values()):
+      keep = list(self._unknown[member.number])
     ref = member.actor.run.remote(self._call, keep, number, self._work[portion])
     self._running[ref] = _Run(number, member, portion, keep)
     self._runs[portion] += 1
@@ -269,7 +252,7 @@ class Gathering:
       return None
     member = self._members[self._places[self._tree.root]]
     refs = member.actor.take.options(num_returns=2).remote(
-      self._call, list(self._unknown[member.number]), self._tree.root
+      self._call, self._unknown_in(member, self._tree.root), self._tree.root
     )
     while not self._ray.wait([refs[0]], num_returns=1, timeout=_LOOK_SECS)[0]:
       self._look()
@@ -319,7 +302,7 @@ class Gathering:
     if report.failure is not None:
       raise _error(report.failure)
     self._counted.add(portion)
-    self._unknown[number][run.number] = None
+    self._unknown[number][run.number] = portion
     self._kept[portion] = report.kept
     self.findings[portion] = report.findings
     self.homes[portion] = number
@@ -344,9 +327,8 @@ class Gathering:
     if target.number not in self._load:
       self._put_back(move.span)
       return
-    keep = list(self._unknown[target.number])
-    added = target.actor.add.remote(self._call, keep, move.span, move.total)
-    self._adding[added] = dataclasses.replace(move, keep=keep)
+    added = target.actor.add.remote(self._call, move.span, move.total)
+    self._adding[added] = move
 
   def _added(self, ref: Any) -> None:
     move = self._adding.pop(ref)
@@ -367,8 +349,17 @@ class Gathering:
     if move.target.number not in self._load:
       self._put_back(move.span)
       return
-    self._knows(move.target.number, move.keep)
     self._hold(move.target, move.span)
+
+  def _unknown_in(
+    self, member: pool_lib.Member, span: portions.Span
+  ) -> list[int]:
+    """Returns the runs of a span of which a worker may not know that they count."""
+    return [
+      run
+      for run, portion in self._unknown[member.number].items()
+      if span.first <= portion < span.end
+    ]
 
   def _knows(self, number: int, runs: Sequence[int]) -> None:
     """Notes that a worker knows of runs that they count."""
@@ -399,7 +390,7 @@ class Gathering:
     source = self._members[self._places.pop(right)]
     target = self._members[self._places[left]]
     self._held[source.number].take(right)
-    keep = list(self._unknown[source.number])
+    keep = self._unknown_in(source, right)
     ready, total = source.actor.take.options(num_returns=2).remote(
       self._call, keep, right
     )
@@ -414,7 +405,6 @@ class Gathering:
       self._blame(member)
     self._paces.forget(number)
     self._unknown.pop(number, None)
-    self._questions.pop(number, None)
     for ref, run in list(self._running.items()):
       if run.member is member:
         del self._running[ref]

@@ -14,6 +14,7 @@ from tff_medical import _validate
 from tff_medical.runtime import cohort as cohort_lib
 from tff_medical.runtime import recipes
 from tff_medical.runtime.cluster import messages
+from tff_medical.runtime.cluster import signs
 from tff_medical.runtime.cluster import spill_folder
 from tff_medical.runtime.cluster import versions
 from tff_medical.runtime.cluster import worker as worker_lib
@@ -84,6 +85,7 @@ class Pool:
     self._largest = 0
     self._had_worker = False
     self._problem = ''
+    self._signs = signs.Signs(ray)
 
   @property
   def ready(self) -> list[Member]:
@@ -96,6 +98,9 @@ class Pool:
     for member in [*self._ready.values(), *self._starting.values()]:
       if member.node not in nodes:
         self.lose(member)
+    actors = {number: member.actor for number, member in self._ready.items()}
+    for number in self._signs.silent(actors):
+      self.lose(self._ready[number])
     self._largest = max(
       (int(n['Resources'].get('CPU', 0)) for n in nodes.values()), default=0
     )

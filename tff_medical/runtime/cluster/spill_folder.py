@@ -27,8 +27,14 @@ def close() -> str:
   folder = pathlib.Path(
     node.get_session_dir_path(), f'ray_spilled_objects_{number}'
   )
-  folder.mkdir(mode=0o700, exist_ok=True)
-  status = folder.lstat()
+  try:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+  except OSError as error:
+    return (
+      f'{folder}, into which Ray writes what does not fit into memory, cannot '
+      f'be made ({error.strerror})'
+    )
   # Others can write beside it, and may have been there first.
   if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
     return (

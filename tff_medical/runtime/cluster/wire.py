@@ -101,7 +101,7 @@ def decode(value: Any) -> Any:
       tensors, value.batch_size, value.epochs, value.drop_remainder
     )
   if isinstance(value, _Zeros):
-    return tf.zeros(value.shape, tf.as_dtype(value.dtype))
+    return tf.convert_to_tensor(np.zeros(value.shape, value.dtype))
   if isinstance(value, _Graph):
     return tf.raw_ops.DatasetFromGraph(graph_def=value.graph_def)
   return value
@@ -118,7 +118,7 @@ def cost(value: Any) -> float:
 
 def _is_zero(value: np.ndarray) -> bool:
   """Returns whether all bytes are 0, which those of -0.0 are not."""
-  if value.dtype.kind not in 'biuf':
+  if value.dtype.kind not in 'biuf' or value.dtype.itemsize > 8:
     return False
   whole = np.dtype(f'u{value.dtype.itemsize}')
   return not np.ascontiguousarray(value).view(whole).any()

@@ -7,7 +7,8 @@ holds both of them and knows that they count. A new pass forgets the totals of
 the one before.
 
 Portions run in one thread. Totals are taken and added in another one, so that
-those of a slow worker can be had while it still works on a portion.
+those of a slow worker can be had while it still works on a portion. A third one
+answers the driver.
 
 The worker prints and logs nothing: what a library says about a client's data
 would land in Ray's logs.
@@ -53,7 +54,6 @@ class Worker:
   def __init__(self) -> None:
     silence()
     self._compiled: dict[str, planned.Compiled] = {}
-    self._key = -1
     self._pass: _Pass | None = None
 
   def start(
@@ -115,13 +115,13 @@ class Worker:
       portion: Clients of the portion.
     """
     try:
-      if call.key < self._key:
-        return messages.Report()  # Another worker was quicker.
-      if call.key > self._key:
-        self._pass = None  # Its totals need not be in memory beside new ones.
-        self._pass = _Pass(call, self._computation(call.computation))
-        self._key = call.key
-      state = self._state(call)
+      state = self._pass
+      if state is None or state.key < call.key:
+        # Old totals need not be in memory beside new ones.
+        self._pass = state = None
+        self._pass = state = _Pass(call, self._computation(call.computation))
+      elif state.key > call.key:
+        return messages.Report()  # The driver has left this pass.
       state.keep(keep)
       return state.run(run, portion, self._cohort)
     except cohort_lib.ClientError as error:
@@ -134,24 +134,17 @@ class Worker:
       return messages.Report(failure=_failure(error))
 
   def add(
-    self,
-    call: messages.Call,
-    keep: Sequence[int],
-    span: portions.Span,
-    total: list[Any],
+    self, call: messages.Call, span: portions.Span, total: list[Any]
   ) -> messages.Failure | None:
     """Adds the total of a span that another worker has computed.
 
     Args:
       call: Pass to which the total belongs.
-      keep: Numbers of runs at this worker that count.
       span: Span, whose other half of a larger span this worker holds.
       total: Total, as `take` returns it.
     """
     try:
-      state = self._state(call)
-      state.keep(keep)
-      state.add(span, total)
+      self._state(call).add(span, total)
     except Exception as error:  # noqa: BLE001 - Ray would publish it
       return _failure(error)
     return None
@@ -180,9 +173,10 @@ class Worker:
     """Shows that the worker still works."""
 
   def _state(self, call: messages.Call) -> _Pass:
-    if self._pass is None or call.key != self._key:
+    state = self._pass  # The other thread may begin another pass now.
+    if state is None or state.key != call.key:
       raise ValueError(f'pass {call.key} is over')
-    return self._pass
+    return state
 
   def _computation(self, shared: messages.Shared) -> planned.Compiled:
     if shared.key not in self._compiled:
@@ -203,19 +197,26 @@ def remote_class(ray: Any) -> Any:
     ray: Module of Ray, which is an extra.
   """
   of_totals = ray.method(concurrency_group='totals')
-  for method in (Worker.add, Worker.take, Worker.answer):
-    of_totals(method)
-  return ray.remote(concurrency_groups={'totals': 1})(Worker)
+  of_totals(Worker.add)
+  of_totals(Worker.take)
+  # Not behind a total that is on its way.
+  ray.method(concurrency_group='signs')(Worker.answer)
+  return ray.remote(concurrency_groups={'totals': 1, 'signs': 1})(Worker)
 
 
 class _Pass:
-  """What a worker holds of one pass; both threads of the worker use it."""
+  """What a worker holds of one pass; both threads of the worker use it.
+
+  Attributes:
+    key: Number of the pass.
+  """
 
   def __init__(self, call: messages.Call, compiled: planned.Compiled):
     plan = compiled.plan
     work = plan.passes[call.number]
     if work is None:
       raise ValueError(f'the plan has no pass {call.number}')
+    self.key = call.key
     self._work = work
     self._has_state = plan.traced.has_state
     self._leaves = work.reads
