@@ -1,14 +1,14 @@
 r"""Counts the bytes that rounds on a cluster move from host to host.
 
 Each node of the cluster is a host of its own, as far as the kernel can do that:
-a network namespace with one link, and a /dev/shm of its own. The bytes come from
-the kernel's counters of these links. They hold the headers of packets, of which
-a link without a wire has fewer. The command needs root and iproute2.
+a network namespace with one link, and a /dev/shm of its own. The bytes come
+from the kernel's counters of these links. They hold the headers of packets, of
+which a link without a wire has fewer. The command needs root and iproute2.
 
 A row of the table is a model and a number of workers: the first round, in which
-computations travel, and the one of the others that moved the median of bytes. In brackets stands what the
-arithmetic of docs/scaling.md says. Rows without a model are times without a
-round.
+computations travel, and the one of the others that moved the median of bytes.
+In brackets stands what the arithmetic of docs/scaling.md says. Rows without a
+model are times without a round.
 
     python -m experiments.cluster_traffic --csv=traffic.csv
 """

@@ -260,7 +260,7 @@ class ClusterJobsTest(parameterized.TestCase):
     self.cluster.check(cluster_jobs.Needs((str(_ROOT),), (str(self.folder),)))
     with (
       absltest.mock.patch.object(
-        cluster_jobs.run_folder, 'versions', return_value={'numpy': '0.1'}
+        cluster_jobs.run_records, 'versions', return_value={'numpy': '0.1'}
       ),
       self.assertRaisesRegex(_validate.InputError, 'numpy .* has 0.1; install'),
     ):
@@ -270,7 +270,7 @@ class ClusterJobsTest(parameterized.TestCase):
     self.gate.touch()
     job = self._job('cell')
     with absltest.mock.patch.object(
-      cluster_jobs.run_folder, 'versions', return_value={'numpy': '0.1'}
+      cluster_jobs.run_records, 'versions', return_value={'numpy': '0.1'}
     ):
       self.assertEqual(self._run([job]), {'cell': 2})
     self.assertIn('error: the node', job.log.read_text())

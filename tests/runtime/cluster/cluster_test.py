@@ -127,6 +127,12 @@ class ClusterTest(parameterized.TestCase):
     self.assertTrue(nodes.wait_until(lambda: all(map(self._is_loaded, waits))))
     return work
 
+  def _both_work(self):
+    """Runs a round; returns whether two workers had clients."""
+    source = sources.Gated(self.create_tempdir().full_path)
+    run_in(self._context, _bits, cohort(source, 60))
+    return len({pid for _, pid in sources.loaded(source.folder)}) == 2
+
   def test_a_killed_worker(self):
     # Clients 0 and 40 are in the blocks of different workers.
     work = self._started(0, 40)
@@ -153,15 +159,7 @@ class ClusterTest(parameterized.TestCase):
     empty = sources.Gated(self.create_tempdir().full_path)
     self.assertEqual(run_in(self._context, _bits, cohort(empty, 60)), 2**60 - 1)
     self._cluster.add(1)
-
-    def has_joined():
-      run_in(self._context, _bits, cohort(empty, 1))
-      return self._context.workers == 2
-
-    self.assertTrue(nodes.wait_until(has_joined))
-    later = sources.Gated(self.create_tempdir().full_path)
-    run_in(self._context, _bits, cohort(later, 60))
-    self.assertLen({pid for _, pid in sources.loaded(later.folder)}, 2)
+    self.assertTrue(nodes.wait_until(self._both_work))
 
   def test_a_late_worker_does_not_hold_the_round(self):
     self.addCleanup(self._open)
@@ -176,13 +174,7 @@ class ClusterTest(parameterized.TestCase):
     later = sources.Gated(self.create_tempdir().full_path)
     self.assertEqual(run_in(self._context, _bits, cohort(later, 60)), 2**60 - 1)
     self._open()
-
-    def is_back():
-      folder = self.create_tempdir().full_path
-      run_in(self._context, _bits, cohort(sources.Gated(folder), 60))
-      return len({pid for _, pid in sources.loaded(folder)}) == 2
-
-    self.assertTrue(nodes.wait_until(is_back))
+    self.assertTrue(nodes.wait_until(self._both_work))
     self.assertEqual(self._context.workers, 2)
 
   def test_a_worker_that_stands_still_is_given_up(self):
