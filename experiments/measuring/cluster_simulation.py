@@ -26,7 +26,7 @@ and no simulation library is needed.
 >>> quiet = Costs(slow_share=0.0, failures_per_worker_hour=0.0)
 >>> work = Round(cohort=1_000, parameters=225_000, client_millis=30.0, workers=10)
 >>> outcome = simulate(work, quiet)
->>> outcome.bottleneck, 3.0 < outcome.seconds < 4.0
+>>> outcome.bottleneck, 2.5 < outcome.seconds < 3.5
 ('compute', True)
 """
 
@@ -90,22 +90,22 @@ class Costs:
   """
 
   client_sigma: float = 0.8
-  cohort_micros: float = 34.0
-  dispatch_millis: float = 0.6
+  cohort_micros: float = 20.0
+  dispatch_millis: float = 0.65
   dispatch_micros_per_worker: float = 0.3
   megabytes_per_second: float = 1_250.0
-  latency_millis: float = 1.2
+  latency_millis: float = 0.5
   topology: str = 'star'
-  merge_nanos_per_parameter: float = 1.0
-  server_nanos_per_parameter: float = 75.0
+  merge_nanos_per_parameter: float = 0.35
+  server_nanos_per_parameter: float = 30.0
   state_copies: float = 2.0
-  save_megabytes_per_second: float = 85.0
-  charge_millis: float = 6.0
+  save_megabytes_per_second: float = 190.0
+  charge_millis: float = 1.6
   slow_share: float = 0.05
   slow_factor: float = 2.0
   failures_per_worker_hour: float = 0.01
-  notice_seconds: float = 0.4
-  restart_seconds: float = 28.0
+  notice_seconds: float = 0.05
+  restart_seconds: float = 6.0
   depth: int = 2
   late_factor: float = 1.5
 
