@@ -110,6 +110,7 @@ class Gathering:
       ClusterError, InputError: There is no worker; see `Pool.wait`.
     """
     self.homes: dict[int, int] = {}
+    self.findings: dict[int, Mapping[str, Any]] = {}
     self._ray = ray
     self._pool = pool
     self._call = call
@@ -138,7 +139,6 @@ class Gathering:
     # Deaths of workers by the portion that they were working on.
     self._losses: collections.Counter[int] = collections.Counter()
     self._kept: dict[int, Sequence[Sequence[Any]]] = {}
-    self.findings: dict[int, Mapping[str, Any]] = {}
     self._next_look = 0.0
     self._next_late_look = 0.0
     pool.wait()

@@ -178,8 +178,6 @@ class Pool:
     What the driver sends and gets passes the store of that node, which may have
     no worker. By way of `ray://` it is another machine than the driver's.
     """
-    from ray.util import scheduling_strategies  # Ray is an extra.
-
     # A head without CPUs, which only starts trainings, may lack the project.
     self._ray.cloudpickle.register_pickle_by_value(spill_folder)
     node = self._ray.get_runtime_context().get_node_id()
@@ -188,9 +186,7 @@ class Pool:
       .options(
         num_cpus=0,
         enable_task_events=False,
-        scheduling_strategy=(
-          scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-        ),
+        scheduling_strategy=_only_on(node),
       )
       .remote()
     )
@@ -236,8 +232,6 @@ class Pool:
   def _start(
     self, node: str, address: str, resources: Mapping[str, float]
   ) -> None:
-    from ray.util import scheduling_strategies  # Ray is an extra.
-
     on_gpu = int(resources.get('GPU', 0)) > 0
     share = int(resources.get('CPU', 0)) // self._slots(resources)
     cores = max(1, self._options.cores or share)
@@ -251,9 +245,7 @@ class Pool:
         # Ray's list of tasks would show the number of portions, hence the size
         # of a small cohort, and the messages of errors.
         enable_task_events=False,
-        scheduling_strategy=(
-          scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
-        ),
+        scheduling_strategy=_only_on(node),
       )
       .remote()
     )
@@ -300,6 +292,13 @@ class Pool:
       self._problem = f'node {member.address}: {" ".join(problem.split())}'
       logging.warning('left out: %s', self._problem)
     self.lose(member)
+
+
+def _only_on(node: str) -> Any:
+  """Returns Ray's strategy that runs something on one node, or not at all."""
+  from ray.util import scheduling_strategies  # Ray is an extra.
+
+  return scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _not_started(error: Exception) -> str:
